@@ -1,0 +1,103 @@
+# make quickstart    train the quickstart from nothing but Python 3.11, 3.12 or 3.13: makes .venv, installs, runs
+# make test, lint    what .ci/run runs before it
+# make setup         only make .venv and install; setup-dev and setup-aws add those extras of pyproject.toml
+# make constraints   resolve constraints.txt again from pyproject.toml
+# make clean         remove .venv and caches; runs/ stays
+#
+#   ARGS='mixture.alpha=1 training.epochs=2'   more arguments for xlt train (quickstart) or pytest (test)
+#   PYTHON=python3.12                          the interpreter to make .venv with; default: the first fitting one
+#   VENV=/some/folder                          another place than .venv
+#   TORCH_INDEX=URL                            package index to take PyTorch from. On Linux the ordinary index gives the
+#                                              build for NVIDIA GPUs, several GB; the address of the small CPU-only index,
+#                                              or of another CUDA version, is on PyTorch's installation page
+#   PIP_ARGS='--proxy ...'                     more arguments for pip
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+PIP_ARGS ?=
+TORCH_INDEX ?=
+TORCH = torch==2.13.0
+BIN = $(VENV)/bin
+
+.PHONY: quickstart test lint setup setup-dev setup-aws constraints clean
+# a stamp is left only by a recipe that came to its end
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/.installed
+	@$(BIN)/xlt train jobs/configs/quickstart.yaml $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest --durations=10 $(ARGS) </dev/null
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
+setup-aws: $(VENV)/.installed-aws
+
+# $(call install,WHAT): pip in the foreground, so that Ctrl-C reaches it, and dots beside it that end when this shell does
+define install
+	@printf 'installing %s (log: $(VENV)/pip.log) ' '$(1)'; \
+	( while sleep 5; kill -0 $$$$ 2>/dev/null; do printf .; done ) & dots=$$!; \
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -c $(VENV)/constraints.txt $(PIP_ARGS) $(2) \
+	  >$(VENV)/pip.log 2>&1 </dev/null; status=$$?; kill $$dots 2>/dev/null; echo; \
+	if [ $$status -ne 0 ]; then tail -n 25 $(VENV)/pip.log; echo 'installing failed; the same command tries again'; fi; exit $$status
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'first time: about 170 packages, some minutes'
+# the CUDA packages in constraints.txt fit PyTorch of the ordinary index only
+	@sed $(if $(TORCH_INDEX),-e '/^# CUDA/$(comma)$$d') constraints.txt >$(VENV)/constraints.txt
+	$(if $(TORCH_INDEX),$(call install,PyTorch,--index-url $(TORCH_INDEX) $(TORCH)))
+	$(call install,xlt_ray and all it needs,-e .)
+	@touch $@
+
+comma = ,
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(call install,the extra $*,-e '.[$*]')
+	@touch $@
+
+FITS = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	  if $$python -c '$(FITS)' >/dev/null 2>&1; then \
+	    echo "making $(VENV) with $$($$python --version)"; \
+	    $$python -m venv $(VENV); exit; \
+	  fi; \
+	done; \
+	echo 'No fitting Python among: $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python).' >&2; \
+	echo 'xlt_ray needs Python 3.11, 3.12 or 3.13 with its venv module (on Debian and Ubuntu: apt install python3-venv).' >&2; \
+	echo 'Install one, or name one: make quickstart PYTHON=/path/to/python3.12' >&2; \
+	exit 1
+
+# Resolved, not installed, so that no GB are fetched; on the oldest Python, because newer ones are offered newer releases.
+define WRITE_CONSTRAINTS
+import json, re, sys
+found = {i["metadata"]["name"]: i["metadata"]["version"].split("+")[0] for i in json.load(sys.stdin)["install"]}
+found.pop("xlt-ray")
+cuda = [name for name in found if re.match("nvidia-|cuda-|triton", name)]
+assert cuda, "a PyTorch without CUDA packages was resolved (a local wheel?): resolve on Linux with the ordinary index"
+pins = lambda names: "".join(f"{n}=={found[n]}\n" for n in sorted(names, key=str.lower))
+print("# Every package xlt_ray needs, its extras included, at the version the tests passed with; for Python 3.11 to 3.13.")
+print("# Made by `make constraints` on Python 3.11: pip resolves pyproject.toml with all extras in a fresh environment,")
+print("# held by nothing but the version of PyTorch in the Makefile, and what it finds is written down here.")
+print(pins(set(found) - set(cuda)))
+print("# CUDA packages: installed only with the build of PyTorch that the ordinary index gives for Linux")
+print(pins(cuda), end="")
+endef
+export WRITE_CONSTRAINTS
+constraints:
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(or $(PYTHON),python3.11) -m venv "$$fresh" && \
+	"$$fresh/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "constraints are resolved on Python 3.11")' && \
+	"$$fresh/bin/python" -m pip install --quiet --dry-run --ignore-installed --report "$$fresh/report.json" $(PIP_ARGS) \
+	  '$(TORCH)' '.[dev,aws]' && \
+	"$$fresh/bin/python" -c "$$WRITE_CONSTRAINTS" <"$$fresh/report.json" >"$$fresh/constraints.txt" && \
+	cp "$$fresh/constraints.txt" constraints.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""Train on a Ray cluster: `ray job submit --working-dir . -- python jobs/train.py CONFIG [KEY=VALUE]...`."""
+
+import sys
+
+from xlt_ray.cli import app
+
+if __name__ == "__main__":
+    app(["train", *sys.argv[1:]])

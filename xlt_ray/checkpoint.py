@@ -1,0 +1,76 @@
+"""Everything a resumed run needs to go on as if nothing had happened.
+
+Frozen weights are left out: they come again, unchanged, from `network.init`. Generators are left out too, because none
+carries state: draws are addressed by (seed, epoch) and dropout by (seed, update, rank), so that the place alone, which
+is saved, brings back every random number (see docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xlt_ray.config import InputError
+
+FILE = "training.pt"
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a run is, and the sums behind the losses it has still to report. Equal on all ranks when saved."""
+
+    epoch: int = 0  # epochs finished
+    update: int = 0  # updates finished in the epoch under way
+    step: int = 0  # updates finished in all
+    precision: str = ""
+    window_loss: float = 0.0  # summed over the rows since the last reported loss
+    window_rows: float = 0.0
+    epoch_loss: float = 0.0
+    epoch_rows: float = 0.0
+    best_score: float = -1.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def trained(network: nn.Module) -> Weights:
+    """Take what training changes: the parameters with gradients and all buffers, by name, not copied."""
+    weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+    return weights | {name: b for name, b in network.named_buffers() if name in network.state_dict()}
+
+
+def restore_weights(network: nn.Module, weights: Weights) -> None:
+    """Put weights taken by `trained` back; raise InputError where names or shapes are not those of this network."""
+    current = trained(network)
+    if current.keys() != weights.keys():
+        strange = sorted(current.keys() ^ weights.keys())
+        raise InputError(f"checkpoint: its weights are not this network's ({', '.join(strange[:3])} ...); use a new name")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            current[name].copy_(tensor)
+
+
+def save(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, average: Weights, best: Weights
+) -> None:
+    """Write one checkpoint file into `folder`."""
+    content = {
+        "network": trained(network),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+        "average": average,
+        "best": best,
+    }
+    torch.save(content, folder / FILE)
+
+
+def load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights, Weights]:
+    """Bring network and optimiser to where a checkpoint left them; return (progress, average, best)."""
+    device = next(network.parameters()).device
+    content: dict[str, Any] = torch.load(folder / FILE, map_location=device, weights_only=True)
+    restore_weights(network, content["network"])
+    optimizer.load_state_dict(content["optimizer"])
+    return Progress(**content["progress"]), content["average"], content["best"]

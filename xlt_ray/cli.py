@@ -1,0 +1,258 @@
+"""The `xlt` command: parsing and printing only. Every verb imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="xlt",
+    help="Distributed cross-lingual transfer on Ray: labels in a few languages in, a measured model for many out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Config = Annotated[str, typer.Argument(help="YAML file; ready ones are under jobs/configs/")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as mixture.alpha=0.5")]
+Folder = Annotated[Path, typer.Argument(help="folder of a bundle, or of a run that holds one")]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turn what went wrong into a message and an exit code: 2 bad input, 130 interrupted, 1 anything else."""
+    from xlt_ray.config import InputError
+
+    try:
+        yield
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
+
+
+def _experiment(config: str, overrides: list[str] | None) -> Any:
+    from xlt_ray import config as configuration
+
+    return configuration.load(config, overrides or ())
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print configuration, mixture and resources, then stop")] = False,
+) -> None:
+    """Train, measure every language, record, report and bundle. The same command goes on after any interruption."""
+    from rich.console import Console
+
+    with _told():
+        experiment = _experiment(config, overrides)
+        if dry_run:
+            _print_plan(experiment)
+            return
+        from xlt_ray import progress, report, run
+
+        console = Console(highlight=False)
+        with progress.shown(console) as on_event:
+            outcome = run.run(experiment, on_event)
+        console.print(report.table(outcome.scores, experiment))
+        if outcome.repeated:
+            console.print("This run was finished before; change the seed or the name, or delete its folder, to train again.")
+        for name in ("report.html", "bundle"):
+            console.print(f"{name:<12} {outcome.folder.shown}/{name}", soft_wrap=True)
+        if outcome.unsent:
+            console.print(f"tracking     {outcome.unsent} records are not sent yet and are kept; `xlt sync {experiment.storage}` sends them")
+        elif experiment.tracking.uri != "off":
+            console.print(f"tracking     {experiment.tracking.uri}, experiment {experiment.tracking.experiment}", soft_wrap=True)
+
+
+def _print_plan(experiment: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from xlt_ray import config as configuration
+    from xlt_ray.prepare import prepare
+
+    prepared, console = prepare(experiment), Console(highlight=False)
+    console.print(configuration.dump(experiment), markup=False)
+    mixture = Table("source", "rows", "weight", "share", "draws an epoch", "repeats of a row", title="mixture")
+    for share in prepared.mixture:
+        cells = (share.rows, f"{share.weight:g}", f"{share.share:.3f}", f"{share.draws:.0f}", f"{share.repeats:.2f}")
+        mixture.add_row(share.language, *map(str, cells))
+    console.print(mixture)
+    console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot")
+    console.print(f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}")
+    asked = experiment.resources
+    if experiment.training.method == "fine_tune":
+        console.print(f"updates: {prepared.updates} of {experiment.training.batch_size} rows")
+    console.print(
+        f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "
+        f"{asked.workers * asked.cpus_per_worker:g} CPU, {asked.workers * asked.gpus_per_worker:g} GPU"
+    )
+    console.print(f"run: {experiment.storage}/{experiment.key()}")
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Check a configuration and its corpus and list every fault, without starting Ray."""
+    with _told():
+        from xlt_ray.prepare import prepare
+
+        prepared = prepare(_experiment(config, overrides))
+        rows = sum(share.rows for share in prepared.mixture)
+        typer.echo(
+            f"sound: {len(prepared.mixture)} sources with {rows} train rows, {len(prepared.corpus.labels)} labels, "
+            f"{len(prepared.measured)} languages to measure, {len(prepared.zero_shot)} of them zero-shot"
+        )
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    config: Annotated[str | None, typer.Option(help="YAML with another corpus; default: the bundle's own")] = None,
+    overrides: Overrides = None,
+    by_class: Annotated[list[str] | None, typer.Option("--report", help="language whose per-class table to print")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the scores as JSON")] = None,
+) -> None:
+    """Measure a bundle on the test split of a corpus, language by language."""
+    with _told():
+        from rich.console import Console
+
+        from xlt_ray import measure, metrics, progress, report
+        from xlt_ray import config as configuration
+
+        console = Console(highlight=False)
+        with progress.shown(console) as on_event:
+            scores, experiment = measure.measure(_bundle(folder), config, overrides or [], on_event)
+        console.print(report.table(scores, experiment))
+        for code in by_class or ():
+            console.print(_classes(scores, configuration.languages.resolve(code), metrics))
+        if out is not None:
+            out.write_text(scores.to_json(), encoding="utf-8")
+
+
+def _classes(scores: Any, code: str, metrics: Any) -> Any:
+    from rich.table import Table
+
+    from xlt_ray.config import InputError
+
+    if code not in scores.languages:
+        raise InputError(f"--report {code}: not measured; measured are {', '.join(sorted(scores.languages))}")
+    table = Table("label", "precision", "recall", "F1", "rows", title=code)
+    for row in metrics.classification_report(scores.languages[code], scores.labels):
+        table.add_row(row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"]))
+    return table
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    file: Annotated[typer.FileText, typer.Argument(help="one text a line; - for standard input")],
+    top: Annotated[int, typer.Option(min=1, help="labels to give for each text")] = 1,
+) -> None:
+    """Classify the lines of a file; writes one JSON object a line: text, label, probability."""
+    with _told():
+        import json
+
+        from xlt_ray import bundle
+
+        model = bundle.load(_bundle(folder))
+        while lines := [line for _, line in zip(range(256), file, strict=False)]:
+            texts = [line.rstrip("\r\n") for line in lines]
+            for text, row in zip(texts, model.probabilities(texts), strict=True):
+                best = row.argsort()[::-1][:top]
+                ranked = [{"label": model.labels[i], "probability": round(float(row[i]), 4)} for i in best]
+                sys.stdout.write(json.dumps({"text": text, **ranked[0], **({"top": ranked} if top > 1 else {})}, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="folder of a finished run")]) -> None:
+    """Write a finished run's report again from its scores, and print its table."""
+    with _told():
+        from rich.console import Console
+
+        from xlt_ray import measure
+        from xlt_ray import report as reports
+
+        scores, experiment, files = measure.report_again(folder)
+        Console(highlight=False).print(reports.table(scores, experiment))
+        typer.echo(files["report.html"])
+
+
+@app.command()
+def catalogue() -> None:
+    """List what a configuration can name: corpora, training methods, encoders, and every key with its default."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from xlt_ray import config as configuration
+    from xlt_ray.corpora import LOADERS
+
+    console = Console(highlight=False)
+    for title, rows in {
+        "corpora (corpus.loader)": LOADERS,
+        "methods (training.method)": configuration.METHODS,
+        "encoders (network.init)": configuration.ENCODERS,
+    }.items():
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, purpose in rows.items():
+            table.add_row(name, purpose)
+        console.print(table)
+    keys = Table("key", "default", "meaning", title="keys", title_justify="left")
+    for key, default, meaning in configuration.describe():
+        keys.add_row(key, str(default), meaning)
+    console.print(keys)
+
+
+@app.command()
+def languages(codes: Annotated[list[str] | None, typer.Argument(help="codes of any common kind; default: all")] = None) -> None:
+    """Show how language codes are read, and what is known of each language."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from xlt_ray import languages as known
+
+    table = Table("code", "name", "script", "family", "in XLM-R", "also written")
+    rows = [known.get(known.resolve(code)) for code in codes] if codes else list(known.all_languages())
+    for asked, row in zip(codes or [""] * len(rows), rows, strict=True):
+        if row is None:
+            table.add_row(asked, "unknown: passed on as it is", "", "", "", "")
+        else:
+            table.add_row(row.code, row.name, row.script, row.family, "yes" if row.in_xlmr else "no", " ".join(row.aliases[:6]))
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def sync(
+    folders: Annotated[list[Path] | None, typer.Argument(help="folders of runs, or folders that hold them; default: runs")] = None,
+    uri: Annotated[str | None, typer.Option(help="tracking server to send to instead of the configured one")] = None,
+) -> None:
+    """Send to MLflow what could not be sent while its server was slow or down."""
+    with _told():
+        from xlt_ray import tracking
+
+        left = tracking.sync(folders or [Path("runs")], uri, typer.echo)
+        if left:
+            typer.echo(f"{left} records are still not sent; they are kept", err=True)
+            raise typer.Exit(1)
+
+
+def _bundle(folder: Path) -> Path:
+    return folder / "bundle" if (folder / "bundle" / "bundle.json").is_file() else folder
+
+
+def main() -> None:
+    """Run the `xlt` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""Read an experiment from YAML, apply `key=value` overrides, and refuse what cannot be meant.
+
+An `Experiment` is the whole configuration of a run: frozen, with unknown keys forbidden, and every default
+stated here with its reason. Nothing in this module touches torch, Ray, the network or the disk beyond the YAML itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from xlt_ray import languages
+
+
+class InputError(ValueError):
+    """Something the user wrote or supplied is wrong; the message names the place, the value and the way out."""
+
+
+METHODS = {
+    "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
+    "probe": "logistic regression on frozen features; seconds once the features are there; the baseline of everything",
+}
+ENCODERS = {
+    "bundled:e5-small": "multilingual E5 small, about 100 languages, 118 M parameters; needs no network",
+    "intfloat/multilingual-e5-small": "the same from the hub, not rounded to 4 bits",
+    "xlm-roberta-base": "XLM-R base; any other AutoModel encoder of the hub goes as well",
+    "microsoft/mdeberta-v3-base": "mDeBERTa v3",
+    "google/mt5-small": "the encoder of an encoder-decoder",
+    "a directory": "weights, configuration and tokenizer as `save_pretrained` writes them, or a bundle of an earlier run",
+}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class CorpusConfig(Section):
+    """Where labelled rows come from."""
+
+    loader: Literal["voice_commands", "files", "hub"] = "voice_commands"
+    path: str | None = Field(None, description="files: directory, URL or pattern with {language} and {split}; hub: id")
+    revision: str | None = Field(None, description="hub: commit or branch to pin")
+    subset: str | None = Field(None, description="hub: configuration name; may hold {language}")
+    format: Literal["tsv", "csv", "jsonl", "parquet"] | None = Field(None, description="files: guessed from the suffix")
+    text: str = Field("text", description="column of the text; several joined by '+' as in 'headline+text'")
+    text_pair: str | None = Field(None, description="column of the second text, for pair tasks")
+    label: str = "label"
+    id: str | None = Field(None, description="column of an id; equal ids in two splits are refused")
+    language: str | None = Field(None, description="column of the language, where one file holds several")
+    splits: Mapping[Literal["train", "dev", "test"], str] = Field(
+        {"train": "train", "dev": "dev", "test": "test"}, description="our split -> its name in the files"
+    )
+    languages: tuple[str, ...] | Mapping[str, str] | None = Field(
+        None, description="restrict to these; or a mapping from our code to the name used by path or subset"
+    )
+    labels: tuple[str, ...] | None = Field(None, description="the label set; default: the labels of train")
+    overlap: Literal["refuse", "drop_train"] = Field(
+        "refuse", description="same id or text in train/dev and test: refuse, or drop the row from train/dev"
+    )
+    cache_dir: str = Field("~/.cache/xlt_ray", description="Arrow files and frozen features, keyed by content")
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _other_splits_keep_their_names(cls, splits: Any) -> Any:
+        # so that corpus.splits.dev=validation alone does not do away with train and test
+        return {"train": "train", "dev": "dev", "test": "test", **splits} if isinstance(splits, dict) else splits
+
+
+class MixtureConfig(Section):
+    """How training draws are shared among the source languages: p(language) ~ weight * rows ** alpha."""
+
+    alpha: float = Field(0.3, ge=0, le=5, description="1 keeps the corpus sizes, 0 gives every language the same share")
+    weights: Mapping[str, float] = Field({}, description="per language, default 1; 0 leaves a language out")
+    draws_per_epoch: int | None = Field(None, ge=1, description="default: as many as the sources have rows")
+
+    @field_validator("weights")
+    @classmethod
+    def _not_negative(cls, weights: Mapping[str, float]) -> Mapping[str, float]:
+        for language, weight in weights.items():
+            if not (0 <= weight < float("inf")):
+                raise ValueError(f"{language}: a weight is a finite number of 0 or more, got {weight}")
+        return {languages.resolve(code): weight for code, weight in weights.items()}
+
+
+class NetworkConfig(Section):
+    """The encoder and what stands between it and the label."""
+
+    init: str = Field("bundled:e5-small", description="bundled:e5-small, a hub id, or a local directory or bundle")
+    revision: str | None = None
+    pooling: Literal["mean", "first"] = Field("mean", description="mean over tokens, or the first token")
+    prefix: str | None = Field(None, description="put before every text; default 'query: ' for the bundled e5, else none")
+    max_length: int = Field(128, ge=8, le=8192, description="tokens; longer inputs are cut")
+    dropout: float | None = Field(None, ge=0, lt=1, description="default: what the encoder's own configuration says")
+    freeze: tuple[Literal["embeddings"] | int, ...] = Field(
+        ("embeddings",),
+        description="'embeddings' (word embeddings; 96 of the 118 M parameters) and numbers of blocks from the bottom",
+    )
+
+
+class TrainingConfig(Section):
+    """How the network is fitted."""
+
+    method: Literal["fine_tune", "probe"] = "fine_tune"
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(32, ge=1, description="rows an update, over all workers together")
+    tokens_per_step: int = Field(4096, ge=8, description="padded tokens one worker forwards at once; more accumulate")
+    learning_rate: float = Field(5e-5, gt=0)
+    head_learning_rate: float | None = Field(None, gt=0, description="default: learning_rate")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the updates over which the rate rises linearly")
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where measured faster")
+    average_last: int = Field(1, ge=1, description="epochs at whose ends weights are averaged; 1 takes the last alone")
+    checkpoint_every: int | None = Field(None, ge=1, description="updates between checkpoints besides each epoch's end")
+    select: Literal["last", "source_dev", "target_dev"] = Field(
+        "last", description="which epoch to keep; target_dev is an oracle and is labelled so everywhere"
+    )
+    probe_strengths: tuple[float, ...] = Field(
+        (0.01, 0.1, 1.0, 10.0, 100.0), description="probe: inverse L2 penalties to choose from on source dev"
+    )
+
+
+class EvaluationConfig(Section):
+    """What is measured after training, on test, once."""
+
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples for every interval")
+    tokens_per_step: int = Field(8192, ge=8)
+
+
+class TrackingConfig(Section):
+    """Where results go in MLflow."""
+
+    uri: str = Field("sqlite:///xlt.db", description="any MLflow tracking URI; 'off' for none")
+    experiment: str = "xlt"
+    register_as: str | None = Field(None, description="name of the registered model; default: none is registered")
+    alias: str | None = Field(None, description="alias to move to the new version, such as champion")
+    flush_seconds: float = Field(120, ge=0, description="wait at the end for what is not yet sent; the rest is kept")
+
+
+class ResourcesConfig(Section):
+    """What is asked of Ray."""
+
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0, description="worker failures survived before the run stops")
+
+
+class Experiment(Section):
+    """One run, whole: what is trained on what, how it is measured and where it is written."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(0, ge=0)
+    corpus: CorpusConfig = CorpusConfig()
+    sources: tuple[str, ...] = Field(min_length=1, description="languages whose train rows are used")
+    targets: tuple[str, ...] | Literal["all"] = Field("all", description="languages measured besides the sources")
+    mixture: MixtureConfig = MixtureConfig()
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    storage: str = Field("runs", description="directory or fsspec URL; each run has its own folder in it")
+
+    @field_validator("sources", "targets")
+    @classmethod
+    def _canonical(cls, codes: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if isinstance(codes, str):
+            return codes
+        resolved = tuple(languages.resolve(code) for code in codes)
+        twice = sorted({code for code in resolved if resolved.count(code) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} given twice; name each language once")
+        return resolved
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        strangers = sorted(set(self.mixture.weights) - set(self.sources))
+        if strangers:
+            raise ValueError(f"mixture.weights: {', '.join(strangers)} not among sources; add or remove")
+        if all(self.mixture.weights.get(code, 1.0) == 0 for code in self.sources):
+            raise ValueError("mixture.weights: every source has weight 0; give at least one a positive weight")
+        if self.training.average_last > self.training.epochs:
+            raise ValueError(
+                f"training.average_last: {self.training.average_last} epochs to average but training.epochs is "
+                f"{self.training.epochs}; lower the first or raise the second"
+            )
+        if self.training.average_last > 1 and self.training.select != "last":
+            raise ValueError("training.average_last: averaging needs training.select: last")
+        return self
+
+    @property
+    def oracle(self) -> bool:
+        """Whether target labels chose the model, which makes its scores an upper bound and not a zero-shot result."""
+        return self.training.select == "target_dev"
+
+    def key(self) -> str:
+        """Name the run by what decides its result, so that the same command finds the same run again.
+
+        Where it is tracked or stored and how long an interrupted job may retry do not change a result and are left out;
+        the number of workers stays in, because floating-point sums depend on it.
+        """
+        deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
+        deciding["resources"].pop("max_failures")
+        deciding["corpus"].pop("cache_dir")
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        return f"{self.name}-{digest[:10]}"
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Read a YAML file and apply overrides such as `mixture.alpha=0.5`; raise InputError naming place, value, way out."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; ready ones are under jobs/configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); give a YAML file") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: holds {type(data).__name__}, not keys with values; start from jobs/configs/quickstart.yaml")
+    return build(data, overrides, place=str(path))
+
+
+def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "configuration") -> Experiment:
+    """Make an Experiment of plain data and overrides; raise InputError listing every fault at once."""
+    merged = json.loads(json.dumps(data, default=str))
+    for override in overrides:
+        _apply(merged, override)
+    try:
+        return Experiment.model_validate(merged)
+    except ValidationError as error:
+        faults = "\n".join("  " + _explain(fault) for fault in error.errors())
+        raise InputError(f"{place}:\n{faults}") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: an override is written key=value, such as mixture.alpha=0.5")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        inner = data.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{key}: {parent} holds {inner!r}, so nothing can stand below it")
+        data = inner
+    try:
+        data[leaf] = _number(yaml.safe_load(value)) if value else None
+    except yaml.YAMLError as error:
+        raise InputError(f"{override!r}: the value is not YAML: {error}") from None
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 5e-5 (no dot) as text; everybody who types it means the number
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(fault: Any) -> str:
+    path = [str(part) for part in fault["loc"]]
+    place = ".".join(path) or "experiment"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(place, _keys(Experiment), n=1, cutoff=0.6)
+        return f"{place}: unknown key" + (f", did you mean {near[0]}?" if near else "; `xlt catalogue` lists the keys")
+    if fault["type"] == "missing":
+        return f"{place}: missing; give it a value"
+    message = fault["msg"].removeprefix("Value error, ")
+    shown = "" if fault["type"] == "value_error" else f" (got {fault['input']!r})"
+    return f"{place}: {message}{shown}"
+
+
+def _keys(section: type[BaseModel], above: str = "") -> list[str]:
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(above + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _keys(field.annotation, f"{above}{name}.")
+    return found
+
+
+def describe() -> list[tuple[str, Any, str]]:
+    """List every key of an experiment as (dotted key, default, meaning), in the order of the file."""
+    rows: list[tuple[str, Any, str]] = []
+
+    def walk(section: type[BaseModel], above: str) -> None:
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                rows.append((above + name, "", (field.annotation.__doc__ or "").strip().split("\n")[0]))
+                walk(field.annotation, f"{above}{name}.")
+            else:
+                default = "(required)" if field.is_required() else field.default
+                rows.append((above + name, default, field.description or ""))
+
+    walk(Experiment, "")
+    return rows
+
+
+def dump(experiment: Experiment) -> str:
+    """Write an experiment as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,145 @@
+"""Take the records of one outbox to one server in order, keep the place, and decide who is at fault when it fails.
+
+A server that does not answer holds everything up, and nothing is lost. A record that the server refuses is set aside
+with the reason, and the records after it go on; `xlt sync` tries it again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlt_ray import outbox as journal
+from xlt_ray.outbox import Sent
+
+if TYPE_CHECKING:
+    from xlt_ray.tracking import Run
+
+BATCH = 1000  # values a request
+ATTEMPTS = 4  # at a record, while the server answers other questions
+
+Entry = tuple[int, int, dict[str, Any]]  # offset, offset of the next, record
+
+
+class Refused(Exception):
+    """A record that no further attempt can deliver."""
+
+
+class Unreachable(Exception):
+    """A server that gives no useful answer; everything is kept for later."""
+
+
+class Delivery:
+    """One outbox on its way to one server; the caller holds the outbox's lock."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self.folder, self.uri = folder, uri
+        self.sent = Sent.load(folder, uri)
+        self._run: Run | None = None
+        self._attempts: Counter[int] = Counter()
+
+    def send(self, again: bool = False) -> None:
+        """Deliver everything that waits, and with `again` what was refused before; raise whatever stops it."""
+        if again:
+            for start in sorted(map(int, self.sent.failed)):
+                end, record = next(journal.records(self.folder, start))
+                self._tell([(start, end, record)], again)
+        while batch := self._batch():
+            self._tell(batch)
+        self.note(None)
+
+    def note(self, error: Exception | None) -> str:
+        """Keep beside the outbox why delivery is held up, or None that it is not; return the reason in one line."""
+        text = "" if error is None else f"{type(error).__name__}: {_line(error)}"
+        if text != self.sent.error:
+            self.sent.error = text
+            self._save()
+        return text
+
+    def mourn(self, driver: int) -> None:
+        """Mark the run as killed if `driver`, now dead, was the last process to open the outbox and did not finish."""
+        last = [record for _, record in journal.records(self.folder, 0) if record["kind"] in ("open", "finish")][-1]
+        if last["kind"] == "open" and last["pid"] == driver:
+            self._reach().end("KILLED")
+
+    def _batch(self) -> list[Entry]:
+        """Take the next records that can go in one request: several of a kind with values, or a single other one."""
+        batch: list[Entry] = []
+        size, start = 0, self.sent.offset
+        for end, record in journal.records(self.folder, start):
+            size += len(record.get("values", ()))
+            if batch and (record["kind"] != batch[0][2]["kind"] or "values" not in record or size > BATCH):
+                break
+            batch.append((start, end, record))
+            start = end
+        return batch
+
+    def _tell(self, batch: Sequence[Entry], again: bool = False) -> None:
+        _settle(self.folder / journal.FILE)
+        run = self._reach()
+        if batch[0][0] < self.sent.offset and not again or batch[0][0] > self.sent.offset:
+            return  # reaching the server showed that its run is gone, and delivery starts from the beginning
+        try:
+            run.tell([record for _, _, record in batch])
+        except Exception as error:
+            self._blame(batch, error, again)
+        else:
+            self.sent.failed.pop(str(batch[0][0]), None)
+            self._pass(batch[-1][1])
+
+    def _blame(self, batch: Sequence[Entry], error: Exception, again: bool) -> None:
+        """Find out whether the server or a record is at fault: raise for the first, set the second aside."""
+        self._run, before = None, self.sent.run_id
+        self._reach()  # raises when the server is at fault
+        if self.sent.run_id != before:
+            raise error
+        if len(batch) > 1:
+            for entry in batch:
+                self._tell([entry])
+            return
+        start, end, record = batch[0]
+        self._attempts[start] += 1
+        if not again and not isinstance(error, Refused) and self._attempts[start] < ATTEMPTS:
+            raise error
+        self.sent.failed[str(start)] = f"{record['kind']}: {_line(error)}"
+        self._pass(end)
+
+    def _reach(self) -> Run:
+        """Find the MLflow run, or create it; raise Unreachable with the reason."""
+        if self._run is None:
+            try:
+                from xlt_ray.tracking import Run
+
+                where = journal.address(self.folder)
+                if where is None:
+                    raise FileNotFoundError(f"{self.folder / journal.FILE}: no such file; tracked runs write it")
+                run = Run(self.folder, self.uri, where, self.sent.run_id)
+                if run.id != self.sent.run_id:
+                    self.sent = Sent(run_id=run.id, adopted=run.found)
+                    self._save()
+                if self.sent.adopted:
+                    run.respect()
+                self._run = run
+            except Exception as error:
+                raise Unreachable(f"{self.uri}: {error}") from error
+        return self._run
+
+    def _pass(self, offset: int) -> None:
+        self.sent.offset = max(self.sent.offset, offset)
+        self._save()
+
+    def _save(self) -> None:
+        self.sent.save(self.folder, self.uri)
+
+
+def _settle(file: Path) -> None:
+    """Put a file on disk: after a power cut the run must not forget, and record anew, what a server has been told."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:1000]

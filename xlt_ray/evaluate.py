@@ -1,0 +1,91 @@
+"""Predict the labels of whole splits, shared among workers, and bring the answers together by summing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import distributed
+
+from xlt_ray import collate
+from xlt_ray.collate import Tokenize
+from xlt_ray.metrics import Predictions
+from xlt_ray.network import Network
+
+CHUNK = 4096  # rows tokenised at once: enough to sort well by length, little enough to hold
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Compute matrix products in bfloat16 where `precision` says so; weights and head stay in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+@torch.inference_mode()
+def outputs(
+    call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    device: torch.device,
+    table: pa.Table,
+    rows: np.ndarray,
+    tokenize: Tokenize,
+    precision: str,
+    tokens: int,
+) -> np.ndarray:
+    """Compute `call` (a network for logits, its `features` for features) on rows of a table: (rows, width) float32."""
+    parts: list[np.ndarray] = []
+    for start in range(0, len(rows), CHUNK):
+        encoded = tokenize.rows(table, rows[start : start + CHUNK])
+        order, found = [], []
+        for positions, batch in collate.budgeted(encoded, tokens, tokenize.tokenizer.pad_token_id):
+            with autocast(device, precision):
+                found.append(call({key: value.to(device) for key, value in batch.items()}).float().cpu().numpy())
+            order += positions
+        parts.append(np.concatenate(found)[np.argsort(order)])
+    return np.concatenate(parts)
+
+
+def predict(
+    network: Network,
+    tables: Mapping[str, pa.Table],
+    tokenize: Tokenize,
+    precision: str,
+    tokens: int,
+    progress: Callable[[int, int], None] = lambda done, all_rows: None,
+) -> dict[str, Predictions]:
+    """Predict every row of every language's table, each of `torch.distributed`'s workers its part, all told the whole.
+
+    `progress(done, total)` is called on every worker with the rows that this worker has done and has to do.
+    """
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    was_training = network.training
+    network.eval()
+    ends = np.cumsum([0, *(tables[language].num_rows for language in tables)])
+    answers = np.zeros(ends[-1], dtype=np.int64)
+    mine = [np.arange(rank, table.num_rows, world) for table in tables.values()]
+    total, done = sum(map(len, mine)), 0
+    device = next(network.parameters()).device
+    for table, rows, start in zip(tables.values(), mine, ends, strict=False):
+        if len(rows):
+            answers[start + rows] = outputs(network, device, table, rows, tokenize, precision, tokens).argmax(1)
+        done += len(rows)
+        progress(done, total)
+    network.train(was_training)
+    if world > 1:
+        answers = _summed(answers, device)
+    return {
+        language: Predictions(
+            gold=table["label"].to_numpy().astype(np.int64),
+            predicted=answers[start : start + table.num_rows],
+            ids=np.asarray(table["id"].to_pylist(), dtype=np.str_),
+        )
+        for (language, table), start in zip(tables.items(), ends, strict=False)
+    }
+
+
+def _summed(answers: np.ndarray, device: torch.device) -> np.ndarray:
+    # every row was answered by one worker and is 0 on the others, so the sum over workers is the whole
+    tensor = torch.from_numpy(answers).to(device)
+    distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()

@@ -1,0 +1,278 @@
+"""The training loop: torch only, no Ray. The same updates come from 1, 2 or 4 workers, and from a resumed run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from xlt_ray import checkpoint, collate, evaluate, mixture
+from xlt_ray.checkpoint import Progress, Weights
+from xlt_ray.collate import Tokenize
+from xlt_ray.config import Experiment, TrainingConfig
+from xlt_ray.corpus import Corpus
+from xlt_ray.network import Network
+from xlt_ray.objective import Objective
+
+REPORTS = 50  # losses reported over a run
+BFLOAT16_GAIN = 1.2  # by which bfloat16 must be measured faster on a CPU before it is used there
+
+Save = Callable[[Path], None]
+Report = Callable[[dict[str, float], Save | None], None]
+
+
+@dataclass
+class Run:
+    """What the loop works on. `report(metrics, save)` is called on every rank at the same places, with `save` at
+    checkpoints: it writes one into a folder. `emit(metrics)` shows progress and promises nothing."""
+
+    experiment: Experiment
+    corpus: Corpus
+    network: Network
+    tokenize: Tokenize
+    report: Report
+    emit: Callable[[dict[str, float]], None] = lambda metrics: None
+
+
+def fit(run: Run, restored: Path | None = None) -> Progress:
+    """Fine-tune `run.network` to the end of the configured epochs, from `restored` on where given.
+
+    The network is left with the weights to deploy: the last, the average of the last epochs, or the best on dev.
+    """
+    rank, world = _ranks()
+    objective = Objective(run.network, run.experiment.training.label_smoothing)
+    optimizer = _optimizer(run.network, run.experiment.training)
+    progress, average, best = Progress(), {}, {}
+    if restored is not None:
+        progress, average, best = checkpoint.load(restored, run.network, optimizer)
+    progress.precision = progress.precision or choose_precision(run.experiment.training.precision, run.network)
+    forward = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True) if world > 1 else objective
+    trainee = _Trainee(run, forward, optimizer, progress, average, best, rank, world)
+    while progress.epoch < run.experiment.training.epochs:
+        trainee.epoch()
+    _finish(run, trainee)
+    return progress
+
+
+def choose_precision(asked: str, network: Network) -> str:
+    """Resolve 'auto': bfloat16 on GPUs that have it and on CPUs where a product of this encoder's size is faster so.
+
+    Rank 0 measures and tells the others, so that all compute alike.
+    """
+    if asked != "auto":
+        return asked
+    device = next(network.parameters()).device
+    faster = torch.cuda.is_bf16_supported() if device.type == "cuda" else _bfloat16_gain(network) >= BFLOAT16_GAIN
+    verdict = torch.tensor([int(faster)], device=device)
+    if _ranks()[1] > 1:
+        distributed.broadcast(verdict, src=0)
+    return "bfloat16" if verdict.item() else "float32"
+
+
+def _bfloat16_gain(network: Network) -> float:
+    width = network.encoder.config.hidden_size
+    layer, rows = nn.Linear(width, 4 * width), torch.randn(1024, width)
+
+    def seconds(precision: str) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            with torch.no_grad(), evaluate.autocast(torch.device("cpu"), precision):
+                layer(rows)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds("float32") / seconds("bfloat16")
+
+
+def rate(training: TrainingConfig, step: int, total: int) -> float:
+    """Give the factor on the learning rate at update `step` of `total`: linear warm-up from near 0 to 1, then decay.
+
+    >>> [round(rate(TrainingConfig(warmup=0.2), step, 10), 2) for step in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.12]
+    """
+    warm = math.ceil(training.warmup * total)
+    if step < warm:
+        return (step + 1) / warm
+    left = (total - step) / max(total - warm, 1)
+    shapes = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}
+    return shapes[training.decay]
+
+
+def _ranks() -> tuple[int, int]:
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def _optimizer(network: Network, training: TrainingConfig) -> torch.optim.Optimizer:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            decay = training.weight_decay if parameter.ndim > 1 else 0.0  # biases and norms are not decayed
+            peak = training.head_learning_rate if name.startswith("head.") else None
+            groups.setdefault((peak or training.learning_rate, decay), []).append(parameter)
+    settings = [{"params": ps, "lr": peak, "peak": peak, "weight_decay": decay} for (peak, decay), ps in groups.items()]
+    return torch.optim.AdamW(settings, fused=True)
+
+
+@dataclass
+class _Trainee:
+    run: Run
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    average: Weights
+    best: Weights
+    rank: int
+    world: int
+
+    def __post_init__(self) -> None:
+        self.experiment = self.run.experiment
+        self.device = next(self.run.network.parameters()).device
+        self.parameters = [p for p in self.run.network.parameters() if p.requires_grad]
+        train = {source: self.run.corpus.table("train", source) for source in self.experiment.sources}
+        self.train = {code: rows for code, rows in train.items() if self.experiment.mixture.weights.get(code, 1.0) > 0}
+        self.sizes = {code: rows.num_rows for code, rows in self.train.items()}
+        self.lengths = {code: collate.lengths(rows, self.run.tokenize) for code, rows in self.train.items()}
+        self.mine = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and rows of this rank since they were last summed
+
+    def epoch(self) -> None:
+        """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""
+        progress, training = self.progress, self.experiment.training
+        seed, batch_size = self.experiment.seed, training.batch_size
+        draws = mixture.epoch(self.sizes, self.experiment.mixture, seed, progress.epoch)
+        plan = collate.updates(draws, self.lengths, batch_size, seed, progress.epoch)
+        total = training.epochs * len(plan)
+        every = max(1, total // REPORTS)
+        self.run.network.train()
+        for positions in plan[progress.update :]:
+            self._update(draws, positions, rate(training, progress.step, total))
+            progress.update += 1
+            progress.step += 1
+            if progress.step % every == 0:
+                self._report_loss(total)
+            if training.checkpoint_every and progress.step % training.checkpoint_every == 0 and progress.update < len(plan):
+                self._sum_losses()
+                self.run.report({"step": progress.step}, self._save)
+        self._end_epoch()
+
+    def _update(self, draws: mixture.Draws, positions: np.ndarray, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        # dropout has an address: the same masks come back after a restart
+        address = np.random.SeedSequence([self.experiment.seed, self.progress.step, self.rank])
+        torch.manual_seed(int(address.generate_state(1)[0]))
+        batches = list(self._batches(draws, positions))
+        for number, batch in enumerate(batches, start=1):
+            self._step(batch, len(positions), last=number == len(batches))
+        nn.utils.clip_grad_norm_(self.parameters, self.experiment.training.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _batches(self, draws: mixture.Draws, positions: np.ndarray) -> Any:
+        own = positions[self.rank :: self.world]
+        idle = len(own) == 0  # a worker without rows runs one at weight 0: all must meet in the sum of gradients
+        own = positions[:1] if idle else own
+        encoded: list[dict[str, list[int]]] = [{}] * len(own)
+        labels = np.zeros(len(own), dtype=np.int64)
+        for index in np.unique(draws.language[own]):
+            at = np.flatnonzero(draws.language[own] == index)
+            rows, table = draws.row[own[at]], self.train[draws.languages[index]]
+            labels[at] = table["label"].take(rows).to_numpy()
+            for place, row in zip(at, self.run.tokenize.rows(table, rows), strict=True):
+                encoded[place] = row
+        tokens, pad_id = self.experiment.training.tokens_per_step, self.run.tokenize.tokenizer.pad_token_id
+        for group, batch in collate.budgeted(encoded, tokens, pad_id):
+            batch["label"] = torch.from_numpy(labels[group])
+            batch["weight"] = torch.zeros(len(group)) if idle else torch.ones(len(group))
+            yield batch
+
+    def _step(self, batch: dict[str, torch.Tensor], rows: int, last: bool) -> None:
+        batch = {key: value.to(self.device) for key, value in batch.items()}
+        wait = isinstance(self.forward, DistributedDataParallel) and not last
+        if isinstance(self.forward, DistributedDataParallel):
+            self.forward.require_backward_grad_sync = not wait  # what no_sync() sets, without nesting
+        with evaluate.autocast(self.device, self.progress.precision):
+            loss = self.forward(batch)
+        # DDP averages over workers; the mean wanted is over the rows of the update
+        (loss * (self.world / rows)).backward()
+        self.mine += torch.stack([loss.detach(), batch["weight"].sum()]).double()
+
+    def _sum_losses(self) -> None:
+        summed = self.mine.clone()
+        if self.world > 1:
+            distributed.all_reduce(summed)
+        loss, rows = summed.tolist()
+        self.progress.window_loss += loss
+        self.progress.window_rows += rows
+        self.progress.epoch_loss += loss
+        self.progress.epoch_rows += rows
+        self.mine.zero_()
+
+    def _report_loss(self, total: int) -> None:
+        self._sum_losses()
+        progress = self.progress
+        if not math.isfinite(progress.window_loss):
+            raise FloatingPointError(
+                f"the training loss is {progress.window_loss} at update {progress.step}; lower training.learning_rate "
+                f"(now {self.experiment.training.learning_rate}) or set training.precision=float32"
+            )
+        metrics = {"step": progress.step, "steps": total, "train/loss": progress.window_loss / progress.window_rows}
+        self.run.emit(metrics | {"learning_rate": self.optimizer.param_groups[0]["lr"]})
+        progress.window_loss = progress.window_rows = 0.0
+
+    def _end_epoch(self) -> None:
+        self._sum_losses()
+        progress = self.progress
+        row = {"epoch": progress.epoch + 1, "step": progress.step, "train/epoch_loss": progress.epoch_loss / progress.epoch_rows}
+        row |= self._dev()
+        progress.history.append(row)
+        progress.epoch_loss = progress.epoch_rows = 0.0
+        progress.epoch, progress.update = progress.epoch + 1, 0
+        self._remember(row)
+        self.run.emit(row)
+        self.run.report(row, self._save)
+
+    def _dev(self) -> dict[str, float]:
+        chosen = self.run.corpus.languages("dev")
+        tables = {code: self.run.corpus.table("dev", code) for code in chosen}
+        if not tables:
+            return {}
+        budget = self.experiment.evaluation.tokens_per_step
+        predictions = evaluate.predict(self.run.network, tables, self.run.tokenize, self.progress.precision, budget)
+        right = {code: float((p.gold == p.predicted).mean()) for code, p in predictions.items()}
+        sources = [right[code] for code in right if code in self.experiment.sources]
+        found = {"dev/accuracy": float(np.mean(sources))} if sources else {}
+        targets = [right[code] for code in right if code not in self.experiment.sources]
+        return found | ({"oracle_dev/accuracy": float(np.mean(targets))} if targets else {})
+
+    def _remember(self, row: dict[str, float]) -> None:
+        training, weights = self.experiment.training, checkpoint.trained(self.run.network)
+        if training.average_last > 1 and self.progress.epoch > training.epochs - training.average_last:
+            for name, tensor in weights.items():
+                self.average[name] = self.average[name] + tensor if name in self.average else tensor.clone()
+        key = {"source_dev": "dev/accuracy", "target_dev": "oracle_dev/accuracy"}.get(training.select)
+        if key and row[key] > self.progress.best_score:
+            self.progress.best_score = row[key]
+            self.best.update({name: tensor.clone() for name, tensor in weights.items()})
+
+    def _save(self, folder: Path) -> None:
+        network, optimizer = self.run.network, self.optimizer
+        checkpoint.save(folder, network, optimizer, self.progress, self.average, self.best)
+
+
+def _finish(run: Run, trainee: _Trainee) -> None:
+    if trainee.average:
+        count = run.experiment.training.average_last
+        mean = {name: (tensor / count).to(tensor.dtype) for name, tensor in trainee.average.items()}
+        checkpoint.restore_weights(run.network, mean)
+    elif trainee.best:
+        checkpoint.restore_weights(run.network, trainee.best)
+    run.network.eval()

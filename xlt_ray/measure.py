@@ -1,0 +1,61 @@
+"""Measure a finished bundle on a corpus, and write a finished run's report again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xlt_ray import bundle, config, encoders, loop, metrics, report, soundness
+from xlt_ray import evaluate as evaluation
+from xlt_ray.config import Experiment, InputError
+from xlt_ray.metrics import Scores
+from xlt_ray.prepare import absolute, load_corpus
+from xlt_ray.train import OnEvent
+
+
+def measure(folder: Path, other: str | None, overrides: Sequence[str], on_event: OnEvent) -> tuple[Scores, Experiment]:
+    """Predict and score every measured language of the bundle's corpus, or of the one in the configuration `other`.
+
+    The corpus must have the bundle's labels; InputError names those it lacks or adds.
+    """
+    on_event({"stage": "check"})
+    model = bundle.load(folder)
+    data = config.load(other).model_dump(mode="json") if other else model.experiment.model_dump(mode="json")
+    data["corpus"]["labels"] = list(model.labels)  # indices must mean what they meant in training
+    experiment = absolute(config.build(data, overrides, place=other or str(folder)))
+    corpus, _ = load_corpus(experiment)
+    if corpus.labels != model.labels:
+        strange = sorted({*corpus.labels} ^ {*model.labels})
+        raise InputError(f"corpus {corpus.name}: labels {', '.join(strange[:5])} differ from the bundle's; map them first")
+    soundness.check_test(corpus, experiment.targets)
+    test = corpus.for_testing()
+    tables = {code: test.table("test", code) for code in corpus.measured(model.experiment.sources, experiment.targets)}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.network.to(device)
+
+    def tell(done: int, total: int) -> None:
+        on_event({"stage": "evaluate", "done": done, "total": total})
+
+    precision = loop.choose_precision(experiment.training.precision, model.network)
+    budget = experiment.evaluation.tokens_per_step
+    predictions = evaluation.predict(model.network, tables, model.tokenize, precision, budget, tell)
+    seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
+    sources, settings = model.experiment.sources, experiment.evaluation
+    return metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed), experiment
+
+
+def report_again(folder: Path) -> tuple[Scores, Experiment, dict[str, Path]]:
+    """Render tables, plots and page from what a finished run kept; raise InputError where it is not finished."""
+    kept: dict[str, Any] = {}
+    for name in ("scores.json", "history.json", "corpus.json", "environment.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no {name}; give the folder of a finished run, such as runs/quickstart-...")
+        kept[name] = json.loads((folder / name).read_text(encoding="utf-8"))
+    scores = Scores.from_json((folder / "scores.json").read_text(encoding="utf-8"))
+    experiment = config.load(folder / "experiment.yaml")
+    files = report.write(folder, scores, experiment, kept["corpus.json"], kept["history.json"], kept["environment.json"])
+    return scores, experiment, files

@@ -1,0 +1,355 @@
+"""Turn gold labels and predictions into scores per language, with intervals: counts first, then divide.
+
+Everything here works on whole counts (a C x C confusion table per language), so a result does not depend on how rows
+were shared among workers or batches. Means over languages are unweighted: a language with 40 rows counts as much as one
+with 4,000, because the question is which languages are served and not which are plentiful in the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy import sparse, stats
+
+from xlt_ray import bootstrap
+from xlt_ray.config import InputError
+
+Metric = Literal["accuracy", "macro_f1"]
+METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One language's rows: gold and predicted are integer arrays (n,) indexing the labels, ids name the rows."""
+
+    gold: np.ndarray
+    predicted: np.ndarray
+    ids: Sequence[str] | np.ndarray
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """What was measured in one language; fractions from 0 to 1, `low` and `high` bound the 95% interval."""
+
+    code: str
+    role: str  # "source" or "zero-shot"
+    support: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+    macro_f1_low: float
+    macro_f1_high: float
+    transfer_gap: float | None  # best source's accuracy minus this one's; None when no source was measured
+    seen: bool | None  # by the encoder in pre-training; None when unknown
+    confusion: tuple[tuple[int, ...], ...]  # rows gold, columns predicted
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured, per language and summed up; see `score` for the keys of the summary."""
+
+    labels: tuple[str, ...]
+    languages: Mapping[str, LanguageScore]
+    summary: Mapping[str, float]
+
+    def worst(self, metric: Metric = "accuracy") -> LanguageScore:
+        """Give the language with the lowest score; of equals the first by code."""
+        return min(self.languages.values(), key=lambda language: (getattr(language, metric), language.code))
+
+    def to_json(self) -> str:
+        """Write as JSON, one language a line."""
+        rows = (f"  {json.dumps(code)}: {json.dumps(asdict(one))}" for code, one in self.languages.items())
+        head = f'{{"labels": {json.dumps(self.labels)},\n "summary": {json.dumps(dict(self.summary))},\n'
+        return head + ' "languages": {\n' + ",\n".join(rows) + "}}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Scores:
+        """Read what `to_json` wrote, equal to what was written."""
+        data = json.loads(text)
+        languages = {}
+        for code, fields in data["languages"].items():
+            table = tuple(tuple(row) for row in fields.pop("confusion"))
+            languages[code] = LanguageScore(**fields, confusion=table)
+        return cls(tuple(data["labels"]), languages, data["summary"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two sets of predictions differ on the rows both have: mean accuracy of the first minus the second's."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    languages: int
+    rows: int
+    per_language: Mapping[str, float]
+
+
+def confusion(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count (classes, classes) whole numbers: row the gold class, column the predicted one.
+
+    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    cells = np.asarray(gold, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def accuracy(confusion: np.ndarray) -> float:
+    """Share of rows predicted right."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """Mean F1 over the classes that occur in gold or predictions, each counting the same.
+
+    A class that occurs in neither is left out; one that occurs and is never right counts 0. That is scikit-learn's
+    `f1_score(gold, predicted, average="macro", zero_division=0)` with its default labels.
+    """
+    table = np.asarray(confusion)
+    return float(_macro(np.diagonal(table), table.sum(axis=1) + table.sum(axis=0)))
+
+
+def _macro(right: np.ndarray, either: np.ndarray) -> np.ndarray:
+    # F1 = 2 right / (gold + predicted); classes on the first axis
+    occurs = either > 0
+    f1 = np.divide(2.0 * right, either, out=np.zeros(either.shape), where=occurs)
+    classes = occurs.sum(axis=0)
+    return np.divide(f1.sum(axis=0), classes, out=np.full(classes.shape, np.nan), where=classes > 0)
+
+
+def classification_report(measured: LanguageScore | np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """List precision, recall, F1 and support of every class, in the order of the labels; 0 where undefined."""
+    table = np.asarray(measured.confusion if isinstance(measured, LanguageScore) else measured)
+    rows = []
+    for index, label in enumerate(labels):
+        right, gold, predicted = int(table[index, index]), int(table[index].sum()), int(table[:, index].sum())
+        precision, recall = right / max(predicted, 1), right / max(gold, 1)
+        f1 = 2 * right / max(gold + predicted, 1)
+        rows.append({"label": label, "precision": precision, "recall": recall, "f1": f1, "support": gold})
+    return rows
+
+
+def score(
+    predictions: Mapping[str, Predictions],
+    labels: Sequence[str],
+    sources: Sequence[str],
+    seen: frozenset[str] | None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Scores:
+    """Measure every language and sum up.
+
+    Intervals are 95% percentile bootstrap intervals over test rows (Efron and Tibshirani 1993, chapter 13): they say
+    how far a score could move with another test set of this size, not with another training seed. Resampled macro-F1 is
+    centred on the measured one, because resampling loses rare classes and would put the whole interval below it. Where
+    every row is right or every row is wrong, resampling shows no spread and the accuracy's Wilson interval stands in.
+
+    The summary holds, for `accuracy` and `macro_f1`: `mean` (all languages), `mean_zero_shot`, `mean_source`,
+    `mean_seen` and `mean_unseen` (zero-shot languages that the encoder met or did not meet in pre-training), each also
+    with `_low` and `_high`; `worst`; `std` (over all languages, dividing by their number). Besides, `transfer_gap/mean`
+    over the zero-shot languages, with `_low` and `_high`. A key is absent where no language belongs under it.
+
+    Where languages share row ids (parallel test sets) ids are resampled jointly for the means, because an item that is
+    hard is hard in all languages: resampling each language alone would make the interval of a mean far too narrow.
+
+    Raises InputError naming the language when one is empty, has arrays of different lengths or unknown classes.
+    """
+    _check(predictions, len(labels))
+    codes, classes = sorted(predictions), len(labels)
+    cells = {code: np.int64(classes) * predictions[code].gold + predictions[code].predicted for code in codes}
+    ids = {code: np.asarray(predictions[code].ids) for code in codes}
+
+    def measure(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return _both(kinds, counts, classes)
+
+    tables = {code: np.bincount(cells[code], minlength=classes**2).reshape(classes, classes) for code in codes}
+    best = max((accuracy(tables[code]) for code in codes if code in sources), default=None)
+    draws = {code: measure(*bootstrap.alone(code, cells[code], resamples, seed)) for code in codes}
+    _centre(draws, tables)
+    languages = {}
+    for code in codes:
+        role = "source" if code in sources else "zero-shot"
+        known = None if seen is None else code in seen
+        languages[code] = _language(code, role, tables[code], draws[code], best, known)
+    if bootstrap.shared(ids):
+        draws = bootstrap.together(cells, ids, measure, resamples, seed)
+        _centre(draws, tables)
+    return Scores(tuple(labels), languages, _summary(languages, draws))
+
+
+def _centre(draws: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]) -> None:
+    # resampling loses rare classes and so pulls macro-F1 down, with many classes below every plausible value
+    for code, table in tables.items():
+        draws[code][1] += macro_f1(table) - np.nanmean(draws[code][1])
+
+
+def _check(predictions: Mapping[str, Predictions], classes: int) -> None:
+    if not predictions:
+        raise InputError("predictions: hold no language, so there is nothing to measure; give at least one")
+    for code, rows in predictions.items():
+        lengths = (len(rows.gold), len(rows.predicted), len(rows.ids))
+        if len(set(lengths)) > 1:
+            raise InputError(
+                f"{code}: {lengths[0]} gold labels, {lengths[1]} predictions, {lengths[2]} ids; give one of each a row"
+            )
+        if not lengths[0]:
+            raise InputError(f"{code}: no rows to measure; leave the language out or give it test rows")
+        low = min(int(np.min(rows.gold)), int(np.min(rows.predicted)))
+        high = max(int(np.max(rows.gold)), int(np.max(rows.predicted)))
+        if low < 0 or high >= classes:
+            raise InputError(
+                f"{code}: class {low if low < 0 else high}, but there are {classes} labels (0 to {classes - 1}); "
+                "use the label set the predictions were made with"
+            )
+
+
+def _language(
+    code: str, role: str, table: np.ndarray, draws: np.ndarray, best: float | None, seen: bool | None
+) -> LanguageScore:
+    right, rows = int(np.trace(table)), int(table.sum())
+    (low, f1_low), (high, f1_high) = np.clip(np.quantile(draws, bootstrap.TAILS, axis=1), 0, 1).tolist()
+    if right in (0, rows):
+        wilson = stats.binomtest(right, rows).proportion_ci(method="wilson")
+        low, high = float(wilson.low), float(wilson.high)
+    gap = None if best is None else best - right / rows
+    frozen = tuple(tuple(row) for row in table.tolist())
+    return LanguageScore(code, role, rows, right / rows, low, high, macro_f1(table), f1_low, f1_high, gap, seen, frozen)
+
+
+def _summary(languages: Mapping[str, LanguageScore], draws: Mapping[str, np.ndarray]) -> dict[str, float]:
+    zero_shot = [code for code, one in languages.items() if one.role == "zero-shot"]
+    source = [code for code, one in languages.items() if one.role == "source"]
+    groups = {
+        "mean": list(languages),
+        "mean_zero_shot": zero_shot,
+        "mean_source": source,
+        "mean_seen": [code for code in zero_shot if languages[code].seen is True],
+        "mean_unseen": [code for code in zero_shot if languages[code].seen is False],
+    }
+    summary: dict[str, float] = {}
+    for position, metric in enumerate(METRICS):
+        values = {code: getattr(one, metric) for code, one in languages.items()}
+        for name, members in groups.items():
+            if members:
+                key = f"{metric}/{name}"
+                summary[key] = float(np.mean([values[code] for code in members]))
+                mean_draws = bootstrap.mean(np.stack([draws[code][position] for code in members]))
+                low, high = np.clip(np.nanquantile(mean_draws, bootstrap.TAILS), 0, 1).tolist()
+                if len(members) == 1:  # one interval, not two that differ by chance
+                    one = languages[members[0]]
+                    low, high = getattr(one, f"{metric}_low"), getattr(one, f"{metric}_high")
+                summary[f"{key}_low"], summary[f"{key}_high"] = low, high
+        summary[f"{metric}/worst"] = float(min(values.values()))
+        summary[f"{metric}/std"] = float(np.std(list(values.values())))
+    if source and zero_shot:
+        best = max(source, key=lambda code: languages[code].accuracy)
+        gaps = draws[best][0] - bootstrap.mean(np.stack([draws[code][0] for code in zero_shot]))
+        low, high = np.nanquantile(gaps, bootstrap.TAILS).tolist()
+        mean = languages[best].accuracy - summary["accuracy/mean_zero_shot"]
+        summary |= {"transfer_gap/mean": mean, "transfer_gap/mean_low": low, "transfer_gap/mean_high": high}
+    return summary
+
+
+def _both(kinds: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
+    """Compute accuracy and macro-F1 (2, resamples) of resampled counts (cells, resamples) of the given cells."""
+    gold, predicted = np.divmod(kinds, classes)
+    each = np.arange(len(kinds))
+    ones = np.ones(len(kinds), counts.dtype)
+    marginal = sparse.csr_array((ones, (gold, each)), shape=(classes, len(kinds)))
+    marginal = marginal + sparse.csr_array((ones, (predicted, each)), shape=(classes, len(kinds)))
+    hits = gold == predicted
+    right = np.zeros((classes, counts.shape[1]), counts.dtype)
+    right[gold[hits]] = counts[hits]
+    rows = counts.sum(axis=0)
+    share = np.divide(right.sum(axis=0), rows, out=np.full(rows.shape, np.nan), where=rows > 0)
+    return np.stack([share, _macro(right, marginal @ counts)])
+
+
+def compare(
+    a: Mapping[str, Predictions], b: Mapping[str, Predictions], resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Test whether two models differ in mean accuracy, on the languages and row ids both have, by a paired bootstrap.
+
+    The p-value is two-sided: how often a resampled difference, shifted to have no effect, is at least as large as the
+    one observed, counting the observed itself. Ids shared by languages are resampled jointly, as in `score`.
+    Sources: Efron and Tibshirani 1993, chapter 16; Koehn 2004, "Statistical significance tests for machine translation
+    evaluation"; Berg-Kirkpatrick, Burkett and Klein 2012, "An empirical investigation of statistical significance in
+    NLP". Raises InputError when nothing is common, an id occurs twice, or gold labels differ.
+    """
+    paired = {code: _pair(code, a[code], b[code]) for code in sorted(set(a) & set(b))}
+    paired = {code: pair for code, pair in paired.items() if len(pair[0])}
+    if not paired:
+        raise InputError("compare: no language with a common row id; compare predictions made on the same test rows")
+    ids = {code: pair[0] for code, pair in paired.items()}
+    gains = {code: pair[1] for code, pair in paired.items()}
+    if bootstrap.shared(ids):
+        draws = bootstrap.together(gains, ids, _gain, resamples, seed)
+    else:
+        draws = {code: _gain(*bootstrap.alone(code, gain, resamples, seed)) for code, gain in gains.items()}
+    per_language = {code: float(gain.mean()) for code, gain in gains.items()}
+    difference = float(np.mean(list(per_language.values())))
+    resampled = bootstrap.mean(np.stack(list(draws.values())))
+    low, high = np.nanquantile(resampled, bootstrap.TAILS).tolist()
+    extreme = int(np.sum(np.abs(resampled - difference) >= abs(difference) - 1e-12))
+    p_value = (1 + extreme) / (1 + resamples)
+    return Comparison(difference, low, high, p_value, len(gains), sum(map(len, gains.values())), per_language)
+
+
+def _gain(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    rows = counts.sum(axis=0)
+    return np.divide(kinds @ counts, rows, out=np.full(rows.shape, np.nan), where=rows > 0)
+
+
+def _pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Give the ids both have and, for each, 1 where only the first is right, -1 where only the second, else 0."""
+    ids_a, ids_b = np.asarray(a.ids, dtype=np.str_), np.asarray(b.ids, dtype=np.str_)
+    for ids in (ids_a, ids_b):
+        names, times = np.unique(ids, return_counts=True)
+        if len(times) and times.max() > 1:
+            often = times.argmax()
+            raise InputError(f"{code}: id {str(names[often])!r} occurs {times[often]} times; make row ids unique")
+    common, first, second = np.intersect1d(ids_a, ids_b, assume_unique=True, return_indices=True)
+    differs = np.flatnonzero(np.asarray(a.gold)[first] != np.asarray(b.gold)[second])
+    if len(differs):
+        raise InputError(
+            f"{code}: id {str(common[differs[0]])!r} has different gold labels in the two; compare predictions made on "
+            "one corpus with one label set"
+        )
+    right = [np.asarray(one.gold) == np.asarray(one.predicted) for one in (a, b)]
+    return common, right[0][first].astype(np.int64) - right[1][second]
+
+
+def save_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> None:
+    """Write all languages' rows as one compressed npz file: arrays `<language>/gold`, `/predicted` and `/ids`."""
+    arrays: dict[str, np.ndarray] = {}
+    for code, rows in predictions.items():
+        arrays[f"{code}/gold"] = np.asarray(rows.gold, np.int32)
+        arrays[f"{code}/predicted"] = np.asarray(rows.predicted, np.int32)
+        arrays[f"{code}/ids"] = np.asarray(rows.ids, dtype=np.str_)
+    with Path(path).open("wb") as file:  # an open file, because numpy appends .npz to other names
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_predictions(path: str | Path) -> dict[str, Predictions]:
+    """Read what `save_predictions` wrote; nothing in the file can run code.
+
+    Raises InputError when the file is absent or is not one of predictions.
+    """
+    parts = ("gold", "predicted", "ids")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
+            return {code: Predictions(*(arrays[f"{code}/{part}"] for part in parts)) for code in codes}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; predictions are written beside the scores of a run") from None
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a file of predictions ({error}); give one written by save_predictions") from None

@@ -1,0 +1,130 @@
+"""Linear probe: a logistic regression on the features of the frozen encoder, the baseline that everything must beat.
+
+Alain and Bengio 2017. The features of a text never change while the encoder does not, so they are computed once and
+kept under a key made of their content; fitting then takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from xlt_ray import mixture
+from xlt_ray.config import InputError, MixtureConfig
+from xlt_ray.corpus import column_digest
+from xlt_ray.network import Network
+
+ABSENT = -1e4  # bias of a label that no source row has: finite, yet never the largest
+
+Features = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted probe in terms of raw features: logits = features @ weight.T + bias."""
+
+    weight: np.ndarray  # (classes, width) float32
+    bias: np.ndarray  # (classes,) float32
+    strength: float
+    dev_accuracy: Mapping[float, float]  # for each strength tried, mean over the sources
+
+
+def cache_file(cache_dir: str, table: pa.Table, settings: Mapping[str, str | int]) -> Path:
+    """Name the file of a table's features by what they depend on: encoder, its settings, and every byte of text."""
+    key = hashlib.sha256(repr(sorted(settings.items())).encode())
+    for column in ("text", "text_pair"):
+        if column in table.column_names:
+            key.update(column_digest(table[column]))
+    return Path(cache_dir).expanduser() / "features" / f"{key.hexdigest()[:32]}.npy"
+
+
+def read(file: Path) -> np.ndarray | None:
+    """Open cached features, (rows, width) float32, mapped from disk; None where there are none."""
+    return np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None
+
+
+def write(file: Path, features: np.ndarray) -> None:
+    """Keep features; whole or not at all, as other runs may be reading and writing the same file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    with os.fdopen(handle, "wb") as stream:
+        np.save(stream, features, allow_pickle=False)
+    os.replace(name, file)
+
+
+def fit(
+    train: Features,
+    train_labels: Features,
+    dev: Features,
+    dev_labels: Features,
+    classes: int,
+    mixture_config: MixtureConfig,
+    strengths: tuple[float, ...],
+) -> Fit:
+    """Fit a multinomial logistic regression on standardised source features, its L2 strength chosen on source dev.
+
+    `train[language]` is (rows, width), `train_labels[language]` (rows,). Rows are weighted so that every language
+    counts by its share of the mixture, as draws do in fine-tuning. Equal dev accuracies go to the stronger penalty.
+    Raises InputError where no source has dev rows and there is more than one strength to choose from.
+    """
+    if not dev and len(strengths) > 1:
+        raise InputError("training.probe_strengths: no source has dev rows to choose by; add dev rows or give one strength")
+    x, y, weights = _stack(train, train_labels, mixture_config)
+    centre, scale = x.mean(0), x.std(0) + 1e-6
+    x = (x - centre) / scale
+    found: dict[float, float] = {}
+    chosen: tuple[np.ndarray, np.ndarray, float] | None = None
+    for strength in sorted(strengths):
+        weight, bias = _regress(x, y, weights, strength, classes)
+        weight, bias = weight / scale, bias - (weight / scale) @ centre
+        right = [float(((dev[c] @ weight.T + bias).argmax(1) == dev_labels[c]).mean()) for c in dev]
+        found[strength] = float(np.mean(right)) if right else 0.0
+        if chosen is None or found[strength] > found[chosen[2]]:
+            chosen = weight, bias, strength
+    assert chosen is not None
+    return Fit(chosen[0].astype(np.float32), chosen[1].astype(np.float32), chosen[2], found)
+
+
+def install(network: Network, fitted: Fit) -> None:
+    """Put a fitted probe into a network's head, so that it is evaluated, saved and served like any other."""
+    with torch.no_grad():
+        network.head.weight.copy_(torch.from_numpy(fitted.weight))
+        network.head.bias.copy_(torch.from_numpy(fitted.bias))
+
+
+def _stack(features: Features, labels: Features, config: MixtureConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    sizes = {code: len(rows) for code, rows in labels.items()}
+    share = mixture.shares(sizes, config.alpha, config.weights)
+    used = [code for code in features if share[code] > 0]
+    total = sum(sizes[code] for code in used)
+    weights = np.concatenate([np.full(sizes[code], share[code] * total / sizes[code]) for code in used])
+    x = np.concatenate([features[code] for code in used]).astype(np.float64)
+    return x, np.concatenate([labels[code] for code in used]), weights
+
+
+def _regress(x: np.ndarray, y: np.ndarray, weights: np.ndarray, strength: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    present = np.unique(y)
+    if len(present) < 2:
+        raise InputError("training: the sources' train rows hold one label only; a classifier needs two or more")
+    # rows grow the data term but not the penalty; dividing makes one strength mean the same at every corpus size
+    model = LogisticRegression(C=strength * 1000 / len(y), max_iter=500, tol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a nearly unpenalised fit may stop early; dev decides
+        model.fit(x, y, sample_weight=weights)
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, ABSENT)
+    if len(present) == 2:
+        weight[present], bias[present] = np.vstack([-model.coef_, model.coef_]) / 2, np.r_[-model.intercept_, model.intercept_] / 2
+    else:
+        weight[present], bias[present] = model.coef_, model.intercept_
+    return weight, bias

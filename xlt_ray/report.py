@@ -1,0 +1,253 @@
+"""Say what was measured: a table for the terminal, a table file, and a page that stands alone.
+
+The page is for a person who has never seen this project: what was trained on what, how good it is in each language and
+how sure that is, what to beware of, how to load the model and how to get the same result again.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from xlt_ray import config, languages, plots
+from xlt_ray.config import Experiment, InputError
+from xlt_ray.metrics import LanguageScore, Scores, classification_report
+
+FEW_ROWS = 100  # below this an accuracy near 80% has an interval of more than 16 points
+ORACLE = (
+    "Oracle: dev labels of the target languages chose the epoch that was kept, so these scores are an upper bound "
+    "and not a zero-shot result."
+)
+_SUMMARY = {
+    "mean_zero_shot": "zero-shot languages, mean",
+    "mean_seen": "seen by the encoder",
+    "mean_unseen": "new to the encoder",
+    "mean_source": "source languages, mean",
+}
+
+
+def ranked(scores: Scores) -> list[LanguageScore]:
+    """List source languages, then zero-shot ones, each from best to worst."""
+    return sorted(scores.languages.values(), key=lambda one: (one.role != "source", -one.accuracy, one.code))
+
+
+def table(scores: Scores, experiment: Experiment) -> Group:
+    """Lay out scores in per cent for a terminal 80 columns wide or more; prints as plain text into a pipe."""
+    title = f"{experiment.name}: test scores in %" + (" (oracle, an upper bound)" if experiment.oracle else "")
+    rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    rows.add_column("language")  # may wrap, so that a narrow terminal cuts names and not numbers
+    for heading in ("code", "role", "seen"):
+        rows.add_column(heading, no_wrap=True)
+    for heading in ("n", "acc", "95% interval", "F1", "gap"):
+        rows.add_column(heading, no_wrap=True, justify="right")
+    for one in ranked(scores):
+        gap = "" if one.transfer_gap is None else f"{100 * one.transfer_gap:.1f}"
+        interval = _interval(one.accuracy_low, one.accuracy_high)
+        numbers = (str(one.support), f"{100 * one.accuracy:.1f}", interval, f"{100 * one.macro_f1:.1f}", gap)
+        name = Text(plots.name(one.code), no_wrap=True, overflow="ellipsis")
+        rows.add_row(name, one.code, one.role, _seen(one), *numbers)
+    lines = [ORACLE, ""] if experiment.oracle else []
+    return Group(rows, Text("\n".join(["", *lines, *_summary_lines(scores)])))
+
+
+def _summary_lines(scores: Scores) -> list[str]:
+    summary, lines = scores.summary, []
+    counts = _counts(scores)
+    for key, title in _SUMMARY.items():
+        if f"accuracy/{key}" in summary:
+            mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
+            indent = "" if key in ("mean_zero_shot", "mean_source") else "  "
+            named = f"{indent}{title} ({counts[key]})"
+            f1 = 100 * summary[f"macro_f1/{key}"]
+            lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  F1 {f1:.1f}")
+    worst = scores.worst()
+    interval = _interval(worst.accuracy_low, worst.accuracy_high)
+    lines.append(f"{'worst':<33} {100 * worst.accuracy:5.1f}  {interval}  {plots.name(worst.code)}")
+    lines.append(f"{'standard deviation over languages':<33} {100 * summary['accuracy/std']:5.1f}")
+    if "transfer_gap/mean" in summary:
+        low, high = summary["transfer_gap/mean_low"], summary["transfer_gap/mean_high"]
+        lines.append(f"{'transfer gap, mean':<33} {100 * summary['transfer_gap/mean']:5.1f}  {_interval(low, high)}")
+    return lines
+
+
+def _counts(scores: Scores) -> dict[str, int]:
+    each = list(scores.languages.values())
+    zero_shot = [one for one in each if one.role != "source"]
+    return {
+        "mean_zero_shot": len(zero_shot),
+        "mean_seen": sum(one.seen is True for one in zero_shot),
+        "mean_unseen": sum(one.seen is False for one in zero_shot),
+        "mean_source": len(each) - len(zero_shot),
+    }
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{100 * low:4.1f}, {100 * high:4.1f}]"
+
+
+def _seen(one: LanguageScore) -> str:
+    return "?" if one.seen is None else "yes" if one.seen else "no"
+
+
+def write_table(path: str | Path, scores: Scores) -> None:
+    """Write one language a row, fractions from 0 to 1, as tab- or comma-separated values by the name's suffix."""
+    file = Path(path)
+    separators = {".tsv": "\t", ".csv": ","}
+    if file.suffix not in separators:
+        raise InputError(f"{path}: a table is written as .tsv or .csv; end the name with one of them")
+    measured = [field for field in LanguageScore.__dataclass_fields__ if field not in ("code", "confusion")]
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, delimiter=separators[file.suffix], lineterminator="\n")
+        writer.writerow(["code", "name", "script", "family", *measured])
+        for one in ranked(scores):
+            known = languages.get(one.code)
+            about = (known.name, known.script, known.family) if known else ("", "", "")
+            writer.writerow([one.code, *about, *(getattr(one, field) for field in measured)])
+
+
+def cautions(scores: Scores, experiment: Experiment) -> list[str]:
+    """List, in sentences, what a reader of the scores should beware of."""
+    each = ranked(scores)
+    found = [ORACLE] if experiment.oracle else []
+    if "accuracy/mean_zero_shot" not in scores.summary:
+        found.append("Only source languages were measured, so nothing is known here about other languages.")
+    if all(one.transfer_gap is None for one in each):
+        found.append("No source language was measured, so there is no transfer gap.")
+    few = [one for one in each if one.support < FEW_ROWS]
+    if few:
+        found.append(f"Fewer than {FEW_ROWS} test rows, so a wide interval: {_some(few, len(each))}.")
+    wide = max(each, key=lambda one: one.accuracy_high - one.accuracy_low)
+    points = 100 * (wide.accuracy_high - wide.accuracy_low)
+    if points > 10:
+        found.append(
+            f"Intervals span up to {points:.0f} points, as in {plots.name(wide.code)}; a difference smaller than that "
+            "between two models may be chance. Compare models row by row rather than by their intervals."
+        )
+    weak = [one for one in each if one.accuracy_low <= commonest(one)]
+    if weak:
+        found.append(
+            f"Not told apart from always answering the commonest label of the test rows: {_some(weak, len(each))}."
+        )
+    found.append("Intervals say how scores may move with other test rows; another training seed would move them too.")
+    return found
+
+
+def commonest(one: LanguageScore) -> float:
+    """Compute the accuracy of always answering the label most frequent in this language's test rows."""
+    return max(sum(row) for row in one.confusion) / one.support
+
+
+def _some(listed: Sequence[LanguageScore], measured: int, most: int = 8) -> str:
+    if len(listed) == measured > 1:
+        return f"all {measured} languages"
+    names = [plots.name(one.code) for one in listed[:most]]
+    return ", ".join(names) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def write(
+    folder: str | Path,
+    scores: Scores,
+    experiment: Experiment,
+    corpus_facts: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    environment: Mapping[str, Any],
+    baseline: Scores | None = None,
+) -> dict[str, Path]:
+    """Write report.html, scores.json, scores.tsv and the pictures; give file name -> path.
+
+    `corpus_facts` may hold `name`, `description`, `licence`, `fingerprint`, `mixture` (a list of {language, rows,
+    weight, share, draws, repeats}), `dropped` (split -> language -> rows also found in test), `warnings` (sentences)
+    and `baseline` (what the baseline is, in a few words). `environment` holds versions and the like, shown as they are,
+    and may hold `command`, which made the run, and `bundle`, the model's folder as one would type it. Without
+    `history`, as after a probe, there is no picture of training. Names and passwords in URLs are left out.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    files = {name: target / name for name in ("report.html", "scores.json", "scores.tsv")}
+    files["scores.json"].write_text(scores.to_json(), encoding="utf-8")
+    write_table(files["scores.tsv"], scores)
+    picture, training = plots.bars(scores, baseline), plots.curve(history)
+    files |= plots.save(picture, target, "languages")
+    if training:
+        files |= plots.save(training, target, "training")
+    page = _page(scores, experiment, corpus_facts, environment, baseline) | {
+        "picture": plots.svg(picture, "languages", "Accuracy in each language, with its 95% interval"),
+        "training": training and plots.svg(training, "training", "Training loss and accuracy on dev, per epoch"),
+    }
+    template = resources.files("xlt_ray").joinpath("templates/report.html").read_text(encoding="utf-8")
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {"pct": _percent, "thousands": lambda number: f"{number:,}"}
+    files["report.html"].write_text(jinja.from_string(template).render(page), encoding="utf-8")
+    return files
+
+
+def _page(
+    scores: Scores,
+    experiment: Experiment,
+    facts: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    baseline: Scores | None,
+) -> dict[str, Any]:
+    mixture = [{**row, "name": plots.name(row["language"])} for row in facts.get("mixture", ())]
+    versions = {key: _public(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
+    summary = scores.summary
+    return {
+        "experiment": experiment,
+        "facts": dict.fromkeys(("name", "description", "licence", "fingerprint", "baseline"), "") | dict(facts),
+        "dropped": {split: sum(rows.values()) for split, rows in facts.get("dropped", {}).items()},
+        "mixture": mixture,
+        "rows_trained": sum(row["rows"] for row in mixture),
+        "sources": [plots.name(code) for code in experiment.sources],
+        "labels": scores.labels,
+        "languages": [_language(one, baseline) for one in ranked(scores)],
+        "counts": _counts(scores),
+        "summary": {key.replace("/", "_"): value for key, value in summary.items()},
+        "worst": _language(scores.worst(), baseline),
+        "baseline": baseline,
+        "commonest": float(np.mean([commonest(one) for one in scores.languages.values()])),
+        "classes": _classes(scores),
+        "cautions": [*cautions(scores, experiment), *facts.get("warnings", ())],
+        "configuration": _public(config.dump(experiment)),
+        "command": _public(str(environment.get("command", "xlt train experiment.yaml"))),
+        "bundle": str(environment.get("bundle", "bundle")),
+        "versions": versions,
+    }
+
+
+def _language(one: LanguageScore, baseline: Scores | None) -> dict[str, Any]:
+    known = languages.get(one.code)
+    before = baseline.languages.get(one.code) if baseline else None
+    return {
+        "score": one,
+        "name": plots.name(one.code),
+        "family": known.family if known else "",
+        "script": known.script if known else "",
+        "seen": _seen(one),
+        "baseline": before.accuracy if before else None,
+    }
+
+
+def _classes(scores: Scores) -> list[dict[str, Any]]:
+    # over the zero-shot languages, for that is where labels get lost; over all where there are none
+    zero_shot = [one for one in scores.languages.values() if one.role != "source"]
+    together = np.sum([one.confusion for one in zero_shot or scores.languages.values()], axis=0)
+    return classification_report(together, scores.labels)
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _public(text: str) -> str:
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1...@", text)

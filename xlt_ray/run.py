@@ -1,0 +1,193 @@
+"""One run from configuration to result: train or probe on Ray, score once, then bundle, report and record.
+
+Whatever is killed, the same command goes on: checkpoints, features and the outbox of tracking are on disk, and
+`result.json`, written last, marks the end.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlt_ray import bundle, checkpoint, encoders, metrics, network, probe, report, tracking, train
+from xlt_ray.collate import Tokenize
+from xlt_ray.config import Experiment, dump
+from xlt_ray.corpora import LOADERS
+from xlt_ray.metrics import Predictions, Scores
+from xlt_ray.outbox import Outbox
+from xlt_ray.prepare import Prepared, prepare
+from xlt_ray.storage import RunFolder, open_run
+from xlt_ray.train import OnEvent
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, scores, and how many tracking records could not be sent yet."""
+
+    experiment: Experiment
+    folder: RunFolder
+    scores: Scores
+    unsent: int
+    repeated: bool  # the run had been finished before and nothing was computed now
+
+
+def run(experiment: Experiment, on_event: OnEvent = lambda event: None) -> Outcome:
+    """Do an experiment, or go on with it, or show it if it is done; raise InputError before any work where it is unsound."""
+    folder = open_run(experiment)
+    folder.download(RESULT, "scores.json")
+    if (folder.local / RESULT).is_file():
+        scores = Scores.from_json((folder.local / "scores.json").read_text(encoding="utf-8"))
+        return Outcome(experiment, folder, scores, 0, repeated=True)
+    on_event({"stage": "check"})
+    prepared = prepare(experiment)
+    folder.download("outbox.jsonl", "outbox.sent")
+    (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
+    outbox = Outbox.open(folder.local, experiment.tracking, f"{experiment.key()}-{folder.identity()}", experiment.name)
+    _record_start(outbox, prepared)
+    sender = tracking.start(outbox)
+    try:
+        scores = _work(prepared, folder, outbox, on_event)
+        outbox.finish("FINISHED")
+        on_event({"stage": "track"})
+        unsent = sender.close(experiment.tracking.flush_seconds)
+    except BaseException as error:
+        outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        sender.close(min(10.0, experiment.tracking.flush_seconds))
+        folder.upload()
+        raise
+    (folder.local / RESULT).write_text(json.dumps({"summary": dict(scores.summary), "key": experiment.key()}), encoding="utf-8")
+    folder.upload()
+    return Outcome(experiment, folder, scores, unsent, repeated=False)
+
+
+def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
+    experiment, started = prepared.experiment, time.monotonic()
+    on_event({"stage": "start"})
+
+    def follow(event: dict[str, Any]) -> None:
+        logged = {k: v for k, v in event.items() if k.startswith(("train/", "dev/", "oracle_dev/", "learning_rate"))}
+        if logged:
+            outbox.metrics(logged, step=int(event["step"]))
+        on_event(event)
+
+    with train.ray_cluster(experiment):
+        if experiment.training.method == "probe":
+            model, predictions, history = _probe(prepared, follow)
+        else:
+            model, predictions, history = _fine_tune(prepared, folder, follow)
+    on_event({"stage": "score"})
+    net, tokenizer, identity = model
+    seen = encoders.seen_languages(net.encoder, tokenizer)
+    labels, settings = prepared.corpus.labels, experiment.evaluation
+    scores = metrics.score(predictions, labels, experiment.sources, seen, settings.resamples, experiment.seed)
+    on_event({"stage": "save"})
+    tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores), identity)
+    metrics.save_predictions(folder.local / "predictions.npz", predictions)
+    (folder.local / "scores.json").write_text(scores.to_json(), encoding="utf-8")
+    facts, environment = corpus_facts(prepared), tracking.environment()
+    for name, content in {"history": history, "corpus": facts, "environment": environment}.items():
+        (folder.local / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    files = report.write(folder.local, scores, experiment, facts, history, environment)
+    outbox.metrics({"seconds": time.monotonic() - started}, step=0)
+    _record_end(outbox, experiment, folder, scores, files)
+    return scores
+
+
+Model = tuple[network.Network, Any, str]
+History = list[dict[str, float]]
+
+
+def _fine_tune(prepared: Prepared, folder: RunFolder, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
+    experiment = prepared.experiment
+    trained = train.fine_tune(experiment, *folder.checkpoints(), on_event)
+    model = network.build(experiment.network, len(prepared.corpus.labels), experiment.seed)
+    checkpoint.restore_weights(model[0], trained.weights)
+    model[0].eval()
+    return model, trained.predictions, trained.history
+
+
+def _probe(prepared: Prepared, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
+    experiment, corpus = prepared.experiment, prepared.corpus
+    visible, test = corpus.for_training(experiment.sources), corpus.for_testing()
+    tables = {f"{split}/{code}": table for split, code, table in visible.tables()}
+    tables |= {f"test/{code}": test.table("test", code) for code in prepared.measured}
+    found, _ = train.features(experiment, tables, on_event)
+
+    def part(split: str) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        named = {name.removeprefix(f"{split}/"): name for name in tables if name.startswith(f"{split}/")}
+        labels = {code: tables[name]["label"].to_numpy() for code, name in named.items()}
+        return {code: found[name] for code, name in named.items()}, labels
+
+    on_event({"stage": "fit"})
+    strengths = experiment.training.probe_strengths
+    fitted = probe.fit(*part("train"), *part("dev"), len(corpus.labels), experiment.mixture, strengths)
+    model = network.build(experiment.network, len(corpus.labels), experiment.seed)
+    probe.install(model[0], fitted)
+    model[0].eval()
+    predictions = {
+        code: Predictions(
+            gold=tables[f"test/{code}"]["label"].to_numpy().astype(np.int64),
+            predicted=(found[f"test/{code}"] @ fitted.weight.T + fitted.bias).argmax(1),
+            ids=np.asarray(tables[f"test/{code}"]["id"].to_pylist(), dtype=np.str_),
+        )
+        for code in prepared.measured
+    }
+    dev = [{"epoch": 1, "step": i, "dev/accuracy": v, "strength": k} for i, (k, v) in enumerate(fitted.dev_accuracy.items())]
+    for row in dev:
+        on_event({"stage": "fit", **row})
+    return model, predictions, []
+
+
+def corpus_facts(prepared: Prepared) -> dict[str, Any]:
+    """Gather what a reader must know about the rows behind a result."""
+    corpus, config = prepared.corpus, prepared.experiment.corpus
+    return {
+        "name": corpus.name,
+        "licence": corpus.licence,
+        "description": LOADERS[config.loader],
+        "labels": list(corpus.labels),
+        "fingerprint": corpus.fingerprint,
+        "mixture": [asdict(share) for share in prepared.mixture],
+        "dropped": prepared.dropped,
+    }
+
+
+def _record_start(outbox: Outbox, prepared: Prepared) -> None:
+    experiment = prepared.experiment
+    outbox.params(_flat(experiment.model_dump(mode="json")))
+    outbox.tags({"xlt.selection": "oracle" if experiment.oracle else experiment.training.select, "xlt.method": experiment.training.method})
+    outbox.tags({f"xlt.environment.{name}": value for name, value in tracking.environment().items()})
+    profile = {"labels": len(prepared.corpus.labels), "train": {s.language: s.rows for s in prepared.mixture}}
+    where = experiment.corpus.path or experiment.corpus.loader
+    outbox.dataset(prepared.corpus.name, where, prepared.corpus.fingerprint[:32], profile, "training")
+
+
+def _record_end(outbox: Outbox, experiment: Experiment, folder: RunFolder, scores: Scores, files: Mapping[str, Path]) -> None:
+    found = {f"test/{name}": value for name, value in scores.summary.items()}
+    for code, language in scores.languages.items():
+        found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}
+        found |= {f"test/transfer_gap/{code}": language.transfer_gap}
+    outbox.metrics(found, step=0)
+    for path in (*files.values(), folder.local / "experiment.yaml", folder.local / "predictions.npz"):
+        outbox.artifact(path)
+    if experiment.tracking.register_as:
+        outbox.model(folder.local / "bundle", experiment.tracking.register_as, experiment.tracking.alias)
+
+
+def _flat(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            rows |= _flat(value, f"{above}{key}.")
+        else:
+            rows[above + key] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+    return rows

@@ -1,0 +1,314 @@
+"""What runs on Ray: fine-tuning on the workers of a TorchTrainer, and the frozen features of a probe on actors.
+
+Both go on after a kill. Fine-tuning restarts from the last checkpoint when its name and storage are the same, features
+from the pieces that are already in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from xlt_ray import checkpoint, encoders, evaluate, loop, network, probe
+from xlt_ray.collate import Tokenize
+from xlt_ray.config import Experiment, InputError
+from xlt_ray.metrics import Predictions, load_predictions, save_predictions
+from xlt_ray.prepare import load_corpus
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+
+# polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
+RAY_TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+CHUNK = 1024  # rows an actor embeds at once: the unit of progress and of the cache
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What fine-tuning leaves: the weights it changed, its predictions on test, its history."""
+
+    weights: dict[str, torch.Tensor]
+    predictions: dict[str, Predictions]
+    history: list[dict[str, float]]
+    precision: str
+
+
+@contextlib.contextmanager
+def ray_cluster(experiment: Experiment) -> Iterator[None]:
+    """Use the cluster RAY_ADDRESS names or this process is connected to, else start a local one and stop it after.
+
+    Raises InputError with the arithmetic where a local machine has fewer CPUs than the workers ask for.
+    """
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        asked = experiment.resources
+        cores, needed = os.cpu_count() or 1, asked.workers * asked.cpus_per_worker
+        if needed > cores:
+            raise InputError(
+                f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPUs = {needed:g} CPUs, but this machine has "
+                f"{cores}; set resources.workers={max(1, int(cores / asked.cpus_per_worker))} or give RAY_ADDRESS of a larger cluster"
+            )
+        ray.init(address="local", include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
+    """Fine-tune on Ray Train and predict test; the same storage path goes on where an earlier call was stopped."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    asked = experiment.resources
+    events = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"experiment": experiment.model_dump(mode="json"), "events": events},
+        scaling_config=ScalingConfig(
+            num_workers=asked.workers,
+            use_gpu=asked.gpus_per_worker > 0,
+            resources_per_worker={"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=asked.max_failures, controller_failure_limit=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with _draining(events, on_event):
+        result = trainer.fit()
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        return _read_final(Path(folder))
+
+
+@contextlib.contextmanager
+def _draining(events: Any, on_event: OnEvent) -> Iterator[None]:
+    from ray.util.queue import Empty
+
+    done = threading.Event()
+
+    def drain() -> None:
+        while True:
+            try:
+                on_event(events.get(timeout=0.5))
+            except Empty:
+                if done.is_set():
+                    return
+            except ray.exceptions.RayError:  # the cluster is going down; fit() says why
+                return
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        events.shutdown(force=True)
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """Run on every worker: train to the end, then predict this worker's share of test."""
+    from ray.train import get_checkpoint, get_context
+    from ray.train.torch import get_device
+
+    experiment = Experiment.model_validate(settings["experiment"])
+    rank, events = get_context().get_world_rank(), settings["events"]
+    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker is what was asked for
+
+    def emit(event: Event) -> None:
+        if rank == 0:
+            events.put_nowait(event)
+
+    restored = get_checkpoint()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(restored.as_directory())) if restored else None
+        if folder is not None and (folder / "final.json").is_file():
+            return  # everything was done before; the driver finds this checkpoint
+        emit({"stage": "load"})
+        corpus, _ = load_corpus(experiment)
+        net, tokenizer, _ = network.build(experiment.network, len(corpus.labels), experiment.seed)
+        tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+        net.to(get_device())
+        visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
+        run = loop.Run(experiment, visible, net, tokenize, _reporter(rank), lambda metrics: emit({"stage": "train", **metrics}))
+        progress = loop.fit(run, folder)
+
+    def tell(done: int, total: int) -> None:
+        emit({"stage": "evaluate", "done": done, "total": total})
+
+    test = corpus.for_testing()
+    tables = {code: test.table("test", code) for code in corpus.measured(experiment.sources, experiment.targets)}
+    predictions = evaluate.predict(net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step, tell)
+    facts = {"history": progress.history, "precision": progress.precision}
+    _reporter(rank)({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
+
+
+def _reporter(rank: int) -> loop.Report:
+    from ray.train import Checkpoint, report
+
+    def send(metrics: dict[str, float], save: loop.Save | None) -> None:
+        if rank != 0 or save is None:
+            report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    return send
+
+
+def _write_final(folder: Path, net: network.Network, predictions: Mapping[str, Predictions], facts: dict[str, Any]) -> None:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.trained(net).items()}
+    save_file(weights, folder / "weights.safetensors")
+    save_predictions(folder / "predictions.npz", predictions)
+    (folder / "final.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _read_final(folder: Path) -> Trained:
+    facts = json.loads((folder / "final.json").read_text(encoding="utf-8"))
+    weights = load_file(folder / "weights.safetensors")
+    return Trained(weights, load_predictions(folder / "predictions.npz"), facts["history"], facts["precision"])
+
+
+class Embedder:
+    """An actor that keeps a frozen encoder and turns rows into features."""
+
+    def __init__(self, experiment: dict[str, Any]) -> None:
+        self.experiment = Experiment.model_validate(experiment)
+        torch.set_num_threads(max(1, int(self.experiment.resources.cpus_per_worker)))
+        self.net, tokenizer, _ = network.build(self.experiment.network, 1, seed=0)
+        self.device = torch.device("cuda" if self.experiment.resources.gpus_per_worker else "cpu")
+        self.net.to(self.device).eval()
+        settings = self.experiment.network
+        self.tokenize = Tokenize(tokenizer, network.prefix(settings), settings.max_length)
+
+    def precision(self) -> str:
+        """Resolve the precision where the work is done; the driver may sit on another kind of machine."""
+        return loop.choose_precision(self.experiment.training.precision, self.net)
+
+    def embed(self, table: pa.Table, precision: str) -> np.ndarray:
+        """Compute the features of a table's rows, (rows, width) float32."""
+        rows, budget = np.arange(table.num_rows), self.experiment.evaluation.tokens_per_step
+        return evaluate.outputs(self.net.features, self.device, table, rows, self.tokenize, precision, budget)
+
+
+def features(
+    experiment: Experiment, tables: Mapping[str, pa.Table], on_event: OnEvent
+) -> tuple[dict[str, np.ndarray], str]:
+    """Embed the rows of tables, in parallel and each text only ever once; return (features by name, precision).
+
+    What an earlier run of the same encoder and settings computed is read from `corpus.cache_dir`.
+    """
+    actors: list[Any] = []
+    asked = experiment.resources
+
+    def actor(index: int) -> Any:
+        while len(actors) <= index:
+            options = {"num_cpus": asked.cpus_per_worker, "num_gpus": asked.gpus_per_worker, "max_restarts": asked.max_failures}
+            remote = ray.remote(**options, max_task_retries=asked.max_failures)(Embedder)
+            actors.append(remote.remote(experiment.model_dump(mode="json")))
+        return actors[index]
+
+    precision = _known_precision(experiment) or _remember_precision(experiment, ray.get(actor(0).precision.remote()))
+    files, missing = _pieces(experiment, tables, precision)
+    done = total = sum(table.num_rows for table in tables.values())
+    done -= sum(piece.num_rows for _, piece in missing)
+    on_event({"stage": "embed", "done": done, "total": total})
+    waiting: dict[Any, tuple[Path, int]] = {}
+    for number, (file, piece) in enumerate(missing):
+        done += _collect(waiting, limit=2 * asked.workers - 1)
+        waiting[actor(number % asked.workers).embed.remote(piece.combine_chunks(), precision)] = (file, piece.num_rows)
+        on_event({"stage": "embed", "done": done, "total": total})
+    while waiting:
+        done += _collect(waiting, limit=len(waiting) - 1)
+        on_event({"stage": "embed", "done": done, "total": total})
+    for handle in actors:
+        ray.kill(handle)
+    return {name: np.concatenate([probe.read(file) for file in parts]) for name, parts in files.items()}, precision
+
+
+def _collect(waiting: dict[Any, tuple[Path, int]], limit: int) -> int:
+    # keep what actors have finished until at most `limit` pieces are under way: memory holds no more than that
+    rows = 0
+    while len(waiting) > limit:
+        ready, _ = ray.wait(list(waiting), num_returns=1)
+        file, count = waiting.pop(ready[0])
+        probe.write(file, ray.get(ready[0]))
+        rows += count
+    return rows
+
+
+def _pieces(
+    experiment: Experiment, tables: Mapping[str, pa.Table], precision: str
+) -> tuple[dict[str, list[Path]], list[tuple[Path, pa.Table]]]:
+    settings = {
+        "encoder": encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision),
+        "prefix": network.prefix(experiment.network),
+        "pooling": experiment.network.pooling,
+        "max_length": experiment.network.max_length,
+        "precision": precision,
+    }
+    files: dict[str, list[Path]] = {}
+    missing: dict[Path, pa.Table] = {}
+    for name, table in tables.items():
+        for start in range(0, table.num_rows, CHUNK):
+            piece = table.slice(start, CHUNK).select([c for c in ("text", "text_pair") if c in table.column_names])
+            file = probe.cache_file(experiment.corpus.cache_dir, piece, settings)
+            files.setdefault(name, []).append(file)
+            if not file.is_file():
+                missing[file] = piece
+    return files, list(missing.items())
+
+
+def _precision_note(experiment: Experiment) -> Path:
+    # a measurement could come out otherwise next time and then no cached feature would be found again
+    kind = "gpu" if experiment.resources.gpus_per_worker else "cpu"
+    return Path(experiment.corpus.cache_dir).expanduser() / "features" / f"precision-{kind}.txt"
+
+
+def _known_precision(experiment: Experiment) -> str:
+    if experiment.training.precision != "auto":
+        return experiment.training.precision
+    note = _precision_note(experiment)
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+
+
+def _remember_precision(experiment: Experiment, precision: str) -> str:
+    note = _precision_note(experiment)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(precision, encoding="utf-8")
+    return precision
