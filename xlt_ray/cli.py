@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ def _told() -> Iterator[None]:
     """Turn what went wrong into a message and an exit code: 2 bad input, 130 interrupted, 1 anything else."""
     from xlt_ray.config import InputError
 
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress is shown instead
     try:
         yield
     except InputError as error:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -35,6 +36,12 @@ ENCODERS = {
     "google/mt5-small": "the encoder of an encoder-decoder",
     "a directory": "weights, configuration and tokenizer as `save_pretrained` writes them, or a bundle of an earlier run",
 }
+
+
+# YAML 1.1 reads 5e-5 (no dot) as text; everybody who types it means the number
+NUMBER = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+# PyYAML lets errors of its parts through, such as ValueError for the date 2020-13-45
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 class Section(BaseModel):
@@ -86,7 +93,10 @@ class MixtureConfig(Section):
         for language, weight in weights.items():
             if not (0 <= weight < float("inf")):
                 raise ValueError(f"{language}: a weight is a finite number of 0 or more, got {weight}")
-        return {languages.resolve(code): weight for code, weight in weights.items()}
+        resolved = {languages.resolve(code): weight for code, weight in weights.items()}
+        if len(resolved) < len(weights):
+            raise ValueError(f"{', '.join(weights)}: two of these are one language; give each one weight")
+        return resolved
 
 
 class NetworkConfig(Section):
@@ -95,7 +105,9 @@ class NetworkConfig(Section):
     init: str = Field("bundled:e5-small", description="bundled:e5-small, a hub id, or a local directory or bundle")
     revision: str | None = None
     pooling: Literal["mean", "first"] = Field("mean", description="mean over tokens, or the first token")
-    prefix: str | None = Field(None, description="put before every text; default 'query: ' for the bundled e5, else none")
+    prefix: str | None = Field(
+        None, description="put before every text; default 'query: ' for the bundled e5, else none"
+    )
     max_length: int = Field(128, ge=8, le=8192, description="tokens; longer inputs are cut")
     dropout: float | None = Field(None, ge=0, lt=1, description="default: what the encoder's own configuration says")
     freeze: tuple[Literal["embeddings"] | int, ...] = Field(
@@ -118,14 +130,16 @@ class TrainingConfig(Section):
     decay: Literal["linear", "cosine", "constant"] = "linear"
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where measured faster")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where measured faster"
+    )
     average_last: int = Field(1, ge=1, description="epochs at whose ends weights are averaged; 1 takes the last alone")
     checkpoint_every: int | None = Field(None, ge=1, description="updates between checkpoints besides each epoch's end")
     select: Literal["last", "source_dev", "target_dev"] = Field(
         "last", description="which epoch to keep; target_dev is an oracle and is labelled so everywhere"
     )
-    probe_strengths: tuple[float, ...] = Field(
-        (0.01, 0.1, 1.0, 10.0, 100.0), description="probe: inverse L2 penalties to choose from on source dev"
+    probe_strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.01, 0.1, 1.0, 10.0, 100.0), min_length=1, description="probe: inverse L2 penalties to choose from on source dev"
     )
 
 
@@ -159,7 +173,7 @@ class Experiment(Section):
     """One run, whole: what is trained on what, how it is measured and where it is written."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     corpus: CorpusConfig = CorpusConfig()
     sources: tuple[str, ...] = Field(min_length=1, description="languages whose train rows are used")
     targets: tuple[str, ...] | Literal["all"] = Field("all", description="languages measured besides the sources")
@@ -223,20 +237,27 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; ready ones are under jobs/configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); give a YAML file") from None
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
-        raise InputError(f"{path}: holds {type(data).__name__}, not keys with values; start from jobs/configs/quickstart.yaml")
+        raise InputError(
+            f"{path}: holds {type(data).__name__}, not keys with values; start from jobs/configs/quickstart.yaml"
+        )
     return build(data, overrides, place=str(path))
 
 
 def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "configuration") -> Experiment:
     """Make an Experiment of plain data and overrides; raise InputError listing every fault at once."""
-    merged = json.loads(json.dumps(data, default=str))
+    try:
+        merged = json.loads(json.dumps(data, default=str))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not plain data ({error}); write names with text, numbers, lists or names below them") from None
+    if not isinstance(merged, dict):
+        raise InputError(f"{place}: holds {type(data).__name__}, not keys with values; it needs `sources` at least")
     for override in overrides:
         _apply(merged, override)
     try:
@@ -257,19 +278,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise InputError(f"{key}: {parent} holds {inner!r}, so nothing can stand below it")
         data = inner
     try:
-        data[leaf] = _number(yaml.safe_load(value)) if value else None
-    except yaml.YAMLError as error:
+        data[leaf] = float(value) if NUMBER.fullmatch(value) else yaml.safe_load(value) if value else None
+    except NOT_YAML as error:
         raise InputError(f"{override!r}: the value is not YAML: {error}") from None
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 5e-5 (no dot) as text; everybody who types it means the number
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _explain(fault: Any) -> str:

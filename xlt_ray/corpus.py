@@ -215,7 +215,7 @@ def offer(language: str, there: Sequence[str]) -> str:
         return "no language has this split; check corpus.path and corpus.splits"
     near = difflib.get_close_matches(language, there, n=3, cutoff=0.4)
     some = ", ".join(near or there[:10])
-    return f"add its rows, or take one of the {len(there)} languages that have it, such as {some}"
+    return f"add its rows, or take a language that has it, such as {some}"
 
 
 def refuse(title: str, faults: Sequence[str]) -> NoReturn:

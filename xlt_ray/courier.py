@@ -24,7 +24,7 @@ from xlt_ray import outbox as journal
 from xlt_ray.delivery import Delivery, Unreachable
 from xlt_ray.outbox import Outbox
 
-NICENESS = 15  # 3% of a core that is wanted by training too
+NICENESS = 10  # a tenth of a core that training wants too, for the few seconds that delivery needs
 POLL_S = 2.0  # between two looks at a growing outbox
 LONGEST_PAUSE_S = 60.0  # between two attempts at a server that does not answer
 ATTEMPTS = 6  # of `sync` at one outbox, as long as its server answers
@@ -101,7 +101,7 @@ def _launch(folder: Path) -> subprocess.Popen[bytes] | None:
     try:
         with (folder / "outbox.log").open("ab") as log:
             return subprocess.Popen(
-                [*_command(), "--follow", str(folder)],
+                [*_command(), "--follow", str(os.getpid()), str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -145,12 +145,11 @@ class Orders:
         os._exit(0)  # a request that never ends cannot be interrupted otherwise; what is unsent is kept
 
 
-def follow(folder: Path) -> None:
+def follow(folder: Path, driver: int) -> None:
     """Deliver an outbox as it grows, until the driver closes it or dies and everything is delivered.
 
     One process at a time delivers an outbox; one left behind by a killed driver may have to finish first.
     """
-    driver = os.getppid()
     where = journal.address(folder)
     if where is None:
         raise FileNotFoundError(f"{folder / journal.FILE}: no such file")
@@ -180,7 +179,7 @@ def _deliver(delivery: Delivery, orders: Orders, driver: int) -> None:
         except Exception as error:  # whatever it is, the records are kept, the reason is shown, and it is tried again
             failures += 1
             print(f"attempt {failures}: {delivery.note(error)}", flush=True)
-        pause = min(0.5 * 2**failures, LONGEST_PAUSE_S) if failures else POLL_S
+        pause = min(0.5 * 2 ** min(failures, 10), LONGEST_PAUSE_S) if failures else POLL_S
         if last:
             time.sleep(min(pause, 5.0))
         else:
@@ -188,7 +187,7 @@ def _deliver(delivery: Delivery, orders: Orders, driver: int) -> None:
 
 
 def _be_nice(niceness: int) -> None:
-    """Give way to the training; towards the end, with a smaller niceness, take a fair share again where that is allowed.
+    """Give way to the training; at the end, with a smaller niceness, take a fair share again where that is allowed.
 
     Where the kernel groups processes by session (Linux autogroup), niceness counts only within a session and each
     session has its own, which may also be lowered; elsewhere an ordinary process can only raise its own.
@@ -240,11 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run as a process: follow one outbox, or deliver several once."""
     parser = argparse.ArgumentParser(prog="python -m xlt_ray.courier", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--follow", action="store_true", help="go on until the driver at the far end of stdin is done")
+    parser.add_argument("--follow", type=int, metavar="PID", help="until this driver, at the far end of stdin, is done")
     parser.add_argument("--uri", help="deliver to this server and not the recorded one")
     asked = parser.parse_args(arguments)
     if asked.follow:
-        follow(asked.folders[0])
+        follow(asked.folders[0], asked.follow)
         return
     dead: dict[str, Exception] = {}
     for folder in asked.folders:

@@ -141,6 +141,7 @@ class _Trainee:
         self.train = {code: rows for code, rows in train.items() if self.experiment.mixture.weights.get(code, 1.0) > 0}
         self.sizes = {code: rows.num_rows for code, rows in self.train.items()}
         self.lengths = {code: collate.lengths(rows, self.run.tokenize) for code, rows in self.train.items()}
+        self.norm = torch.zeros((), device=self.device)  # of the gradient of the latest update
         self.mine = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and rows of this rank since they were last summed
 
     def epoch(self) -> None:
@@ -172,7 +173,7 @@ class _Trainee:
         batches = list(self._batches(draws, positions))
         for number, batch in enumerate(batches, start=1):
             self._step(batch, len(positions), last=number == len(batches))
-        nn.utils.clip_grad_norm_(self.parameters, self.experiment.training.clip)
+        self.norm = nn.utils.clip_grad_norm_(self.parameters, self.experiment.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -215,15 +216,17 @@ class _Trainee:
         self.progress.epoch_loss += loss
         self.progress.epoch_rows += rows
         self.mine.zero_()
+        # here, so that no checkpoint and no result is made of weights that are not numbers
+        if not (math.isfinite(loss) and math.isfinite(float(self.norm))):
+            raise FloatingPointError(
+                f"training diverged by update {self.progress.step}: loss {loss / max(rows, 1)}, norm of the gradient "
+                f"{float(self.norm)}; lower training.learning_rate (now {self.experiment.training.learning_rate}) or set "
+                "training.precision=float32"
+            )
 
     def _report_loss(self, total: int) -> None:
         self._sum_losses()
         progress = self.progress
-        if not math.isfinite(progress.window_loss):
-            raise FloatingPointError(
-                f"the training loss is {progress.window_loss} at update {progress.step}; lower training.learning_rate "
-                f"(now {self.experiment.training.learning_rate}) or set training.precision=float32"
-            )
         metrics = {"step": progress.step, "steps": total, "train/loss": progress.window_loss / progress.window_rows}
         self.run.emit(metrics | {"learning_rate": self.optimizer.param_groups[0]["lr"]})
         progress.window_loss = progress.window_rows = 0.0
@@ -241,7 +244,8 @@ class _Trainee:
         self.run.report(row, self._save)
 
     def _dev(self) -> dict[str, float]:
-        chosen = self.run.corpus.languages("dev")
+        targets, there = self.experiment.targets, self.run.corpus.languages("dev")
+        chosen = [code for code in there if targets == "all" or code in {*targets, *self.experiment.sources}]
         tables = {code: self.run.corpus.table("dev", code) for code in chosen}
         if not tables:
             return {}
@@ -250,8 +254,8 @@ class _Trainee:
         right = {code: float((p.gold == p.predicted).mean()) for code, p in predictions.items()}
         sources = [right[code] for code in right if code in self.experiment.sources]
         found = {"dev/accuracy": float(np.mean(sources))} if sources else {}
-        targets = [right[code] for code in right if code not in self.experiment.sources]
-        return found | ({"oracle_dev/accuracy": float(np.mean(targets))} if targets else {})
+        others = [right[code] for code in right if code not in self.experiment.sources]
+        return found | ({"oracle_dev/accuracy": float(np.mean(others))} if others else {})
 
     def _remember(self, row: dict[str, float]) -> None:
         training, weights = self.experiment.training, checkpoint.trained(self.run.network)

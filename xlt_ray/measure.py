@@ -31,7 +31,7 @@ def measure(folder: Path, other: str | None, overrides: Sequence[str], on_event:
     if corpus.labels != model.labels:
         strange = sorted({*corpus.labels} ^ {*model.labels})
         raise InputError(f"corpus {corpus.name}: labels {', '.join(strange[:5])} differ from the bundle's; map them first")
-    soundness.check_test(corpus, experiment.targets)
+    soundness.check(corpus.for_testing(), (), experiment.targets)
     test = corpus.for_testing()
     tables = {code: test.table("test", code) for code in corpus.measured(model.experiment.sources, experiment.targets)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -51,8 +51,11 @@ def shares(sizes: Mapping[str, int], alpha: float, weights: Mapping[str, float] 
     weights = weights or {}
     raw = {code: weights.get(code, 1.0) * float(rows) ** alpha if rows else 0.0 for code, rows in sizes.items()}
     total = sum(raw.values())
-    if not total > 0:
-        raise InputError(f"mixture: no source has both rows and a positive weight (rows: {dict(sizes)})")
+    if not 0 < total < float("inf"):
+        raise InputError(
+            f"mixture: weights times rows to the power of alpha sum to {total} (rows: {dict(sizes)}); give a source that "
+            "has rows a positive weight of ordinary size"
+        )
     return {code: value / total for code, value in raw.items()}
 
 

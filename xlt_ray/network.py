@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from xlt_ray import encoders
+from xlt_ray.collate import MULTIPLE
 from xlt_ray.config import InputError, NetworkConfig
 
 
@@ -48,8 +49,12 @@ def prefix(config: NetworkConfig) -> str:
     if config.prefix is not None:
         return config.prefix
     if (bundle := Path(config.init) / "bundle.json").is_file():
-        return str(json.loads(bundle.read_text(encoding="utf-8"))["prefix"])
-    return "query: " if "e5-" in config.init.lower() else ""
+        try:
+            return str(json.loads(bundle.read_text(encoding="utf-8"))["prefix"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"network.init: {bundle} is damaged ({error}); copy the bundle again") from None
+    # the name alone, as the folders above a local encoder say nothing about it
+    return "query: " if "e5-" in Path(config.init).name.lower() else ""
 
 
 def encoder_source(config: NetworkConfig) -> str:
@@ -60,13 +65,31 @@ def encoder_source(config: NetworkConfig) -> str:
 def build(config: NetworkConfig, classes: int, seed: int) -> tuple[Network, Any, str]:
     """Load a configuration's encoder and put a fresh head on it; return (network, tokenizer, identity of the encoder)."""
     encoder = encoders.load(encoder_source(config), config.revision)
+    _check_length(encoder.model, config.max_length)
     network = Network(encoder.model, classes, config.pooling, seed)
     if config.dropout is not None:
-        for module in network.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = config.dropout
+        _set_dropout(network, config.dropout)
     freeze(network, config.freeze)
     return network, encoder.tokenizer, encoder.identity
+
+
+def _check_length(encoder: nn.Module, asked: int) -> None:
+    # encoders with relative positions have no such table and no such limit
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding):
+        room = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        room -= room % MULTIPLE  # batches are padded to multiples
+        if asked > room:
+            raise InputError(f"network.max_length: {asked} tokens, but the encoder has room for {room}; give {room} or less")
+
+
+def _set_dropout(network: Network, probability: float) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("dropout", "attention_dropout"):  # T5 and ModernBERT keep that of their attention as a number
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
 
 
 def freeze(network: Network, parts: tuple[str | int, ...]) -> None:

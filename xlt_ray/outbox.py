@@ -212,11 +212,7 @@ def records(folder: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            try:
-                record = dict(json.loads(line))
-            except (ValueError, TypeError):
-                record = {"kind": "damaged"}
-            yield offset, record
+            yield offset, _parse(line)
 
 
 def address(folder: Path) -> dict[str, Any] | None:
@@ -274,8 +270,8 @@ def absolute(uri: str) -> str:
     'http://localhost:5000'
     """
     lite = re.fullmatch(r"(sqlite(?:\+\w+)?):///([^?]*)(\?.*)?", uri)
-    if lite:
-        scheme, path, options = lite.groups(default="")
+    if lite or uri.startswith("sqlite"):
+        scheme, path, options = lite.groups(default="") if lite else ("", "", "")
         if path in ("", ":memory:"):
             raise InputError(f"tracking.uri: {uri} ends with the process; name a file, as sqlite:///xlt.db does")
         return f"{scheme}:///{Path(path).expanduser().absolute()}{options}"
@@ -297,6 +293,14 @@ def clean(name: str) -> str:
     if len(path) <= NAME_LIMIT:
         return path
     return f"{path[: NAME_LIMIT - 11]}-{hashlib.sha256(path.encode()).hexdigest()[:10]}"
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    return record if isinstance(record, dict) and "kind" in record else {"kind": "damaged"}
 
 
 def _once(record: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -47,10 +47,12 @@ def absolute(experiment: Experiment) -> Experiment:
         path = str(Path(path).expanduser().absolute())
     elif experiment.corpus.loader == "hub":
         path = fixed(path)
+    cache = experiment.corpus.cache_dir  # one that begins with ~ is meant for whatever home a worker has
+    cache = cache if cache.startswith("~") else str(Path(cache).absolute())
     return experiment.model_copy(
         update={
             "network": experiment.network.model_copy(update={"init": init}),
-            "corpus": experiment.corpus.model_copy(update={"path": path}),
+            "corpus": experiment.corpus.model_copy(update={"path": path, "cache_dir": cache}),
         }
     )
 

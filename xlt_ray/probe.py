@@ -58,9 +58,12 @@ def write(file: Path, features: np.ndarray) -> None:
     """Keep features; whole or not at all, as other runs may be reading and writing the same file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "wb") as stream:
-        np.save(stream, features, allow_pickle=False)
-    os.replace(name, file)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, features, allow_pickle=False)
+        os.replace(name, file)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def fit(

@@ -175,7 +175,8 @@ def _record_end(outbox: Outbox, experiment: Experiment, folder: RunFolder, score
     found = {f"test/{name}": value for name, value in scores.summary.items()}
     for code, language in scores.languages.items():
         found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}
-        found |= {f"test/transfer_gap/{code}": language.transfer_gap}
+        if language.transfer_gap is not None:
+            found[f"test/transfer_gap/{code}"] = language.transfer_gap
     outbox.metrics(found, step=0)
     for path in (*files.values(), folder.local / "experiment.yaml", folder.local / "predictions.npz"):
         outbox.artifact(path)

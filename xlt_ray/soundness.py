@@ -70,7 +70,8 @@ def _bad_rows(corpus: Corpus, split: str, language: str) -> Iterator[str]:
     table = corpus.table(split, language)
     for column in ("text", "text_pair"):
         if column in table.column_names:
-            bare = pc.fill_null(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(table[column])), 0), True)
+            blank = [_blank(piece[column]) for piece in _pieces(table)]
+            bare = pa.chunked_array([chunk for marks in blank for chunk in marks.chunks], pa.bool_())
             yield from _first(corpus, split, language, bare, f"empty {column}", "fill it or remove the row")
     missing = pc.is_null(table["label"])
     yield from _first(corpus, split, language, missing, "no label", "label it or remove the row")
@@ -79,6 +80,10 @@ def _bad_rows(corpus: Corpus, split: str, language: str) -> Iterator[str]:
             f"{_file(table)}{split}, {language}: {table.num_rows} rows for {len(corpus.labels)} labels; "
             "add rows, or do not take it as a source"
         )
+
+
+def _blank(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.fill_null(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0), True)
 
 
 def _file(table: pa.Table) -> str:
@@ -172,19 +177,34 @@ def _overlaps(corpus: Corpus, read: Sequence[tuple[str, str]]) -> Iterator[str]:
                 yield from _first(corpus, split, language, both, fault, remedy + restarts)
 
 
-def _in_test(tables: Sequence[pa.Table], what: str, seen: pa.Array) -> Iterator[pa.ChunkedArray]:
-    """Mark, for one table after another, the rows whose id or text is among those of test."""
-    waiting: list[pa.Table] = []
-    for number, table in enumerate(tables, 1):
-        waiting.append(table)
-        # each search costs as much as test is large, so small tables share one; large ones do not, for memory's sake
-        if number == len(tables) or sum(one.num_rows for one in waiting) > BUNCH_ROWS:
-            keys = [chunk for one in waiting for chunk in _KEYS[what](one).chunks]
-            marks = pc.is_in(pa.chunked_array(keys, pa.large_string()), value_set=seen, skip_nulls=True)
-            for one in waiting:
-                yield marks.slice(0, one.num_rows)
-                marks = marks.slice(one.num_rows)
-            waiting = []
+def _in_test(tables: Sequence[pa.Table], what: str, seen: pa.Array) -> list[pa.ChunkedArray]:
+    """Mark in every table the rows whose id or text is among those of test."""
+    marks: list[list[pa.BooleanArray]] = [[] for _ in tables]
+    for bunch in _bunches([(number, piece) for number, table in enumerate(tables) for piece in _pieces(table)]):
+        keys = [chunk for _, piece in bunch for chunk in _KEYS[what](piece).chunks]
+        found = pc.is_in(pa.chunked_array(keys, pa.large_string()), value_set=seen, skip_nulls=True)
+        for number, piece in bunch:
+            marks[number] += found.slice(0, piece.num_rows).chunks
+            found = found.slice(piece.num_rows)
+    return [pa.chunked_array(chunks, pa.bool_()) for chunks in marks]
+
+
+def _pieces(table: pa.Table) -> Iterator[pa.Table]:
+    # trimming makes a copy of the texts, which a large language must not hold whole
+    for start in range(0, table.num_rows, BUNCH_ROWS):
+        yield table.slice(start, BUNCH_ROWS)
+
+
+def _bunches(pieces: Iterable[tuple[int, pa.Table]]) -> Iterator[list[tuple[int, pa.Table]]]:
+    # each search costs what test is large, so small languages share one
+    bunch: list[tuple[int, pa.Table]] = []
+    for piece in pieces:
+        bunch.append(piece)
+        if sum(one.num_rows for _, one in bunch) >= BUNCH_ROWS:
+            yield bunch
+            bunch = []
+    if bunch:
+        yield bunch
 
 
 def _test_keys(corpus: Corpus, tested: Iterable[str], what: str) -> pa.Array:

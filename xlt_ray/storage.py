@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ class RunFolder:
         """Bring the remote folder up to date with the local one; nothing to do where there is no remote."""
         if self.remote is not None:
             files, path = self.remote
-            for file in sorted(p for p in self.local.rglob("*") if p.is_file()):
+            # in the order they were written, so that what marks the others as whole comes after them
+            written = sorted((p.stat().st_mtime_ns, p) for p in self.local.rglob("*") if p.is_file())
+            for _, file in written:
                 files.makedirs(f"{path}/{file.relative_to(self.local).parent}", exist_ok=True)
                 files.put_file(str(file), f"{path}/{file.relative_to(self.local)}")
 
@@ -67,7 +70,9 @@ def open_run(experiment: Experiment) -> RunFolder:
     try:
         if "://" in experiment.storage and not experiment.storage.startswith("file://"):
             files, path = fsspec.core.url_to_fs(f"{experiment.storage.rstrip('/')}/{key}")
-            local = Path(experiment.corpus.cache_dir).expanduser() / "runs" / key
+            # the key leaves storage out, and a run in one place says nothing about another
+            where = hashlib.sha256(experiment.storage.rstrip("/").encode()).hexdigest()[:8]
+            local = Path(experiment.corpus.cache_dir).expanduser().absolute() / "runs" / f"{key}-{where}"
             local.mkdir(parents=True, exist_ok=True)
             return RunFolder(local, (files, path))
         local = Path(experiment.storage.removeprefix("file://")).expanduser().absolute() / key

@@ -34,8 +34,10 @@ __all__ = ["Outbox", "Run", "Sender", "environment", "start", "sync"]
 
 PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters MLflow keeps of a value
 HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
-PINNED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "pyarrow", "pydantic")
-PINNED += ("PyYAML",)
+PINNED = (
+    *("torch", "transformers", "tokenizers", "safetensors"),
+    *("numpy", "scipy", "pandas", "pyarrow", "pydantic", "PyYAML"),
+)
 QUESTION = "Please turn on the light in the kitchen."
 ASK = """
 import json, sys
@@ -225,6 +227,7 @@ class Run:
                 data_path=str(bundle),
                 code_paths=[str(_code(record["loader"]))],
                 signature=ModelSignature(Schema([text] * (2 if record["pairs"] else 1)), Schema([text])),
+                input_example=_question(record["pairs"]),
                 pip_requirements=_requirements(),
                 mlflow_model=card,
             )
@@ -250,12 +253,15 @@ def _ask(uri: str, model: str, pairs: bool) -> None:
     """Load a logged model in a process that has only what was logged; raise Refused unless it answers with a label."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p != str(Path(__file__).parents[1]))}
-    question = json.dumps([[QUESTION, QUESTION]] if pairs else [QUESTION])
     with tempfile.TemporaryDirectory() as elsewhere:
-        command = [sys.executable, "-P", "-c", ASK, uri, model, question]
+        command = [sys.executable, "-P", "-c", ASK, uri, model, json.dumps(_question(pairs))]
         answer = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     if answer.returncode:
         raise Refused(f"the logged model does not answer, so it was not registered: {answer.stderr.strip()[-700:]}")
+
+
+def _question(pairs: bool) -> list[Any]:
+    return [[QUESTION, QUESTION]] if pairs else [QUESTION]
 
 
 def _code(loader: str) -> Path:

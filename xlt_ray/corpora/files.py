@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,18 +66,24 @@ def load(config: CorpusConfig) -> Corpus:
 def _find(layout: Layout, config: CorpusConfig) -> list[Found]:
     claims: dict[str, str] = {}
     found: list[Found] = []
+    there: set[str] = set()
     for split, name in config.splits.items():
         for language, path in _of_split(layout, name, config):
+            there |= {language} if language else set()
             if language is None or conversion.wanted(language, config, claims) is not None:
-                kind = config.format or formats.kind_of(path)
-                shown = path if isinstance(layout.fs, LocalFileSystem) else str(layout.fs.unstrip_protocol(path))
-                if kind is None:
-                    raise InputError(f"{shown}: its suffix tells no format; set corpus.format")
-                found.append(Found(split, language, path, shown, kind))
+                found.append(_described(layout, split, language, path, config))
+    _refuse_missing_languages(config, claims, there)
     _refuse_nothing(layout, config, found)
     _refuse_doubles(layout, found)
-    _refuse_missing_languages(config, claims)
     return found
+
+
+def _described(layout: Layout, split: str, language: str | None, path: str, config: CorpusConfig) -> Found:
+    kind = config.format or formats.kind_of(path)
+    shown = path if isinstance(layout.fs, LocalFileSystem) else str(layout.fs.unstrip_protocol(path))
+    if kind is None:
+        raise InputError(f"{shown}: its suffix tells no format; set corpus.format")
+    return Found(split, language, path, shown, kind)
 
 
 def _layout(config: CorpusConfig) -> Layout:
@@ -204,14 +211,15 @@ def _refuse_doubles(layout: Layout, found: list[Found]) -> None:
             )
 
 
-def _refuse_missing_languages(config: CorpusConfig, claims: Mapping[str, str]) -> None:
-    if config.language or config.languages is None:
+def _refuse_missing_languages(config: CorpusConfig, claims: Mapping[str, str], there: set[str]) -> None:
+    if config.language or config.languages is None or not there:
         return
     missing = [code for code in config.languages if languages.resolve(code) not in claims]
     if missing:
+        names = ", ".join(sorted(there)[:20]) + (" ..." if len(there) > 20 else "")
         raise InputError(
             f"corpus.languages: no files for {', '.join(missing)} under corpus.path {config.path}; there are files for "
-            f"{', '.join(sorted(claims)) or 'none of those asked for'}"
+            f"{names}; take some of these, or write OUR_CODE: THEIR_NAME"
         )
 
 
@@ -237,6 +245,8 @@ def _rows(fs: fsspec.AbstractFileSystem, found: list[Found], config: CorpusConfi
                 yield file.split, file.language, table
         except FileFaults as error:
             faults += error.faults
+        finally:
+            shutil.rmtree(passing / str(number), ignore_errors=True)
     if faults:
         refuse(f"corpus.path {config.path}", faults)
 

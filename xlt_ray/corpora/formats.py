@@ -47,7 +47,8 @@ def read(file: Path, shown: str, kind: str, config: CorpusConfig) -> Iterator[pa
     Labels and ids that are empty are null; texts never are. `shown` is the file's name for messages. Raises FileFaults.
     """
     try:
-        faults = missing_columns(shown, _header(file, kind), config)
+        there = _header(file, kind)
+        faults = missing_columns(shown, there, config) if any(there) else diagnose(file, shown, kind, config)
         blank, quotes = (True, 0) if kind == "parquet" or faults else _measure(file)
         if kind == "csv" and quotes % 2:
             # Arrow may take all that follows an open quote for one unfinished row and leave it out without a word

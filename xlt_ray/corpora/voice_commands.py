@@ -8,7 +8,8 @@ rows. The label is the intent; where Home Assistant files unlike actions under o
 door and start a scene are all HassTurnOn), the kind of device decides (`ACTIONS`).
 
 What is kept is decided by rule: labels that at least 60 % of the package's languages have templates for, then languages
-with at least 15 of these labels. Nothing else is evened out: German has ten times the rows of Persian.
+with at least 15 of these labels and 50 test sentences. Languages are not evened out: German has 14 times the training
+rows of Persian.
 
 No template is in two splits. Test takes up to a third of a label's templates, the only one where there is but one, and
 at most five sentences; train and dev hold no text that stands in a test split of any language.
@@ -25,16 +26,12 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
-import json
-import os
 import re
-import shutil
-import tempfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -42,15 +39,18 @@ import pyarrow as pa
 
 from xlt_ray import languages
 from xlt_ray.config import CorpusConfig, InputError
-from xlt_ray.corpus import SPLITS, Corpus, offer, open_split, write_split
+from xlt_ray.corpora import conversion
+from xlt_ray.corpus import SPLITS, Corpus
 
 if TYPE_CHECKING:
     from hassil.expression import Expression
 
+COLUMNS = ("text", "label", "id")
 PINS = ("home-assistant-intents==2026.10.27", "hassil==3.12.1")
 VERSION = 1  # of the rows this module makes of the packages; part of the cache key
 LABEL_SHARE = 0.6  # of the package's languages that must have a label
 MIN_LABELS = 15  # of these that a language must have
+MIN_TEST = 50  # sentences, or an interval would say nothing
 EXPANSIONS = 3  # sentences drawn of a template at most; train takes the first two
 TRAIN_EXPANSIONS = 2
 MOST_TEMPLATES = 40  # of a label in train, so that the many ways to set a timer do not drown the rest
@@ -73,22 +73,8 @@ ACTIONS = {
     ("HassGetState", "person"): "locate_person",
 }
 
-# kind of device -> column of data/voice_commands.tsv whose words can be its name
-NAMES = {
-    "light": "light",
-    "switch": "light",
-    "fan": "fan",
-    "media_player": "media",
-    "climate": "climate",
-    "sensor": "climate",
-    "lock": "door",
-    "binary_sensor": "door",
-    "scene": "scene",
-    "script": "scene",
-    "person": "person",
-    "weather": "city",
-}
-BRANDS = {"media_player": ("Sonos",), "vacuum": ("Roomba",), "todo": ("IKEA",)}  # written alike everywhere
+# kinds of device whose names are taken from the column of another kind
+NAMED_LIKE = {"switch": "light", "sensor": "climate", "binary_sensor": "lock", "script": "scene"}
 
 PERCENT = tuple(range(10, 101, 10))
 NUMBERS = {
@@ -123,19 +109,19 @@ class Row(NamedTuple):
 
 
 def load(config: CorpusConfig) -> Corpus:
-    """Open the corpus, building its Arrow files in `config.cache_dir` the first time (seconds); raise InputError."""
-    folder = Path(config.cache_dir).expanduser() / "-".join(["voice_commands", *_versions(), f"v{VERSION}"])
-    if not folder.is_dir():
-        _write(folder)
-    splits = {split: open_split(folder / f"{split}.arrow") for split in SPLITS}
-    labels = tuple(json.loads((folder / "labels.json").read_text(encoding="utf-8")))
+    """Open the corpus, restricted to `corpus.languages`; the first time its files are made in `corpus.cache_dir`.
+
+    Raises InputError when the packages are missing, the cache cannot be written, or a language is not there.
+    """
+    # the files are those of the whole corpus, whatever part of it is asked for
+    whole = CorpusConfig.model_validate({"cache_dir": config.cache_dir})
+    named = conversion.key(whole, ["voice_commands", VERSION, *_versions()])
+    corpus = conversion.corpus(whole, named, "voice_commands", lambda passing: _rows())
+    splits = corpus.splits
     if config.languages is not None:
         wanted = [languages.resolve(code) for code in config.languages]
-        for code in wanted:
-            if code not in splits["test"]:
-                raise InputError(f"corpus.languages: no {code}; {offer(code, sorted(splits['test']))}")
-        splits = {split: {c: table for c, table in held.items() if c in wanted} for split, held in splits.items()}
-    return Corpus("voice_commands", labels, splits, licence="Apache-2.0", labels_stated=True)
+        splits = {split: {code: corpus.table(split, code) for code in wanted} for split in SPLITS}
+    return replace(corpus, splits=splits, licence="Apache-2.0", labels_stated=True)
 
 
 def _versions() -> list[str]:
@@ -147,52 +133,35 @@ def _versions() -> list[str]:
         ) from None
 
 
-def _write(folder: Path) -> None:
-    labels, splits = build()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    passing = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        for split in SPLITS:
-            write_split(passing / f"{split}.arrow", ((code, _table(splits[code][split], labels)) for code in splits))
-        (passing / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
-        os.rename(passing, folder)
-    except OSError:
-        # another process was first, and wrote the same
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(passing, ignore_errors=True)
+def _rows() -> Iterator[tuple[str, str, pa.Table]]:
+    splits = build()
+    for split in SPLITS:
+        for language, held in splits.items():
+            columns = {name: pa.array([getattr(row, name) for row in held[split]], pa.string()) for name in COLUMNS}
+            yield split, language, pa.table(columns)
 
 
-def _table(rows: Sequence[Row], labels: Sequence[str]) -> pa.Table:
-    return pa.table(
-        {
-            "text": pa.array([row.text for row in rows], pa.string()),
-            "label": pa.array([labels.index(row.label) for row in rows], pa.int32()),
-            "id": pa.array([row.id for row in rows], pa.string()),
-        }
-    )
-
-
-def build() -> tuple[list[str], dict[str, dict[str, list[Row]]]]:
-    """Make the rows: the labels, sorted, and language -> split -> rows."""
+def build() -> dict[str, dict[str, list[Row]]]:
+    """Make the rows, language -> split -> rows, of the installed packages; takes seconds."""
     from home_assistant_intents import LANGUAGES, get_intents
 
-    groups = {code: list(_groups(get_intents(code)["intents"])) for code in LANGUAGES}
+    data = {code: found for code in LANGUAGES if (found := get_intents(code))}
+    groups = {code: list(_groups(data[code]["intents"])) for code in data}
     having = Counter(label for found in groups.values() for label in {group.label for group in found})
-    labels = sorted(label for label, count in having.items() if count >= LABEL_SHARE * len(LANGUAGES))
+    labels = {label for label, count in having.items() if count >= LABEL_SHARE * len(data)}
     rows: dict[str, list[Row]] = defaultdict(list)
-    for code, found in groups.items():
-        kept = [group for group in found if group.label in labels]
+    for code in groups:
+        kept = [group for group in groups[code] if group.label in labels]
         if len({group.label for group in kept}) >= MIN_LABELS and code in _words():
-            rows[DIALECTS.get(code) or languages.resolve(code)] += _expand(code, get_intents(code), kept)
-    splits = {language: _split(language, _unambiguous(rows[language])) for language in sorted(rows)}
+            rows[DIALECTS.get(code) or languages.resolve(code)] += _expand(code, data[code], kept)
+    every = {language: _split(language, _unambiguous(rows[language])) for language in sorted(rows)}
+    splits = {language: held for language, held in every.items() if len(held["test"]) >= MIN_TEST}
     held_out = {row.text.casefold() for held in splits.values() for row in held["test"]}
     for held in splits.values():
         held["dev"] = [row for row in held["dev"] if row.text.casefold() not in held_out]
         reserved = held_out | {row.text.casefold() for row in held["dev"]}
         held["train"] = [row for row in held["train"] if row.text.casefold() not in reserved]
-    return labels, splits
+    return splits
 
 
 def _groups(intents: Mapping[str, Any]) -> Iterator[Group]:
@@ -212,13 +181,14 @@ def _expand(code: str, data: Mapping[str, Any], groups: Iterable[Group]) -> Iter
     from hassil.parse_expression import parse_sentence
 
     parse = functools.cache(lambda sentence: parse_sentence(sentence).expression)
-    rules = {name: parse(body) for name, body in data["expansion_rules"].items()}
-    slots = _slots(code, data["lists"], parse)
+    words = _slots(code, data["lists"], parse)
+    choices = {f"{{{slot}}}": texts for slot, texts in words.items()}
+    choices |= {f"<{rule}>": [parse(body)] for rule, body in data["expansion_rules"].items()}
     for group in groups:
-        slots["name"] = [name for kind in group.kinds for name in _names(code, kind, slots)]
+        choices["{name}"] = [name for kind in group.kinds for name in words.get(NAMED_LIKE.get(kind, kind), ())]
         for number, template in group.templates:
             rng = np.random.default_rng(zlib.crc32(f"{code}/{number}/{template}".encode()))
-            drawn = (_draw(parse(template), slots, rules, rng) for _ in range(4 * EXPANSIONS))
+            drawn = (_draw(parse(template), choices, rng) for _ in range(2 * EXPANSIONS))
             for expansion, text in enumerate(_distinct(drawn)):
                 yield Row(f"{code}/{number}/{expansion}", text, group.label, template, expansion)
 
@@ -244,44 +214,31 @@ def _slots(code: str, lists: Mapping[str, Any], parse: Callable[[str], Expressio
             whole = range(bounds["from"], bounds["to"] + 1, bounds.get("step", 1))
             slots[name] = NUMBERS.get(name) or [number for number in whole if number % 5 == 0 < number] or whole
     words = _words()[code]
-    return slots | {
-        "area": words["area"],
-        "timer_name": words["dish"],
-        "shopping_list_item": words["item"],
-        "todo_list_item": words["item"],
-    }
+    covers = slots.get("cover_classes") or words["lock"]
+    return {**slots, **words, "shopping_list_item": words["todo_list_item"], "cover": covers}
 
 
-def _names(code: str, kind: str, slots: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
-    if kind == "cover":
-        return slots.get("cover_classes") or _words()[code]["door"]
-    return (*(_words()[code][NAMES[kind]] if kind in NAMES else ()), *BRANDS.get(kind, ()))
-
-
-def _draw(part: Any, slots: Mapping[str, Sequence[Any]], rules: Mapping[str, Any], rng: np.random.Generator) -> str | None:
+def _draw(part: Any, choices: Mapping[str, Sequence[Any]], rng: np.random.Generator) -> str | None:
     """Draw one text that a parsed template allows; None where every way needs a slot that has no words here."""
-    from hassil import expression
-
-    match part:
-        case expression.TextChunk():
-            return part.original_text
-        case expression.RuleReference():
-            return _draw(rules[part.rule_name], slots, rules, rng)
-        case expression.ListReference():
-            choices = slots.get(part.list_name, ())
-            return _draw(choices[int(rng.integers(len(choices)))], slots, rules, rng) if choices else None
-        case expression.Alternative():
+    match type(part).__name__:
+        case "TextChunk":
+            return str(part.original_text)
+        case "RuleReference" | "ListReference" as kind:
+            name = f"<{part.rule_name}>" if kind == "RuleReference" else f"{{{part.list_name}}}"
+            parts = choices.get(name)
+            return _draw(parts[int(rng.integers(len(parts)))], choices, rng) if parts else None
+        case "Alternative":
             if part.is_optional and rng.random() < LEAVE_OUT:
                 return ""
             # an exponential race: templates name the usual wording first, and each next one is half as likely
             order = np.argsort(rng.exponential(size=len(part.items)) * 2.0 ** np.arange(len(part.items)))
-            drawn = (_draw(part.items[i], slots, rules, rng) for i in order)
+            drawn = (_draw(part.items[i], choices, rng) for i in order)
             return next((text for text in drawn if text is not None), None)
-        case expression.Group():
-            order = rng.permutation(len(part.items)) if isinstance(part, expression.Permutation) else range(len(part.items))
-            texts = [_draw(part.items[i], slots, rules, rng) for i in order]
-            return None if None in texts else "".join(texts)
-    return str(part)
+        case "Sequence" | "Permutation" as kind:
+            order = rng.permutation(len(part.items)) if kind == "Permutation" else np.arange(len(part.items))
+            texts = [_draw(part.items[i], choices, rng) for i in order]
+            return None if None in texts else "".join(text for text in texts if text)
+    return str(part)  # a word or a number of ours
 
 
 def _unambiguous(rows: Iterable[Row]) -> list[Row]:

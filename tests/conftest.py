@@ -1,0 +1,94 @@
+"""A tiny random encoder and a small labelled corpus on disk, learnable in seconds, that most tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from xlt_ray.config import Experiment, build
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+LABELS = ("sport", "food", "travel")
+LANGUAGES = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
+WORDS = 60  # words a language
+
+
+def _vocabulary() -> list[str]:
+    return [f"{code[:3]}{i}" for code in LANGUAGES for i in range(WORDS)]
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT of random weights with a whole-word vocabulary, saved as a directory."""
+    folder = tmp_path_factory.mktemp("tiny_encoder")
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *_vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def write_rows(file: Path, language: str, rows: int, seed: int, start: int) -> None:
+    """Write rows of words whose label shows in which third of the vocabulary most of them come from."""
+    rng = np.random.default_rng(seed)
+    lines = ["id\ttext\tlabel"]
+    third = WORDS // len(LABELS)
+    for number in range(rows):
+        label = number % len(LABELS)
+        picks = [int(rng.integers(third)) + third * label for _ in range(int(rng.integers(3, 12)))]
+        noise = [int(rng.integers(WORDS)) for _ in range(2)]
+        words = " ".join(f"{language[:3]}{i}" for i in picks + noise)
+        lines.append(f"{start + number}\t{words} {language[:3]}row{start + number}\t{LABELS[label]}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four languages of unequal size as LANGUAGE/{train,dev,test}.tsv; row ids are shared by the languages."""
+    folder = tmp_path_factory.mktemp("tiny_corpus")
+    for number, (language, rows) in enumerate(zip(LANGUAGES, (160, 40, 12, 12), strict=True)):
+        for split, count, start in (("train", rows, 0), ("dev", 21, 1000), ("test", 45, 2000)):
+            write_rows(folder / language / f"{split}.tsv", language, count, 10 * number + start, start)
+    return folder
+
+
+@pytest.fixture
+def tiny_settings(tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path) -> dict[str, object]:
+    """Plain data of an experiment that trains in a second: two sources, two zero-shot targets, no tracking."""
+    return {
+        "name": "tiny",
+        "corpus": {"loader": "files", "path": str(tiny_corpus), "id": "id", "cache_dir": str(tmp_path / "cache")},
+        "sources": ["eng_Latn", "deu_Latn"],
+        "network": {"init": str(tiny_encoder), "max_length": 32, "freeze": []},
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3, "precision": "float32"},
+        "evaluation": {"resamples": 200},
+        "tracking": {"uri": "off"},
+        "storage": str(tmp_path / "runs"),
+    }
+
+
+@pytest.fixture
+def tiny_experiment(tiny_settings: dict[str, object]) -> Experiment:
+    """The same, built."""
+    return build(tiny_settings)

@@ -1,0 +1,243 @@
+"""What `check` refuses and says, and what `drop_overlap` takes out."""
+
+import warnings
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pytest
+
+from xlt_ray.config import InputError
+from xlt_ray.corpus import Corpus, with_origin
+from xlt_ray.soundness import check, drop_overlap
+
+Row = tuple[str | None, int | None, str]
+
+
+def table(rows: Sequence[Row], pairs: Sequence[str] | None = None, origin: str | None = None) -> pa.Table:
+    columns = {
+        "text": pa.array([text for text, _, _ in rows], pa.string()),
+        "label": pa.array([label for _, label, _ in rows], pa.int32()),
+        "id": pa.array([id for _, _, id in rows], pa.string()),
+    }
+    made = pa.table(columns | ({"text_pair": pa.array(pairs, pa.string())} if pairs else {}))
+    return with_origin(made, origin, 2) if origin else made
+
+
+def good(language: str, split: str, size: int = 4) -> list[Row]:
+    return [(f"{split} {language} {number}", number % 2, f"{split} {number}") for number in range(size)]
+
+
+def sound(**changes: list[Row] | None) -> Corpus:
+    """Build a sound corpus of eng_Latn, hau_Latn (both with all splits) and yor_Latn (test); change or drop parts."""
+    whole = {f"{split}_{code}": good(code, split) for split in ("train", "dev", "test") for code in ("eng", "hau")}
+    parts: dict[str, list[Row] | None] = {**whole, "test_yor": good("yor", "test"), **changes}
+    splits: dict[str, dict[str, pa.Table]] = {"train": {}, "dev": {}, "test": {}}
+    for name, rows in parts.items():
+        split, code = name.split("_")
+        if rows is not None:
+            splits[split][f"{code}_Latn"] = table(rows, origin=f"{code}/{split}.tsv")
+    return Corpus("tiny", ("no", "yes"), splits)
+
+
+SOURCES = ["eng_Latn", "hau_Latn"]
+
+
+def refusal(corpus: Corpus, sources: Sequence[str] = SOURCES, targets="all", dev: Sequence[str] = ()) -> str:
+    with pytest.raises(InputError) as caught:
+        check(corpus, sources, targets, dev)
+    return str(caught.value)
+
+
+def test_a_sound_corpus_passes_without_a_word() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(sound(), SOURCES, "all", SOURCES)
+
+
+def test_ids_shared_by_languages_pass_as_long_as_no_id_is_in_two_splits() -> None:
+    corpus = sound()
+    assert corpus.table("train", "eng_Latn")["id"] == corpus.table("train", "hau_Latn")["id"]
+    check(corpus, SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "expected"),
+    [
+        (
+            {"train_hau": None},
+            {},
+            "train: source hau_Latn has none; add its rows, or take a language that has it, such as eng_Latn",
+        ),
+        (
+            {"dev_hau": None},
+            {"dev": SOURCES},
+            "dev: language hau_Latn has none; add its rows, or take a language that has it",
+        ),
+        (
+            {},
+            {"targets": ["zul_Latn"]},
+            "test: target zul_Latn has none; add its rows, or take a language that has it",
+        ),
+        (
+            {"test_yor": [*good("yor", "test"), ("extra", None, "z")]},
+            {},
+            "yor/test.tsv, line 6: no label; label it or remove the row",
+        ),
+        (
+            {"test_yor": [("a", 0, "y1"), (" \t", 0, "y2"), (None, 1, "y3")]},
+            {},
+            "yor/test.tsv, line 3: empty text (and 1 more rows of test, yor_Latn); fill it or remove the row",
+        ),
+        (
+            {"train_eng": [("a", 1, "y1")]},
+            {},
+            "eng/train.tsv, train, eng_Latn: 1 rows for 2 labels; add rows, or do not take it as a source",
+        ),
+        (
+            {"train_eng": [], "train_hau": []},
+            {},
+            "eng/train.tsv, train, eng_Latn: 0 rows for 2 labels",
+        ),
+        (
+            {"train_hau": [("a", 0, "1"), ("b", 0, "2")]},
+            {},
+            "train: label 'yes' occurs in eng_Latn alone (2 rows) of 2 sources; drop it, merge it with another, or",
+        ),
+        (
+            {"train_eng": [("a", 0, "1"), ("b", 0, "2")], "train_hau": [("c", 0, "1"), ("d", 0, "2")]},
+            {},
+            "eng/test.tsv, line 3: label 'yes' (2 rows of test, eng_Latn) is in no train split of the sources",
+        ),
+        (
+            {"train_hau": [*good("hau", "train"), ("new", 0, "test 2")]},
+            {},
+            "hau/train.tsv, line 6: id 'test 2' is in test too, at eng/test.tsv, line 4; remove the rows from either, "
+            "or set corpus.overlap: drop_train, or unset corpus.id",
+        ),
+        (
+            {"dev_eng": [("test eng 1 ", 0, "q")]},
+            {},
+            "eng/dev.tsv, line 2: text 'test eng 1' is in test too, at eng/test.tsv, line 3",
+        ),
+        (
+            {"train_eng": [*good("eng", "train"), ("test yor 3", 1, "q")]},
+            {},
+            "eng/train.tsv, line 6: text 'test yor 3' is in test too, at yor/test.tsv, line 5",
+        ),
+    ],
+    ids=[
+        "source without train",
+        "no dev where it is needed",
+        "target without test",
+        "null label",
+        "empty text",
+        "fewer rows than labels",
+        "train without rows",
+        "label in one language",
+        "label without train rows",
+        "id in train and test",
+        "text in dev and test",
+        "text in train and in another language's test",
+    ],
+)
+def test_a_fault_is_refused_with_place_value_and_remedy(changes: dict, arguments: dict, expected: str) -> None:
+    assert expected in refusal(sound(**changes), **arguments)
+
+
+def test_all_faults_come_in_one_message() -> None:
+    message = refusal(sound(train_hau=None, test_yor=[("", 0, "1"), ("x", None, "2")]), dev=["zul_Latn"])
+    assert message.startswith("corpus tiny: 4 faults")
+    assert all(part in message for part in ("hau_Latn", "zul_Latn", "empty text", "no label"))
+
+
+def test_a_label_outside_the_label_set_is_named_with_a_near_one() -> None:
+    whole = sound(test_yor=[("a", 2, "1")])
+    corpus = Corpus("tiny", ("no", "yes"), whole.splits, unknown_labels=("yess",))
+    assert (
+        "yor/test.tsv, line 2: label 'yess' (1 rows of test, yor_Latn) is in no train split of the sources; did you "
+        "mean 'yes'? correct it, remove the rows, or list all labels in corpus.labels"
+    ) in refusal(corpus)
+
+
+def test_stated_labels_may_be_lopsided_but_not_exceeded() -> None:
+    lopsided = sound(train_hau=[("a", 0, "1"), ("b", 0, "2")])
+    check(Corpus("tiny", ("no", "yes"), lopsided.splits, labels_stated=True), SOURCES)
+    strange = sound(train_hau=[*good("hau", "train"), ("b", 2, "9")])
+    message = refusal(Corpus("tiny", ("no", "yes"), strange.splits, labels_stated=True, unknown_labels=("maybe",)))
+    assert "hau/train.tsv, line 6: label 'maybe' (1 rows of train, hau_Latn) is not in corpus.labels" in message
+
+
+def test_one_source_may_have_any_labels() -> None:
+    check(sound(), ["eng_Latn"])
+
+
+def test_what_no_run_reads_is_not_looked_at() -> None:
+    broken = sound(train_hau=[("", None, "test 0")], dev_hau=[("test eng 0", 0, "q")])
+    check(broken, ["eng_Latn"])
+
+
+def test_rows_without_a_line_are_named_by_their_id() -> None:
+    train, test = table([("", 0, "row-7"), ("b", 1, "row-8")]), table([("c", 0, "t")])
+    corpus = Corpus("tiny", ("no", "yes"), {"train": {"eng_Latn": train}, "test": {"eng_Latn": test}})
+    assert "train, eng_Latn, row row-7: empty text" in refusal(corpus, ["eng_Latn"])
+
+
+def test_pairs_are_the_same_where_both_texts_are() -> None:
+    train = table([("p", 0, "1"), ("p", 1, "2")], pairs=["h1", "h2"])
+    fine = table([("p", 0, "3"), ("p", 1, "4")], pairs=["h3", "h4"])
+    same = table([("p", 0, "3"), ("p", 1, "4")], pairs=["h3", "h2"])
+    bare = table([("p", 0, "3"), ("q", 1, "4")], pairs=["h3", " "])
+
+    def tested(test: pa.Table) -> Corpus:
+        return Corpus("pairs", ("no", "yes"), {"train": {"eng_Latn": train}, "test": {"eng_Latn": test}})
+
+    check(tested(fine), ["eng_Latn"])
+    twin = "row 2: text 'p / h2' is in test too, at test, eng_Latn, row 4"
+    assert twin in refusal(tested(same), ["eng_Latn"])
+    assert "row 4: empty text_pair" in refusal(tested(bare), ["eng_Latn"])
+
+
+def test_ids_that_repeat_inside_a_split_only_warn() -> None:
+    with pytest.warns(UserWarning, match=r"yor/test.tsv, test, yor_Latn: 1 rows repeat an earlier row's id"):
+        check(sound(test_yor=[("a", 0, "same"), ("b", 1, "same")]), SOURCES)
+
+
+def test_dropping_takes_rows_from_train_and_dev_and_says_how_many() -> None:
+    corpus = sound(
+        train_eng=[*good("eng", "train"), ("test yor 0", 0, "q"), ("x", 0, "test 1")],
+        dev_hau=[*good("hau", "dev"), ("test hau 1", 1, "r")],
+    )
+    refusal(corpus)
+    smaller, dropped = drop_overlap(corpus)
+    assert dropped == {"train": {"eng_Latn": 2}, "dev": {"hau_Latn": 1}}
+    assert smaller.sizes("train") == {"eng_Latn": 4, "hau_Latn": 4}
+    assert smaller.sizes("test") == corpus.sizes("test")
+    assert smaller.table("train", "hau_Latn") is corpus.table("train", "hau_Latn"), "untouched tables stay mapped"
+    assert corpus.sizes("train") == {"eng_Latn": 6, "hau_Latn": 4}, "the corpus given is not changed"
+    check(smaller, SOURCES)
+
+
+def test_dropping_without_overlap_changes_nothing() -> None:
+    corpus = sound()
+    smaller, dropped = drop_overlap(corpus)
+    assert dropped == {}
+    assert smaller.fingerprint == corpus.fingerprint
+
+
+def test_no_line_is_claimed_once_rows_are_gone() -> None:
+    corpus = sound(train_eng=[("test yor 0", 0, "q"), *good("eng", "train"), ("", 0, "blank")])
+    smaller, _ = drop_overlap(corpus)
+    assert "eng/train.tsv, train, eng_Latn, row blank: empty text" in refusal(smaller)
+
+
+def test_small_languages_share_a_search_and_large_ones_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xlt_ray.soundness.BUNCH_ROWS", 5)
+    codes = [f"l{number:02d}_Latn" for number in range(9)]
+    splits = {split: {code: table(good(code, split, size=3)) for code in codes} for split in ("train", "dev", "test")}
+    splits["train"]["l07_Latn"] = table([*good("l07_Latn", "train"), ("test l03_Latn 2", 0, "q")])
+    splits["dev"]["l02_Latn"] = table([*good("l02_Latn", "dev", size=13), ("test l08_Latn 0", 1, "r"), (" ", 0, "s")])
+    corpus = Corpus("many", ("no", "yes"), splits)
+    assert "dev, l02_Latn, row r: text 'test l08_Latn 0' is in test too" in refusal(corpus, codes)
+    assert "dev, l02_Latn, row s: empty text" in refusal(corpus, codes)
+    assert "train, l07_Latn, row q: text 'test l03_Latn 2' is in test too" in refusal(corpus, codes)
+    assert drop_overlap(corpus)[1] == {"train": {"l07_Latn": 1}, "dev": {"l02_Latn": 1}}
