@@ -48,10 +48,10 @@ define install
 	if [ $$status -ne 0 ]; then tail -n 25 $(VENV)/pip.log; echo 'installing failed; the same command tries again'; fi; exit $$status
 endef
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo 'first time: about 170 packages, some minutes'
 # the CUDA packages in constraints.txt fit PyTorch of the ordinary index only
-	@sed $(if $(TORCH_INDEX),-e '/^# CUDA/$(comma)$$d') constraints.txt >$(VENV)/constraints.txt
+	@sed '$(if $(TORCH_INDEX),/^# CUDA/$(comma)$$d)' constraints.txt >$(VENV)/constraints.txt
 	$(if $(TORCH_INDEX),$(call install,PyTorch,--index-url $(TORCH_INDEX) $(TORCH)))
 	$(call install,xlt_ray and all it needs,-e .)
 	@touch $@
@@ -62,7 +62,8 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	@touch $@
 
 FITS = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-$(BIN)/python:
+# pip is what venv puts there last
+$(BIN)/pip:
 	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
 	  if $$python -c '$(FITS)' >/dev/null 2>&1; then \
 	    echo "making $(VENV) with $$($$python --version)"; \

@@ -16,9 +16,9 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 
 # the 94 names on XLM-R's list that are no romanisation and no font, by ISO 639-1; Chinese is there in both scripts
 XLMR = """
-af am ar as az be bg bn br bs ca cs cy da de el en eo es et eu fa fi fr fy ga gd gl gu ha he hi hr hu hy id is it ja jv ka
-kk km kn ko ku ky la lo lt lv mg mk ml mn mr ms my ne nl no om or pa pl ps pt ro ru sa sd si sk sl so sq sr su sv sw ta te
-th tl tr ug uk ur uz vi xh yi zh-Hans zh-Hant
+af am ar as az be bg bn br bs ca cs cy da de el en eo es et eu fa fi fr fy ga gd gl gu ha he hi hr hu hy id is it ja
+jv ka kk km kn ko ku ky la lo lt lv mg mk ml mn mr ms my ne nl no om or pa pl ps pt ro ru sa sd si sk sl so sq sr su
+sv sw ta te th tl tr ug uk ur uz vi xh yi zh-Hans zh-Hant
 """
 ROMANISED = ["bn_rom", "hi_rom", "ta_rom", "te_rom", "ur_rom"]
 PUBLISHED_AS_UNSEEN = {"tgl_Latn", "ory_Orya", "pan_Guru"}

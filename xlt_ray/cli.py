@@ -71,7 +71,7 @@ def train(
         for name in ("report.html", "bundle"):
             console.print(f"{name:<12} {outcome.folder.shown}/{name}", soft_wrap=True)
         if outcome.unsent:
-            console.print(f"tracking     {outcome.unsent} records are not sent yet and are kept; `xlt sync {experiment.storage}` sends them")
+            console.print(f"tracking     {outcome.unsent} records are not sent yet and are kept; `xlt sync {outcome.folder.local}` sends them")
         elif experiment.tracking.uri != "off":
             console.print(f"tracking     {experiment.tracking.uri}, experiment {experiment.tracking.experiment}", soft_wrap=True)
 

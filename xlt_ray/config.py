@@ -39,7 +39,7 @@ ENCODERS = {
 
 
 # YAML 1.1 reads 5e-5 (no dot) as text; everybody who types it means the number
-NUMBER = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 # PyYAML lets errors of its parts through, such as ValueError for the date 2020-13-45
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
@@ -158,6 +158,11 @@ class TrackingConfig(Section):
     register_as: str | None = Field(None, description="name of the registered model; default: none is registered")
     alias: str | None = Field(None, description="alias to move to the new version, such as champion")
     flush_seconds: float = Field(120, ge=0, description="wait at the end for what is not yet sent; the rest is kept")
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _off(cls, uri: Any) -> Any:
+        return "off" if uri is False else uri  # YAML 1.1 reads a bare off as false
 
 
 class ResourcesConfig(Section):

@@ -50,7 +50,9 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
     rank, world = _ranks()
     objective = Objective(run.network, run.experiment.training.label_smoothing)
     optimizer = _optimizer(run.network, run.experiment.training)
-    progress, average, best = Progress(), {}, {}
+    progress = Progress()
+    average: Weights = {}
+    best: Weights = {}
     if restored is not None:
         progress, average, best = checkpoint.load(restored, run.network, optimizer)
     progress.precision = progress.precision or choose_precision(run.experiment.training.precision, run.network)

@@ -6,6 +6,7 @@ Whatever is killed, the same command goes on: checkpoints, features and the outb
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, dump
 from xlt_ray.corpora import LOADERS
 from xlt_ray.metrics import Predictions, Scores
-from xlt_ray.outbox import Outbox
+from xlt_ray.outbox import Outbox, pending
 from xlt_ray.prepare import Prepared, prepare
 from xlt_ray.storage import RunFolder, open_run
 from xlt_ray.train import OnEvent
@@ -45,7 +46,7 @@ def run(experiment: Experiment, on_event: OnEvent = lambda event: None) -> Outco
     folder.download(RESULT, "scores.json")
     if (folder.local / RESULT).is_file():
         scores = Scores.from_json((folder.local / "scores.json").read_text(encoding="utf-8"))
-        return Outcome(experiment, folder, scores, 0, repeated=True)
+        return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
     on_event({"stage": "check"})
     prepared = prepare(experiment)
     folder.download("outbox.jsonl", "outbox.sent")
@@ -153,12 +154,19 @@ def corpus_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "name": corpus.name,
         "licence": corpus.licence,
-        "description": LOADERS[config.loader],
+        "description": _description(config.loader),
         "labels": list(corpus.labels),
         "fingerprint": corpus.fingerprint,
         "mixture": [asdict(share) for share in prepared.mixture],
         "dropped": prepared.dropped,
     }
+
+
+def _description(loader: str) -> str:
+    # the paragraphs of a loader's docstring that say what its rows are and are not; general loaders say it in a line
+    paragraphs = (importlib.import_module(f"xlt_ray.corpora.{loader}").__doc__ or "").strip().split("\n\n")
+    limits = [" ".join(p.split()) for p in paragraphs[1:] if p.startswith("What it is not")]
+    return " ".join([LOADERS[loader][0].upper() + LOADERS[loader][1:] + ".", *limits])
 
 
 def _record_start(outbox: Outbox, prepared: Prepared) -> None:
@@ -181,7 +189,12 @@ def _record_end(outbox: Outbox, experiment: Experiment, folder: RunFolder, score
     for path in (*files.values(), folder.local / "experiment.yaml", folder.local / "predictions.npz"):
         outbox.artifact(path)
     if experiment.tracking.register_as:
-        outbox.model(folder.local / "bundle", experiment.tracking.register_as, experiment.tracking.alias)
+        outbox.model(
+            folder.local / "bundle",
+            experiment.tracking.register_as,
+            experiment.tracking.alias,
+            pairs=bool(experiment.corpus.text_pair),
+        )
 
 
 def _flat(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:

