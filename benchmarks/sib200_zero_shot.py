@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from xlt_ray import config, metrics, run
 from xlt_ray.metrics import Predictions
 
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 SHARED = Path(__file__).parents[2] / "shared"
 PUBLISHED = "XLM-R large, published"
@@ -57,7 +59,7 @@ def _one(args: argparse.Namespace, method: str, source: str, seed: int) -> dict[
 
     def on_event(event: dict[str, Any]) -> None:
         marks.setdefault(event["stage"], time.monotonic())
-        if "epoch" in event:
+        if "epoch" in event or "strength" in event:
             print(f"  {method} {source} seed {seed}: {json.dumps(event)}", flush=True)
 
     started = time.monotonic()

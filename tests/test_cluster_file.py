@@ -113,7 +113,7 @@ DATABASE = str(TrackingConfig().uri).removeprefix("sqlite:///")
 
 @pytest.mark.parametrize(
     "path",
-    ["runs/quickstart-1/report.html", DATABASE, f"{DATABASE}-wal", ".venv/bin/python", ".git/config", "mlartifacts/1/x"],
+    ["runs/quick-1/report.html", DATABASE, f"{DATABASE}-wal", ".venv/bin/python", ".git/config", "mlartifacts/1/x"],
 )
 def test_jobs_leave_behind_what_is_large_or_changes(path: str) -> None:
     """What is written while `ray job submit` packs the folder would change its hash, and 100 MiB is Ray's limit."""

@@ -139,7 +139,7 @@ class TrainingConfig(Section):
         "last", description="which epoch to keep; target_dev is an oracle and is labelled so everywhere"
     )
     probe_strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.01, 0.1, 1.0, 10.0, 100.0), min_length=1, description="probe: inverse L2 penalties to choose from on source dev"
+        (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0), min_length=1, description="probe: inverse L2 penalties to choose from on source dev"
     )
 
 
@@ -292,8 +292,10 @@ def _explain(fault: Any) -> str:
     path = [str(part) for part in fault["loc"]]
     place = ".".join(path) or "experiment"
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place, _keys(Experiment), n=1, cutoff=0.6)
-        return f"{place}: unknown key" + (f", did you mean {near[0]}?" if near else "; `xlt catalogue` lists the keys")
+        keys = _keys(Experiment)
+        near = [key for key in keys if key.split(".")[-1] == path[-1]] or difflib.get_close_matches(place, keys, 1, 0.6)
+        meant = f", did you mean {' or '.join(near[:2])}?"
+        return f"{place}: unknown key" + (meant if near else "; `xlt catalogue` lists the keys")
     if fault["type"] == "missing":
         return f"{place}: missing; give it a value"
     message = fault["msg"].removeprefix("Value error, ")

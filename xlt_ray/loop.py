@@ -56,7 +56,7 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
     if restored is not None:
         progress, average, best = checkpoint.load(restored, run.network, optimizer)
     progress.precision = progress.precision or choose_precision(run.experiment.training.precision, run.network)
-    forward = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True) if world > 1 else objective
+    forward = DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True) if world > 1 else objective
     trainee = _Trainee(run, forward, optimizer, progress, average, best, rank, world)
     while progress.epoch < run.experiment.training.epochs:
         trainee.epoch()

@@ -142,9 +142,9 @@ def _probe(prepared: Prepared, on_event: OnEvent) -> tuple[Model, dict[str, Pred
         )
         for code in prepared.measured
     }
-    dev = [{"epoch": 1, "step": i, "dev/accuracy": v, "strength": k} for i, (k, v) in enumerate(fitted.dev_accuracy.items())]
-    for row in dev:
-        on_event({"stage": "fit", **row})
+    for number, strength in enumerate(fitted.dev_loss):
+        dev = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
+        on_event({"stage": "fit", "step": number, "strength": strength, **dev})
     return model, predictions, []
 
 
