@@ -50,9 +50,9 @@ endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo 'first time: about 170 packages, some minutes'
-# the CUDA packages in constraints.txt fit PyTorch of the ordinary index only
+# the CUDA packages in constraints.txt fit PyTorch of the ordinary index only; such an index has few other packages
 	@sed '$(if $(TORCH_INDEX),/^# CUDA/$(comma)$$d)' constraints.txt >$(VENV)/constraints.txt
-	$(if $(TORCH_INDEX),$(call install,PyTorch,--index-url $(TORCH_INDEX) $(TORCH)))
+	$(if $(TORCH_INDEX),$(call install,PyTorch,--no-deps --index-url $(TORCH_INDEX) $(TORCH)))
 	$(call install,xlt_ray and all it needs,-e .)
 	@touch $@
 

@@ -20,7 +20,7 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config languages",
-    1: "bootstrap corpora corpus metrics mixture prepare soundness",
+    1: "bootstrap comparison corpora corpus metrics mixture prepare soundness",
     2: "bundle bundled checkpoint collate encoders evaluate export loop network objective probe techniques",
     3: "courier delivery environment measure outbox plots progress report run search selection storage tracking train",
     4: "cli cluster jobs serve",

@@ -163,7 +163,9 @@ def test_a_killed_run_ends_in_the_same_bits(
         assert equal(resumed.weights, whole.weights)
 
 
-def test_a_run_killed_twice_and_one_killed_at_its_end_give_the_same_bits(tiny_settings: Settings, tmp_path: Path) -> None:
+def test_a_run_killed_twice_and_one_killed_at_its_end_give_the_same_bits(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
     settings = changed(
         tiny_settings,
         training={"epochs": 2, "checkpoint_every": 2, "average_last": 2},

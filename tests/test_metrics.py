@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from xlt_ray import bootstrap, metrics
+from xlt_ray import bootstrap, comparison, metrics
 from xlt_ray.config import InputError
 from xlt_ray.metrics import Predictions
 
@@ -238,13 +238,13 @@ def test_comparison_sees_a_real_difference_and_not_an_absent_one():
     gold = rng.integers(4, size=300)
     good = {code: noisy(rng, gold, 0.9, 4) for code in ("deu_Latn", "swh_Latn")}
     poor = {code: noisy(rng, gold, 0.6, 4) for code in ("deu_Latn", "swh_Latn", "yor_Latn")}
-    better = metrics.compare(good, poor, resamples=500)
+    better = comparison.compare(good, poor, resamples=500)
     assert better.low > 0 and better.p_value == pytest.approx(1 / 501)
     assert (better.languages, better.rows) == (2, 600)
     assert better.difference == pytest.approx(np.mean(list(better.per_language.values())))
-    worse = metrics.compare(poor, good, resamples=500)
+    worse = comparison.compare(poor, good, resamples=500)
     assert (worse.difference, worse.low, worse.high) == pytest.approx((-better.difference, -better.high, -better.low))
-    same = metrics.compare(good, good, resamples=500)
+    same = comparison.compare(good, good, resamples=500)
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
 
 
@@ -253,14 +253,14 @@ def test_comparison_of_equal_models_is_called_significant_about_as_often_as_it_s
     gold, low = np.zeros(100, int), 0
     for repeat in range(200):
         models = [{code: rows(gold, rng.random(100) > 0.7) for code in ("x", "y")} for _ in range(2)]
-        low += metrics.compare(*models, resamples=200, seed=repeat).p_value <= 0.05
+        low += comparison.compare(*models, resamples=200, seed=repeat).p_value <= 0.05
     assert 0.01 <= low / 200 <= 0.10
 
 
 def test_comparison_pairs_rows_by_id_and_keeps_only_common_ones():
     a = {"x": Predictions(np.array([0, 1, 0]), np.array([0, 1, 1]), ["p", "q", "r"])}
     b = {"x": Predictions(np.array([0, 1, 1]), np.array([1, 0, 1]), ["r", "q", "only b"])}
-    found = metrics.compare(a, b, resamples=100)
+    found = comparison.compare(a, b, resamples=100)
     # q: only a is right; r: neither is
     assert (found.rows, found.difference) == (2, 0.5)
 
@@ -268,10 +268,10 @@ def test_comparison_pairs_rows_by_id_and_keeps_only_common_ones():
 def test_comparison_refuses_what_cannot_be_paired():
     a = {"x": rows([0, 1], [0, 1])}
     with pytest.raises(InputError, match="no language with a common row id"):
-        metrics.compare(a, {"y": a["x"]})
+        comparison.compare(a, {"y": a["x"]})
     with pytest.raises(InputError, match="no language with a common row id"):
-        metrics.compare(a, {"x": rows([0, 1], [0, 1], prefix="other")})
+        comparison.compare(a, {"x": rows([0, 1], [0, 1], prefix="other")})
     with pytest.raises(InputError, match="x: id '1' has different gold labels"):
-        metrics.compare(a, {"x": rows([0, 0], [0, 1])})
+        comparison.compare(a, {"x": rows([0, 0], [0, 1])})
     with pytest.raises(InputError, match="x: id 'p' occurs 2 times"):
-        metrics.compare(a, {"x": Predictions(np.array([0, 1]), np.array([0, 1]), ["p", "p"])})
+        comparison.compare(a, {"x": Predictions(np.array([0, 1]), np.array([0, 1]), ["p", "p"])})

@@ -14,7 +14,13 @@ import torch
 from torch import distributed
 
 # a server that has imported these once, and has computed nothing, is forked for each worker
-PRELOADED = ["pandas", "torch._dynamo", "transformers.models.bert.modeling_bert", "xlt_ray.corpora.files", "xlt_ray.loop"]
+PRELOADED = [
+    "pandas",
+    "torch._dynamo",
+    "transformers.models.bert.modeling_bert",
+    "xlt_ray.corpora.files",
+    "xlt_ray.loop",
+]
 TIMEOUT = timedelta(seconds=60)
 
 

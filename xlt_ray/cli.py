@@ -63,8 +63,12 @@ def train(
         from xlt_ray import progress, report, run
 
         console = Console(highlight=False)
-        with progress.shown(console) as on_event:
-            outcome = run.run(experiment, on_event)
+        try:
+            with progress.shown(console) as on_event:
+                outcome = run.run(experiment, on_event)
+        except run.TrainingError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
         console.print(report.table(outcome.scores, experiment))
         if outcome.repeated:
             console.print("This run was finished before; change the seed or the name, or delete its folder, to train again.")
@@ -187,6 +191,29 @@ def report(folder: Annotated[Path, typer.Argument(help="folder of a finished run
         scores, experiment, files = measure.report_again(folder)
         Console(highlight=False).print(reports.table(scores, experiment))
         typer.echo(files["report.html"])
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    second: Annotated[Path, typer.Argument(help="folder of a finished run on the same test rows")],
+) -> None:
+    """Say whether one run is better than another: paired bootstrap over the rows both predicted."""
+    with _told():
+        from rich.console import Console
+
+        from xlt_ray import measure
+
+        console = Console(highlight=False)
+        for group, found in measure.compare_runs(first, second).items():
+            console.print(
+                f"{group} ({found.languages}): {100 * found.difference:+.1f} points "
+                f"[{100 * found.low:.1f}, {100 * found.high:.1f}], p = {found.p_value:.3f}"
+            )
+            if group == "all":
+                ranked = sorted(found.per_language.items(), key=lambda item: item[1])
+                extremes = ranked if len(ranked) <= 10 else ranked[:5] + ranked[-5:]
+                console.print("  " + "  ".join(f"{code} {100 * gain:+.1f}" for code, gain in extremes), soft_wrap=True)
 
 
 @app.command()

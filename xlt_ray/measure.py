@@ -11,8 +11,9 @@ import torch
 
 from xlt_ray import bundle, config, encoders, loop, metrics, report, soundness
 from xlt_ray import evaluate as evaluation
+from xlt_ray.comparison import Comparison, compare
 from xlt_ray.config import Experiment, InputError
-from xlt_ray.metrics import Scores
+from xlt_ray.metrics import Scores, load_predictions
 from xlt_ray.prepare import absolute, load_corpus
 from xlt_ray.train import OnEvent
 
@@ -48,6 +49,28 @@ def measure(folder: Path, other: str | None, overrides: Sequence[str], on_event:
     return metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed), experiment
 
 
+def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
+    """Compare two finished runs, first less second: on all languages, and on those zero-shot in both, seen and unseen."""
+    runs = [(load_predictions(folder / "predictions.npz"), _scores(folder)) for folder in (first, second)]
+    (a, scores), (b, others) = runs
+    common = [code for code in scores.languages if code in others.languages]
+    zero_shot = [c for c in common if "source" not in (scores.languages[c].role, others.languages[c].role)]
+    groups = {
+        "all": common,
+        "zero-shot in both": zero_shot,
+        "zero-shot, seen by the encoder": [c for c in zero_shot if scores.languages[c].seen is True],
+        "zero-shot, unseen": [c for c in zero_shot if scores.languages[c].seen is False],
+    }
+    return {name: compare({c: a[c] for c in codes}, b) for name, codes in groups.items() if codes or name == "all"}
+
+
+def _scores(folder: Path) -> Scores:
+    file = folder / "scores.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: no scores.json; give the folder of a finished run, such as runs/quickstart-...")
+    return Scores.from_json(file.read_text(encoding="utf-8"))
+
+
 def report_again(folder: Path) -> tuple[Scores, Experiment, dict[str, Path]]:
     """Render tables, plots and page from what a finished run kept; raise InputError where it is not finished."""
     kept: dict[str, Any] = {}
@@ -55,7 +78,7 @@ def report_again(folder: Path) -> tuple[Scores, Experiment, dict[str, Path]]:
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name}; give the folder of a finished run, such as runs/quickstart-...")
         kept[name] = json.loads((folder / name).read_text(encoding="utf-8"))
-    scores = Scores.from_json((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = _scores(folder)
     experiment = config.load(folder / "experiment.yaml")
     files = report.write(folder, scores, experiment, kept["corpus.json"], kept["history.json"], kept["environment.json"])
     return scores, experiment, files

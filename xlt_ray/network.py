@@ -22,8 +22,9 @@ class Network(nn.Module):
         self.encoder, self.pooling = encoder, pooling
         settings = encoder.config
         self.dropout = nn.Dropout(getattr(settings, "hidden_dropout_prob", getattr(settings, "dropout_rate", 0.1)))
-        self.head = nn.Linear(settings.hidden_size, classes)
-        generator = torch.Generator().manual_seed(seed)  # of its own, so that building a network disturbs nothing
+        # a generator of its own and none of nn.Linear's own numbers, so that building a network disturbs nothing
+        self.head = nn.utils.skip_init(nn.Linear, settings.hidden_size, classes)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             self.head.weight.normal_(0.0, 0.02, generator=generator)
             self.head.bias.zero_()

@@ -24,7 +24,7 @@ from xlt_ray.metrics import Predictions, Scores
 from xlt_ray.outbox import Outbox, pending
 from xlt_ray.prepare import Prepared, prepare
 from xlt_ray.storage import RunFolder, open_run
-from xlt_ray.train import OnEvent
+from xlt_ray.train import OnEvent, TrainingError
 
 RESULT = "result.json"
 
@@ -49,6 +49,8 @@ def run(experiment: Experiment, on_event: OnEvent = lambda event: None) -> Outco
         return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
     on_event({"stage": "check"})
     prepared = prepare(experiment)
+    train.check_cpus(experiment)
+    network.build(prepared.experiment.network, len(prepared.corpus.labels), experiment.seed)  # what is wrong with it shows now
     folder.download("outbox.jsonl", "outbox.sent")
     (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
     outbox = Outbox.open(folder.local, experiment.tracking, f"{experiment.key()}-{folder.identity()}", experiment.name)
@@ -79,7 +81,7 @@ def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEve
             outbox.metrics(logged, step=int(event["step"]))
         on_event(event)
 
-    with train.ray_cluster(experiment):
+    with train.ray_cluster(experiment), train.plain_errors():
         if experiment.training.method == "probe":
             model, predictions, history = _probe(prepared, follow)
         else:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,11 @@ RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 CHUNK = 1024  # rows an actor embeds at once: the unit of progress and of the cache
+LASTING = (InputError, FloatingPointError)  # come again however often workers are restarted
+
+
+class TrainingError(RuntimeError):
+    """Work on Ray stopped; the message says why in the words of the worker that failed."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,8 @@ class Trained:
 
 @contextlib.contextmanager
 def ray_cluster(experiment: Experiment) -> Iterator[None]:
-    """Use the cluster RAY_ADDRESS names or this process is connected to, else start a local one and stop it after.
-
-    Raises InputError with the arithmetic where a local machine has fewer CPUs than the workers ask for.
-    """
+    """Use the cluster RAY_ADDRESS names or this process is connected to, else start a local one and stop it after."""
+    check_cpus(experiment)
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
@@ -66,13 +70,6 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        asked = experiment.resources
-        cores, needed = os.cpu_count() or 1, asked.workers * asked.cpus_per_worker
-        if needed > cores:
-            raise InputError(
-                f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPUs = {needed:g} CPUs, but this machine has "
-                f"{cores}; set resources.workers={max(1, int(cores / asked.cpus_per_worker))} or give RAY_ADDRESS of a larger cluster"
-            )
         ray.init(address="local", include_dashboard=False, **quiet)
     try:
         yield
@@ -80,9 +77,42 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_cpus(experiment: Experiment) -> None:
+    """Raise InputError with the arithmetic where Ray will be local and workers ask for more CPUs than there are."""
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        return
+    asked, cores = experiment.resources, os.cpu_count() or 1
+    needed = asked.workers * asked.cpus_per_worker
+    if needed > cores:
+        raise InputError(
+            f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPUs = {needed:g} CPUs, but this machine has "
+            f"{cores}; set resources.workers={max(1, int(cores / asked.cpus_per_worker))} or give RAY_ADDRESS of a larger cluster"
+        )
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Give errors of workers without what Ray puts around them, as InputError or TrainingError.
+
+    Ray Train's own answer to Ctrl-C, an exit with code 0, becomes the usual KeyboardInterrupt.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise KeyboardInterrupt from None
+    except ray.exceptions.RayError as error:
+        raise TrainingError(str(error)) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)  # fit() leaves behind one that asks a controller which is gone
+
+
 def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
     """Fine-tune on Ray Train and predict test; the same storage path goes on where an earlier call was stopped."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
@@ -102,15 +132,32 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=asked.max_failures, controller_failure_limit=1),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[_no_vain_restart()],
         ),
     )
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with _draining(events, on_event):
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            cause = getattr(error, "controller_failure", error)
+            raise (cause if isinstance(cause, InputError) else TrainingError(str(cause))) from None
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         return _read_final(Path(folder))
+
+
+def _no_vain_restart() -> Any:
+    from ray.train import UserCallback
+
+    class NoVainRestart(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, LASTING):
+                    raise error
+
+    return NoVainRestart()
 
 
 @contextlib.contextmanager

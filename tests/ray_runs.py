@@ -1,0 +1,92 @@
+"""Runs on real Ray, and the processes they start, for the tests that kill them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TRAIN_WORKER = "RayTrainWorker"  # in the title of a process that runs a worker of Ray Train
+COURIER = "xlt_ray.courier"
+
+Settings = dict[str, Any]
+
+
+def settings(encoder: Path, corpus: Path, folder: Path, **sections: Any) -> Settings:
+    """Plain data of a small experiment that writes below `folder`; sections given are merged into the defaults."""
+    data: Settings = {
+        "name": "tiny",
+        "corpus": {"loader": "files", "path": str(corpus), "id": "id", "cache_dir": str(folder / "cache")},
+        "sources": ["eng_Latn", "deu_Latn"],
+        "network": {"init": str(encoder), "max_length": 32, "freeze": []},
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3, "precision": "float32"},
+        "evaluation": {"resamples": 100},
+        "tracking": {"uri": "off"},
+        "storage": str(folder / "runs"),
+    }
+    for name, value in sections.items():
+        data[name] = {**data.get(name, {}), **value} if isinstance(value, Mapping) else value
+    return data
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Give the environment for a driver that starts a Ray of its own, whatever Ray this process knows."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "120"} | changes
+
+
+def until(condition: Callable[[], Any], what: str, limit_s: float = 120.0) -> Any:
+    """Wait for a condition; the limit only bounds a failing test."""
+    end = time.monotonic() + limit_s
+    while not (result := condition()):
+        assert time.monotonic() < end, f"waited {limit_s:g} s for {what}"
+        time.sleep(0.05)
+    return result
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process told apart from a later one of the same pid by when it was started."""
+
+    pid: int
+    parent: int
+    started: str
+    command: str
+
+    def alive(self) -> bool:
+        """Whether it runs still; one that only waits to be collected does not."""
+        now = _read(self.pid)
+        return now is not None and now.started == self.started  # parent and title may change
+
+    def kill(self) -> None:
+        if self.alive():
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def offspring(pid: int) -> list[Process]:
+    """List the living children of a process, their children and so on."""
+    everybody = [found for name in os.listdir("/proc") if name.isdigit() and (found := _read(int(name)))]
+    family, size = {pid}, 0
+    while len(family) > size:
+        size = len(family)
+        family |= {one.pid for one in everybody if one.parent in family}
+    return [one for one in everybody if one.pid in family and one.pid != pid]
+
+
+def _read(pid: int) -> Process | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else Process(pid, int(fields[1]), fields[19], command.strip())
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Read the files of a finished run that say what was learned: weights, predictions, history, scores."""
+    names = ["bundle/head.safetensors", "bundle/encoder/model.safetensors", "predictions.npz", "history.json", "scores.json"]
+    return {name: (folder / name).read_bytes() for name in names}

@@ -1,0 +1,79 @@
+"""Compare two models on the rows both have predicted: a paired bootstrap of the difference in mean accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from xlt_ray import bootstrap
+from xlt_ray.config import InputError
+from xlt_ray.metrics import Predictions
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two sets of predictions differ on the rows both have: mean accuracy of the first minus the second's."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    languages: int
+    rows: int
+    per_language: Mapping[str, float]
+
+
+def compare(
+    a: Mapping[str, Predictions], b: Mapping[str, Predictions], resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Test whether two models differ in mean accuracy, on the languages and row ids both have, by a paired bootstrap.
+
+    The p-value is two-sided: how often a resampled difference, shifted to have no effect, is at least as large as the
+    one observed, counting the observed itself. Ids shared by languages are resampled jointly, as in `score`.
+    Sources: Efron and Tibshirani 1993, chapter 16; Koehn 2004, "Statistical significance tests for machine translation
+    evaluation"; Berg-Kirkpatrick, Burkett and Klein 2012, "An empirical investigation of statistical significance in
+    NLP". Raises InputError when nothing is common, an id occurs twice, or gold labels differ.
+    """
+    paired = {code: _pair(code, a[code], b[code]) for code in sorted(set(a) & set(b))}
+    paired = {code: pair for code, pair in paired.items() if len(pair[0])}
+    if not paired:
+        raise InputError("compare: no language with a common row id; compare predictions made on the same test rows")
+    ids = {code: pair[0] for code, pair in paired.items()}
+    gains = {code: pair[1] for code, pair in paired.items()}
+    if bootstrap.shared(ids):
+        draws = bootstrap.together(gains, ids, _gain, resamples, seed)
+    else:
+        draws = {code: _gain(*bootstrap.alone(code, gain, resamples, seed)) for code, gain in gains.items()}
+    per_language = {code: float(gain.mean()) for code, gain in gains.items()}
+    difference = float(np.mean(list(per_language.values())))
+    resampled = bootstrap.mean(np.stack(list(draws.values())))
+    low, high = np.nanquantile(resampled, bootstrap.TAILS).tolist()
+    extreme = int(np.sum(np.abs(resampled - difference) >= abs(difference) - 1e-12))
+    p_value = (1 + extreme) / (1 + resamples)
+    return Comparison(difference, low, high, p_value, len(gains), sum(map(len, gains.values())), per_language)
+
+
+def _gain(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    rows = counts.sum(axis=0)
+    return np.divide(kinds @ counts, rows, out=np.full(rows.shape, np.nan), where=rows > 0)
+
+
+def _pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Give the ids both have and, for each, 1 where only the first is right, -1 where only the second, else 0."""
+    ids_a, ids_b = np.asarray(a.ids, dtype=np.str_), np.asarray(b.ids, dtype=np.str_)
+    for ids in (ids_a, ids_b):
+        names, times = np.unique(ids, return_counts=True)
+        if len(times) and times.max() > 1:
+            often = times.argmax()
+            raise InputError(f"{code}: id {str(names[often])!r} occurs {times[often]} times; make row ids unique")
+    common, first, second = np.intersect1d(ids_a, ids_b, assume_unique=True, return_indices=True)
+    differs = np.flatnonzero(np.asarray(a.gold)[first] != np.asarray(b.gold)[second])
+    if len(differs):
+        raise InputError(
+            f"{code}: id {str(common[differs[0]])!r} has different gold labels in the two; compare predictions made on "
+            "one corpus with one label set"
+        )
+    right = [np.asarray(one.gold) == np.asarray(one.predicted) for one in (a, b)]
+    return common, right[0][first].astype(np.int64) - right[1][second]
