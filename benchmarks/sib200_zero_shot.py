@@ -52,7 +52,8 @@ def main() -> None:
 
 def _one(args: argparse.Namespace, method: str, source: str, seed: int) -> dict[str, Any]:
     overrides = [
-        f"corpus.path={args.data}", f"sources=[{source}]", f"seed={seed}", f"storage={args.storage}", "tracking.uri=off",
+        f"corpus.path={args.data}", f"sources=[{source}]", f"seed={seed}", f"storage={args.storage}",
+        "tracking.uri=off",
     ]  # fmt: skip
     experiment = config.load(CONFIGS / f"sib200_{method}.yaml", overrides)
     marks: dict[str, float] = {}
@@ -92,15 +93,17 @@ def _groups(found: dict[str, Any], published: dict[str, Any], source: str) -> di
 
 
 def _print(found: dict[str, dict[str, Any]], published: dict[str, Any], args: argparse.Namespace) -> None:
-    print("\n| model | " + " | ".join(f"{name} ({len(codes)})" for name, codes in _groups(found, published, "eng_Latn").items())
-          + " | over seeds | training, min |\n|---|---|---|---|---|---|")  # fmt: skip
     groups = _groups(found, published, "eng_Latn")
+    heads = " | ".join(f"{name} ({len(codes)})" for name, codes in groups.items())
+    print(f"\n| model | {heads} | over seeds | training, min |\n|---|---|---|---|---|---|")
     cells = [f"{np.mean([float(published[c]['zs_eng']) for c in codes]):.1f}" for codes in groups.values()]
     print(f"| {PUBLISHED}, from English | " + " | ".join(cells) + " | | |")
     for name, one in found.items():
         groups = _groups(found, published, name.rpartition(" ")[2])
         cells = [_interval(one["right"], codes) for codes in groups.values()]
-        means = [100 * np.mean([one["right"][c][seed].mean() for c in groups["all"]]) for seed in range(len(one["seconds"]))]
+        means = [
+            100 * np.mean([one["right"][c][seed].mean() for c in groups["all"]]) for seed in range(len(one["seconds"]))
+        ]
         spread = f"{min(means):.1f} to {max(means):.1f}" if len(means) > 1 else "one run, no random part"
         minutes = np.median([s["training"] for s in one["seconds"]]) / 60
         print(f"| {name} | " + " | ".join(cells) + f" | {spread} | {minutes:.1f} |")
@@ -116,7 +119,9 @@ def _interval(right: dict[str, np.ndarray], codes: list[str]) -> str:
     return f"{100 * table.mean():.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _write(found: dict[str, dict[str, Any]], published: dict[str, Any], groups: dict[str, list[str]], out: Path) -> None:
+def _write(
+    found: dict[str, dict[str, Any]], published: dict[str, Any], groups: dict[str, list[str]], out: Path
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with (out / "sib200_zero_shot.tsv").open("w", encoding="utf-8") as file:
         file.write("\t".join(["code", "in_xlmr", PUBLISHED, *found]) + "\n")

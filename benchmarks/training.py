@@ -80,10 +80,19 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> None:
     print("|---|---|---|---|---|---|---|")
     for arm in found:
         rate = middle(arm, "rows_per_second")
-        ratios = [f"{rate / middle(peer, 'rows_per_second'):.2f}" if peer in found else "" for peer in ("plain", "trainer")]
+        ratios = [
+            f"{rate / middle(peer, 'rows_per_second'):.2f}" if peer in found else "" for peer in ("plain", "trainer")
+        ]
         right = found[arm][-1].get("accuracy", {})
         shown = f"{100 * right['eng_Latn']:.1f} / {100 * np.mean(list(right.values())):.1f}" if right else ""
-        cells = [arm, f"{rate:.1f}", *ratios, f"{middle(arm, 'first_step'):.1f}", f"{middle(arm, 'peak_gb'):.2f}", shown]
+        cells = [
+            arm,
+            f"{rate:.1f}",
+            *ratios,
+            f"{middle(arm, 'first_step'):.1f}",
+            f"{middle(arm, 'peak_gb'):.2f}",
+            shown,
+        ]
         print("| " + " | ".join(cells) + " |")
     if {"loop", "ray1", "ray2"} <= found.keys():
         alone, one, two = (middle(arm, "rows_per_second") for arm in ("loop", "ray1", "ray2"))
@@ -97,7 +106,13 @@ def _experiment(args: argparse.Namespace, workers: int = 1, threads: float = THR
     return build(
         {
             "name": "speed",
-            "corpus": {"loader": "files", "path": args.data, "label": "category", "id": "index_id", "languages": list(MEASURED)},
+            "corpus": {
+                "loader": "files",
+                "path": args.data,
+                "label": "category",
+                "id": "index_id",
+                "languages": list(MEASURED),
+            },
             "sources": ["eng_Latn"],
             "training": {"epochs": args.epochs, "batch_size": BATCH, "learning_rate": 5e-5},
             "network": {"max_length": LENGTH},
@@ -155,7 +170,11 @@ def _plain(args: argparse.Namespace) -> dict[str, Any]:
         for start in range(0, len(order) - BATCH + 1, BATCH):
             chosen = order[start : start + BATCH]
             batch = tokenizer(
-                [texts[i] for i in chosen], padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+                [texts[i] for i in chosen],
+                padding="max_length",
+                truncation=True,
+                max_length=LENGTH,
+                return_tensors="pt",
             )
             loss = torch.nn.functional.cross_entropy(net(dict(batch)), torch.from_numpy(labels[chosen]).long())
             optimizer.zero_grad()
@@ -197,7 +216,9 @@ def _trainer(args: argparse.Namespace) -> dict[str, Any]:
             dataloader_drop_last=True, disable_tqdm=True,
         )  # fmt: skip
         collator = transformers.DataCollatorWithPadding(tokenizer)
-        transformers.Trainer(Classifier(), arguments, train_dataset=rows, data_collator=collator, callbacks=[Clock()]).train()
+        transformers.Trainer(
+            Classifier(), arguments, train_dataset=rows, data_collator=collator, callbacks=[Clock()]
+        ).train()
     net.eval()
     return _result(args, times, corpus, net, tokenizer)
 
@@ -225,7 +246,9 @@ def _loop(args: argparse.Namespace) -> dict[str, Any]:
     return _from_events(args, times, corpus, net, tokenizer)
 
 
-def _from_events(args: argparse.Namespace, times: list[tuple[int, float]], corpus: Any, net: Any, tokenizer: Any) -> Any:
+def _from_events(
+    args: argparse.Namespace, times: list[tuple[int, float]], corpus: Any, net: Any, tokenizer: Any
+) -> Any:
     # only stretches within an epoch count: between epochs dev is measured, which the peers do not do
     per_epoch = -(-corpus.table("train", "eng_Latn").num_rows // BATCH)
     spent = steps = 0.0
@@ -241,7 +264,7 @@ def _from_events(args: argparse.Namespace, times: list[tuple[int, float]], corpu
 
 
 def _on_ray(args: argparse.Namespace, workers: int, threads: float) -> dict[str, Any]:
-    from xlt_ray import checkpoint, network, train
+    from xlt_ray import checkpoint, cluster, network, train
     from xlt_ray.prepare import prepare
 
     experiment = _experiment(args, workers, threads)
@@ -254,7 +277,7 @@ def _on_ray(args: argparse.Namespace, workers: int, threads: float) -> dict[str,
             times.append((int(event["step"]), time.time()))
             peak[0] = max(peak[0], _workers_memory())
 
-    with tempfile.TemporaryDirectory() as folder, train.ray_cluster(experiment):
+    with tempfile.TemporaryDirectory() as folder, cluster.ray_cluster(experiment):
         trained = train.fine_tune(prepared.experiment, folder, None, on_event)
     net, tokenizer, _ = network.build(experiment.network, len(prepared.corpus.labels), experiment.seed)
     checkpoint.restore_weights(net, trained.weights)

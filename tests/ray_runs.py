@@ -88,5 +88,11 @@ def _read(pid: int) -> Process | None:
 
 def results(folder: Path) -> dict[str, bytes]:
     """Read the files of a finished run that say what was learned: weights, predictions, history, scores."""
-    names = ["bundle/head.safetensors", "bundle/encoder/model.safetensors", "predictions.npz", "history.json", "scores.json"]
+    names = [
+        "bundle/head.safetensors",
+        "bundle/encoder/model.safetensors",
+        "predictions.npz",
+        "history.json",
+        "scores.json",
+    ]
     return {name: (folder / name).read_bytes() for name in names}

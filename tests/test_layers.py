@@ -22,8 +22,9 @@ LAYERS = {
     0: "config languages",
     1: "bootstrap comparison corpora corpus metrics mixture prepare soundness",
     2: "bundle bundled checkpoint collate encoders evaluate export loop network objective probe techniques",
-    3: "courier delivery environment measure outbox plots progress report run search selection storage tracking train",
-    4: "cli cluster jobs serve",
+    3: "cluster courier delivery environment measure outbox plots progress report run search selection storage "
+    "tracking train",
+    4: "cli jobs serve",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
 

@@ -40,7 +40,16 @@ def test_afrisenti_trains_by_configuration_alone(tmp_path: Path, tiny_encoder: P
         "tracking.uri=off",
         f"storage={tmp_path / 'runs'}",
     ]
-    done = CliRunner().invoke(app, ["train", str(ROOT / "jobs" / "configs" / "afrisenti_files.yaml", ), *overrides])
+    done = CliRunner().invoke(
+        app,
+        [
+            "train",
+            str(
+                ROOT / "jobs" / "configs" / "afrisenti_files.yaml",
+            ),
+            *overrides,
+        ],
+    )
     assert done.exit_code == 0, done.output
     (run,) = (tmp_path / "runs").iterdir()
     table = (run / "scores.tsv").read_text(encoding="utf-8")

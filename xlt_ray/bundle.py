@@ -42,7 +42,8 @@ class Bundle:
             return np.zeros((0, len(self.labels)), dtype=np.float32)
         device = next(self.network.parameters()).device
         encoded = self.tokenize(texts, pairs)
-        tokens, pad_id = self.experiment.evaluation.tokens_per_step, self.tokenize.tokenizer.pad_token_id
+        tokens = evaluate.token_budget(self.experiment.evaluation.tokens_per_step, device)
+        pad_id = self.tokenize.tokenizer.pad_token_id
         result = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
         with torch.inference_mode(), evaluate.autocast(device, self.precision):
             for positions, batch in collate.budgeted(encoded, tokens, pad_id):
@@ -61,7 +62,10 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
     (folder / "bundle.json").unlink(missing_ok=True)
     bundle.network.encoder.save_pretrained(folder / "encoder")
     bundle.tokenize.tokenizer.save_pretrained(folder / "encoder")
-    save_file({k: v.detach().cpu().contiguous() for k, v in bundle.network.head.state_dict().items()}, folder / "head.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in bundle.network.head.state_dict().items()},
+        folder / "head.safetensors",
+    )
     if bundle.scores is not None:
         (folder / "scores.json").write_text(bundle.scores.to_json(), encoding="utf-8")
     content = {
@@ -99,7 +103,9 @@ def verify(folder: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: not a bundle (no bundle.json); give the folder `bundle` of a finished run") from None
+        raise InputError(
+            f"{folder}: not a bundle (no bundle.json); give the folder `bundle` of a finished run"
+        ) from None
     except ValueError as error:
         raise InputError(f"{folder / 'bundle.json'}: damaged ({error}); copy the bundle again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

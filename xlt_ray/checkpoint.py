@@ -48,14 +48,21 @@ def restore_weights(network: nn.Module, weights: Weights) -> None:
     strange = sorted(current.keys() ^ weights.keys())
     strange += sorted(name for name in current.keys() & weights.keys() if current[name].shape != weights[name].shape)
     if strange:
-        raise InputError(f"checkpoint: its weights are not this network's ({', '.join(strange[:3])} ...); use a new name")
+        raise InputError(
+            f"checkpoint: its weights are not this network's ({', '.join(strange[:3])} ...); use a new name"
+        )
     with torch.no_grad():
         for name, tensor in weights.items():
             current[name].copy_(tensor)
 
 
 def save(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, average: Weights, best: Weights
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: Weights,
+    best: Weights,
 ) -> None:
     """Write one checkpoint file into `folder`."""
     content = {

@@ -50,7 +50,9 @@ def _experiment(config: str, overrides: list[str] | None) -> Any:
 def train(
     config: Config,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print configuration, mixture and resources, then stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print configuration, mixture and resources, then stop")
+    ] = False,
 ) -> None:
     """Train, measure every language, record, report and bundle. The same command goes on after any interruption."""
     from rich.console import Console
@@ -60,24 +62,31 @@ def train(
         if dry_run:
             _print_plan(experiment)
             return
-        from xlt_ray import progress, report, run
+        from xlt_ray import cluster, progress, report, run
 
         console = Console(highlight=False)
         try:
             with progress.shown(console) as on_event:
                 outcome = run.run(experiment, on_event)
-        except run.TrainingError as error:
+        except cluster.TrainingError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
         console.print(report.table(outcome.scores, experiment))
         if outcome.repeated:
-            console.print("This run was finished before; change the seed or the name, or delete its folder, to train again.")
+            console.print(
+                "This run was finished before; change the seed or the name, or delete its folder, to train again."
+            )
         for name in ("report.html", "bundle"):
             console.print(f"{name:<12} {outcome.folder.shown}/{name}", soft_wrap=True)
         if outcome.unsent:
-            console.print(f"tracking     {outcome.unsent} records are not sent yet and are kept; `xlt sync {outcome.folder.local}` sends them")
+            console.print(
+                f"tracking     {outcome.unsent} records are not sent yet and are kept; "
+                f"`xlt sync {outcome.folder.local}` sends them"
+            )
         elif experiment.tracking.uri != "off":
-            console.print(f"tracking     {experiment.tracking.uri}, experiment {experiment.tracking.experiment}", soft_wrap=True)
+            console.print(
+                f"tracking     {experiment.tracking.uri}, experiment {experiment.tracking.experiment}", soft_wrap=True
+            )
 
 
 def _print_plan(experiment: Any) -> None:
@@ -95,7 +104,9 @@ def _print_plan(experiment: Any) -> None:
         mixture.add_row(share.language, *map(str, cells))
     console.print(mixture)
     console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot")
-    console.print(f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}")
+    console.print(
+        f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}"
+    )
     asked = experiment.resources
     if experiment.training.method == "fine_tune":
         console.print(f"updates: {prepared.updates} of {experiment.training.batch_size} rows")
@@ -125,15 +136,17 @@ def evaluate(
     folder: Folder,
     config: Annotated[str | None, typer.Option(help="YAML with another corpus; default: the bundle's own")] = None,
     overrides: Overrides = None,
-    by_class: Annotated[list[str] | None, typer.Option("--report", help="language whose per-class table to print")] = None,
+    by_class: Annotated[
+        list[str] | None, typer.Option("--report", help="language whose per-class table to print")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="write the scores as JSON")] = None,
 ) -> None:
     """Measure a bundle on the test split of a corpus, language by language."""
     with _told():
         from rich.console import Console
 
-        from xlt_ray import measure, metrics, progress, report
         from xlt_ray import config as configuration
+        from xlt_ray import measure, metrics, progress, report
 
         console = Console(highlight=False)
         with progress.shown(console) as on_event:
@@ -154,7 +167,9 @@ def _classes(scores: Any, code: str, metrics: Any) -> Any:
         raise InputError(f"--report {code}: not measured; measured are {', '.join(sorted(scores.languages))}")
     table = Table("label", "precision", "recall", "F1", "rows", title=code)
     for row in metrics.classification_report(scores.languages[code], scores.labels):
-        table.add_row(row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"]))
+        table.add_row(
+            row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"])
+        )
     return table
 
 
@@ -176,7 +191,10 @@ def predict(
             for text, row in zip(texts, model.probabilities(texts), strict=True):
                 best = row.argsort()[::-1][:top]
                 ranked = [{"label": model.labels[i], "probability": round(float(row[i]), 4)} for i in best]
-                sys.stdout.write(json.dumps({"text": text, **ranked[0], **({"top": ranked} if top > 1 else {})}, ensure_ascii=False) + "\n")
+                sys.stdout.write(
+                    json.dumps({"text": text, **ranked[0], **({"top": ranked} if top > 1 else {})}, ensure_ascii=False)
+                    + "\n"
+                )
 
 
 @app.command()
@@ -242,7 +260,9 @@ def catalogue() -> None:
 
 
 @app.command()
-def languages(codes: Annotated[list[str] | None, typer.Argument(help="codes of any common kind; default: all")] = None) -> None:
+def languages(
+    codes: Annotated[list[str] | None, typer.Argument(help="codes of any common kind; default: all")] = None,
+) -> None:
     """Show how language codes are read, and what is known of each language."""
     from rich.console import Console
     from rich.table import Table
@@ -255,13 +275,17 @@ def languages(codes: Annotated[list[str] | None, typer.Argument(help="codes of a
         if row is None:
             table.add_row(asked, "unknown: passed on as it is", "", "", "", "")
         else:
-            table.add_row(row.code, row.name, row.script, row.family, "yes" if row.in_xlmr else "no", " ".join(row.aliases[:6]))
+            table.add_row(
+                row.code, row.name, row.script, row.family, "yes" if row.in_xlmr else "no", " ".join(row.aliases[:6])
+            )
     Console(highlight=False).print(table)
 
 
 @app.command()
 def sync(
-    folders: Annotated[list[Path] | None, typer.Argument(help="folders of runs, or folders that hold them; default: runs")] = None,
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="folders of runs, or folders that hold them; default: runs")
+    ] = None,
     uri: Annotated[str | None, typer.Option(help="tracking server to send to instead of the configured one")] = None,
 ) -> None:
     """Send to MLflow what could not be sent while its server was slow or down."""

@@ -43,7 +43,7 @@ class Tokenize:
 
 
 def lengths(table: pa.Table, tokenize: Tokenize) -> np.ndarray:
-    """Estimate the tokens of every row, (rows,) int32, from its bytes and the tokens per byte of an evenly spaced sample.
+    """Estimate the tokens of every row, (rows,) int32, from its bytes and the tokens per byte of a sample.
 
     Sorting wants no more than this; tokenising all rows on all ranks before the first step would cost minutes.
     """
@@ -106,7 +106,9 @@ def pad(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, t
     return batch
 
 
-def budgeted(rows: Sequence[dict[str, list[int]]], tokens: int, pad_id: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+def budgeted(
+    rows: Sequence[dict[str, list[int]]], tokens: int, pad_id: int
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield (positions in `rows`, padded batch) until all rows are given, each batch under the token budget."""
     for group in steps(rows, tokens):
         yield group, pad([rows[i] for i in group], pad_id)

@@ -34,7 +34,7 @@ ENCODERS = {
     "xlm-roberta-base": "XLM-R base; any other AutoModel encoder of the hub goes as well",
     "microsoft/mdeberta-v3-base": "mDeBERTa v3",
     "google/mt5-small": "the encoder of an encoder-decoder",
-    "a directory": "weights, configuration and tokenizer as `save_pretrained` writes them, or a bundle of an earlier run",
+    "a directory": "what `save_pretrained` writes of a model and its tokenizer, or a bundle of an earlier run",
 }
 
 
@@ -122,7 +122,11 @@ class TrainingConfig(Section):
     method: Literal["fine_tune", "probe"] = "fine_tune"
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(32, ge=1, description="rows an update, over all workers together")
-    tokens_per_step: int = Field(4096, ge=8, description="padded tokens one worker forwards at once; more accumulate")
+    tokens_per_step: int | None = Field(
+        None,
+        ge=8,
+        description="padded tokens a worker forwards at once, more accumulate; default: 1024 on CPU, 16384 on GPU",
+    )
     learning_rate: float = Field(5e-5, gt=0)
     head_learning_rate: float | None = Field(None, gt=0, description="default: learning_rate")
     weight_decay: float = Field(0.01, ge=0)
@@ -139,7 +143,9 @@ class TrainingConfig(Section):
         "last", description="which epoch to keep; target_dev is an oracle and is labelled so everywhere"
     )
     probe_strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0), min_length=1, description="probe: inverse L2 penalties to choose from on source dev"
+        (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0),
+        min_length=1,
+        description="probe: inverse L2 penalties to choose from on source dev",
     )
 
 
@@ -147,7 +153,9 @@ class EvaluationConfig(Section):
     """What is measured after training, on test, once."""
 
     resamples: int = Field(2000, ge=100, description="bootstrap resamples for every interval")
-    tokens_per_step: int = Field(8192, ge=8)
+    tokens_per_step: int | None = Field(
+        None, ge=8, description="padded tokens a worker forwards at once; default: 1024 on CPU, 16384 on GPU"
+    )
 
 
 class TrackingConfig(Section):
@@ -236,7 +244,7 @@ class Experiment(Section):
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
-    """Read a YAML file and apply overrides such as `mixture.alpha=0.5`; raise InputError naming place, value, way out."""
+    """Read a YAML file and apply overrides such as `mixture.alpha=0.5`; raise InputError with place, value, way out."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -260,7 +268,9 @@ def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "
     try:
         merged = json.loads(json.dumps(data, default=str))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not plain data ({error}); write names with text, numbers, lists or names below them") from None
+        raise InputError(
+            f"{place}: not plain data ({error}); write names with text, numbers, lists or names below them"
+        ) from None
     if not isinstance(merged, dict):
         raise InputError(f"{place}: holds {type(data).__name__}, not keys with values; it needs `sources` at least")
     for override in overrides:

@@ -175,5 +175,3 @@ def _checked(init: str, tokenizer: Any, rows: int) -> PreTrainedTokenizerFast:
 def _unloadable(init: str, error: Exception) -> InputError:
     cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return InputError(f"network.init: {init!r} cannot be loaded ({cause}); {WAYS_OUT}")
-
-

@@ -56,7 +56,11 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
     if restored is not None:
         progress, average, best = checkpoint.load(restored, run.network, optimizer)
     progress.precision = progress.precision or choose_precision(run.experiment.training.precision, run.network)
-    forward = DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True) if world > 1 else objective
+    forward = (
+        DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        if world > 1
+        else objective
+    )
     trainee = _Trainee(run, forward, optimizer, progress, average, best, rank, world)
     while progress.epoch < run.experiment.training.epochs:
         trainee.epoch()
@@ -144,7 +148,9 @@ class _Trainee:
         self.sizes = {code: rows.num_rows for code, rows in self.train.items()}
         self.lengths = {code: collate.lengths(rows, self.run.tokenize) for code, rows in self.train.items()}
         self.norm = torch.zeros((), device=self.device)  # of the gradient of the latest update
-        self.mine = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and rows of this rank since they were last summed
+        self.mine = torch.zeros(
+            2, dtype=torch.float64, device=self.device
+        )  # loss and rows of this rank since they were last summed
 
     def epoch(self) -> None:
         """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""
@@ -161,7 +167,11 @@ class _Trainee:
             progress.step += 1
             if progress.step % every == 0:
                 self._report_loss(total)
-            if training.checkpoint_every and progress.step % training.checkpoint_every == 0 and progress.update < len(plan):
+            if (
+                training.checkpoint_every
+                and progress.step % training.checkpoint_every == 0
+                and progress.update < len(plan)
+            ):
                 self._sum_losses()
                 self.run.report({"step": progress.step}, self._save)
         self._end_epoch()
@@ -191,7 +201,8 @@ class _Trainee:
             labels[at] = table["label"].take(rows).to_numpy()
             for place, row in zip(at, self.run.tokenize.rows(table, rows), strict=True):
                 encoded[place] = row
-        tokens, pad_id = self.experiment.training.tokens_per_step, self.run.tokenize.tokenizer.pad_token_id
+        tokens = evaluate.token_budget(self.experiment.training.tokens_per_step, self.device)
+        pad_id = self.run.tokenize.tokenizer.pad_token_id
         for group, batch in collate.budgeted(encoded, tokens, pad_id):
             batch["label"] = torch.from_numpy(labels[group])
             batch["weight"] = torch.zeros(len(group)) if idle else torch.ones(len(group))
@@ -221,9 +232,9 @@ class _Trainee:
         # here, so that no checkpoint and no result is made of weights that are not numbers
         if not (math.isfinite(loss) and math.isfinite(float(self.norm))):
             raise FloatingPointError(
-                f"training diverged by update {self.progress.step}: loss {loss / max(rows, 1)}, norm of the gradient "
-                f"{float(self.norm)}; lower training.learning_rate (now {self.experiment.training.learning_rate}) or set "
-                "training.precision=float32"
+                f"training diverged by update {self.progress.step}: loss {loss / max(rows, 1)}, gradient of norm "
+                f"{float(self.norm)}; lower training.learning_rate (now {self.experiment.training.learning_rate}) or "
+                "set training.precision=float32"
             )
 
     def _report_loss(self, total: int) -> None:
@@ -236,7 +247,11 @@ class _Trainee:
     def _end_epoch(self) -> None:
         self._sum_losses()
         progress = self.progress
-        row = {"epoch": progress.epoch + 1, "step": progress.step, "train/epoch_loss": progress.epoch_loss / progress.epoch_rows}
+        row = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "train/epoch_loss": progress.epoch_loss / progress.epoch_rows,
+        }
         row |= self._dev()
         progress.history.append(row)
         progress.epoch_loss = progress.epoch_rows = 0.0

@@ -31,7 +31,9 @@ def measure(folder: Path, other: str | None, overrides: Sequence[str], on_event:
     corpus, _ = load_corpus(experiment)
     if corpus.labels != model.labels:
         strange = sorted({*corpus.labels} ^ {*model.labels})
-        raise InputError(f"corpus {corpus.name}: labels {', '.join(strange[:5])} differ from the bundle's; map them first")
+        raise InputError(
+            f"corpus {corpus.name}: labels {', '.join(strange[:5])} differ from the bundle's; map them first"
+        )
     soundness.check(corpus.for_testing(), (), experiment.targets)
     test = corpus.for_testing()
     tables = {code: test.table("test", code) for code in corpus.measured(model.experiment.sources, experiment.targets)}
@@ -50,7 +52,7 @@ def measure(folder: Path, other: str | None, overrides: Sequence[str], on_event:
 
 
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
-    """Compare two finished runs, first less second: on all languages, and on those zero-shot in both, seen and unseen."""
+    """Compare two finished runs, first less second: on all languages, and on those zero-shot in both."""
     runs = [(load_predictions(folder / "predictions.npz"), _scores(folder)) for folder in (first, second)]
     (a, scores), (b, others) = runs
     common = [code for code in scores.languages if code in others.languages]
@@ -80,5 +82,7 @@ def report_again(folder: Path) -> tuple[Scores, Experiment, dict[str, Path]]:
         kept[name] = json.loads((folder / name).read_text(encoding="utf-8"))
     scores = _scores(folder)
     experiment = config.load(folder / "experiment.yaml")
-    files = report.write(folder, scores, experiment, kept["corpus.json"], kept["history.json"], kept["environment.json"])
+    files = report.write(
+        folder, scores, experiment, kept["corpus.json"], kept["history.json"], kept["environment.json"]
+    )
     return scores, experiment, files

@@ -1,4 +1,4 @@
-"""Sampling shares p(language) ~ weight * rows ** alpha, and seeded epoch draws that no restart or worker count changes."""
+"""Sampling shares p ~ weight * rows ** alpha, and seeded epoch draws that no restart or worker count changes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def shares(sizes: Mapping[str, int], alpha: float, weights: Mapping[str, float] 
     total = sum(raw.values())
     if not 0 < total < float("inf"):
         raise InputError(
-            f"mixture: weights times rows to the power of alpha sum to {total} (rows: {dict(sizes)}); give a source that "
+            f"mixture: weights times rows ** alpha sum to {total} (rows: {dict(sizes)}); give a source that "
             "has rows a positive weight of ordinary size"
         )
     return {code: value / total for code, value in raw.items()}
@@ -64,7 +64,14 @@ def table(sizes: Mapping[str, int], config: MixtureConfig) -> list[Share]:
     share = shares(sizes, config.alpha, config.weights)
     draws = config.draws_per_epoch or sum(rows for code, rows in sizes.items() if share[code] > 0)
     return [
-        Share(code, rows, config.weights.get(code, 1.0), share[code], draws * share[code], draws * share[code] / max(rows, 1))
+        Share(
+            code,
+            rows,
+            config.weights.get(code, 1.0),
+            share[code],
+            draws * share[code],
+            draws * share[code] / max(rows, 1),
+        )
         for code, rows in sizes.items()
     ]
 

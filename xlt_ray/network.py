@@ -46,7 +46,7 @@ class Network(nn.Module):
 
 
 def prefix(config: NetworkConfig) -> str:
-    """Say what is put before every text: what the configuration or the bundle states, else 'query: ' for E5 encoders."""
+    """Say what is put before every text: as the configuration or the bundle states, else 'query: ' for E5 encoders."""
     if config.prefix is not None:
         return config.prefix
     if (bundle := Path(config.init) / "bundle.json").is_file():
@@ -64,7 +64,7 @@ def encoder_source(config: NetworkConfig) -> str:
 
 
 def build(config: NetworkConfig, classes: int, seed: int) -> tuple[Network, Any, str]:
-    """Load a configuration's encoder and put a fresh head on it; return (network, tokenizer, identity of the encoder)."""
+    """Load a configuration's encoder and put a fresh head on it; return (network, tokenizer, encoder identity)."""
     encoder = encoders.load(encoder_source(config), config.revision)
     _check_length(encoder.model, config.max_length)
     network = Network(encoder.model, classes, config.pooling, seed)
@@ -81,7 +81,9 @@ def _check_length(encoder: nn.Module, asked: int) -> None:
         room = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
         room -= room % MULTIPLE  # batches are padded to multiples
         if asked > room:
-            raise InputError(f"network.max_length: {asked} tokens, but the encoder has room for {room}; give {room} or less")
+            raise InputError(
+                f"network.max_length: {asked} tokens, but the encoder has room for {room}; give {room} or less"
+            )
 
 
 def _set_dropout(network: Network, probability: float) -> None:
@@ -103,7 +105,9 @@ def freeze(network: Network, parts: tuple[str | int, ...]) -> None:
         if part == "embeddings":
             network.encoder.get_input_embeddings().requires_grad_(False)
         elif not 0 <= int(part) <= len(blocks):
-            raise InputError(f"network.freeze: {part} blocks, but the encoder has {len(blocks)}; give 0 to {len(blocks)}")
+            raise InputError(
+                f"network.freeze: {part} blocks, but the encoder has {len(blocks)}; give 0 to {len(blocks)}"
+            )
         else:
             trained = {id(p) for block in blocks[int(part) :] for p in block.parameters()}
             for parameter in network.encoder.parameters():

@@ -10,7 +10,7 @@ from xlt_ray.network import Network
 
 
 class Objective(nn.Module):
-    """Sum the cross-entropy of a batch's rows, each times its `weight` (0 for a row that only keeps workers in step)."""
+    """Sum the cross-entropy of a batch's rows, each times its `weight` (0: a row that only keeps workers in step)."""
 
     def __init__(self, network: Network, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlt_ray import corpora, mixture, soundness
-from xlt_ray.config import Experiment
+from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.mixture import Share
 
@@ -37,7 +37,12 @@ def absolute(experiment: Experiment) -> Experiment:
     """Make local paths absolute, because Ray's workers have working folders of their own."""
 
     def fixed(path: str | None) -> str | None:
-        local = path is not None and "://" not in path and not path.startswith("bundled:") and Path(path).expanduser().exists()
+        local = (
+            path is not None
+            and "://" not in path
+            and not path.startswith("bundled:")
+            and Path(path).expanduser().exists()
+        )
         return str(Path(path).expanduser().resolve()) if path is not None and local else path
 
     init = fixed(experiment.network.init)
@@ -81,4 +86,9 @@ def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
         return ()
     if training.select == "source_dev":
         return experiment.sources
-    return tuple(code for code in corpus.measured((), experiment.targets) if code not in experiment.sources)
+    others = tuple(code for code in corpus.measured((), experiment.targets) if code not in experiment.sources)
+    if not others:
+        raise InputError(
+            "training.select: target_dev, but every target is a source; name another, or select source_dev"
+        )
+    return others

@@ -80,12 +80,14 @@ def fit(
     """Fit a multinomial logistic regression on standardised source features, its L2 strength chosen on source dev.
 
     `train[language]` is (rows, width), `train_labels[language]` (rows,). Rows are weighted so that every language
-    counts by its share of the mixture, as draws do in fine-tuning. The strength with the best dev accuracy is taken, the
-    mean over the sources; where several tie, as they do on some hundred dev rows, the one of least cross-entropy.
+    counts by its share of the mixture, as draws do in fine-tuning. The strength with the best dev accuracy, the mean
+    over the sources, is taken; where several tie, as they do on some hundred dev rows, the one of least cross-entropy.
     Raises InputError where no source has dev rows and there is more than one strength to choose from.
     """
     if not dev and len(strengths) > 1:
-        raise InputError("training.probe_strengths: no source has dev rows to choose by; add dev rows or give one strength")
+        raise InputError(
+            "training.probe_strengths: no source has dev rows to choose by; add dev rows or give one strength"
+        )
     x, y, weights = _stack(train, train_labels, mixture_config)
     centre, scale = x.mean(0), x.std(0) + 1e-6
     x = (x - centre) / scale
@@ -127,7 +129,9 @@ def _stack(features: Features, labels: Features, config: MixtureConfig) -> tuple
     return x, np.concatenate([labels[code] for code in used]), weights
 
 
-def _regress(x: np.ndarray, y: np.ndarray, weights: np.ndarray, strength: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _regress(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray, strength: float, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     present = np.unique(y)
     if len(present) < 2:
         raise InputError("training: the sources' train rows hold one label only; a classifier needs two or more")
@@ -138,7 +142,10 @@ def _regress(x: np.ndarray, y: np.ndarray, weights: np.ndarray, strength: float,
         model.fit(x, y, sample_weight=weights)
     weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, ABSENT)
     if len(present) == 2:
-        weight[present], bias[present] = np.vstack([-model.coef_, model.coef_]) / 2, np.r_[-model.intercept_, model.intercept_] / 2
+        weight[present], bias[present] = (
+            np.vstack([-model.coef_, model.coef_]) / 2,
+            np.r_[-model.intercept_, model.intercept_] / 2,
+        )
     else:
         weight[present], bias[present] = model.coef_, model.intercept_
     return weight, bias

@@ -31,7 +31,13 @@ def shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
     if not console.is_terminal:
         yield _lines(console)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bars:
         yield _bars(bars)
 
@@ -77,7 +83,12 @@ def _lines(console: Console) -> Callable[[dict[str, Any]], None]:
     def show(event: dict[str, Any]) -> None:
         text, done, total = _describe(event)
         now = time.monotonic()
-        important = event["stage"] != last["stage"] or "epoch" in event or "strength" in event or (done is not None and done == total)
+        important = (
+            event["stage"] != last["stage"]
+            or "epoch" in event
+            or "strength" in event
+            or (done is not None and done == total)
+        )
         if important or now - float(last["time"]) >= EVERY:  # type: ignore[arg-type]
             count = f"  {done:g} of {total:g}" if done is not None and total else ""
             console.print(f"[{now - start:5.0f} s] {text}{count}", markup=False, highlight=False, soft_wrap=True)

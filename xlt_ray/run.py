@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from xlt_ray import bundle, checkpoint, encoders, metrics, network, probe, report, tracking, train
+from xlt_ray import bundle, checkpoint, cluster, encoders, metrics, network, probe, report, tracking, train
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, dump
 from xlt_ray.corpora import LOADERS
@@ -24,7 +24,7 @@ from xlt_ray.metrics import Predictions, Scores
 from xlt_ray.outbox import Outbox, pending
 from xlt_ray.prepare import Prepared, prepare
 from xlt_ray.storage import RunFolder, open_run
-from xlt_ray.train import OnEvent, TrainingError
+from xlt_ray.train import OnEvent
 
 RESULT = "result.json"
 
@@ -41,7 +41,7 @@ class Outcome:
 
 
 def run(experiment: Experiment, on_event: OnEvent = lambda event: None) -> Outcome:
-    """Do an experiment, or go on with it, or show it if it is done; raise InputError before any work where it is unsound."""
+    """Do an experiment, go on with it, or show it if it is done; raise InputError before any work if it is unsound."""
     folder = open_run(experiment)
     folder.download(RESULT, "scores.json")
     if (folder.local / RESULT).is_file():
@@ -49,8 +49,10 @@ def run(experiment: Experiment, on_event: OnEvent = lambda event: None) -> Outco
         return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
     on_event({"stage": "check"})
     prepared = prepare(experiment)
-    train.check_cpus(experiment)
-    network.build(prepared.experiment.network, len(prepared.corpus.labels), experiment.seed)  # what is wrong with it shows now
+    cluster.check_cpus(experiment)
+    network.build(
+        prepared.experiment.network, len(prepared.corpus.labels), experiment.seed
+    )  # what is wrong with it shows now
     folder.download("outbox.jsonl", "outbox.sent")
     (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
     outbox = Outbox.open(folder.local, experiment.tracking, f"{experiment.key()}-{folder.identity()}", experiment.name)
@@ -66,7 +68,9 @@ def run(experiment: Experiment, on_event: OnEvent = lambda event: None) -> Outco
         sender.close(min(10.0, experiment.tracking.flush_seconds))
         folder.upload()
         raise
-    (folder.local / RESULT).write_text(json.dumps({"summary": dict(scores.summary), "key": experiment.key()}), encoding="utf-8")
+    (folder.local / RESULT).write_text(
+        json.dumps({"summary": dict(scores.summary), "key": experiment.key()}), encoding="utf-8"
+    )
     folder.upload()
     return Outcome(experiment, folder, scores, unsent, repeated=False)
 
@@ -81,7 +85,7 @@ def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEve
             outbox.metrics(logged, step=int(event["step"]))
         on_event(event)
 
-    with train.ray_cluster(experiment), train.plain_errors():
+    with cluster.ray_cluster(experiment), cluster.plain_errors():
         if experiment.training.method == "probe":
             model, predictions, history = _probe(prepared, follow)
         else:
@@ -109,7 +113,9 @@ Model = tuple[network.Network, Any, str]
 History = list[dict[str, float]]
 
 
-def _fine_tune(prepared: Prepared, folder: RunFolder, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
+def _fine_tune(
+    prepared: Prepared, folder: RunFolder, on_event: OnEvent
+) -> tuple[Model, dict[str, Predictions], History]:
     experiment = prepared.experiment
     trained = train.fine_tune(experiment, *folder.checkpoints(), on_event)
     model = network.build(experiment.network, len(prepared.corpus.labels), experiment.seed)
@@ -174,14 +180,21 @@ def _description(loader: str) -> str:
 def _record_start(outbox: Outbox, prepared: Prepared) -> None:
     experiment = prepared.experiment
     outbox.params(_flat(experiment.model_dump(mode="json")))
-    outbox.tags({"xlt.selection": "oracle" if experiment.oracle else experiment.training.select, "xlt.method": experiment.training.method})
+    outbox.tags(
+        {
+            "xlt.selection": "oracle" if experiment.oracle else experiment.training.select,
+            "xlt.method": experiment.training.method,
+        }
+    )
     outbox.tags({f"xlt.environment.{name}": value for name, value in tracking.environment().items()})
     profile = {"labels": len(prepared.corpus.labels), "train": {s.language: s.rows for s in prepared.mixture}}
     where = experiment.corpus.path or experiment.corpus.loader
     outbox.dataset(prepared.corpus.name, where, prepared.corpus.fingerprint[:32], profile, "training")
 
 
-def _record_end(outbox: Outbox, experiment: Experiment, folder: RunFolder, scores: Scores, files: Mapping[str, Path]) -> None:
+def _record_end(
+    outbox: Outbox, experiment: Experiment, folder: RunFolder, scores: Scores, files: Mapping[str, Path]
+) -> None:
     found = {f"test/{name}": value for name, value in scores.summary.items()}
     for code, language in scores.languages.items():
         found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}

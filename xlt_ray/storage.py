@@ -78,5 +78,7 @@ def open_run(experiment: Experiment) -> RunFolder:
         local = Path(experiment.storage.removeprefix("file://")).expanduser().absolute() / key
         local.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"storage: {experiment.storage!r} cannot be used ({error}); give a directory or an fsspec URL") from None
+        raise InputError(
+            f"storage: {experiment.storage!r} cannot be used ({error}); give a directory or an fsspec URL"
+        ) from None
     return RunFolder(local)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xlt_ray import checkpoint, encoders, evaluate, loop, network, probe
+from xlt_ray.cluster import TrainingError
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.metrics import Predictions, load_predictions, save_predictions
@@ -33,18 +33,8 @@ from xlt_ray.prepare import load_corpus
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 
-# polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
-RAY_TRAIN_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
 CHUNK = 1024  # rows an actor embeds at once: the unit of progress and of the cache
 LASTING = (InputError, FloatingPointError)  # come again however often workers are restarted
-
-
-class TrainingError(RuntimeError):
-    """Work on Ray stopped; the message says why in the words of the worker that failed."""
 
 
 @dataclass(frozen=True)
@@ -55,59 +45,6 @@ class Trained:
     predictions: dict[str, Predictions]
     history: list[dict[str, float]]
     precision: str
-
-
-@contextlib.contextmanager
-def ray_cluster(experiment: Experiment) -> Iterator[None]:
-    """Use the cluster RAY_ADDRESS names or this process is connected to, else start a local one and stop it after."""
-    check_cpus(experiment)
-    for name, value in RAY_TRAIN_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(address="local", include_dashboard=False, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def check_cpus(experiment: Experiment) -> None:
-    """Raise InputError with the arithmetic where Ray will be local and workers ask for more CPUs than there are."""
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        return
-    asked, cores = experiment.resources, os.cpu_count() or 1
-    needed = asked.workers * asked.cpus_per_worker
-    if needed > cores:
-        raise InputError(
-            f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPUs = {needed:g} CPUs, but this machine has "
-            f"{cores}; set resources.workers={max(1, int(cores / asked.cpus_per_worker))} or give RAY_ADDRESS of a larger cluster"
-        )
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Give errors of workers without what Ray puts around them, as InputError or TrainingError.
-
-    Ray Train's own answer to Ctrl-C, an exit with code 0, becomes the usual KeyboardInterrupt.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if error.code:
-            raise
-        raise KeyboardInterrupt from None
-    except ray.exceptions.RayError as error:
-        raise TrainingError(str(error)) from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)  # fit() leaves behind one that asks a controller which is gone
 
 
 def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
@@ -124,7 +61,10 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
         scaling_config=ScalingConfig(
             num_workers=asked.workers,
             use_gpu=asked.gpus_per_worker > 0,
-            resources_per_worker={"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})},
+            resources_per_worker={
+                "CPU": asked.cpus_per_worker,
+                **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {}),
+            },
         ),
         run_config=RunConfig(
             name="ray",
@@ -211,7 +151,9 @@ def _worker(settings: dict[str, Any]) -> None:
         tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
         net.to(get_device())
         visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
-        run = loop.Run(experiment, visible, net, tokenize, _reporter(rank), lambda metrics: emit({"stage": "train", **metrics}))
+        run = loop.Run(
+            experiment, visible, net, tokenize, _reporter(rank), lambda metrics: emit({"stage": "train", **metrics})
+        )
         progress = loop.fit(run, folder)
 
     def tell(done: int, total: int) -> None:
@@ -219,7 +161,9 @@ def _worker(settings: dict[str, Any]) -> None:
 
     test = corpus.for_testing()
     tables = {code: test.table("test", code) for code in corpus.measured(experiment.sources, experiment.targets)}
-    predictions = evaluate.predict(net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step, tell)
+    predictions = evaluate.predict(
+        net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step, tell
+    )
     facts = {"history": progress.history, "precision": progress.precision}
     _reporter(rank)({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
@@ -238,7 +182,9 @@ def _reporter(rank: int) -> loop.Report:
     return send
 
 
-def _write_final(folder: Path, net: network.Network, predictions: Mapping[str, Predictions], facts: dict[str, Any]) -> None:
+def _write_final(
+    folder: Path, net: network.Network, predictions: Mapping[str, Predictions], facts: dict[str, Any]
+) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.trained(net).items()}
     save_file(weights, folder / "weights.safetensors")
     save_predictions(folder / "predictions.npz", predictions)

@@ -1,0 +1,202 @@
+"""Kill -9 a worker, kill -9 the driver, Ctrl-C: the same command goes on, and every bit comes out the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ray_runs import COURIER, TRAIN_WORKER, Process, Settings, environment, offspring, results, settings, until
+
+from xlt_ray import run, train
+from xlt_ray.config import build
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[1]
+STEPS, EPOCH, REPORTED = 1200, 300, 24  # updates in all, an epoch, and between two reported losses
+TRAINING = {
+    "epochs": 4,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "average_last": 3,  # so that a sum of weights is under way from the second epoch on
+    "checkpoint_every": 70,
+    "precision": "float32",
+}
+RESOURCES = {"workers": 2, "cpus_per_worker": 0.5}
+
+
+def slow(encoder: Path, corpus: Path, folder: Path, **sections: object) -> Settings:
+    """Settings of a run with dropout that trains long enough to be hit in the middle."""
+    mixture = {"draws_per_epoch": EPOCH * TRAINING["batch_size"]}
+    return settings(encoder, corpus, folder, training=TRAINING, resources=RESOURCES, mixture=mixture, **sections)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+class Undisturbed:
+    """What a run that nobody touched left."""
+
+    def __init__(self, data: Settings) -> None:
+        events: list[train.Event] = []
+        outcome = run.run(build(data), events.append)
+        self.results = results(outcome.folder.local)
+        self.losses = {event["step"]: event["train/loss"] for event in events if "train/loss" in event}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_encoder: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    done = Undisturbed(slow(tiny_encoder, tiny_corpus, tmp_path_factory.mktemp("undisturbed")))
+    assert list(done.losses) == list(range(REPORTED, STEPS + 1, REPORTED))
+    return done
+
+
+def equal(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+def test_a_worker_killed_in_mid_epoch_changes_no_bit(
+    undisturbed: Undisturbed, tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    events: list[train.Event] = []
+    killed: list[Process] = []
+
+    def kill_one(event: train.Event) -> None:
+        events.append(event)
+        if not killed and event.get("step", 0) > 1.5 * EPOCH:
+            workers = [process for process in offspring(os.getpid()) if TRAIN_WORKER in process.command]
+            assert len(workers) == 2
+            killed.append(workers[-1])
+            workers[-1].kill()
+
+    outcome = run.run(build(slow(tiny_encoder, tiny_corpus, tmp_path)), kill_one)
+    assert killed and not killed[0].alive()
+    began = [index for index, event in enumerate(events) if event["stage"] == "load"]
+    assert len(began) == 2, "the workers were started once more, and once only"
+    steps = [event.get("step", 0) for event in events]
+    reached, resumed = max(steps[: began[1]]), next(step for step in steps[began[1] :] if step)
+    assert EPOCH < reached < STEPS, "the kill hit while training went on"
+    assert REPORTED < resumed <= reached, "they went on from a checkpoint"
+    equal(results(outcome.folder.local), undisturbed.results)
+
+
+class Driver:
+    """`xlt train` in a session of its own, as a terminal would start it."""
+
+    def __init__(self, config: Path, log: Path) -> None:
+        self.log, self.family = log, set[Process]()
+        command = [sys.executable, "-m", "xlt_ray.cli", "train", str(config)]
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, cwd=config.parent, env=environment(PYTHONPATH=str(ROOT)), stdin=subprocess.DEVNULL, stdout=out,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def told(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        def met() -> bool:
+            assert self.process.poll() is None, f"ended before {what}:\n{self.told}"
+            self.family.update(offspring(self.process.pid))
+            return bool(condition())
+
+        until(met, what, limit_s=300)
+
+    def resumed_at(self) -> int:
+        """Give the first update that it told of."""
+        return int(re.findall(rf"training  loss .*  (\d+) of {STEPS}\n", self.told)[0])
+
+    def end(self) -> None:
+        """Kill what is left, and of the processes that it had started those that outlived it."""
+        self.family.update(offspring(self.process.pid))
+        self.process.kill()
+        self.process.wait()
+        for process in self.family:
+            process.kill()
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
+    drivers: list[Driver] = []
+
+    def start(config: Path) -> Driver:
+        drivers.append(Driver(config, tmp_path / f"driver{len(drivers)}.log"))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.end()
+
+
+def reached(folder: Path, step: int) -> bool:
+    """Tell whether the outbox of a run holds a loss of this update or a later one."""
+    if not (folder / "outbox.jsonl").is_file():
+        return False
+    lines = (folder / "outbox.jsonl").read_bytes().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return any(record["kind"] == "metrics" and record["step"] >= step for record in records)
+
+
+def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
+    undisturbed: Undisturbed, tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, begin: Callable[[Path], Driver]
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'xlt.db'}"
+    data = slow(tiny_encoder, tiny_corpus, tmp_path, tracking={"uri": uri, "flush_seconds": 120})
+    (tmp_path / "slow.yaml").write_text(yaml.safe_dump(data))
+    folder = tmp_path / "runs" / build(data).key()
+
+    first = begin(tmp_path / "slow.yaml")
+    first.until(lambda: reached(folder, EPOCH // 2), "some updates of the first epoch")
+    os.killpg(first.process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
+    assert first.process.wait(120) == 130, first.told
+    assert first.told.endswith("interrupted; the same command goes on from the last checkpoint\n")
+    assert "Traceback" not in first.told
+    assert not reached(folder, EPOCH)
+    assert first.resumed_at() == REPORTED, "a fresh run tells of its first loss"
+
+    second = begin(tmp_path / "slow.yaml")
+    second.until(lambda: reached(folder, 2 * EPOCH + EPOCH // 2), "some updates of the third epoch")
+    second.process.kill()
+    assert second.process.wait(60) == -signal.SIGKILL
+    assert REPORTED < second.resumed_at() < EPOCH, "it went on within the first epoch"
+    rays = [process for process in second.family if COURIER not in process.command]
+    assert any(TRAIN_WORKER in process.command for process in rays)
+    until(lambda: not any(process.alive() for process in rays), "Ray to follow its driver into death", limit_s=60)
+    assert not reached(folder, 3 * EPOCH) and not (folder / "result.json").exists()
+
+    third = begin(tmp_path / "slow.yaml")
+    assert third.process.wait(300) == 0, third.told
+    assert 2 * EPOCH < third.resumed_at() < 3 * EPOCH, "it went on within the third epoch"
+    equal(results(folder), undisturbed.results)
+    assert_tracked_once(uri, undisturbed.losses)
+
+
+def assert_tracked_once(uri: str, losses: dict[int, float]) -> None:
+    """Hold MLflow to a single finished run in which no metric has a step twice and the curve is the given one."""
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    (experiment,) = [found for found in client.search_experiments() if found.name == "xlt"]
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED"
+    histories = {key: client.get_metric_history(tracked.info.run_id, key) for key in tracked.data.metrics}
+    for key, history in histories.items():
+        assert len({metric.step for metric in history}) == len(history), f"{key} has a step twice"
+    assert {metric.step: metric.value for metric in histories["train/loss"]} == losses
+    assert len(histories["train/epoch_loss"]) == TRAINING["epochs"]
+    assert {"test/accuracy/swh_Latn", "test/accuracy/mean_zero_shot"} <= histories.keys()

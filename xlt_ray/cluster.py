@@ -1,0 +1,75 @@
+"""The Ray cluster of a run: the one it was told of or a local one, checked first, with errors in plain words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from xlt_ray.config import Experiment, InputError
+
+# polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
+RAY_TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+class TrainingError(RuntimeError):
+    """Work on Ray stopped; the message says why in the words of the worker that failed."""
+
+
+@contextlib.contextmanager
+def ray_cluster(experiment: Experiment) -> Iterator[None]:
+    """Use the cluster RAY_ADDRESS names or this process is connected to, else start a local one and stop it after."""
+    check_cpus(experiment)
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_cpus(experiment: Experiment) -> None:
+    """Raise InputError with the arithmetic where Ray will be local and workers ask for more CPUs than there are."""
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        return
+    asked, cores = experiment.resources, os.cpu_count() or 1
+    needed = asked.workers * asked.cpus_per_worker
+    if needed > cores:
+        raise InputError(
+            f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPUs = {needed:g} CPUs, but this machine "
+            f"has {cores}; set resources.workers={max(1, int(cores / asked.cpus_per_worker))} or give RAY_ADDRESS of a "
+            "larger cluster"
+        )
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Give Ray's errors as TrainingError, and the exit that it makes of Ctrl-C and SIGTERM as KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    except ray.exceptions.RayError as error:
+        raise TrainingError(str(error)) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)  # fit() leaves behind one that asks a controller which is gone
