@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,17 @@ class Process:
     """A process told apart from a later one of the same pid by when it was started."""
 
     pid: int
-    parent: int
     started: str
-    command: str
+    parent: int = field(compare=False)
+    command: str = field(compare=False)
 
-    def alive(self) -> bool:
-        """Whether it runs still; one that only waits to be collected does not."""
-        now = _read(self.pid)
-        return now is not None and now.started == self.started  # parent and title may change
+    def now(self) -> Process | None:
+        """Look again: under which command it runs now; None when it is dead or only waits to be collected."""
+        found = _read(self.pid)
+        return found if found == self else None
 
     def kill(self) -> None:
-        if self.alive():
+        if self.now():
             os.kill(self.pid, signal.SIGKILL)
 
 
@@ -83,7 +83,7 @@ def _read(pid: int) -> Process | None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return None
-    return None if fields[0] == "Z" else Process(pid, int(fields[1]), fields[19], command.strip())
+    return None if fields[0] == "Z" else Process(pid, fields[19], int(fields[1]), command.strip())
 
 
 def results(folder: Path) -> dict[str, bytes]:

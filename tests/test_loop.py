@@ -84,6 +84,12 @@ def train(settings: Settings, kept: str = "", restored: str = "", killed_after: 
     return outcome
 
 
+def train_reporting_seldom(*arguments: Any) -> Outcome:
+    """Fit in a process of its own, where a reported loss spans several updates, checkpoints and ends of epochs."""
+    loop.REPORTS = 4
+    return train(*arguments)
+
+
 def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -97,7 +103,7 @@ def largest_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray])
 
 @pytest.mark.parametrize(
     "training",
-    [{}, {"tokens_per_step": 32}, {"batch_size": 3, "tokens_per_step": 48, "learning_rate": 1e-3}],
+    [{}, {"tokens_per_step": 32}, {"batch_size": 3, "tokens_per_step": 8, "learning_rate": 1e-3}],
     ids=["plain", "accumulating", "fewer rows than workers"],
 )
 def test_one_loss_curve_on_one_two_and_four_workers(tiny_settings: Settings, training: Settings) -> None:
@@ -149,13 +155,14 @@ def test_a_killed_run_ends_in_the_same_bits(
         network={"dropout": 0.1},
         mixture={"draws_per_epoch": 100},
     )
-    whole = on_workers(world, train, settings)[0]
+    whole = on_workers(world, train_reporting_seldom, settings)[0]
     # 7 updates an epoch: reports after updates 4, 7, 8, 12, 14, 16, 20 and 21
     assert [row["step"] for row in whole.reported] == [4, 7, 8, 12, 14, 16, 20, 21]
+    assert [event["step"] for event in whole.emitted if "train/loss" in event] == [5, 10, 15, 20]
     for killed_after in (1, 6):
         kept = tmp_path / str(killed_after)
-        killed = on_workers(world, train, settings, str(kept), "", killed_after)[0]
-        resumed = on_workers(world, train, settings, "", str(kept / str(killed_after)))[0]
+        killed = on_workers(world, train_reporting_seldom, settings, str(kept), "", killed_after)[0]
+        resumed = on_workers(world, train_reporting_seldom, settings, "", str(kept / str(killed_after)))[0]
         assert killed.weights == {}
         assert killed.reported + resumed.reported == whole.reported
         assert killed.emitted + resumed.emitted == whole.emitted

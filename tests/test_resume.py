@@ -83,7 +83,7 @@ def test_a_worker_killed_in_mid_epoch_changes_no_bit(
             workers[-1].kill()
 
     outcome = run.run(build(slow(tiny_encoder, tiny_corpus, tmp_path)), kill_one)
-    assert killed and not killed[0].alive()
+    assert killed and not killed[0].now()
     began = [index for index, event in enumerate(events) if event["stage"] == "load"]
     assert len(began) == 2, "the workers were started once more, and once only"
     steps = [event.get("step", 0) for event in events]
@@ -97,7 +97,7 @@ class Driver:
     """`xlt train` in a session of its own, as a terminal would start it."""
 
     def __init__(self, config: Path, log: Path) -> None:
-        self.log, self.family = log, set[Process]()
+        self.log, self.family = log, dict[int, Process]()
         command = [sys.executable, "-m", "xlt_ray.cli", "train", str(config)]
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -112,21 +112,34 @@ class Driver:
     def until(self, condition: Callable[[], object], what: str) -> None:
         def met() -> bool:
             assert self.process.poll() is None, f"ended before {what}:\n{self.told}"
-            self.family.update(offspring(self.process.pid))
+            self.look()
             return bool(condition())
 
         until(met, what, limit_s=300)
+
+    def look(self) -> None:
+        """Note what it has started so far, under the latest title of each process."""
+        self.family.update({process.pid: process for process in offspring(self.process.pid)})
 
     def resumed_at(self) -> int:
         """Give the first update that it told of."""
         return int(re.findall(rf"training  loss .*  (\d+) of {STEPS}\n", self.told)[0])
 
+    def left(self) -> list[Process]:
+        """List what outlived the driver and could still write to its run.
+
+        Not so the courier, which has the last words to deliver, and two agents of Ray, which try for a minute to tell
+        the cluster that the cluster is gone.
+        """
+        alive = [now for process in self.family.values() if (now := process.now())]
+        return [now for now in alive if COURIER not in now.command and not now.command.endswith("Agent")]
+
     def end(self) -> None:
         """Kill what is left, and of the processes that it had started those that outlived it."""
-        self.family.update(offspring(self.process.pid))
+        self.look()
         self.process.kill()
         self.process.wait()
-        for process in self.family:
+        for process in self.family.values():
             process.kill()
 
 
@@ -174,10 +187,8 @@ def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
     second.process.kill()
     assert second.process.wait(60) == -signal.SIGKILL
     assert REPORTED < second.resumed_at() < EPOCH, "it went on within the first epoch"
-    # two agents of Ray go on for a minute to tell the cluster, which is gone, of its end, and do nothing else
-    rays = [one for one in second.family if COURIER not in one.command and not one.command.endswith("Agent")]
-    assert any(TRAIN_WORKER in process.command for process in rays)
-    until(lambda: not any(process.alive() for process in rays), "Ray to follow its driver into death", limit_s=60)
+    assert any(TRAIN_WORKER in process.command for process in second.family.values())
+    until(lambda: not second.left(), "Ray to follow its driver into death", limit_s=60)
     assert not reached(folder, 3 * EPOCH) and not (folder / "result.json").exists()
 
     third = begin(tmp_path / "slow.yaml")
