@@ -1,4 +1,4 @@
-"""A whole run with storage at an fsspec URL: checkpoints go there through Ray, results are uploaded, a rerun finds them."""
+"""A whole run with storage at an fsspec URL: checkpoints and results go there, and a rerun finds them."""
 
 from __future__ import annotations
 

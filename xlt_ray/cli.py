@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ def _told() -> Iterator[None]:
     from xlt_ray.config import InputError
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress is shown instead
+    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
     try:
         yield
     except InputError as error:
@@ -264,21 +266,27 @@ def languages(
     codes: Annotated[list[str] | None, typer.Argument(help="codes of any common kind; default: all")] = None,
 ) -> None:
     """Show how language codes are read, and what is known of each language."""
-    from rich.console import Console
-    from rich.table import Table
+    with _told():
+        from rich.console import Console
+        from rich.table import Table
 
-    from xlt_ray import languages as known
+        from xlt_ray import languages as known
 
-    table = Table("code", "name", "script", "family", "in XLM-R", "also written")
-    rows = [known.get(known.resolve(code)) for code in codes] if codes else list(known.all_languages())
-    for asked, row in zip(codes or [""] * len(rows), rows, strict=True):
-        if row is None:
-            table.add_row(asked, "unknown: passed on as it is", "", "", "", "")
-        else:
-            table.add_row(
-                row.code, row.name, row.script, row.family, "yes" if row.in_xlmr else "no", " ".join(row.aliases[:6])
-            )
-    Console(highlight=False).print(table)
+        table = Table("code", "name", "script", "family", "in XLM-R", "also written")
+        rows = [known.get(known.resolve(code)) for code in codes] if codes else list(known.all_languages())
+        for asked, row in zip(codes or [""] * len(rows), rows, strict=True):
+            if row is None:
+                table.add_row(asked, "unknown: passed on as it is", "", "", "", "")
+            else:
+                table.add_row(
+                    row.code,
+                    row.name,
+                    row.script,
+                    row.family,
+                    "yes" if row.in_xlmr else "no",
+                    " ".join(row.aliases[:6]),
+                )
+        Console(highlight=False).print(table)
 
 
 @app.command()
