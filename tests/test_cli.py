@@ -123,7 +123,7 @@ def test_a_file_that_is_not_there_and_a_key_that_is_unknown_are_refused(xlt: Cal
 def test_more_cpus_than_there_are_are_refused_with_the_arithmetic_before_ray_starts(xlt: Call, config: Path) -> None:
     import ray
 
-    cores = os.cpu_count()
+    cores = os.cpu_count() or 1
     sums = f"resources: {cores} workers x 1.5 CPUs = {1.5 * cores:g} CPUs, but this machine has {cores}"
     done = xlt("train", config, f"resources.workers={cores}", "resources.cpus_per_worker=1.5")
     refused(done, sums, f"set resources.workers={max(1, int(cores / 1.5))} or give RAY_ADDRESS")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -47,10 +46,9 @@ class Head:
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", str(self.checkout)]
-        job = ["--", "python", "jobs/train.py", *arguments]
-        return subprocess.run(
-            [*command, *job], cwd=self.checkout.parent, env=cluster_environment(), capture_output=True, text=True, timeout=300
-        )  # fmt: skip
+        command += ["--", "python", "jobs/train.py", *arguments]
+        away, variables = self.checkout.parent, cluster_environment()  # a file written inside would spoil the upload
+        return subprocess.run(command, cwd=away, env=variables, capture_output=True, text=True, timeout=300)
 
 
 def cluster_environment() -> dict[str, str]:
@@ -96,15 +94,13 @@ def answers(address: str) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop this head and nothing else; other clusters of this machine are none of our business."""
+    """Kill this head with all that it started, and nothing else: other clusters of this machine are left alone."""
     started = offspring(process.pid)
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(30)
-    finally:
-        process.kill()
-        for one in started:
-            one.kill()
+    process.kill()
+    process.wait()
+    for one in started:
+        one.kill()
+    until(lambda: not any(one.now() for one in started), "the processes of the head node to end", limit_s=60)
 
 
 @pytest.fixture(scope="module")

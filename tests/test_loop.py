@@ -131,11 +131,12 @@ def test_dropout_does_not_repeat_itself(tiny_settings: Settings) -> None:
     events: list[dict[str, float]] = []
     run.emit = events.append
     masks: list[torch.Tensor] = []
-    run.network.dropout.register_forward_hook(lambda module, args, out: masks.append(out[0] == 0))
+    dropout = run.network.encoder.embeddings.dropout
+    dropout.register_forward_hook(lambda module, args, out: masks.append(out[0, 0] == 0) if module.training else None)
+    run.network.eval()
     loop.fit(run)
-    trained = [mask for mask in masks if mask.any()]
-    assert len(trained) >= 10
-    assert len({tuple(mask.tolist()) for mask in trained}) == len(trained)
+    assert len(masks) >= 10 and all(mask.any() for mask in masks)
+    assert len({tuple(mask.tolist()) for mask in masks}) == len(masks)
 
 
 # exact resume
@@ -223,11 +224,31 @@ def test_the_learning_rate_rises_then_falls() -> None:
 
 def test_the_schedule_spans_the_whole_run_and_every_event_says_where_it_is(tiny_settings: Settings) -> None:
     settings = changed(tiny_settings, training={"warmup": 0.25}, mixture={"draws_per_epoch": 64})
-    events = [event for event in train(settings).emitted if "train/loss" in event]
+    outcome = train(settings)
+    events = [event for event in outcome.emitted if "train/loss" in event]
     assert [event["step"] for event in events] == list(range(1, 9))
     assert {event["steps"] for event in events} == {8}
     wanted = [5e-3 * loop.rate(build(settings).training, step, 8) for step in range(8)]
     assert [event["learning_rate"] for event in events] == pytest.approx(wanted)
+    means = [np.mean(outcome.losses[:4]), np.mean(outcome.losses[4:])]
+    assert [row["train/epoch_loss"] for row in outcome.history] == pytest.approx(means)
+
+
+def test_gradients_are_clipped_by_their_common_norm(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    settings = changed(tiny_settings, training={"epochs": 1}, mixture={"draws_per_epoch": 48})
+    for clip in (0.01, 1e9):
+        train(changed(settings, training={"clip": clip}))
+    assert norms[:3] == pytest.approx([0.01] * 3, rel=1e-3)
+    assert len(norms) == 6 and min(norms[3:]) > 0.1
 
 
 def test_the_head_has_its_own_rate_and_only_matrices_decay(tiny_settings: Settings) -> None:

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[1]
 STEPS, EPOCH, REPORTED = 1200, 300, 24  # updates in all, an epoch, and between two reported losses
-TRAINING = {
+TRAINING: Settings = {
     "epochs": 4,
     "batch_size": 16,
     "learning_rate": 1e-3,
@@ -156,13 +156,13 @@ def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
         driver.end()
 
 
-def reached(folder: Path, step: int) -> bool:
-    """Tell whether the outbox of a run holds a loss of this update or a later one."""
+def furthest(folder: Path) -> int:
+    """Give the last update whose loss stands in the outbox of a run."""
     if not (folder / "outbox.jsonl").is_file():
-        return False
+        return 0
     lines = (folder / "outbox.jsonl").read_bytes().splitlines(keepends=True)
     records = [json.loads(line) for line in lines if line.endswith(b"\n")]
-    return any(record["kind"] == "metrics" and record["step"] >= step for record in records)
+    return max((record["step"] for record in records if record["kind"] == "metrics"), default=0)
 
 
 def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
@@ -172,28 +172,32 @@ def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
     data = slow(tiny_encoder, tiny_corpus, tmp_path, tracking={"uri": uri, "flush_seconds": 120})
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump(data))
     folder = tmp_path / "runs" / build(data).key()
+    # after so many more updates two more checkpoints were reported, and the first of them is safe
+    enough = 2 * TRAINING["checkpoint_every"] + REPORTED
 
     first = begin(tmp_path / "slow.yaml")
-    first.until(lambda: reached(folder, EPOCH // 2), "some updates of the first epoch")
+    first.until(lambda: furthest(folder) >= enough, "a safe checkpoint")
     os.killpg(first.process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
     assert first.process.wait(120) == 130, first.told
     assert first.told.endswith("interrupted; the same command goes on from the last checkpoint\n")
     assert "Traceback" not in first.told
-    assert not reached(folder, EPOCH)
     assert first.resumed_at() == REPORTED, "a fresh run tells of its first loss"
+    stopped = furthest(folder)
 
     second = begin(tmp_path / "slow.yaml")
-    second.until(lambda: reached(folder, 2 * EPOCH + EPOCH // 2), "some updates of the third epoch")
+    second.until(lambda: furthest(folder) > stopped, "a loss that was not known before")
+    news = furthest(folder)
+    second.until(lambda: furthest(folder) >= news + enough, "a safe checkpoint")
     second.process.kill()
     assert second.process.wait(60) == -signal.SIGKILL
-    assert REPORTED < second.resumed_at() < EPOCH, "it went on within the first epoch"
+    assert second.resumed_at() > REPORTED, "it went on from a checkpoint"
     assert any(TRAIN_WORKER in process.command for process in second.family.values())
     until(lambda: not second.left(), "Ray to follow its driver into death", limit_s=60)
-    assert not reached(folder, 3 * EPOCH) and not (folder / "result.json").exists()
+    assert furthest(folder) < STEPS and not (folder / "result.json").exists()
 
     third = begin(tmp_path / "slow.yaml")
     assert third.process.wait(300) == 0, third.told
-    assert 2 * EPOCH < third.resumed_at() < 3 * EPOCH, "it went on within the third epoch"
+    assert second.resumed_at() < third.resumed_at(), "it went on from a later checkpoint"
     equal(results(folder), undisturbed.results)
     assert_tracked_once(uri, undisturbed.losses)
 
