@@ -40,7 +40,7 @@ def test_what_is_trained_is_taken_and_what_is_frozen_is_not() -> None:
 def test_saved_and_loaded_is_the_same_network_optimiser_and_place(tmp_path: Path) -> None:
     network = Small()
     optimizer = stepped(network)
-    network.kept += 1
+    network.get_buffer("kept").add_(1)
     progress = Progress(
         epoch=1, update=3, step=9, precision="bfloat16", window_loss=0.1, history=[{"dev/accuracy": 0.5}]
     )

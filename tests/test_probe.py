@@ -95,7 +95,8 @@ def test_a_strength_means_the_same_at_every_size_of_corpus() -> None:
     features, gold = data(SIZES)
     twice = ({c: np.concatenate([x, x]) for c, x in part.items()} for part in (features, gold))
     one = probe.fit(features, gold, {}, {}, 3, MixtureConfig(), (0.1,))
-    two = probe.fit(*twice, {}, {}, 3, MixtureConfig(), (0.1,))
+    more, labels = twice
+    two = probe.fit(more, labels, {}, {}, 3, MixtureConfig(), (0.1,))
     unseen = data(SIZES, 2)[0]["eng_Latn"]
     np.testing.assert_allclose(probabilities(one, unseen), probabilities(two, unseen), atol=1e-3)
 

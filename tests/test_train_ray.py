@@ -251,6 +251,20 @@ def test_what_is_wrong_for_a_worker_alone_is_still_an_input_error(data: Settings
         run.run(build(changed), lose_it)
 
 
+def test_a_worker_that_dies_too_often_is_told_of_in_one_sentence(data: Settings, tmp_path: Path) -> None:
+    def kill(event: train.Event) -> None:
+        if event["stage"] == "load":
+            (worker,) = [process for process in offspring(os.getpid()) if TRAIN_WORKER in process.command]
+            worker.kill()
+
+    changed = data | {"resources": {"max_failures": 0}, "storage": str(tmp_path / "runs")}
+    with pytest.raises(cluster.TrainingError) as stopped:
+        run.run(build(changed), kill)
+    message = str(stopped.value)
+    assert message.startswith("a worker died, after as many restarts as resources.max_failures=0 allows")
+    assert "\n" not in message and "goes on from the last checkpoint" in message
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

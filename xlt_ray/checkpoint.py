@@ -33,7 +33,8 @@ class Progress:
     epoch_loss: float = 0.0
     epoch_rows: float = 0.0
     best_score: float = -1.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    reported: list[dict[str, float]] = field(default_factory=list)  # losses told of during epochs
+    history: list[dict[str, float]] = field(default_factory=list)  # one row an epoch
 
 
 def trained(network: nn.Module) -> Weights:

@@ -232,7 +232,7 @@ class _Trainee:
         # here, so that no checkpoint and no result is made of weights that are not numbers
         if not (math.isfinite(loss) and math.isfinite(float(self.norm))):
             raise FloatingPointError(
-                f"training diverged by update {self.progress.step}: loss {loss / max(rows, 1)}, gradient of norm "
+                f"training diverged by update {self.progress.step}: loss {loss / max(rows, 1)}, norm of the gradient "
                 f"{float(self.norm)}; lower training.learning_rate (now {self.experiment.training.learning_rate}) or "
                 "set training.precision=float32"
             )
@@ -241,7 +241,9 @@ class _Trainee:
         self._sum_losses()
         progress = self.progress
         metrics = {"step": progress.step, "steps": total, "train/loss": progress.window_loss / progress.window_rows}
-        self.run.emit(metrics | {"learning_rate": self.optimizer.param_groups[0]["lr"]})
+        metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        progress.reported.append(metrics)
+        self.run.emit(metrics)
         progress.window_loss = progress.window_rows = 0.0
 
     def _end_epoch(self) -> None:

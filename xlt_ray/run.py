@@ -80,16 +80,14 @@ def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEve
     on_event({"stage": "start"})
 
     def follow(event: dict[str, Any]) -> None:
-        logged = {k: v for k, v in event.items() if k.startswith(("train/", "dev/", "oracle_dev/", "learning_rate"))}
-        if logged:
-            outbox.metrics(logged, step=int(event["step"]))
+        _record_event(outbox, event)
         on_event(event)
 
     with cluster.ray_cluster(experiment), cluster.plain_errors():
         if experiment.training.method == "probe":
             model, predictions, history = _probe(prepared, follow)
         else:
-            model, predictions, history = _fine_tune(prepared, folder, follow)
+            model, predictions, history = _fine_tune(prepared, folder, outbox, follow)
     on_event({"stage": "score"})
     net, tokenizer, identity = model
     seen = encoders.seen_languages(net.encoder, tokenizer)
@@ -114,10 +112,12 @@ History = list[dict[str, float]]
 
 
 def _fine_tune(
-    prepared: Prepared, folder: RunFolder, on_event: OnEvent
+    prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEvent
 ) -> tuple[Model, dict[str, Predictions], History]:
     experiment = prepared.experiment
     trained = train.fine_tune(experiment, *folder.checkpoints(), on_event)
+    for row in (*trained.reported, *trained.history):
+        _record_event(outbox, row)  # an event on its way to a driver that was killed is never told again
     model = network.build(experiment.network, len(prepared.corpus.labels), experiment.seed)
     checkpoint.restore_weights(model[0], trained.weights)
     model[0].eval()
@@ -190,6 +190,12 @@ def _record_start(outbox: Outbox, prepared: Prepared) -> None:
     profile = {"labels": len(prepared.corpus.labels), "train": {s.language: s.rows for s in prepared.mixture}}
     where = experiment.corpus.path or experiment.corpus.loader
     outbox.dataset(prepared.corpus.name, where, prepared.corpus.fingerprint[:32], profile, "training")
+
+
+def _record_event(outbox: Outbox, event: Mapping[str, Any]) -> None:
+    logged = {k: v for k, v in event.items() if k.startswith(("train/", "dev/", "oracle_dev/", "learning_rate"))}
+    if logged:
+        outbox.metrics(logged, step=int(event["step"]))
 
 
 def _record_end(

@@ -39,10 +39,11 @@ LASTING = (InputError, FloatingPointError)  # come again however often workers a
 
 @dataclass(frozen=True)
 class Trained:
-    """What fine-tuning leaves: the weights it changed, its predictions on test, its history."""
+    """What fine-tuning leaves: the weights it changed, its predictions on test, its losses and epochs."""
 
     weights: dict[str, torch.Tensor]
     predictions: dict[str, Predictions]
+    reported: list[dict[str, float]]
     history: list[dict[str, float]]
     precision: str
 
@@ -81,11 +82,23 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            cause = getattr(error, "controller_failure", error)
-            raise (cause if isinstance(cause, InputError) else TrainingError(str(cause))) from None
+            raise _in_plain_words(error, asked.max_failures) from None
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         return _read_final(Path(folder))
+
+
+def _in_plain_words(error: Any, restarts: int) -> Exception:
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, InputError):
+        return cause
+    failures = getattr(error, "worker_failures", {}).values()
+    if any(type(failure).__module__.startswith("ray.") for failure in failures):  # no Python error: its process is gone
+        return TrainingError(
+            f"a worker died, after as many restarts as resources.max_failures={restarts} allows; where memory is "
+            "short, lower training.tokens_per_step or resources.workers. The same command goes on from the last checkpoint"
+        )
+    return TrainingError(str(cause))
 
 
 def _no_vain_restart() -> Any:
@@ -164,7 +177,7 @@ def _worker(settings: dict[str, Any]) -> None:
     predictions = evaluate.predict(
         net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step, tell
     )
-    facts = {"history": progress.history, "precision": progress.precision}
+    facts = {"reported": progress.reported, "history": progress.history, "precision": progress.precision}
     _reporter(rank)({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
 
@@ -193,8 +206,8 @@ def _write_final(
 
 def _read_final(folder: Path) -> Trained:
     facts = json.loads((folder / "final.json").read_text(encoding="utf-8"))
-    weights = load_file(folder / "weights.safetensors")
-    return Trained(weights, load_predictions(folder / "predictions.npz"), facts["history"], facts["precision"])
+    weights, predictions = load_file(folder / "weights.safetensors"), load_predictions(folder / "predictions.npz")
+    return Trained(weights, predictions, facts["reported"], facts["history"], facts["precision"])
 
 
 class Embedder:
