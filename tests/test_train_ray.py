@@ -26,6 +26,7 @@ from xlt_ray.config import Experiment, InputError, build
 pytestmark = pytest.mark.slow
 
 TRAINING = {"average_last": 2, "checkpoint_every": 5}
+RECORDED = ("train/loss", "train/epoch_loss", "dev/accuracy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -206,6 +207,21 @@ def test_a_finished_run_is_shown_and_not_done_again(two: Done) -> None:
     again = run.run(two.outcome.experiment, events.append)
     assert again.repeated and again.scores == two.outcome.scores
     assert events == []
+
+
+def test_what_a_killed_driver_did_not_hear_is_recorded_in_the_end(
+    one: Done, data: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = (one.folder / "ray").glob("checkpoint_*/")
+    monkeypatch.setattr(train, "fine_tune", lambda *ignored: train._read_final(kept))  # without a single event
+    tracking = {"uri": f"sqlite:///{tmp_path / 'xlt.db'}", "flush_seconds": 0}
+    outcome = run.run(build(data | {"tracking": tracking, "storage": str(tmp_path / "runs")}))
+    lines = (outcome.folder.local / "outbox.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if record["kind"] == "metrics"]
+    heard = {key: {r["step"]: r["values"][key] for r in records if key in r["values"]} for key in RECORDED}
+    assert heard["train/loss"] == one.losses
+    assert heard["train/epoch_loss"] == {row["step"]: row["train/epoch_loss"] for row in one.history}
+    assert heard["dev/accuracy"] == {row["step"]: row["dev/accuracy"] for row in one.history}
 
 
 def test_a_probe_computes_every_feature_once(

@@ -96,7 +96,8 @@ def _in_plain_words(error: Any, restarts: int) -> Exception:
     if any(type(failure).__module__.startswith("ray.") for failure in failures):  # no Python error: its process is gone
         return TrainingError(
             f"a worker died, after as many restarts as resources.max_failures={restarts} allows; where memory is "
-            "short, lower training.tokens_per_step or resources.workers. The same command goes on from the last checkpoint"
+            "short, lower training.tokens_per_step or resources.workers. The same command goes on from the last "
+            "checkpoint"
         )
     return TrainingError(str(cause))
 
