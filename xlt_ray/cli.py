@@ -228,12 +228,16 @@ def compare(
         for group, found in measure.compare_runs(first, second).items():
             console.print(
                 f"{group} ({found.languages}): {100 * found.difference:+.1f} points "
-                f"[{100 * found.low:.1f}, {100 * found.high:.1f}], p = {found.p_value:.3f}"
+                f"[{100 * found.low:.1f}, {100 * found.high:.1f}], p {_shown(found.p_value)}"
             )
             if group == "all":
                 ranked = sorted(found.per_language.items(), key=lambda item: item[1])
                 extremes = ranked if len(ranked) <= 10 else ranked[:5] + ranked[-5:]
                 console.print("  " + "  ".join(f"{code} {100 * gain:+.1f}" for code, gain in extremes), soft_wrap=True)
+
+
+def _shown(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
 @app.command()
