@@ -4,7 +4,7 @@
     python benchmarks/training.py --accuracy        the same number of epochs in every arm, then test accuracy
 
 Arms: `plain`, the loop most people write (pad to 128, float32, Adam over all parameters, batch 16); `trainer`,
-`transformers.Trainer` with its defaults and dynamic padding (needs the extra `benchmarks`); `loop`, xlt_ray's loop in
+`transformers.Trainer` with its defaults and dynamic padding (needs `pip install accelerate`); `loop`, xlt_ray's loop in
 one process without Ray; `ray1`, the same on Ray Train with one worker of two threads; `ray2`, with two workers of one
 thread each. Every measurement is a process of its own. The rows are SIB-200's English train split.
 """
