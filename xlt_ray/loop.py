@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xlt_ray import checkpoint, collate, evaluate, mixture
+from xlt_ray import checkpoint, collate, cpu_training, evaluate, mixture
 from xlt_ray.checkpoint import Progress, Weights
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, TrainingConfig
@@ -62,8 +63,10 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
         else objective
     )
     trainee = _Trainee(run, forward, optimizer, progress, average, best, rank, world)
-    while progress.epoch < run.experiment.training.epochs:
-        trainee.epoch()
+    on_cpu = next(run.network.parameters()).device.type == "cpu"
+    with cpu_training.fast(run.network, run.network.encoder) if on_cpu else contextlib.nullcontext():
+        while progress.epoch < run.experiment.training.epochs:
+            trainee.epoch()
     _finish(run, trainee)
     return progress
 

@@ -152,7 +152,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     def emit(event: Event) -> None:
         if rank == 0:
-            events.put_nowait(event)
+            events.actor.put_nowait.remote(event)  # not waited for: progress must not hold up a step
 
     restored = get_checkpoint()
     with contextlib.ExitStack() as stack:
