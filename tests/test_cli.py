@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,14 @@ def test_help_names_every_verb(xlt: Call) -> None:
     } == VERBS
     for verb in VERBS:
         assert xlt(verb, "-h").exit_code == 0
+
+
+def test_a_verb_leaves_the_form_of_warnings_as_it_was(xlt: Call) -> None:
+    before = warnings.formatwarning
+    with pytest.warns(UserWarning, match="qqq"):
+        assert xlt("languages", "qqq").exit_code == 0
+    assert xlt("evaluate", "no-such-folder").exit_code == 2
+    assert warnings.formatwarning is before
 
 
 def test_a_dry_run_prints_the_plan_and_loads_neither_ray_nor_torch(config: Path) -> None:
@@ -235,7 +244,9 @@ def test_what_cannot_be_evaluated_is_refused(
     xlt: Call, trained: Path, tiny_corpus: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
     refused(xlt("evaluate", tmp_path), "not a bundle (no bundle.json)")
-    refused(xlt("evaluate", trained, "--report", "fra_Latn"), "--report fra_Latn: not measured", "eng_Latn")
+    unmeasured = xlt("evaluate", trained, "--report", "fra_Latn")
+    refused(unmeasured, "--report fra_Latn: not measured", "eng_Latn")
+    assert "measuring on test" not in unmeasured.output, "refused before any work"
     renamed = Path(shutil.copytree(tiny_corpus, tmp_path / "renamed"))
     for file in renamed.rglob("*.tsv"):
         file.write_text(file.read_text(encoding="utf-8").replace("\tfood", "\tmeals"), encoding="utf-8")

@@ -21,7 +21,8 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 LAYERS = {
     0: "config languages",
     1: "bootstrap comparison corpora corpus metrics mixture prepare soundness",
-    2: "bundle bundled checkpoint collate cpu_training encoders evaluate export loop network objective probe techniques",
+    2: "bundle bundled checkpoint collate cpu_training encoders evaluate export loop network objective probe "
+    "techniques",
     3: "cluster courier delivery environment measure outbox plots progress report run search selection storage "
     "tracking train",
     4: "cli jobs serve",

@@ -31,7 +31,7 @@ def _told() -> Iterator[None]:
     from xlt_ray.config import InputError
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress is shown instead
-    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
+    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *place: f"warning: {message}\n"
     try:
         yield
     except InputError as error:
@@ -40,6 +40,8 @@ def _told() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
+    finally:
+        warnings.formatwarning = usual
 
 
 def _experiment(config: str, overrides: list[str] | None) -> Any:
@@ -151,11 +153,12 @@ def evaluate(
         from xlt_ray import measure, metrics, progress, report
 
         console = Console(highlight=False)
+        codes = [configuration.languages.resolve(code) for code in by_class or ()]
         with progress.shown(console) as on_event:
-            scores, experiment = measure.measure(_bundle(folder), config, overrides or [], on_event)
+            scores, experiment = measure.measure(_bundle(folder), config, overrides or [], on_event, codes)
         console.print(report.table(scores, experiment))
-        for code in by_class or ():
-            console.print(_classes(scores, configuration.languages.resolve(code), metrics))
+        for code in codes:
+            console.print(_classes(scores, code, metrics))
         if out is not None:
             out.write_text(scores.to_json(), encoding="utf-8")
 
@@ -163,10 +166,6 @@ def evaluate(
 def _classes(scores: Any, code: str, metrics: Any) -> Any:
     from rich.table import Table
 
-    from xlt_ray.config import InputError
-
-    if code not in scores.languages:
-        raise InputError(f"--report {code}: not measured; measured are {', '.join(sorted(scores.languages))}")
     table = Table("label", "precision", "recall", "F1", "rows", title=code)
     for row in metrics.classification_report(scores.languages[code], scores.labels):
         table.add_row(

@@ -18,10 +18,13 @@ from xlt_ray.prepare import absolute, load_corpus
 from xlt_ray.train import OnEvent
 
 
-def measure(folder: Path, other: str | None, overrides: Sequence[str], on_event: OnEvent) -> tuple[Scores, Experiment]:
+def measure(
+    folder: Path, other: str | None, overrides: Sequence[str], on_event: OnEvent, wanted: Sequence[str] = ()
+) -> tuple[Scores, Experiment]:
     """Predict and score every measured language of the bundle's corpus, or of the one in the configuration `other`.
 
-    The corpus must have the bundle's labels; InputError names those it lacks or adds.
+    The corpus must have the bundle's labels; InputError names those it lacks or adds, and `wanted` languages that would
+    not be measured.
     """
     on_event({"stage": "check"})
     model = bundle.load(folder)
@@ -37,6 +40,8 @@ def measure(folder: Path, other: str | None, overrides: Sequence[str], on_event:
     soundness.check(corpus.for_testing(), (), experiment.targets)
     test = corpus.for_testing()
     tables = {code: test.table("test", code) for code in corpus.measured(model.experiment.sources, experiment.targets)}
+    if missing := [code for code in wanted if code not in tables]:
+        raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(tables))}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.network.to(device)
 
