@@ -1,6 +1,6 @@
 """Training throughput beside the loops people write today: same encoder, same rows, same two threads, interleaved.
 
-    python benchmarks/training.py                   rows a second, memory and time to the first step (about half an hour)
+    python benchmarks/training.py                   rows a second, memory, time to the first step (half an hour)
     python benchmarks/training.py --accuracy        the same number of epochs in every arm, then test accuracy
 
 Arms: `plain`, the loop most people write (pad to 128, float32, Adam over all parameters, batch 16); `trainer`,
