@@ -63,6 +63,22 @@ def write_rows(file: Path, language: str, rows: int, seed: int, start: int) -> N
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def saved(folder: Path, tiny_encoder: Path, model: transformers.PreTrainedModel) -> Path:
+    """Save a model of another family with the tokenizer of the tiny encoder."""
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+    """An encoder of the T5 family, with attention of its own and dropout of 0.5."""
+    config = transformers.MT5Config(
+        vocab_size=300, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, dropout_rate=0.5, pad_token_id=0
+    )
+    return saved(tmp_path_factory.mktemp("t5"), tiny_encoder, transformers.MT5EncoderModel(config))
+
+
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four languages of unequal size as LANGUAGE/{train,dev,test}.tsv; row ids are shared by the languages."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import saved
 from torch import nn
 
 from xlt_ray import cpu_training, network
@@ -53,15 +54,13 @@ def folder(request: pytest.FixtureRequest, tiny_encoder: Path, tmp_path: Path) -
                 **shape, num_attention_heads=4, num_key_value_heads=2, bos_token_id=2, eos_token_id=3, mask_token_id=4
             )
         )
-    model.save_pretrained(tmp_path)
-    transformers.AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
-    return tmp_path
+    return saved(tmp_path, tiny_encoder, model)
 
 
 def test_without_dropout_logits_and_gradients_are_those_of_the_encoders_own_attention(folder: Path) -> None:
     net = built(folder, dropout=0.0)
     own_logits, own_gradients = outcome(net)
-    with cpu_training.fast(net, net.encoder):
+    with cpu_training.fast(net):
         assert net.encoder.config._attn_implementation == cpu_training.ATTENTION
         logits, gradients = outcome(net)
     torch.testing.assert_close(logits, own_logits, atol=1e-6, rtol=1e-4)
@@ -80,7 +79,7 @@ def test_features_under_dropout_have_the_mean_and_spread_of_torchs(tiny_encoder:
         return features.mean(0), features.var(0)
 
     expected, spread = moments()
-    with cpu_training.fast(net, net.encoder):
+    with cpu_training.fast(net):
         found, own_spread = moments()
     assert not found.equal(expected), "other masks were drawn"
     assert 0.85 < float(own_spread.mean() / spread.mean()) < 1.18
@@ -103,7 +102,7 @@ def test_a_mask_drops_the_share_asked_for_and_keeps_the_mean(probability: float)
         assert torch.corrcoef(flat.T).fill_diagonal_(0).abs().max() < 0.01
 
 
-def test_masks_follow_torchs_seed(tiny_encoder: Path) -> None:
+def test_masks_follow_torchs_seed() -> None:
     torch.manual_seed(7)
     first, second = cpu_training.keep_mask((3, 5), 0.5), cpu_training.keep_mask((3, 5), 0.5)
     torch.manual_seed(7)
@@ -114,23 +113,18 @@ def test_masks_follow_torchs_seed(tiny_encoder: Path) -> None:
 def test_nothing_is_dropped_in_evaluation_and_everything_is_put_back(tiny_encoder: Path) -> None:
     net = built(tiny_encoder, dropout=0.3)
     own = net.encoder.config._attn_implementation
-    with cpu_training.fast(net.eval(), net.encoder):
+    with cpu_training.fast(net.eval()):
         torch.testing.assert_close(net(batch()), net(batch()), atol=0, rtol=0)
-    with pytest.raises(KeyError), cpu_training.fast(net, net.encoder):
+    with pytest.raises(KeyError), cpu_training.fast(net):
         raise KeyError
     assert net.encoder.config._attn_implementation == own
     assert not any("forward" in vars(module) for module in net.modules())
 
 
-def test_an_encoder_with_attention_of_its_own_keeps_it(tiny_encoder: Path, tmp_path: Path) -> None:
-    config = transformers.MT5Config(
-        vocab_size=300, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.5, pad_token_id=0
-    )
-    transformers.MT5EncoderModel(config).save_pretrained(tmp_path)
-    transformers.AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
-    net = built(tmp_path, dropout=0.4)
+def test_an_encoder_with_attention_of_its_own_keeps_it(t5: Path) -> None:
+    net = built(t5, dropout=0.4)
     own = net.encoder.config._attn_implementation
-    with cpu_training.fast(net, net.encoder):
+    with cpu_training.fast(net):
         assert net.encoder.config._attn_implementation == own
         assert any(isinstance(m, nn.Dropout) and "forward" in vars(m) for m in net.modules())
         _, gradients = outcome(net)

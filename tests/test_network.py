@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import saved
 from torch import nn
 
 from xlt_ray import collate, network
@@ -29,21 +30,6 @@ def batch(*sizes: int, extra: int = 0) -> dict[str, torch.Tensor]:
     return {name: nn.functional.pad(tensor, (0, extra)) for name, tensor in padded.items()}
 
 
-def small(folder: Path, tiny_encoder: Path, model: transformers.PreTrainedModel) -> Path:
-    """Save a model of another family with the tokenizer of the tiny encoder."""
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
-    config = transformers.MT5Config(
-        vocab_size=300, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, dropout_rate=0.5, pad_token_id=0
-    )
-    return small(tmp_path_factory.mktemp("t5"), tiny_encoder, transformers.MT5EncoderModel(config))
-
-
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     config = transformers.XLMRobertaConfig(
@@ -51,7 +37,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pat
         max_position_embeddings=36, pad_token_id=0,
     )  # fmt: skip
     model = transformers.XLMRobertaModel(config, add_pooling_layer=False)
-    return small(tmp_path_factory.mktemp("roberta"), tiny_encoder, model)
+    return saved(tmp_path_factory.mktemp("roberta"), tiny_encoder, model)
 
 
 # pooling

@@ -18,16 +18,22 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from xlt_ray.network import Network
+
 ATTENTION = "xlt_ray_cpu"  # its name among the attention functions of transformers
 LEVELS = 2**16  # of a random number of sixteen bits
 
 
 @contextlib.contextmanager
-def fast(network: nn.Module, encoder: Any) -> Iterator[None]:
-    """Train `network`, on a CPU, with the dropout and attention of this module; put back its own afterwards.
+def fast(network: Network) -> Iterator[None]:
+    """Train a network that is on a CPU with the dropout and attention of this module; put back its own afterwards.
 
-    Encoders whose attention transformers cannot exchange (T5, DeBERTa) keep theirs.
+    On other devices nothing changes. Encoders whose attention transformers cannot exchange (T5, DeBERTa) keep theirs.
     """
+    if next(network.parameters()).device.type != "cpu":
+        yield
+        return
+    encoder = network.encoder
     own = encoder.config._attn_implementation
     dropouts = [module for module in network.modules() if type(module) is nn.Dropout]
     exchangeable = own == "sdpa" and getattr(encoder, "_supports_attention_backend", False)

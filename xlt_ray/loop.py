@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -63,8 +62,7 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
         else objective
     )
     trainee = _Trainee(run, forward, optimizer, progress, average, best, rank, world)
-    on_cpu = next(run.network.parameters()).device.type == "cpu"
-    with cpu_training.fast(run.network, run.network.encoder) if on_cpu else contextlib.nullcontext():
+    with cpu_training.fast(run.network):
         while progress.epoch < run.experiment.training.epochs:
             trainee.epoch()
     _finish(run, trainee)
