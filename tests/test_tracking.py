@@ -418,6 +418,23 @@ def test_three_processes_may_touch_a_fresh_database_first(tmp_path: Path) -> Non
     senders = [tracking.start(begin(folder, uri, folder.name)) for folder in folders]
     assert [sender.close(90) for sender in senders] == [0, 0, 0]
     assert sorted(run.data.tags["xlt.run_key"] for run in runs(uri)) == ["a", "b", "c"]
+    # two that create one database may ruin it or not, so that nothing failed on the way is what has to be shown
+    assert [folder.name for folder in folders if "attempt" in (folder / "outbox.log").read_text()] == []
+
+
+@pytest.mark.slow
+def test_a_sender_killed_while_it_creates_the_database_leaves_none(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'xlt.db'}"
+    box = begin(tmp_path / "run", uri)
+    sender = tracking.start(box)
+    assert sender.pid is not None
+    draft = tmp_path / ".xlt.db.new" / "xlt.db"
+    until(lambda: draft.exists() and draft.stat().st_size, "the first tables")
+    os.kill(sender.pid, signal.SIGKILL)
+    assert not (tmp_path / "xlt.db").exists()
+    assert sender.close(60) == 0  # which starts another, that creates it anew
+    assert len(runs(uri)) == 1
+    assert not draft.parent.exists()
 
 
 # --------------------------------------------------------------------------------------- kills, of sender and driver

@@ -7,16 +7,16 @@ model and a registered version are looked for by tags of ours before they are cr
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +60,10 @@ class Run:
         import mlflow
 
         self.folder, self.uri, self.where = folder, uri, where
+        _create_database(uri)
         mlflow.set_tracking_uri(uri)  # registering a model asks for it behind the client's back
         self.client = mlflow.MlflowClient(uri)
-        with _first_touch(uri):
-            self.experiment = self._find_experiment()
+        self.experiment = self._find_experiment()
         runs = self._search(where["run_key"])
         known = [run for run in runs if run.info.run_id == run_id]
         self.found = bool(runs)
@@ -298,13 +298,24 @@ def _artifacts(uri: str, folder: Path) -> str | None:
     return ((database.parent if database else folder.parent) / "mlartifacts").as_uri()
 
 
-@contextlib.contextmanager
-def _first_touch(uri: str) -> Iterator[None]:
-    """Let one process at a time open a SQLite database: two that create the tables of a fresh one both fail."""
+def _create_database(uri: str) -> None:
+    """Create a SQLite database that is not there yet, whole: MLflow's own client cannot be relied on for it.
+
+    Constructing a client creates the tables in some fifty steps, with no lock. Two that do so at once, or one that is
+    killed at it, can leave a database that no client ever opens again. So one process at a time makes it elsewhere.
+    """
+    import mlflow
+
     database = _database(uri)
-    if database is None:
-        yield
+    if database is None or database.exists():
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     with journal.locked(database.with_name(f"{database.name}.lock")):
-        yield
+        if database.exists():
+            return
+        draft = database.with_name(f".{database.name}.new")
+        shutil.rmtree(draft, ignore_errors=True)  # of one that was killed, with its rollback journal
+        draft.mkdir()
+        mlflow.MlflowClient(uri.replace(str(database), str(draft / database.name)))
+        (draft / database.name).replace(database)
+        draft.rmdir()
