@@ -37,11 +37,12 @@ def measure(
         raise InputError(
             f"corpus {corpus.name}: labels {', '.join(strange[:5])} differ from the bundle's; map them first"
         )
-    soundness.check(corpus.for_testing(), (), experiment.targets)
+    measured = corpus.measured(model.experiment.sources, experiment.targets)
+    if missing := [code for code in wanted if code not in measured]:
+        raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(measured))}")
     test = corpus.for_testing()
-    tables = {code: test.table("test", code) for code in corpus.measured(model.experiment.sources, experiment.targets)}
-    if missing := [code for code in wanted if code not in tables]:
-        raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(tables))}")
+    soundness.check(test, (), experiment.targets)
+    tables = {code: test.table("test", code) for code in measured}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.network.to(device)
 
