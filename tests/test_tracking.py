@@ -426,13 +426,18 @@ def test_three_processes_may_touch_a_fresh_database_first(tmp_path: Path) -> Non
 def test_a_sender_killed_while_it_creates_the_database_leaves_none(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'xlt.db'}"
     box = begin(tmp_path / "run", uri)
-    sender = tracking.start(box)
-    assert sender.pid is not None
+    # killed between the first tables and the migrations, at a place and not at a time, so that it is always midway
+    code = (
+        "import os, sys; from pathlib import Path; from mlflow.store.db import utils; "
+        "from xlt_ray.delivery import Delivery; "
+        "utils._upgrade_db = lambda engine: os.kill(os.getpid(), 9); Delivery(Path(sys.argv[1]), sys.argv[2]).send()"
+    )
+    killed = python(code, box.folder, uri, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     draft = tmp_path / ".xlt.db.new" / "xlt.db"
-    until(lambda: draft.exists() and draft.stat().st_size, "the first tables")
-    os.kill(sender.pid, signal.SIGKILL)
+    assert draft.stat().st_size
     assert not (tmp_path / "xlt.db").exists()
-    assert sender.close(60) == 0  # which starts another, that creates it anew
+    assert tracking.start(box).close(60) == 0  # which creates it anew
     assert len(runs(uri)) == 1
     assert not draft.parent.exists()
 
