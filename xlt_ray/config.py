@@ -245,6 +245,11 @@ class Experiment(Section):
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """Read a YAML file and apply overrides such as `mixture.alpha=0.5`; raise InputError with place, value, way out."""
+    return build(read(path, overrides), place=str(path))
+
+
+def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a YAML file of keys and values into plain data and apply overrides; raise InputError where it is not one."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -260,13 +265,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
         raise InputError(
             f"{path}: holds {type(data).__name__}, not keys with values; start from jobs/configs/quickstart.yaml"
         )
-    return build(data, overrides, place=str(path))
+    return _plain(data, overrides, place=str(path))
 
 
-def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "configuration") -> Experiment:
-    """Make an Experiment of plain data and overrides; raise InputError listing every fault at once."""
+def _plain(data: Any, overrides: Iterable[str], place: str) -> dict[str, Any]:
     try:
-        merged = json.loads(json.dumps(data, default=str))
+        merged: Any = json.loads(json.dumps(data, default=str))
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{place}: not plain data ({error}); write names with text, numbers, lists or names below them"
@@ -275,10 +279,16 @@ def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "
         raise InputError(f"{place}: holds {type(data).__name__}, not keys with values; it needs `sources` at least")
     for override in overrides:
         _apply(merged, override)
+    return merged
+
+
+def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "configuration") -> Experiment:
+    """Make an Experiment of plain data and overrides; raise InputError listing every fault at once."""
+    merged = _plain(data, overrides, place)
     try:
         return Experiment.model_validate(merged)
     except ValidationError as error:
-        faults = "\n".join("  " + _explain(fault) for fault in error.errors())
+        faults = "\n".join("  " + explain(fault) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
 
 
@@ -298,11 +308,12 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise InputError(f"{override!r}: the value is not YAML: {error}") from None
 
 
-def _explain(fault: Any) -> str:
+def explain(fault: Any, section: type[BaseModel] = Experiment) -> str:
+    """Say in a line what pydantic found wrong with a key of a section, and what was probably meant."""
     path = [str(part) for part in fault["loc"]]
     place = ".".join(path) or "experiment"
     if fault["type"] == "extra_forbidden":
-        keys = _keys(Experiment)
+        keys = _keys(section)
         near = [key for key in keys if key.split(".")[-1] == path[-1]] or difflib.get_close_matches(place, keys, 1, 0.6)
         meant = f", did you mean {' or '.join(near[:2])}?"
         return f"{place}: unknown key" + (meant if near else "; `xlt catalogue` lists the keys")
