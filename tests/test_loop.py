@@ -381,7 +381,7 @@ def test_select_keeps_the_epoch_that_is_best_on_dev(
     tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.9, 0.9, 0.7])
-    monkeypatch.setattr(loop._Trainee, "_dev", lambda self: {"dev/accuracy": next(scores)})
+    monkeypatch.setattr(loop.Trainee, "_dev", lambda self: {"dev/accuracy": next(scores)})
     settings = changed(tiny_settings, training={"epochs": 4, "select": "source_dev"}, mixture={"draws_per_epoch": 32})
     kept = train(settings, str(tmp_path)).weights
     # of equals the earlier

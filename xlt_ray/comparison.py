@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,15 +28,32 @@ class Comparison:
 def compare(
     a: Mapping[str, Predictions], b: Mapping[str, Predictions], resamples: int = 2000, seed: int = 0
 ) -> Comparison:
+    """Test whether two models differ in mean accuracy: `compare_seeds` of one run each."""
+    return compare_seeds([a], [b], resamples, seed)
+
+
+def compare_seeds(
+    a: Sequence[Mapping[str, Predictions]],
+    b: Sequence[Mapping[str, Predictions]],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
     """Test whether two models differ in mean accuracy, on the languages and row ids both have, by a paired bootstrap.
+
+    Each side is one model trained with one or several seeds, the same number on both; a row's gain is the average over
+    seeds, taken in pairs. The interval then bounds what other test rows would give these very runs; how far other seeds
+    would move the difference shows in its spread over the pairs, which the caller has.
 
     The p-value is two-sided: how often a resampled difference, shifted to have no effect, is at least as large as the
     one observed, counting the observed itself. Ids shared by languages are resampled jointly, as in `score`.
     Sources: Efron and Tibshirani 1993, chapter 16; Koehn 2004, "Statistical significance tests for machine translation
     evaluation"; Berg-Kirkpatrick, Burkett and Klein 2012, "An empirical investigation of statistical significance in
-    NLP". Raises InputError when nothing is common, an id occurs twice, or gold labels differ.
+    NLP". Raises InputError when nothing is common, an id occurs twice, gold labels differ, or the numbers of runs do.
     """
-    paired = {code: _pair(code, a[code], b[code]) for code in sorted(set(a) & set(b))}
+    if len(a) != len(b):
+        raise InputError(f"compare: {len(a)} runs against {len(b)}; give both models the same seeds")
+    both = sorted(set.intersection(*(set(one) for one in (*a, *b))))
+    paired = {code: _pairs(code, [one[code] for one in a], [one[code] for one in b]) for code in both}
     paired = {code: pair for code, pair in paired.items() if len(pair[0])}
     if not paired:
         raise InputError("compare: no language with a common row id; compare predictions made on the same test rows")
@@ -58,6 +75,13 @@ def compare(
 def _gain(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
     rows = counts.sum(axis=0)
     return np.divide(kinds @ counts, rows, out=np.full(rows.shape, np.nan), where=rows > 0)
+
+
+def _pairs(code: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]:
+    each = [_pair(code, first, second) for first, second in zip(a, b, strict=True)]
+    if any(len(ids) != len(each[0][0]) or (ids != each[0][0]).any() for ids, _ in each):
+        raise InputError(f"{code}: the runs of one model predicted different rows; compare runs on the same test rows")
+    return each[0][0], np.mean([gains for _, gains in each], axis=0)
 
 
 def _pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:

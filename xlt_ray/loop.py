@@ -47,6 +47,14 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
 
     The network is left with the weights to deploy: the last, the average of the last epochs, or the best on dev.
     """
+    trainee = begin(run, restored)
+    trainee.advance(run.experiment.training.epochs)
+    trainee.finish()
+    return trainee.progress
+
+
+def begin(run: Run, restored: Path | None = None) -> Trainee:
+    """Set up optimiser and workers' exchange of gradients for a run, at its start or where `restored` left it."""
     rank, world = _ranks()
     objective = Objective(run.network, run.experiment.training.label_smoothing)
     optimizer = _optimizer(run.network, run.experiment.training)
@@ -61,12 +69,7 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
         if world > 1
         else objective
     )
-    trainee = _Trainee(run, forward, optimizer, progress, average, best, rank, world)
-    with cpu_training.fast(run.network):
-        while progress.epoch < run.experiment.training.epochs:
-            trainee.epoch()
-    _finish(run, trainee)
-    return progress
+    return Trainee(run, forward, optimizer, progress, average, best, rank, world)
 
 
 def choose_precision(asked: str, network: Network) -> str:
@@ -130,7 +133,9 @@ def _optimizer(network: Network, training: TrainingConfig) -> torch.optim.Optimi
 
 
 @dataclass
-class _Trainee:
+class Trainee:
+    """A run under way: `advance` trains whole epochs, `save` writes where it is, `finish` leaves the final weights."""
+
     run: Run
     forward: nn.Module
     optimizer: torch.optim.Optimizer
@@ -153,7 +158,28 @@ class _Trainee:
             2, dtype=torch.float64, device=self.device
         )  # loss and rows of this rank since they were last summed
 
-    def epoch(self) -> None:
+    def advance(self, epochs: int) -> None:
+        """Train until so many epochs are done, all in all."""
+        with cpu_training.fast(self.run.network):
+            while self.progress.epoch < epochs:
+                self._epoch()
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into a folder."""
+        network, optimizer = self.run.network, self.optimizer
+        checkpoint.save(folder, network, optimizer, self.progress, self.average, self.best)
+
+    def finish(self) -> None:
+        """Leave the network with the weights to deploy."""
+        if self.average:
+            count = self.experiment.training.average_last
+            mean = {name: (tensor / count).to(tensor.dtype) for name, tensor in self.average.items()}
+            checkpoint.restore_weights(self.run.network, mean)
+        elif self.best:
+            checkpoint.restore_weights(self.run.network, self.best)
+        self.run.network.eval()
+
+    def _epoch(self) -> None:
         """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""
         progress, training = self.progress, self.experiment.training
         seed, batch_size = self.experiment.seed, training.batch_size
@@ -174,7 +200,7 @@ class _Trainee:
                 and progress.update < len(plan)
             ):
                 self._sum_losses()
-                self.run.report({"step": progress.step}, self._save)
+                self.run.report({"step": progress.step}, self.save)
         self._end_epoch()
 
     def _update(self, draws: mixture.Draws, positions: np.ndarray, factor: float) -> None:
@@ -261,7 +287,7 @@ class _Trainee:
         progress.epoch, progress.update = progress.epoch + 1, 0
         self._remember(row)
         self.run.emit(row)
-        self.run.report(row, self._save)
+        self.run.report(row, self.save)
 
     def _dev(self) -> dict[str, float]:
         targets, there = self.experiment.targets, self.run.corpus.languages("dev")
@@ -286,17 +312,3 @@ class _Trainee:
         if key and row[key] > self.progress.best_score:
             self.progress.best_score = row[key]
             self.best.update({name: tensor.clone() for name, tensor in weights.items()})
-
-    def _save(self, folder: Path) -> None:
-        network, optimizer = self.run.network, self.optimizer
-        checkpoint.save(folder, network, optimizer, self.progress, self.average, self.best)
-
-
-def _finish(run: Run, trainee: _Trainee) -> None:
-    if trainee.average:
-        count = run.experiment.training.average_last
-        mean = {name: (tensor / count).to(tensor.dtype) for name, tensor in trainee.average.items()}
-        checkpoint.restore_weights(run.network, mean)
-    elif trainee.best:
-        checkpoint.restore_weights(run.network, trainee.best)
-    run.network.eval()

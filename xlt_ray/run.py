@@ -40,8 +40,11 @@ class Outcome:
     repeated: bool  # the run had been finished before and nothing was computed now
 
 
-def run(experiment: Experiment, on_event: OnEvent = lambda event: None) -> Outcome:
-    """Do an experiment, go on with it, or show it if it is done; raise InputError before any work if it is unsound."""
+def run(experiment: Experiment, on_event: OnEvent = lambda event: None, parent_key: str | None = None) -> Outcome:
+    """Do an experiment, go on with it, or show it if it is done; raise InputError before any work if it is unsound.
+
+    `parent_key` nests the tracked run below the one of that key.
+    """
     folder = open_run(experiment)
     folder.download(RESULT, "scores.json")
     if (folder.local / RESULT).is_file():
@@ -55,7 +58,8 @@ def run(experiment: Experiment, on_event: OnEvent = lambda event: None) -> Outco
     )  # what is wrong with it shows now
     folder.download("outbox.jsonl", "outbox.sent")
     (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
-    outbox = Outbox.open(folder.local, experiment.tracking, f"{experiment.key()}-{folder.identity()}", experiment.name)
+    run_key = f"{experiment.key()}-{folder.identity()}"
+    outbox = Outbox.open(folder.local, experiment.tracking, run_key, experiment.name, parent_key)
     _record_start(outbox, prepared)
     sender = tracking.start(outbox)
     try:
@@ -179,7 +183,7 @@ def _description(loader: str) -> str:
 
 def _record_start(outbox: Outbox, prepared: Prepared) -> None:
     experiment = prepared.experiment
-    outbox.params(_flat(experiment.model_dump(mode="json")))
+    outbox.params(flat(experiment.model_dump(mode="json")))
     outbox.tags(
         {
             "xlt.selection": "oracle" if experiment.oracle else experiment.training.select,
@@ -218,11 +222,12 @@ def _record_end(
         )
 
 
-def _flat(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flat(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Name every value of nested data by its dotted key, as MLflow's parameters are."""
     rows: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
-            rows |= _flat(value, f"{above}{key}.")
+            rows |= flat(value, f"{above}{key}.")
         else:
             rows[above + key] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
     return rows

@@ -44,7 +44,8 @@ class SelectionConfig(Section):
     )
     objectives: tuple[Objective, ...] = Field(("mean",), min_length=1, description="mean, worst, or both: Pareto front")
     compare_oracle: bool = Field(
-        False, description="afterwards, tell what target dev would have chosen; reads target labels for that table alone"
+        False,
+        description="afterwards, tell what target dev would have chosen; reads target labels for that table alone",
     )
 
 
@@ -53,7 +54,9 @@ class ScreeningConfig(Section):
 
     trials: int = Field(1000, ge=0, description="mixes to try so before any fine-tuning; 0: none")
     strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.01,), min_length=1, description="as training.probe_strengths; one, so that mixes are compared and not penalties"
+        (0.01,),
+        min_length=1,
+        description="as training.probe_strengths; one, so that mixes are compared and not penalties",
     )
 
 
@@ -80,7 +83,9 @@ class RetrainingConfig(Section):
 class SearchConfig(Section):
     """What is searched, by what, and for how long."""
 
-    space: Mapping[str, Any] = Field(min_length=1, description="dotted key -> its range; sources, mixture.weights: mixes")
+    space: Mapping[str, Any] = Field(
+        min_length=1, description="dotted key -> its range; sources, mixture.weights: mixes"
+    )
     searcher: Literal["tpe", "random", "grid"] = Field("tpe", description="random and grid are for comparison")
     minutes: float | None = Field(None, gt=0, description="begin no trial after so long; default: all trials")
     selection: SelectionConfig = SelectionConfig()
