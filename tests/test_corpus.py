@@ -64,6 +64,27 @@ def test_testing_sees_test_alone(corpus: Corpus) -> None:
     assert seen.languages("train") == seen.languages("dev") == ()
 
 
+def test_unlabelled_text_has_no_labels_and_is_never_of_test() -> None:
+    one = Corpus(
+        "tiny",
+        ("no", "yes"),
+        {
+            "train": {"eng_Latn": rows("train", pair=True), "hau_Latn": rows()},
+            "dev": {"eng_Latn": rows("not this"), "hau_Latn": rows("dev")},
+            "test": {code: rows("test") for code in ("eng_Latn", "hau_Latn", "zul_Latn")},
+        },
+    )
+    texts = one.unlabelled(["eng_Latn", "hau_Latn", "zul_Latn", "yor_Latn"])
+    assert {code: table.column_names for code, table in texts.items()} == {
+        "eng_Latn": ["text", "text_pair"],
+        "hau_Latn": ["text"],
+    }
+    assert {code: table["text"].to_pylist() for code, table in texts.items()} == {
+        "eng_Latn": ["train"],
+        "hau_Latn": ["dev"],
+    }
+
+
 def test_all_targets_are_what_has_a_test_split(corpus: Corpus) -> None:
     assert corpus.measured(["eng_Latn"], "all") == ("eng_Latn", "fra_Latn", "hau_Latn")
     assert corpus.measured(["eng_Latn"], ["hau_Latn"]) == ("eng_Latn", "hau_Latn")

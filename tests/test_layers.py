@@ -20,11 +20,11 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config languages",
-    1: "bootstrap comparison corpora corpus metrics mixture prepare soundness",
+    1: "bootstrap comparison corpora corpus metrics mixture prepare soundness typology",
     2: "bundle bundled checkpoint collate cpu_training encoders evaluate export loop network objective probe "
     "techniques",
-    3: "cluster courier delivery environment measure outbox plots progress report run search selection storage "
-    "tracking train",
+    3: "cluster courier delivery environment measure outbox plots progress report run search search_plots "
+    "search_report search_summary selection similarity storage tracking train",
     4: "cli jobs serve",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
@@ -34,7 +34,7 @@ ABOVE_CORPORA = {module for module, layer in LAYER.items() if layer >= 2}
 CONFINED = {
     "ray": {"train", "search", "cli", "cluster", "jobs", "serve"},
     "mlflow": {"tracking", "serve"},
-    "matplotlib": {"report", "plots"},
+    "matplotlib": {"report", "plots", "search_plots"},
     "datasets": {"corpora"},
     "torch": ABOVE_CORPORA,
     "transformers": ABOVE_CORPORA,

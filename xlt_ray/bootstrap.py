@@ -68,3 +68,9 @@ def mean(draws: np.ndarray) -> np.ndarray:
     there = ~np.isnan(draws)
     total, languages = np.where(there, draws, 0.0).sum(axis=0), there.sum(axis=0)
     return np.divide(total, languages, out=np.full(total.shape, np.nan), where=languages > 0)
+
+
+def share(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Average cells that are numbers over the rows drawn: the mean (resamples,) of kinds (k,) counted (k, resamples)."""
+    rows = counts.sum(axis=0)
+    return np.divide(kinds @ counts, rows, out=np.full(rows.shape, np.nan), where=rows > 0)

@@ -239,6 +239,29 @@ def _shown(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
+@app.command("rank-sources")
+def rank_sources(
+    config: Config,
+    overrides: Overrides = None,
+    mix: Annotated[int | None, typer.Option(min=1, help="also choose so many sources that go well together")] = None,
+) -> None:
+    """Rank the sources of a configuration, or of a search, for its targets by likeness alone: no label is used."""
+    with _told():
+        from rich.console import Console
+
+        from xlt_ray import cluster, progress, similarity
+
+        try:
+            with progress.shown(Console(stderr=True, highlight=False)) as on_event:
+                ranking = similarity.rank_file(config, overrides or [], on_event)
+        except cluster.TrainingError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        Console(highlight=False).print(similarity.table(ranking))
+        if mix:
+            typer.echo("\n" + similarity.mix_lines(ranking, mix))
+
+
 @app.command()
 def catalogue() -> None:
     """List what a configuration can name: corpora, training methods, encoders, and every key with its default."""

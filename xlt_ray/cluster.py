@@ -60,6 +60,33 @@ def check_cpus(experiment: Experiment) -> None:
         )
 
 
+def slots(workers: int, cpus: float, gpus: float) -> int:
+    """Count how many groups of so many workers, each with these CPUs and GPUs, the connected cluster has room for.
+
+    Workers of a group may sit on different machines; one worker may not.
+    """
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = 0
+    for resources in there:
+        fits = [resources.get(name, 0.0) / asked for name, asked in (("CPU", cpus), ("GPU", gpus)) if asked]
+        room += int(min(fits) + 1e-9)
+    return room // workers
+
+
+def check_trials(workers: int, cpus: float, gpus: float) -> None:
+    """Raise InputError with the arithmetic where the connected cluster cannot run one trial of a search."""
+    if slots(workers, cpus, gpus):
+        return
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = ", ".join(f"{r.get('CPU', 0):g} CPUs" + (f" and {r['GPU']:g} GPUs" if "GPU" in r else "") for r in there)
+    asked = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    raise InputError(
+        f"search.fine_tuning.workers: a trial needs {workers} workers x ({asked}), each worker whole on one machine; the "
+        f"cluster has {len(there)} machines ({machines}), room for {slots(1, cpus, gpus)} such workers; lower "
+        "search.fine_tuning.workers or resources.cpus_per_worker, or use a larger cluster"
+    )
+
+
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Give Ray's errors as TrainingError, and the exit that it makes of Ctrl-C and SIGTERM as KeyboardInterrupt."""

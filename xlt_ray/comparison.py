@@ -60,9 +60,9 @@ def compare_seeds(
     ids = {code: pair[0] for code, pair in paired.items()}
     gains = {code: pair[1] for code, pair in paired.items()}
     if bootstrap.shared(ids):
-        draws = bootstrap.together(gains, ids, _gain, resamples, seed)
+        draws = bootstrap.together(gains, ids, bootstrap.share, resamples, seed)
     else:
-        draws = {code: _gain(*bootstrap.alone(code, gain, resamples, seed)) for code, gain in gains.items()}
+        draws = {code: bootstrap.share(*bootstrap.alone(code, gain, resamples, seed)) for code, gain in gains.items()}
     per_language = {code: float(gain.mean()) for code, gain in gains.items()}
     difference = float(np.mean(list(per_language.values())))
     resampled = bootstrap.mean(np.stack(list(draws.values())))
@@ -70,11 +70,6 @@ def compare_seeds(
     extreme = int(np.sum(np.abs(resampled - difference) >= abs(difference) - 1e-12))
     p_value = (1 + extreme) / (1 + resamples)
     return Comparison(difference, low, high, p_value, len(gains), sum(map(len, gains.values())), per_language)
-
-
-def _gain(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    rows = counts.sum(axis=0)
-    return np.divide(kinds @ counts, rows, out=np.full(rows.shape, np.nan), where=rows > 0)
 
 
 def _pairs(code: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ SCRIPTS = {
     "Devanagari": "#b86aa8",
     "Other scripts": "#8a8f98",
 }
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "svg.fonttype": "none",  # text stays text: it can be searched, and a screen reader finds it
@@ -90,7 +90,7 @@ def bars(scores: Scores, baseline: Scores | None = None) -> Figure:
     """
     panels = _panels(scores)
     best = max((one.accuracy for one in scores.languages.values() if one.role == "source"), default=None)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         key = _key(scores, best, baseline)
         columns = 3 * len(panels)
         head = _KEY * math.ceil(len(key) / columns) + 0.35
@@ -192,7 +192,7 @@ def curve(history: Sequence[Mapping[str, float]]) -> Figure | None:
     panels = {title: drawn for title, drawn in panels.items() if drawn}
     if not panels:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.45 * len(panels), 1.9), layout="constrained")
         for axes, (title, drawn) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             _curves(axes, title, drawn)
@@ -235,7 +235,7 @@ def save(figure: Figure, folder: Path, stem: str) -> dict[str, Path]:
     """Write a figure as SVG and PNG files on white; file name -> path."""
     files = {f"{stem}.{suffix}": folder / f"{stem}.{suffix}" for suffix in ("svg", "png")}
     files[f"{stem}.svg"].write_text(_svg(figure, facecolor="white"), encoding="utf-8")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(files[f"{stem}.png"], dpi=160, facecolor="white")
     return files
 
@@ -243,6 +243,6 @@ def save(figure: Figure, folder: Path, stem: str) -> dict[str, Path]:
 def _svg(figure: Figure, **options: Any) -> str:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no date: the same scores give the same file
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata=nothing, **options)
     return buffer.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', sans-serif")

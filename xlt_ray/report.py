@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -185,11 +184,16 @@ def write(
         "picture": plots.svg(picture, "languages", "Accuracy in each language, with its 95% interval"),
         "training": training and plots.svg(training, "training", "Training loss and accuracy on dev, per epoch"),
     }
-    template = resources.files("xlt_ray").joinpath("templates/report.html").read_text(encoding="utf-8")
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {"pct": _percent, "thousands": lambda number: f"{number:,}"}
-    files["report.html"].write_text(jinja.from_string(template).render(page), encoding="utf-8")
+    files["report.html"].write_text(render("report.html", page), encoding="utf-8")
     return files
+
+
+def render(template: str, page: Mapping[str, Any]) -> str:
+    """Fill a template of this package; what the page holds is escaped, and a name that it lacks is an error."""
+    places = PackageLoader("xlt_ray")
+    jinja = Environment(loader=places, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {"pct": _percent, "thousands": lambda number: f"{number:,}"}
+    return jinja.get_template(template).render(page)
 
 
 def _page(
@@ -200,7 +204,7 @@ def _page(
     baseline: Scores | None,
 ) -> dict[str, Any]:
     mixture = [{**row, "name": plots.name(row["language"])} for row in facts.get("mixture", ())]
-    versions = {key: _public(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
+    versions = {key: public(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
     summary = scores.summary
     return {
         "experiment": experiment,
@@ -218,8 +222,8 @@ def _page(
         "commonest": float(np.mean([commonest(one) for one in scores.languages.values()])),
         "classes": _classes(scores),
         "cautions": [*cautions(scores, experiment), *facts.get("warnings", ())],
-        "configuration": _public(config.dump(experiment)),
-        "command": _public(str(environment.get("command", "xlt train experiment.yaml"))),
+        "configuration": public(config.dump(experiment)),
+        "command": public(str(environment.get("command", "xlt train experiment.yaml"))),
         "bundle": str(environment.get("bundle", "bundle")),
         "versions": versions,
     }
@@ -249,5 +253,6 @@ def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def _public(text: str) -> str:
+def public(text: str) -> str:
+    """Leave names and passwords out of the URLs in a text."""
     return re.sub(r"(\w://)[^/@\s]+@", r"\1...@", text)

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from xlt_ray import bootstrap
 from xlt_ray.comparison import Comparison
-from xlt_ray.metrics import Scores
-from xlt_ray.space import Objective, Point, Rule, Search, point_key
+from xlt_ray.metrics import Predictions, Scores
+from xlt_ray.space import Objective, Point, Rule, Search, mix_of, point_key
 
 RULES: dict[Rule, str] = {
     "sources": "dev of the mix's own languages",
@@ -43,6 +44,11 @@ class Tried:
     def key(self) -> str:
         """The name of the point; equal for the same mix at another fidelity."""
         return point_key(self.point)
+
+    @property
+    def mix(self) -> str:
+        """The name of its mix; equal for a probe and a fine-tuning that differ in settings a probe does not have."""
+        return point_key(mix_of(self.point))
 
     def to_plain(self) -> dict[str, Any]:
         """Give plain data for JSON."""
@@ -82,6 +88,25 @@ class Judge:
         objective = objective or self.search.settings.selection.objectives[0]
         return float(np.mean(found)) if objective == "mean" else float(min(found))
 
+    def interval(
+        self, predictions: Mapping[str, Predictions], point: Point, resamples: int = 500
+    ) -> tuple[float, float]:
+        """Bound the search's objective on a mix by 95%: a bootstrap over dev rows, joint where languages share ids."""
+        plain = Tried(point, "probe", 0, True, dict.fromkeys(predictions, 0.0), 0.0, 0.0, 0.0, 0.0)
+        chosen = {code: predictions[code] for code in self.languages(plain)}
+        right = {code: (one.gold == one.predicted).astype(np.int64) for code, one in chosen.items()}
+        ids = {code: np.asarray(one.ids) for code, one in chosen.items()}
+        if bootstrap.shared(ids):
+            draws = bootstrap.together(right, ids, bootstrap.share, resamples, seed=0)
+        else:
+            draws = {code: bootstrap.share(*bootstrap.alone(code, one, resamples, 0)) for code, one in right.items()}
+        settings = self.search.settings.selection
+        ease = self.difficulty if settings.languages == "held_out_sources" else {}
+        table = np.stack([draws[code] - ease.get(code, 0.0) for code in draws])
+        summed = bootstrap.mean(table) if settings.objectives[0] == "mean" else np.nanmin(table, axis=0)
+        low, high = np.nanquantile(summed, bootstrap.TAILS).tolist()
+        return low, high
+
     def ranked(self, tried: Sequence[Tried], rule: Rule | None = None) -> list[Tried]:
         """Sort mixes from best to worst by a rule, leaving out those that it cannot score; a mix counts once."""
         latest = {one.key: one for one in tried}
@@ -116,20 +141,104 @@ class Correlation:
     @property
     def misleads(self) -> bool:
         """Whether it cannot be said that the cheap fidelity ranks mixes as fine-tuning does."""
-        return self.low <= 0
+        return not self.low > 0  # also where equal scores leave it unknown
 
 
 def correlation(judge: Judge, tried: Sequence[Tried], resamples: int = 2000) -> Correlation | None:
     """Correlate probes with fine-tuning to the end by the search's rule; None for fewer than 4 mixes with both."""
-    tuned = {one.key: judge.value(one) for one in tried if one.fidelity == "fine_tune" and one.whole}
-    probed = {one.key: judge.value(one) for one in tried if one.fidelity == "probe"}
-    pairs = np.array([(probed[k], tuned[k]) for k in tuned if probed.get(k) is not None and tuned[k] is not None])
+    probed = {one.mix: judge.value(one) for one in tried if one.fidelity == "probe"}
+    whole = [one for one in tried if one.fidelity == "fine_tune" and one.whole]
+    both = [(probed.get(one.mix), judge.value(one)) for one in whole]
+    pairs = np.array([pair for pair in both if None not in pair], dtype=float)
     if len(pairs) < 4:
         return None
     picks = np.random.default_rng(0).integers(len(pairs), size=(resamples, len(pairs)))
     drawn = [stats.spearmanr(*pairs[pick].T).statistic for pick in picks if len(set(pick)) > 2]
     low, high = np.nanquantile(drawn, (0.025, 0.975)).tolist()
     return Correlation(float(stats.spearmanr(*pairs.T).statistic), low, high, len(pairs))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How the objective differs where a language is in the mix: a fraction with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    mixes: int  # of those compared, that have the language
+
+
+SPARE = 5  # mixes needed beyond the number of coefficients, else the intervals would say nothing
+
+
+def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
+    """Estimate how the objective differs where a language is in the mix and not the pool's average one, at equal size.
+
+    Ordinary least squares over the probes (over whole fine-tunings where there are none): the objective on which
+    languages are in the mix, with a constant for each size of mix. Where weights were searched, the effect is that of a
+    tenth of the weight. The languages of a mix add up to its size, so only differences among them can be known: effects
+    add up to 0. Mixes of the same languages count once, by their mean, because a searcher returns to what it likes.
+    Intervals are Student's t, each for itself.
+
+    It is an association over the mixes tried. It does not say what adding the language does to a given mix: languages
+    interact (a second one of a family may bring nothing), and the searcher chose the mixes. Under the rule `sources` an
+    easy language looks good because it is measured itself.
+
+    Left out are languages in all or none of the mixes, and those that always come with others; the result is empty
+    where there are fewer than 5 mixes beyond the number of coefficients.
+    """
+    values: dict[tuple[float, ...], list[float]] = {}
+    for one in [one for one in tried if one.fidelity == "probe"] or whole_fine_tunings(tried):
+        value = judge.value(one)
+        if value is not None:
+            values.setdefault(presence(judge.search, one.point), []).append(value)
+    mixes = np.array(list(values)).reshape(len(values), len(judge.search.pool))
+    mean = np.array([np.mean(each) for each in values.values()])
+    varies = mixes.min(axis=0, initial=np.inf) < mixes.max(axis=0, initial=-np.inf)
+    codes = [code for code, differs in zip(judge.search.pool, varies, strict=True) if differs]
+    sizes = (mixes > 0).sum(axis=1)
+    constants = sizes[:, None] == np.unique(sizes)
+    design = np.hstack([mixes[:, varies], constants])
+    spare = len(mixes) - (int(np.linalg.matrix_rank(design)) if len(mixes) else 0)
+    if spare < SPARE or len(codes) < 2:
+        return {}
+    inverse = np.linalg.pinv(design)
+    variance = float(((mean - design @ (inverse @ mean)) ** 2).sum()) / spare
+    against_mean = np.hstack([np.eye(len(codes)) - 1 / len(codes), np.zeros((len(codes), constants.shape[1]))])
+    known = np.abs(against_mean @ inverse @ design - against_mean).max(axis=1) < 1e-6
+    effects = against_mean @ inverse @ mean
+    reach = stats.t.ppf(0.975, spare) * np.sqrt(variance * ((against_mean @ inverse) ** 2).sum(axis=1))
+    counts = (mixes[:, varies] > 0).sum(axis=0)
+    rows = zip(codes, effects.tolist(), reach.tolist(), counts.tolist(), known, strict=True)
+    return {code: Effect(value, value - by, value + by, count) for code, value, by, count, told in rows if told}
+
+
+def presence(search: Search, point: Point) -> tuple[float, ...]:
+    """Tell of each language of the pool whether it is in a mix (0 or 1), or its tenths of the weight where searched."""
+    sources = point.get("sources", search.pool)
+    if not any(one.key == "mixture.weights" for one in search.dimensions):
+        return tuple(float(code in sources) for code in search.pool)
+    weights = point.get("mixture.weights") or {}
+    given = {code: weights.get(code, 1.0) for code in sources}
+    return tuple(10 * given.get(code, 0.0) / sum(given.values()) for code in search.pool)
+
+
+def whole_fine_tunings(tried: Sequence[Tried]) -> list[Tried]:
+    """List the fine-tunings that were not stopped early."""
+    return [one for one in tried if one.fidelity == "fine_tune" and one.whole]
+
+
+def shortlist(judge: Judge, tried: Sequence[Tried], fine_tuned: int, probes: int) -> list[Tried]:
+    """List what to show of a search: whole fine-tunings from best to worst, then stopped ones, then probes.
+
+    Probes are of mixes that were not fine-tuned, and at most `probes`; the others at most `fine_tuned` together.
+    """
+    tuned = [one for one in tried if one.fidelity == "fine_tune"]
+    known = {one.mix for one in tuned}
+    stopped = [one for one in tuned if not one.whole]
+    others = [one for one in tried if one.fidelity == "probe" and one.mix not in known]
+    shown = (judge.ranked(whole_fine_tunings(tried)) + judge.ranked(stopped))[:fine_tuned]
+    return shown + judge.ranked(others)[:probes]
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ class Search:
         return point
 
     def encode(self, point: Point) -> dict[str, Any]:
-        """Give parameters that `decode` turns into a point; keys a point does not name get the middle of their range."""
+        """Give parameters that `decode` turns into a point; keys it does not name get the base's value."""
+        given = {one.key: self._usual(one.key) for one in self.dimensions} | dict(point)
         parameters: dict[str, Any] = {}
         sources = list(point.get("sources", self.pool))
         for one in self.dimensions:
@@ -188,10 +189,16 @@ class Search:
                 shares = {code: weights.get(code, 1.0) / total * len(sources) for code in sources}
                 parameters |= {f"weight:{c}": math.exp(-shares[c]) if c in shares else 0.5 for c in self.pool}
             elif one.kind == "choice":
-                parameters[one.key] = one.options.index(point[one.key]) if point.get(one.key) in one.options else 0
+                parameters[one.key] = one.options.index(given[one.key]) if given[one.key] in one.options else 0
             else:
-                parameters[one.key] = _within(one, point.get(one.key))
+                parameters[one.key] = _within(one, given[one.key])
         return parameters
+
+    def _usual(self, key: str) -> Any:
+        value: Any = self.base.model_dump(mode="json")
+        for part in key.split("."):
+            value = value[part]
+        return value
 
     def grid(self) -> list[dict[str, Any]]:
         """List every point of a space of subsets, choices and whole numbers; raise InputError for a continuous one."""
@@ -211,6 +218,11 @@ class Search:
                 )
             axes.append([(one.key, value) for value in values])
         return [dict(values) for values in itertools.product(*axes)]
+
+
+def mix_of(point: Point) -> dict[str, Any]:
+    """Keep of a point what frozen features can tell something about: sources, weights and alpha."""
+    return {key: value for key, value in point.items() if key in MIX}
 
 
 def point_key(point: Point) -> str:
@@ -240,7 +252,7 @@ def _number(value: Any) -> str:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
-    """Read a search file and apply overrides such as `search.screening.trials=200`; raise InputError with all faults."""
+    """Read a search file and apply overrides such as `search.searcher=random`; raise InputError with all faults."""
     return build(config.read(path, overrides), str(path))
 
 

@@ -66,7 +66,11 @@ class RunFolder:
 
 def open_run(experiment: Experiment) -> RunFolder:
     """Open, and make where needed, the folder of an experiment's run; raise InputError where that cannot be."""
-    key = experiment.key()
+    return open_folder(experiment, experiment.key())
+
+
+def open_folder(experiment: Experiment, key: str) -> RunFolder:
+    """Open, and make where needed, the folder named `key` in an experiment's storage; errors as for `open_run`."""
     try:
         if "://" in experiment.storage and not experiment.storage.startswith("file://"):
             files, path = fsspec.core.url_to_fs(f"{experiment.storage.rstrip('/')}/{key}")

@@ -1,0 +1,266 @@
+"""The cheap fidelity of a search: mixes tried as logistic regressions on frozen features, thousands before a fine-tuning.
+
+Every row of the pool is embedded once, in parallel, and kept by content (`train.features`); a trial is then a fit of
+tens of milliseconds. Actors share one copy of the features.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+import ray
+
+from xlt_ray import cluster, probe, train
+from xlt_ray.config import Experiment, InputError
+from xlt_ray.corpus import Corpus
+from xlt_ray.metrics import Predictions
+from xlt_ray.selection import Judge, Tried
+from xlt_ray.space import Point, Search, mix_of, point_key
+from xlt_ray.train import OnEvent
+
+STARTUP = 50  # mixes drawn at random before TPE takes over: a few for each language of an ordinary pool
+CANDIDATES = 24  # that TPE weighs for each mix
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Features and labels of train and dev, by `split/language`: arrays (rows, width), (rows,) and (rows,)."""
+
+    features: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
+    ids: Mapping[str, np.ndarray]
+    classes: int
+
+    def part(self, split: str, languages: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Take a split of some languages as (features, labels) by language, leaving out those that lack it."""
+        there = [code for code in languages if f"{split}/{code}" in self.labels]
+        return {c: self.features[f"{split}/{c}"] for c in there}, {c: self.labels[f"{split}/{c}"] for c in there}
+
+
+def embed(experiment: Experiment, corpus: Corpus, on_event: OnEvent) -> Frozen:
+    """Compute the features of everything in a corpus, from the cache where they are known."""
+    tables = {f"{split}/{code}": table for split, code, table in corpus.tables()}
+    found, _ = train.features(experiment, tables, on_event)
+    labels = {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()}
+    ids = {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()}
+    return Frozen(found, labels, ids, len(corpus.labels))
+
+
+def fit(frozen: Frozen, experiment: Experiment, strengths: tuple[float, ...]) -> probe.Fit:
+    """Fit a probe on an experiment's mix, without touching rows of other languages."""
+    sources, mixture = experiment.sources, experiment.mixture
+    return probe.fit(
+        *frozen.part("train", sources), *frozen.part("dev", sources), frozen.classes, mixture, strengths
+    )
+
+
+def predict(frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[str]) -> dict[str, Predictions]:
+    """Predict a split of some languages with a probe."""
+    features, labels = frozen.part(split, languages)
+    return {
+        code: Predictions(labels[code], (features[code] @ fitted.weight.T + fitted.bias).argmax(1), frozen.ids[name])
+        for code in labels
+        if (name := f"{split}/{code}")
+    }
+
+
+class Prober:
+    """An actor that tries mixes as probes on features it shares with its neighbours."""
+
+    def __init__(self, judge: Judge, frozen: Frozen) -> None:
+        self.judge, self.frozen = judge, frozen
+
+    def trust(self, judge: Judge) -> None:
+        """Judge by this from now on."""
+        self.judge = judge
+
+    def probe(self, point: Point) -> Tried:
+        """Fit a mix and measure it on every dev split there is."""
+        began = time.monotonic()
+        search = self.judge.search
+        fitted = fit(self.frozen, search.experiment(mix_of(point)), search.settings.screening.strengths)
+        codes = [name.removeprefix("dev/") for name in self.frozen.labels if name.startswith("dev/")]
+        predictions = predict(self.frozen, fitted, "dev", codes)
+        accuracy = {code: float((one.gold == one.predicted).mean()) for code, one in predictions.items()}
+        draft = Tried(point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 0.0)
+        there = bool(self.judge.languages(draft))  # a baseline that uses the whole pool leaves no language out
+        low, high = self.judge.interval(predictions, point) if there else (0.0, 1.0)
+        return Tried(point, "probe", 0, True, accuracy, low, high, 0.0, time.monotonic() - began)
+
+
+class Screening:
+    """Probers at work, as many as the cluster has room for; a context, because they keep CPUs."""
+
+    def __init__(self, judge: Judge, frozen: Frozen) -> None:
+        self.judge = judge
+        asked = judge.search.base.resources
+        self.count = cluster.slots(1, asked.cpus_per_worker, 0)
+        shared = ray.put(frozen)
+        remote: Any = ray.remote(Prober)
+        remote = remote.options(num_cpus=asked.cpus_per_worker, max_restarts=3, max_task_retries=3)
+        self.actors = [remote.remote(judge, shared) for _ in range(self.count)]
+
+    def __enter__(self) -> Screening:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def measure_difficulty(self) -> Judge:
+        """Learn how easy each language of the pool is for a probe trained on the rest, and judge by it from now on."""
+        pool = self.judge.search.pool
+        if len(pool) > 1:
+            points = [{"sources": [other for other in pool if other != code]} for code in pool]
+            found = {code: one.accuracy.get(code) for code, one in zip(pool, self.map(points), strict=True)}
+            known = {code: value for code, value in found.items() if value is not None}
+            mean = float(np.mean(list(known.values()))) if known else 0.0
+            self.judge = Judge(self.judge.search, {code: value - mean for code, value in known.items()})
+            ray.get([actor.trust.remote(self.judge) for actor in self.actors])
+        return self.judge
+
+    def map(self, points: Sequence[Point]) -> list[Tried]:
+        """Try points, in parallel, and give the results in their order."""
+        answers = [self.actors[i % self.count].probe.remote(point) for i, point in enumerate(points)]
+        return ray.get(answers)
+
+    def run(self, proposals: Proposals, record: Callable[[Tried], Tried], more: Callable[[], bool]) -> None:
+        """Try what is proposed until nothing more is or `more` says no; `record` is told of each result."""
+        waiting: dict[Any, tuple[Any, int]] = {}
+        idle = list(range(self.count)) * 2  # one task at work and one at hand for every actor
+        feed = iter(proposals)
+        while True:
+            while idle and more() and (proposal := next(feed, None)) is not None:
+                actor = idle.pop()
+                waiting[self.actors[actor].probe.remote(proposal.point)] = proposal, actor
+            if not waiting:
+                return
+            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+            proposal, actor = waiting.pop(ready)
+            idle.append(actor)
+            proposals.tell(proposal, record(ray.get(ready)))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mix to try and, where a sampler drew it, its trial in the study."""
+
+    point: Point
+    trial: optuna.trial.Trial | None
+
+
+class Proposals:
+    """Where the next mix comes from: given ones first, then all of a small space, or a sampler that learns.
+
+    `done` are mixes tried by an earlier session; the sampler is told of them, so its state is what it was.
+    """
+
+    def __init__(self, judge: Judge, starts: Sequence[Point], done: Sequence[Tried], trials: int) -> None:
+        self.judge, self.starts, self.left = judge, starts, trials - len(done)
+        search = judge.search
+        self.space, self.usual = distributions(search, mix_only=True), search.encode({})
+        self.seen = {point_key(mix_of(one.point)) for one in done}
+        self.study = study(search, len(done))
+        self.values = {one.key: one for one in done}
+        for one in done:
+            self._add(one)
+        self.whole = _enumerated(search, trials)
+
+    def __iter__(self) -> Iterator[Proposal]:
+        for point in (*self.starts, *self.whole):
+            if self._fresh(point):
+                yield Proposal(mix_of(point), None)
+        repeats = 0
+        while self.left > 0 and not self.whole and repeats < 10 * STARTUP:
+            trial = self.study.ask(self.space)
+            point = mix_of(self.judge.search.decode({**self.usual, **trial.params}))
+            if self._fresh(point):
+                yield Proposal(point, trial)
+            else:
+                repeats += 1
+                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def tell(self, proposal: Proposal, tried: Tried) -> None:
+        """Let the sampler learn from a result."""
+        values = self._values(tried)
+        if proposal.trial is None:
+            self._add(tried)
+        elif values is not None:
+            self.study.tell(proposal.trial, values)
+
+    def _fresh(self, point: Point) -> bool:
+        key = point_key(mix_of(point))
+        if key in self.seen or self.left <= 0:
+            return False
+        self.seen.add(key)
+        self.left -= 1
+        return True
+
+    def _values(self, tried: Tried) -> list[float] | None:
+        objectives = self.judge.search.settings.selection.objectives
+        values = [self.judge.value(tried, objective) for objective in objectives]
+        return None if None in values else values  # type: ignore[return-value]
+
+    def _add(self, tried: Tried) -> None:
+        values, search = self._values(tried), self.judge.search
+        sizes = next(((int(d.low), int(d.high)) for d in search.dimensions if d.kind == "subset"), None)
+        if values is None or (sizes and not sizes[0] <= len(tried.point["sources"]) <= sizes[1]):
+            return  # a baseline outside the space
+        parameters = {name: value for name, value in search.encode(tried.point).items() if name in self.space}
+        self.study.add_trial(optuna.trial.create_trial(params=parameters, distributions=self.space, values=values))
+
+
+def distributions(search: Search, mix_only: bool = False) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Name the parameters that `Search.decode` reads, as Optuna's distributions."""
+    found: dict[str, optuna.distributions.BaseDistribution] = {}
+    unit = optuna.distributions.FloatDistribution(0.0, 1.0)
+    for one in search.mix_dimensions if mix_only else search.dimensions:
+        if one.kind == "subset":
+            found["use"] = optuna.distributions.IntDistribution(int(one.low), int(one.high))
+            found |= {f"use:{code}": unit for code in search.pool}
+        elif one.kind == "simplex":
+            found |= {f"weight:{code}": unit for code in search.pool}
+        elif one.kind == "choice":
+            found[one.key] = optuna.distributions.CategoricalDistribution(range(len(one.options)))
+        elif one.kind == "integers":
+            found[one.key] = optuna.distributions.IntDistribution(int(one.low), int(one.high))
+        else:
+            found[one.key] = optuna.distributions.FloatDistribution(one.low, one.high, log=one.kind == "loguniform")
+    return found
+
+
+def sampler(search: Search, told: int, startup: int = STARTUP) -> optuna.samplers.BaseSampler:
+    """Make the sampler that a search asks for; its numbers depend on how many results it has been told of.
+
+    TPE (Bergstra et al. 2011), multivariate (Falkner et al. 2018), with the constant liar for mixes under way.
+    """
+    seed = int(np.random.SeedSequence([search.base.seed, told]).generate_state(1)[0])
+    if search.settings.searcher == "tpe":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup, n_ei_candidates=CANDIDATES
+            )
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def study(search: Search, told: int) -> optuna.Study:
+    """Make an empty study in the directions of a search's objectives."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions = ["maximize"] * len(search.settings.selection.objectives)
+    return optuna.create_study(directions=directions, sampler=sampler(search, told))
+
+
+def _enumerated(search: Search, trials: int) -> list[dict[str, Any]]:
+    mixes = Search(search.base, search.settings, search.mix_dimensions)
+    try:
+        points = mixes.grid()
+    except InputError:
+        return []
+    return points if len(points) <= trials else []

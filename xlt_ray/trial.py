@@ -1,0 +1,188 @@
+"""One trial of a search: a mix fine-tuned from rung to rung on one or more workers, measured on dev, never on test.
+
+A trial gets a corpus in which there is no test split and no label of a language outside the pool (dev of the targets in
+an oracle search alone). Its workers live in the placement group that Tune made for it, so Tune frees everything when it
+stops a trial; and they outlive it: the next trial finds the encoder loaded and the rows tokenised.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import distributed
+
+from xlt_ray import checkpoint, evaluate, loop, network
+from xlt_ray.collate import Tokenize
+from xlt_ray.config import Experiment
+from xlt_ray.corpus import Corpus
+from xlt_ray.metrics import Predictions
+from xlt_ray.selection import Judge
+
+
+class Remembered(Tokenize):
+    """A tokenizer that keeps what it has encoded: trials share most of their rows."""
+
+    def __init__(self, tokenizer: Any, prefix: str, max_length: int) -> None:
+        super().__init__(tokenizer, prefix, max_length)
+        self._known: dict[Any, dict[str, list[int]]] = {}
+
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
+        """Encode texts as `Tokenize` does."""
+        keys = list(texts if pairs is None else zip(texts, pairs, strict=True))
+        new = [i for i, key in enumerate(keys) if key not in self._known]
+        if new:
+            found = super().__call__([texts[i] for i in new], None if pairs is None else [pairs[i] for i in new])
+            self._known |= {keys[i]: row for i, row in zip(new, found, strict=True)}
+        return [self._known[key] for key in keys]
+
+
+class Worker:
+    """One worker of a trial, and of the trials after it."""
+
+    def __init__(self, corpus: Corpus, rank: int, address: str, workers: int, cpus: float, gpus: float) -> None:
+        self.corpus = corpus
+        self.device = torch.device("cuda" if gpus else "cpu")
+        torch.set_num_threads(max(1, int(cpus)))
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        if workers > 1:
+            backend = "nccl" if gpus else "gloo"
+            distributed.init_process_group(backend, f"tcp://{address}", rank=rank, world_size=workers)
+        self.built: Any = None
+        self.initial: checkpoint.Weights = {}
+
+    def begin(self, experiment: Experiment, restored: Path | None = None) -> None:
+        """Take up a mix, from the encoder's own weights or from a checkpoint."""
+        if self.built != experiment.network:
+            # a place of its own for the old network would double the memory
+            self.net = self.tokenize = self.trainee = None  # type: ignore[assignment]
+            self.net, tokenizer, _ = network.build(experiment.network, len(self.corpus.labels), experiment.seed)
+            self.net.to(self.device)
+            self.tokenize = Remembered(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+            self.initial = {name: tensor.clone() for name, tensor in checkpoint.trained(self.net).items()}
+            self.built = experiment.network
+        checkpoint.restore_weights(self.net, self.initial)
+        self.net.zero_grad(set_to_none=True)
+        visible = self.corpus.for_training(experiment.sources)
+        visible = replace(visible, splits={**visible.splits, "dev": {}})  # measured here, at rungs alone
+        run = loop.Run(experiment, visible, self.net, self.tokenize, lambda metrics, save: None)
+        self.trainee: loop.Trainee = loop.begin(run, restored)
+        self.experiment = experiment
+
+    def advance(self, epochs: int) -> dict[str, Predictions]:
+        """Train until so many epochs are done, and predict every dev split there is."""
+        self.trainee.advance(epochs)
+        if epochs >= self.experiment.training.epochs:
+            self.trainee.finish()
+        tables = {code: self.corpus.table("dev", code) for code in self.corpus.languages("dev")}
+        precision, budget = self.trainee.progress.precision, self.experiment.evaluation.tokens_per_step
+        return evaluate.predict(self.net, tables, self.tokenize, precision, budget)
+
+    def begin_from(self, experiment: Experiment, saved: bytes | None) -> None:
+        """Take up a mix as `begin` does, the checkpoint given as a file's content: workers may share no disk."""
+        if saved is None:
+            self.begin(experiment)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / checkpoint.FILE).write_bytes(saved)
+            self.begin(experiment, Path(folder))
+
+
+class Trial(tune.Trainable):
+    """What Tune runs: the first worker, with the others as actors beside it."""
+
+    def setup(self, config: dict[str, Any], judge: Judge, corpus: Corpus, rungs: Sequence[int]) -> None:  # type: ignore[override]
+        """Start the workers and take up the first mix."""
+        search = judge.search
+        asked, workers = search.base.resources, search.settings.fine_tuning.workers
+        self.judge, self.rungs, self.cost = judge, list(rungs), 0.0
+        place = [f"{ray.util.get_node_ip_address()}:{_free_port()}", workers, asked.cpus_per_worker, asked.gpus_per_worker]
+        remote: Any = ray.remote(Worker)
+        group = get_current_placement_group()
+        self.peers = [
+            remote.options(
+                num_cpus=asked.cpus_per_worker,
+                num_gpus=asked.gpus_per_worker,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            ).remote(corpus, rank, *place)
+            for rank in range(1, workers)
+        ]
+        self.worker = Worker(corpus, 0, *place)
+        self._take_up(config)
+
+    def _take_up(self, config: dict[str, Any], saved: bytes | None = None) -> None:
+        search = self.judge.search
+        self.point = config["point"] if "point" in config else search.decode(config)
+        experiment = search.experiment(self.point)
+        waiting = [peer.begin_from.remote(experiment, saved) for peer in self.peers]
+        self.worker.begin_from(experiment, saved)
+        ray.get(waiting)
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung and measure; a mix that diverges ends with objectives of 0."""
+        began = time.monotonic()
+        goal = next(rung for rung in self.rungs if rung > self.worker.trainee.progress.epoch)
+        waiting = [peer.advance.remote(goal) for peer in self.peers]
+        try:
+            predictions = self.worker.advance(goal)
+            ray.get(waiting)
+        except FloatingPointError as error:
+            zero = {f"objective_{name}": 0.0 for name in self.judge.search.settings.selection.objectives}
+            return zero | {"epoch": goal, "done": True, "diverged": str(error), "cost": self._spent(began)}
+        accuracy = {code: float((one.gold == one.predicted).mean()) for code, one in predictions.items()}
+        low, high = self.judge.interval(predictions, self.point)
+        result = {"epoch": goal, "accuracy": accuracy, "low": low, "high": high, "done": goal == self.rungs[-1]}
+        result["point"] = dict(self.point)
+        return result | objectives(self.judge, self.point, accuracy) | {"cost": self._spent(began)}
+
+    def _spent(self, began: float) -> float:
+        self.cost += time.monotonic() - began
+        return self.cost
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write where the trial is; all workers are at the same place."""
+        self.worker.trainee.save(Path(checkpoint_dir))
+        (Path(checkpoint_dir) / "cost.txt").write_text(str(self.cost), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint_dir: Any) -> None:
+        """Go on where a trial was saved."""
+        folder = Path(str(checkpoint_dir))
+        self._take_up(self.config, (folder / checkpoint.FILE).read_bytes())
+        self.cost = float((folder / "cost.txt").read_text(encoding="utf-8"))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take up another mix with the same workers."""
+        self.cost = 0.0
+        self._take_up(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """End the other workers."""
+        for peer in self.peers:
+            ray.kill(peer)
+
+
+def objectives(judge: Judge, point: Any, accuracy: dict[str, float]) -> dict[str, float]:
+    """Name what a searcher maximises, `objective_mean` and the like, for a point measured on dev."""
+    from xlt_ray.selection import Tried
+
+    tried = Tried(point, "fine_tune", 0, False, accuracy, 0.0, 0.0, 0.0, 0.0)
+    names = judge.search.settings.selection.objectives
+    return {f"objective_{name}": judge.value(tried, name) or 0.0 for name in names}
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return int(found.getsockname()[1])
