@@ -23,7 +23,8 @@ from xlt_ray import cli, metrics
 Result = Any  # of a CliRunner
 Call = Callable[..., Result]
 
-VERBS = {"train", "check", "evaluate", "predict", "report", "compare", "catalogue", "languages", "sync"}
+VERBS = {"train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue"}
+VERBS |= {"languages", "sync"}
 ROOT = Path(__file__).parents[1]
 
 

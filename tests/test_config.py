@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xlt_ray.config import Experiment, InputError, build, describe, dump, load
+from xlt_ray import config_keys
+from xlt_ray.config import Experiment, InputError, build, dump, load
 
 MINIMAL: dict[str, Any] = {"sources": ["eng_Latn", "deu_Latn"]}
 
@@ -289,7 +290,7 @@ def test_dumped_and_loaded_is_equal(tmp_path: Path, overrides: list[str]) -> Non
 
 
 def test_every_key_is_described() -> None:
-    rows = {key: (default, meaning) for key, default, meaning in describe()}
+    rows = {key: (default, meaning) for key, default, meaning in config_keys.describe(Experiment)}
     assert rows["mixture.alpha"][0] == 0.3 and "corpus sizes" in rows["mixture.alpha"][1]
     assert rows["sources"][0] == "(required)"
     assert rows["training"] == ("", "How the network is fitted.")

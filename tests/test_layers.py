@@ -19,12 +19,13 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
-    0: "config languages",
-    1: "bootstrap comparison corpora corpus metrics mixture prepare soundness typology",
+    0: "config config_keys languages",
+    1: "bootstrap comparison corpora corpus metrics mixture prepare soundness space typology",
     2: "bundle bundled checkpoint collate cpu_training encoders evaluate export loop network objective probe "
     "techniques",
-    3: "cluster courier delivery environment measure outbox plots progress report run search search_plots "
-    "search_report search_summary selection similarity storage tracking train",
+    3: "cluster courier delivery environment journal listings measure outbox plots progress report retraining run "
+    "screening search search_plots search_records search_report search_summary selection similarity storage tracking "
+    "train trial tuning",
     4: "cli jobs serve",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
@@ -32,7 +33,7 @@ LAYER = {module: layer for layer, modules in LAYERS.items() for module in module
 # Third-party packages that cost seconds, or belong to one place: who may import them, be it inside a function.
 ABOVE_CORPORA = {module for module, layer in LAYER.items() if layer >= 2}
 CONFINED = {
-    "ray": {"train", "search", "cli", "cluster", "jobs", "serve"},
+    "ray": {"train", "cli", "cluster", "jobs", "screening", "serve", "trial", "tuning"},
     "mlflow": {"tracking", "serve"},
     "matplotlib": {"report", "plots", "search_plots"},
     "datasets": {"corpora"},
@@ -188,7 +189,7 @@ def test_light_modules_load_nothing_slow(module: str) -> None:
 def test_help_loads_nothing_slow() -> None:
     slow, shown = slow_imports("-m", "xlt_ray.cli", "--help")
     assert not slow
-    assert all(verb in shown for verb in ("train", "evaluate", "predict", "catalogue"))
+    assert all(verb in shown for verb in ("train", "tune", "evaluate", "predict", "catalogue"))
 
 
 def test_reading_a_configuration_loads_nothing_slow() -> None:

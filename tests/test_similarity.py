@@ -22,7 +22,7 @@ from ray_runs import environment
 from rich.console import Console
 from typer.testing import CliRunner
 
-from xlt_ray import cli, cluster, corpora, languages, similarity, typology
+from xlt_ray import cli, config, corpora, languages, similarity, typology
 from xlt_ray.config import Experiment, InputError, build
 from xlt_ray.corpus import Corpus
 from xlt_ray.similarity import coverage, greedy, normalised_ranks, ranked
@@ -303,7 +303,7 @@ def test_work_that_stops_on_ray_is_told_in_one_message(
     file.write_text(yaml.safe_dump(tiny_settings), encoding="utf-8")
 
     def stop(*arguments: object) -> None:
-        raise cluster.TrainingError("the cluster is gone")
+        raise config.TrainingError("the cluster is gone")
 
     monkeypatch.setattr(similarity, "rank_file", stop)
     done = CliRunner().invoke(cli.app, ["rank-sources", str(file)])

@@ -19,7 +19,7 @@ import yaml
 from ray_runs import TRAIN_WORKER, Settings, offspring, settings
 from typer.testing import CliRunner
 
-from xlt_ray import bundle, checkpoint, cli, cluster, loop, metrics, network, prepare, run, train
+from xlt_ray import bundle, checkpoint, cli, cluster, config, loop, metrics, network, prepare, run, train
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError, build
 
@@ -274,7 +274,7 @@ def test_a_worker_that_dies_too_often_is_told_of_in_one_sentence(data: Settings,
             worker.kill()
 
     changed = data | {"resources": {"max_failures": 0}, "storage": str(tmp_path / "runs")}
-    with pytest.raises(cluster.TrainingError) as stopped:
+    with pytest.raises(config.TrainingError) as stopped:
         run.run(build(changed), kill)
     message = str(stopped.value)
     assert message.startswith("a worker died, after as many restarts as resources.max_failures=0 allows")

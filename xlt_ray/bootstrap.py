@@ -71,6 +71,6 @@ def mean(draws: np.ndarray) -> np.ndarray:
 
 
 def share(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Average cells that are numbers over the rows drawn: the mean (resamples,) of kinds (k,) counted (k, resamples)."""
+    """Average numbers over the rows drawn: the mean (resamples,) of kinds (k,) counted (k, resamples)."""
     rows = counts.sum(axis=0)
     return np.divide(kinds @ counts, rows, out=np.full(rows.shape, np.nan), where=rows > 0)

@@ -28,7 +28,7 @@ Folder = Annotated[Path, typer.Argument(help="folder of a bundle, or of a run th
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
     """Turn what went wrong into a message and an exit code: 2 bad input, 130 interrupted, 1 anything else."""
-    from xlt_ray.config import InputError
+    from xlt_ray.config import InputError, TrainingError
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress is shown instead
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *place: f"warning: {message}\n"
@@ -37,8 +37,11 @@ def _told() -> Iterator[None]:
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except TrainingError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        typer.echo("interrupted; the same command goes on from what is done", err=True)
         raise typer.Exit(130) from None
     finally:
         warnings.formatwarning = usual
@@ -64,17 +67,15 @@ def train(
     with _told():
         experiment = _experiment(config, overrides)
         if dry_run:
-            _print_plan(experiment)
+            from xlt_ray import listings
+
+            listings.plan(experiment)
             return
-        from xlt_ray import cluster, progress, report, run
+        from xlt_ray import progress, report, run
 
         console = Console(highlight=False)
-        try:
-            with progress.shown(console) as on_event:
-                outcome = run.run(experiment, on_event)
-        except cluster.TrainingError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
+        with progress.shown(console) as on_event:
+            outcome = run.run(experiment, on_event)
         console.print(report.table(outcome.scores, experiment))
         if outcome.repeated:
             console.print(
@@ -82,43 +83,19 @@ def train(
             )
         for name in ("report.html", "bundle"):
             console.print(f"{name:<12} {outcome.folder.shown}/{name}", soft_wrap=True)
-        if outcome.unsent:
-            console.print(
-                f"tracking     {outcome.unsent} records are not sent yet and are kept; "
-                f"`xlt sync {outcome.folder.local}` sends them"
-            )
-        elif experiment.tracking.uri != "off":
-            console.print(
-                f"tracking     {experiment.tracking.uri}, experiment {experiment.tracking.experiment}", soft_wrap=True
-            )
+        _print_tracking(console, experiment, outcome)
 
 
-def _print_plan(experiment: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from xlt_ray import config as configuration
-    from xlt_ray.prepare import prepare
-
-    prepared, console = prepare(experiment), Console(highlight=False)
-    console.print(configuration.dump(experiment), markup=False)
-    mixture = Table("source", "rows", "weight", "share", "draws an epoch", "repeats of a row", title="mixture")
-    for share in prepared.mixture:
-        cells = (share.rows, f"{share.weight:g}", f"{share.share:.3f}", f"{share.draws:.0f}", f"{share.repeats:.2f}")
-        mixture.add_row(share.language, *map(str, cells))
-    console.print(mixture)
-    console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot")
-    console.print(
-        f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}"
-    )
-    asked = experiment.resources
-    if experiment.training.method == "fine_tune":
-        console.print(f"updates: {prepared.updates} of {experiment.training.batch_size} rows")
-    console.print(
-        f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "
-        f"{asked.workers * asked.cpus_per_worker:g} CPU, {asked.workers * asked.gpus_per_worker:g} GPU"
-    )
-    console.print(f"run: {experiment.storage}/{experiment.key()}")
+def _print_tracking(console: Any, experiment: Any, outcome: Any) -> None:
+    if outcome.unsent:
+        console.print(
+            f"tracking     {outcome.unsent} records are not sent yet and are kept; "
+            f"`xlt sync {outcome.folder.local}` sends them"
+        )
+    elif experiment.tracking.uri != "off":
+        console.print(
+            f"tracking     {experiment.tracking.uri}, experiment {experiment.tracking.experiment}", soft_wrap=True
+        )
 
 
 @app.command()
@@ -239,6 +216,32 @@ def _shown(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
+@app.command()
+def tune(
+    config: Annotated[str, typer.Argument(help="YAML file with a section `search`; see jobs/configs/search_*.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as search.searcher=random")
+    ] = None,
+) -> None:
+    """Search the mix of sources that serves the targets best, retrain it, and say how sure that is."""
+    with _told():
+        from rich.console import Console
+
+        from xlt_ray import space
+
+        search = space.load(config, overrides or ())
+        from xlt_ray import progress, search_report
+        from xlt_ray import search as searching
+
+        console = Console(highlight=False)
+        with progress.shown(console) as on_event:
+            found = searching.run(search, on_event)
+        console.print(search_report.table(found.findings))
+        for name in ("search.html", "chosen.yaml"):
+            console.print(f"{name:<12} {found.folder.shown}/{name}", soft_wrap=True)
+        _print_tracking(console, search.base, found)
+
+
 @app.command("rank-sources")
 def rank_sources(
     config: Config,
@@ -249,14 +252,10 @@ def rank_sources(
     with _told():
         from rich.console import Console
 
-        from xlt_ray import cluster, progress, similarity
+        from xlt_ray import progress, similarity
 
-        try:
-            with progress.shown(Console(stderr=True, highlight=False)) as on_event:
-                ranking = similarity.rank_file(config, overrides or [], on_event)
-        except cluster.TrainingError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
+        with progress.shown(Console(stderr=True, highlight=False)) as on_event:
+            ranking = similarity.rank_file(config, overrides or [], on_event)
         Console(highlight=False).print(similarity.table(ranking))
         if mix:
             typer.echo("\n" + similarity.mix_lines(ranking, mix))
@@ -265,26 +264,9 @@ def rank_sources(
 @app.command()
 def catalogue() -> None:
     """List what a configuration can name: corpora, training methods, encoders, and every key with its default."""
-    from rich.console import Console
-    from rich.table import Table
+    from xlt_ray import listings
 
-    from xlt_ray import config as configuration
-    from xlt_ray.corpora import LOADERS
-
-    console = Console(highlight=False)
-    for title, rows in {
-        "corpora (corpus.loader)": LOADERS,
-        "methods (training.method)": configuration.METHODS,
-        "encoders (network.init)": configuration.ENCODERS,
-    }.items():
-        table = Table(title=title, show_header=False, title_justify="left")
-        for name, purpose in rows.items():
-            table.add_row(name, purpose)
-        console.print(table)
-    keys = Table("key", "default", "meaning", title="keys", title_justify="left")
-    for key, default, meaning in configuration.describe():
-        keys.add_row(key, str(default), meaning)
-    console.print(keys)
+    listings.catalogue()
 
 
 @app.command()
@@ -293,26 +275,9 @@ def languages(
 ) -> None:
     """Show how language codes are read, and what is known of each language."""
     with _told():
-        from rich.console import Console
-        from rich.table import Table
+        from xlt_ray import listings
 
-        from xlt_ray import languages as known
-
-        table = Table("code", "name", "script", "family", "in XLM-R", "also written")
-        rows = [known.get(known.resolve(code)) for code in codes] if codes else list(known.all_languages())
-        for asked, row in zip(codes or [""] * len(rows), rows, strict=True):
-            if row is None:
-                table.add_row(asked, "unknown: passed on as it is", "", "", "", "")
-            else:
-                table.add_row(
-                    row.code,
-                    row.name,
-                    row.script,
-                    row.family,
-                    "yes" if row.in_xlmr else "no",
-                    " ".join(row.aliases[:6]),
-                )
-        Console(highlight=False).print(table)
+        listings.languages(codes or [])
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from xlt_ray.config import Experiment, InputError
+from xlt_ray.config import Experiment, InputError, TrainingError
 
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
@@ -20,10 +20,6 @@ RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-
-
-class TrainingError(RuntimeError):
-    """Work on Ray stopped; the message says why in the words of the worker that failed."""
 
 
 @contextlib.contextmanager
@@ -81,8 +77,8 @@ def check_trials(workers: int, cpus: float, gpus: float) -> None:
     machines = ", ".join(f"{r.get('CPU', 0):g} CPUs" + (f" and {r['GPU']:g} GPUs" if "GPU" in r else "") for r in there)
     asked = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
     raise InputError(
-        f"search.fine_tuning.workers: a trial needs {workers} workers x ({asked}), each worker whole on one machine; the "
-        f"cluster has {len(there)} machines ({machines}), room for {slots(1, cpus, gpus)} such workers; lower "
+        f"search.fine_tuning.workers: a trial needs {workers} workers x ({asked}), each worker whole on one machine; "
+        f"the cluster has {len(there)} machines ({machines}), room for {slots(1, cpus, gpus)} such workers; lower "
         "search.fine_tuning.workers or resources.cpus_per_worker, or use a larger cluster"
     )
 

@@ -6,7 +6,6 @@ stated here with its reason. Nothing in this module touches torch, Ray, the netw
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -17,11 +16,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from xlt_ray import languages
+from xlt_ray import config_keys, languages
 
 
 class InputError(ValueError):
     """Something the user wrote or supplied is wrong; the message names the place, the value and the way out."""
+
+
+class TrainingError(RuntimeError):
+    """Work on Ray stopped; the message says why in the words of the worker that failed."""
 
 
 METHODS = {
@@ -288,7 +291,7 @@ def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "
     try:
         return Experiment.model_validate(merged)
     except ValidationError as error:
-        faults = "\n".join("  " + explain(fault) for fault in error.errors())
+        faults = "\n".join("  " + config_keys.explain(fault, Experiment) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
 
 
@@ -306,48 +309,6 @@ def _apply(data: dict[str, Any], override: str) -> None:
         data[leaf] = float(value) if NUMBER.fullmatch(value) else yaml.safe_load(value) if value else None
     except NOT_YAML as error:
         raise InputError(f"{override!r}: the value is not YAML: {error}") from None
-
-
-def explain(fault: Any, section: type[BaseModel] = Experiment) -> str:
-    """Say in a line what pydantic found wrong with a key of a section, and what was probably meant."""
-    path = [str(part) for part in fault["loc"]]
-    place = ".".join(path) or "experiment"
-    if fault["type"] == "extra_forbidden":
-        keys = _keys(section)
-        near = [key for key in keys if key.split(".")[-1] == path[-1]] or difflib.get_close_matches(place, keys, 1, 0.6)
-        meant = f", did you mean {' or '.join(near[:2])}?"
-        return f"{place}: unknown key" + (meant if near else "; `xlt catalogue` lists the keys")
-    if fault["type"] == "missing":
-        return f"{place}: missing; give it a value"
-    message = fault["msg"].removeprefix("Value error, ")
-    shown = "" if fault["type"] == "value_error" else f" (got {fault['input']!r})"
-    return f"{place}: {message}{shown}"
-
-
-def _keys(section: type[BaseModel], above: str = "") -> list[str]:
-    found = []
-    for name, field in section.model_fields.items():
-        found.append(above + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += _keys(field.annotation, f"{above}{name}.")
-    return found
-
-
-def describe() -> list[tuple[str, Any, str]]:
-    """List every key of an experiment as (dotted key, default, meaning), in the order of the file."""
-    rows: list[tuple[str, Any, str]] = []
-
-    def walk(section: type[BaseModel], above: str) -> None:
-        for name, field in section.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                rows.append((above + name, "", (field.annotation.__doc__ or "").strip().split("\n")[0]))
-                walk(field.annotation, f"{above}{name}.")
-            else:
-                default = "(required)" if field.is_required() else field.default
-                rows.append((above + name, default, field.description or ""))
-
-    walk(Experiment, "")
-    return rows
 
 
 def dump(experiment: Experiment) -> str:

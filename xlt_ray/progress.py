@@ -17,11 +17,15 @@ STAGES = {
     "train": "training",
     "embed": "computing features",
     "fit": "fitting the probe",
+    "screen": "trying mixes on frozen features",
+    "tune": "fine-tuning mixes",
+    "retrain": "retraining",
     "evaluate": "measuring on test",
     "score": "computing intervals",
     "save": "writing bundle and report",
     "track": "sending to MLflow",
 }
+LONG = ("screen", "tune", "retrain")  # stages of a search, whose time left a log tells as well
 EVERY = 5.0  # seconds between lines in a log
 
 
@@ -56,6 +60,12 @@ def _describe(event: dict[str, Any]) -> tuple[str, float | None, float | None]:
         text += f"  ORACLE target dev accuracy {100 * event['oracle_dev/accuracy']:.1f}"
     if "strength" in event:
         text += f"  at strength {event['strength']:g}"
+    if event.get("running"):
+        text += f"  {event['running']} running"
+    if "best" in event:
+        text += f"  best {'ORACLE target ' if event['oracle'] else ''}dev {100 * event['best']:.1f}: "
+    if "mix" in event:
+        text += f"{event['mix']}" if "best" in event else f"  {event['mix']}"
     return text, done, total
 
 
@@ -79,6 +89,7 @@ def _bars(bars: Progress) -> Callable[[dict[str, Any]], None]:
 
 def _lines(console: Console) -> Callable[[dict[str, Any]], None]:
     start, last = time.monotonic(), {"stage": "", "time": 0.0}
+    begun: dict[str, tuple[float, float]] = {}
 
     def show(event: dict[str, Any]) -> None:
         text, done, total = _describe(event)
@@ -91,6 +102,11 @@ def _lines(console: Console) -> Callable[[dict[str, Any]], None]:
         )
         if important or now - float(last["time"]) >= EVERY:  # type: ignore[arg-type]
             count = f"  {done:g} of {total:g}" if done is not None and total else ""
+            if event["stage"] in LONG and done is not None and total:
+                since, first = begun.setdefault(event["stage"], (now, done))
+                if first < done < total:
+                    left = (now - since) / (done - first) * (total - done)
+                    count += f", about {left / 60:.0f} min left" if left >= 60 else f", about {left:.0f} s left"
             console.print(f"[{now - start:5.0f} s] {text}{count}", markup=False, highlight=False, soft_wrap=True)
             last.update(stage=event["stage"], time=now)
 

@@ -19,7 +19,11 @@ from xlt_ray.storage import RunFolder
 from xlt_ray.train import OnEvent
 
 FRESH = 1000  # added to the search's seed, and counted on from there
-BASELINES = {"best_single": "best single source", "all_alpha_1": "all sources, alpha 1", "all_alpha_0.3": "all sources, alpha 0.3"}  # fmt: skip
+BASELINES = {
+    "best_single": "best single source",
+    "all_alpha_1": "all sources, alpha 1",
+    "all_alpha_0.3": "all sources, alpha 0.3",
+}
 
 
 @dataclass(frozen=True)

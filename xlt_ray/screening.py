@@ -1,7 +1,7 @@
-"""The cheap fidelity of a search: mixes tried as logistic regressions on frozen features, thousands before a fine-tuning.
+"""The cheap fidelity of a search: thousands of mixes tried as logistic regressions on frozen features.
 
 Every row of the pool is embedded once, in parallel, and kept by content (`train.features`); a trial is then a fit of
-tens of milliseconds. Actors share one copy of the features.
+tens of milliseconds, or a second where the mix is large.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,7 @@ def embed(experiment: Experiment, corpus: Corpus, on_event: OnEvent) -> Frozen:
 def fit(frozen: Frozen, experiment: Experiment, strengths: tuple[float, ...]) -> probe.Fit:
     """Fit a probe on an experiment's mix, without touching rows of other languages."""
     sources, mixture = experiment.sources, experiment.mixture
-    return probe.fit(
-        *frozen.part("train", sources), *frozen.part("dev", sources), frozen.classes, mixture, strengths
-    )
+    return probe.fit(*frozen.part("train", sources), *frozen.part("dev", sources), frozen.classes, mixture, strengths)
 
 
 def predict(frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[str]) -> dict[str, Predictions]:
@@ -70,81 +68,65 @@ def predict(frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[s
     }
 
 
-class Prober:
-    """An actor that tries mixes as probes on features it shares with its neighbours."""
-
-    def __init__(self, judge: Judge, frozen: Frozen) -> None:
-        self.judge, self.frozen = judge, frozen
-
-    def trust(self, judge: Judge) -> None:
-        """Judge by this from now on."""
-        self.judge = judge
-
-    def probe(self, point: Point) -> Tried:
-        """Fit a mix and measure it on every dev split there is."""
-        began = time.monotonic()
-        search = self.judge.search
-        fitted = fit(self.frozen, search.experiment(mix_of(point)), search.settings.screening.strengths)
-        codes = [name.removeprefix("dev/") for name in self.frozen.labels if name.startswith("dev/")]
-        predictions = predict(self.frozen, fitted, "dev", codes)
-        accuracy = {code: float((one.gold == one.predicted).mean()) for code, one in predictions.items()}
-        draft = Tried(point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 0.0)
-        there = bool(self.judge.languages(draft))  # a baseline that uses the whole pool leaves no language out
-        low, high = self.judge.interval(predictions, point) if there else (0.0, 1.0)
-        return Tried(point, "probe", 0, True, accuracy, low, high, 0.0, time.monotonic() - began)
+def try_mix(judge: Judge, frozen: Frozen, point: Point) -> Tried:
+    """Fit a mix and measure it on every dev split there is."""
+    began = time.monotonic()
+    search = judge.search
+    fitted = fit(frozen, search.experiment(mix_of(point)), search.settings.screening.strengths)
+    codes = [name.removeprefix("dev/") for name in frozen.labels if name.startswith("dev/")]
+    predictions = predict(frozen, fitted, "dev", codes)
+    accuracy = {code: float((one.gold == one.predicted).mean()) for code, one in predictions.items()}
+    draft = Tried(point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 0.0)
+    there = bool(judge.languages(draft))  # a baseline that uses the whole pool leaves no language out
+    low, high = judge.interval(predictions, point) if there else (0.0, 1.0)
+    return replace(draft, low=low, high=high, cost=time.monotonic() - began)
 
 
 class Screening:
-    """Probers at work, as many as the cluster has room for; a context, because they keep CPUs."""
+    """Mixes tried as tasks on Ray, which share one copy of the features and are tried again where a worker dies."""
 
     def __init__(self, judge: Judge, frozen: Frozen) -> None:
-        self.judge = judge
         asked = judge.search.base.resources
-        self.count = cluster.slots(1, asked.cpus_per_worker, 0)
-        shared = ray.put(frozen)
-        remote: Any = ray.remote(Prober)
-        remote = remote.options(num_cpus=asked.cpus_per_worker, max_restarts=3, max_task_retries=3)
-        self.actors = [remote.remote(judge, shared) for _ in range(self.count)]
+        self.slots = cluster.slots(1, asked.cpus_per_worker, 0)
+        self.frozen = ray.put(frozen)
+        self.task: Any = ray.remote(num_cpus=asked.cpus_per_worker, max_retries=3)(try_mix)
+        self.trust(judge)
 
-    def __enter__(self) -> Screening:
-        return self
+    def trust(self, judge: Judge) -> None:
+        """Judge by this from now on."""
+        self.judge, self._shared = judge, ray.put(judge)
 
-    def __exit__(self, *error: object) -> None:
-        for actor in self.actors:
-            ray.kill(actor)
+    def start(self, point: Point) -> Any:
+        """Begin to try a point; gives the task, whose result is a `Tried`."""
+        return self.task.remote(self._shared, self.frozen, point)
+
+    def map(self, points: Sequence[Point]) -> list[Tried]:
+        """Try points, in parallel, and give the results in their order."""
+        return ray.get([self.start(point) for point in points])
 
     def measure_difficulty(self) -> Judge:
         """Learn how easy each language of the pool is for a probe trained on the rest, and judge by it from now on."""
         pool = self.judge.search.pool
         if len(pool) > 1:
-            points = [{"sources": [other for other in pool if other != code]} for code in pool]
-            found = {code: one.accuracy.get(code) for code, one in zip(pool, self.map(points), strict=True)}
-            known = {code: value for code, value in found.items() if value is not None}
+            rest = [{"sources": [other for other in pool if other != code]} for code in pool]
+            accuracy = {code: one.accuracy.get(code) for code, one in zip(pool, self.map(rest), strict=True)}
+            known = {code: value for code, value in accuracy.items() if value is not None}
             mean = float(np.mean(list(known.values()))) if known else 0.0
-            self.judge = Judge(self.judge.search, {code: value - mean for code, value in known.items()})
-            ray.get([actor.trust.remote(self.judge) for actor in self.actors])
+            self.trust(Judge(self.judge.search, {code: value - mean for code, value in known.items()}))
         return self.judge
-
-    def map(self, points: Sequence[Point]) -> list[Tried]:
-        """Try points, in parallel, and give the results in their order."""
-        answers = [self.actors[i % self.count].probe.remote(point) for i, point in enumerate(points)]
-        return ray.get(answers)
 
     def run(self, proposals: Proposals, record: Callable[[Tried], Tried], more: Callable[[], bool]) -> None:
         """Try what is proposed until nothing more is or `more` says no; `record` is told of each result."""
-        waiting: dict[Any, tuple[Any, int]] = {}
-        idle = list(range(self.count)) * 2  # one task at work and one at hand for every actor
+        waiting: dict[Any, Proposal] = {}
         feed = iter(proposals)
         while True:
-            while idle and more() and (proposal := next(feed, None)) is not None:
-                actor = idle.pop()
-                waiting[self.actors[actor].probe.remote(proposal.point)] = proposal, actor
+            # one at work and one at hand for every slot
+            while len(waiting) < 2 * self.slots and more() and (proposal := next(feed, None)) is not None:
+                waiting[self.start(proposal.point)] = proposal
             if not waiting:
                 return
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
-            proposal, actor = waiting.pop(ready)
-            idle.append(actor)
-            proposals.tell(proposal, record(ray.get(ready)))
+            proposals.tell(waiting.pop(ready), record(ray.get(ready)))
 
 
 @dataclass(frozen=True)
@@ -253,7 +235,7 @@ def sampler(search: Search, told: int, startup: int = STARTUP) -> optuna.sampler
 def study(search: Search, told: int) -> optuna.Study:
     """Make an empty study in the directions of a search's objectives."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions = ["maximize"] * len(search.settings.selection.objectives)
+    directions: Any = ["maximize"] * len(search.settings.selection.objectives)
     return optuna.create_study(directions=directions, sampler=sampler(search, told))
 
 

@@ -229,7 +229,7 @@ def _page(findings: Findings) -> dict[str, Any]:
                 selection.importance(findings.judge, findings.tried).items(), key=lambda pair: -pair[1].value
             )
         ],
-        "ranking": [(plots.name(str(row.get("language"))), row.get("score")) for row in findings.ranking],
+        "ranking": [(plots.name(str(row.get("code"))), row.get("score")) for row in findings.ranking],
         "configuration": report.public(config.dump(search.experiment(chosen.point))),
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from xlt_ray import config
+from xlt_ray import config, config_keys
 from xlt_ray.config import Experiment, InputError, Section
 
 Point = Mapping[str, Any]
@@ -267,7 +267,7 @@ def build(data: Mapping[str, Any], place: str = "configuration") -> Search:
     try:
         settings = SearchConfig.model_validate(data["search"])
     except ValidationError as error:
-        faults = "\n".join("  search." + config.explain(fault, SearchConfig) for fault in error.errors())
+        faults = "\n".join("  search." + config_keys.explain(fault, SearchConfig) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
     dimensions = tuple(_dimension(key, form, base) for key, form in settings.space.items())
     search = Search(base, settings, dimensions)

@@ -24,9 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xlt_ray import checkpoint, encoders, evaluate, loop, network, probe
-from xlt_ray.cluster import TrainingError
 from xlt_ray.collate import Tokenize
-from xlt_ray.config import Experiment, InputError
+from xlt_ray.config import Experiment, InputError, TrainingError
 from xlt_ray.metrics import Predictions, load_predictions, save_predictions
 from xlt_ray.prepare import load_corpus
 

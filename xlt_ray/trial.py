@@ -28,7 +28,7 @@ from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment
 from xlt_ray.corpus import Corpus
 from xlt_ray.metrics import Predictions
-from xlt_ray.selection import Judge
+from xlt_ray.selection import Judge, Tried
 
 
 class Remembered(Tokenize):
@@ -51,6 +51,10 @@ class Remembered(Tokenize):
 class Worker:
     """One worker of a trial, and of the trials after it."""
 
+    net: network.Network
+    tokenize: Remembered
+    trainee: loop.Trainee
+
     def __init__(self, corpus: Corpus, rank: int, address: str, workers: int, cpus: float, gpus: float) -> None:
         self.corpus = corpus
         self.device = torch.device("cuda" if gpus else "cpu")
@@ -65,8 +69,8 @@ class Worker:
     def begin(self, experiment: Experiment, restored: Path | None = None) -> None:
         """Take up a mix, from the encoder's own weights or from a checkpoint."""
         if self.built != experiment.network:
-            # a place of its own for the old network would double the memory
-            self.net = self.tokenize = self.trainee = None  # type: ignore[assignment]
+            for old in ("net", "tokenize", "trainee"):  # held meanwhile, the old network would double the memory
+                self.__dict__.pop(old, None)
             self.net, tokenizer, _ = network.build(experiment.network, len(self.corpus.labels), experiment.seed)
             self.net.to(self.device)
             self.tokenize = Remembered(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
@@ -77,7 +81,7 @@ class Worker:
         visible = self.corpus.for_training(experiment.sources)
         visible = replace(visible, splits={**visible.splits, "dev": {}})  # measured here, at rungs alone
         run = loop.Run(experiment, visible, self.net, self.tokenize, lambda metrics, save: None)
-        self.trainee: loop.Trainee = loop.begin(run, restored)
+        self.trainee = loop.begin(run, restored)
         self.experiment = experiment
 
     def advance(self, epochs: int) -> dict[str, Predictions]:
@@ -107,9 +111,10 @@ class Trial(tune.Trainable):
         search = judge.search
         asked, workers = search.base.resources, search.settings.fine_tuning.workers
         self.judge, self.rungs, self.cost = judge, list(rungs), 0.0
-        place = [f"{ray.util.get_node_ip_address()}:{_free_port()}", workers, asked.cpus_per_worker, asked.gpus_per_worker]
+        address = f"{ray.util.get_node_ip_address()}:{_free_port()}"
+        place = (address, workers, asked.cpus_per_worker, asked.gpus_per_worker)
         remote: Any = ray.remote(Worker)
-        group = get_current_placement_group()
+        group: Any = get_current_placement_group()
         self.peers = [
             remote.options(
                 num_cpus=asked.cpus_per_worker,
@@ -175,8 +180,6 @@ class Trial(tune.Trainable):
 
 def objectives(judge: Judge, point: Any, accuracy: dict[str, float]) -> dict[str, float]:
     """Name what a searcher maximises, `objective_mean` and the like, for a point measured on dev."""
-    from xlt_ray.selection import Tried
-
     tried = Tried(point, "fine_tune", 0, False, accuracy, 0.0, 0.0, 0.0, 0.0)
     names = judge.search.settings.selection.objectives
     return {f"objective_{name}": judge.value(tried, name) or 0.0 for name in names}

@@ -1,4 +1,4 @@
-"""The real fidelity of a search: mixes fine-tuned on Ray Tune, bad ones stopped early, all of it taken up after a kill."""
+"""The real fidelity of a search: mixes fine-tuned on Ray Tune, bad ones stopped early; a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
+import optuna
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from xlt_ray import cluster, screening
-from xlt_ray.cluster import TrainingError
+from xlt_ray.config import TrainingError
 from xlt_ray.corpus import Corpus
 from xlt_ray.selection import Judge, Tried
 from xlt_ray.space import Point, Search, mix_of, point_key
@@ -47,7 +47,7 @@ class Follow(tune.Callback):
         """Tell of a trial that starts or goes on."""
         self._tell("start", trial, {})
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         """Tell of a rung that was reached."""
         self._tell("result", trial, result)
 
@@ -72,7 +72,7 @@ class Fresh(OptunaSearch):
     known: set[str]
     search: Search
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Propose parameters of a new mix, or that there is none."""
         for _ in range(ASKED_AGAIN):
             found = super().suggest(trial_id)
@@ -82,9 +82,8 @@ class Fresh(OptunaSearch):
             if key not in self.known:
                 self.known.add(key)
                 return found
-            import optuna
-
-            self._ot_study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+            study: Any = self._ot_study
+            study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
         return Searcher.FINISHED
 
 
@@ -132,9 +131,7 @@ def fine_tune(
     bundle = {"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})}
     group = tune.PlacementGroupFactory([bundle] * search.settings.fine_tuning.workers)
     # what is common to all trials is put into the object store once
-    trainable = tune.with_resources(
-        tune.with_parameters(Trial, judge=judge, corpus=corpus, rungs=rungs(search)), group
-    )
+    trainable = tune.with_resources(tune.with_parameters(Trial, judge=judge, corpus=corpus, rungs=rungs(search)), group)
     path = f"{storage[0]}/tune"
     LISTENERS[key] = listener
     try:
@@ -213,7 +210,7 @@ def _searcher(judge: Judge, screened: Sequence[Tried]) -> Fresh:
     if search.settings.searcher == "tpe" and single and ranked:
         step = max(1, len(ranked) // WARM)
         for one in ranked[::step]:
-            found.add_evaluated_point(search.encode(one.point), judge.value(one))
+            found.add_evaluated_point(search.encode(one.point), judge.value(one) or 0.0)
     return found
 
 
@@ -240,5 +237,3 @@ def _inside(search: Search, screened: Sequence[Tried]) -> list[Tried]:
 
 def _name(trial: Any) -> str:
     return str(trial.trial_id)
-
-

@@ -1,0 +1,39 @@
+"""The keys of a configuration: their names and meanings, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def explain(fault: Any, section: type[BaseModel]) -> str:
+    """Say in a line what pydantic found wrong with a key of a section, and what was probably meant."""
+    path = [str(part) for part in fault["loc"]]
+    place = ".".join(path) or "experiment"
+    if fault["type"] == "extra_forbidden":
+        if place == "search":
+            return "search: this file describes a search, which `xlt tune` runs; take the section out to train one mix"
+        keys = [key for key, _, _ in describe(section)]
+        near = [key for key in keys if key.split(".")[-1] == path[-1]] or difflib.get_close_matches(place, keys, 1, 0.6)
+        meant = f", did you mean {' or '.join(near[:2])}?"
+        return f"{place}: unknown key" + (meant if near else "; `xlt catalogue` lists the keys")
+    if fault["type"] == "missing":
+        return f"{place}: missing; give it a value"
+    message = fault["msg"].removeprefix("Value error, ")
+    shown = "" if fault["type"] == "value_error" else f" (got {fault['input']!r})"
+    return f"{place}: {message}{shown}"
+
+
+def describe(section: type[BaseModel], above: str = "") -> list[tuple[str, Any, str]]:
+    """List every key of a section as (dotted key, default, meaning), in the order of the file."""
+    rows: list[tuple[str, Any, str]] = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            rows.append((above + name, "", (field.annotation.__doc__ or "").strip().split("\n")[0]))
+            rows += describe(field.annotation, f"{above}{name}.")
+        else:
+            default = "(required)" if field.is_required() else field.default
+            rows.append((above + name, default, field.description or ""))
+    return rows

@@ -1,0 +1,70 @@
+"""What `xlt` prints that is no result: the plan of a run, the catalogue, and the languages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from xlt_ray import config, config_keys, space
+from xlt_ray import languages as known
+from xlt_ray.config import Experiment
+from xlt_ray.corpora import LOADERS
+from xlt_ray.prepare import prepare
+
+
+def plan(experiment: Experiment) -> None:
+    """Print an experiment, its mixture and what it asks of a cluster; raise InputError if it is unsound."""
+    prepared, console = prepare(experiment), Console(highlight=False)
+    console.print(config.dump(experiment), markup=False)
+    mixture = Table("source", "rows", "weight", "share", "draws an epoch", "repeats of a row", title="mixture")
+    for share in prepared.mixture:
+        cells = (share.rows, f"{share.weight:g}", f"{share.share:.3f}", f"{share.draws:.0f}", f"{share.repeats:.2f}")
+        mixture.add_row(share.language, *map(str, cells))
+    console.print(mixture)
+    console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot")
+    console.print(
+        f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}"
+    )
+    asked = experiment.resources
+    if experiment.training.method == "fine_tune":
+        console.print(f"updates: {prepared.updates} of {experiment.training.batch_size} rows")
+    console.print(
+        f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "
+        f"{asked.workers * asked.cpus_per_worker:g} CPU, {asked.workers * asked.gpus_per_worker:g} GPU"
+    )
+    console.print(f"run: {experiment.storage}/{experiment.key()}")
+
+
+def catalogue() -> None:
+    """Print what a configuration can name."""
+    console = Console(highlight=False)
+    for title, rows in {
+        "corpora (corpus.loader)": LOADERS,
+        "methods (training.method)": config.METHODS,
+        "encoders (network.init)": config.ENCODERS,
+    }.items():
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, purpose in rows.items():
+            table.add_row(name, purpose)
+        console.print(table)
+    searched = config_keys.describe(space.SearchConfig, "search.")
+    for title, described in {"keys": config_keys.describe(Experiment), "keys of a search (xlt tune)": searched}.items():
+        keys = Table("key", "default", "meaning", title=title, title_justify="left")
+        for key, default, meaning in described:
+            keys.add_row(key, str(default), meaning)
+        console.print(keys)
+
+
+def languages(codes: Sequence[str]) -> None:
+    """Print what is known of some languages, or of all; raise InputError for a code that cannot be read."""
+    table = Table("code", "name", "script", "family", "in XLM-R", "also written")
+    rows = [known.get(known.resolve(code)) for code in codes] if codes else list(known.all_languages())
+    for asked, row in zip(codes or [""] * len(rows), rows, strict=True):
+        if row is None:
+            table.add_row(asked, "unknown: passed on as it is", "", "", "", "")
+            continue
+        seen = "yes" if row.in_xlmr else "no"
+        table.add_row(row.code, row.name, row.script, row.family, seen, " ".join(row.aliases[:6]))
+    Console(highlight=False).print(table)
