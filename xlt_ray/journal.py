@@ -13,7 +13,8 @@ from xlt_ray.selection import Tried
 class Journal:
     """Every mix tried, one line each, with the seconds of search that were behind it; read again after a kill."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, since: float | None = None) -> None:
+        """Read what is there; seconds count from `since`, a `time.monotonic()` (default: now)."""
         self.file = file
         self.tried: dict[str, Tried] = {}  # a fine-tuning that went further takes the place of its earlier rungs
         lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
@@ -25,7 +26,7 @@ class Journal:
             name = record.pop("name")
             self.tried[name] = Tried(**record)
         before = max((one.seconds for one in self.tried.values()), default=0.0)
-        self._began = time.monotonic() - before
+        self._began = (time.monotonic() if since is None else since) - before
 
     def seconds(self) -> float:
         """Give the wall clock of the search, over all sessions, up to the last thing written in each."""

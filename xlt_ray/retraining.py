@@ -88,10 +88,14 @@ def retrain(
     """Train what is planned with every fresh seed, and compare the choice with each baseline on the same test rows."""
     seeds = [search.base.seed + FRESH + number for number in range(search.settings.retraining.seeds)]
     total, found, predictions = len(planned) * len(seeds), [], {}
+    rule = "oracle" if search.oracle else search.settings.selection.languages
     for index, one in enumerate(planned):
         outcomes = []
+        tags = {"xlt.selection": rule, "xlt.search_role": one.name}
         for number, seed in enumerate(seeds):
-            experiment = search.experiment(one.point, seed, f"{search.base.name}-{_slug(one.name)}")
+            # the name stands in every table and picture of the run
+            name = f"{search.base.name}{'-oracle' if search.oracle else ''}-{_slug(one.name)}"
+            experiment = search.experiment(one.point, seed, name)
             tracking = experiment.tracking
             if one.name != CHOSEN or number:
                 tracking = tracking.model_copy(update={"register_as": None, "alias": None})
@@ -102,7 +106,7 @@ def retrain(
             show({"stage": "check"})
             if not _finished(experiment, folder):
                 begin()
-            outcomes.append(run.run(experiment, show, run_key))
+            outcomes.append(run.run(experiment, show, run_key, tags))
         found.append(
             Retrained(
                 one.name,
@@ -141,9 +145,16 @@ def _finished(experiment: Any, folder: RunFolder) -> bool:
 
 
 def _inner(on_event: OnEvent, at: int, total: int, name: str) -> OnEvent:
+    done = float(at)
+
     def show(event: Mapping[str, Any]) -> None:
-        share = event["step"] / event["steps"] if "steps" in event else 0.0
-        on_event({"stage": "retrain", "done": round(at + 0.9 * share, 2), "total": total, "mix": name})
+        nonlocal done
+        # measuring on test comes after training and takes about as long where targets are many
+        share = 0.5 * event["step"] / event["steps"] if "steps" in event else 0.0
+        if event["stage"] == "evaluate" and event.get("total"):
+            share = 0.5 + 0.4 * event["done"] / event["total"]
+        done = max(done, at + share)
+        on_event({"stage": "retrain", "done": round(done, 2), "total": total, "mix": name})
 
     return show
 

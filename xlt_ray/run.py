@@ -40,10 +40,15 @@ class Outcome:
     repeated: bool  # the run had been finished before and nothing was computed now
 
 
-def run(experiment: Experiment, on_event: OnEvent = lambda event: None, parent_key: str | None = None) -> Outcome:
+def run(
+    experiment: Experiment,
+    on_event: OnEvent = lambda event: None,
+    parent_key: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
     """Do an experiment, go on with it, or show it if it is done; raise InputError before any work if it is unsound.
 
-    `parent_key` nests the tracked run below the one of that key.
+    `parent_key` nests the tracked run below the one of that key; `tags` are tracked beside the run's own.
     """
     folder = open_run(experiment)
     folder.download(RESULT, "scores.json")
@@ -61,6 +66,7 @@ def run(experiment: Experiment, on_event: OnEvent = lambda event: None, parent_k
     run_key = f"{experiment.key()}-{folder.identity()}"
     outbox = Outbox.open(folder.local, experiment.tracking, run_key, experiment.name, parent_key)
     _record_start(outbox, prepared)
+    outbox.tags(tags or {})
     sender = tracking.start(outbox)
     try:
         scores = _work(prepared, folder, outbox, on_event)

@@ -152,7 +152,7 @@ class Proposals:
         self.values = {one.key: one for one in done}
         for one in done:
             self._add(one)
-        self.whole = _enumerated(search, trials)
+        self.whole = whole_space(search)
 
     def __iter__(self) -> Iterator[Proposal]:
         for point in (*self.starts, *self.whole):
@@ -239,10 +239,11 @@ def study(search: Search, told: int) -> optuna.Study:
     return optuna.create_study(directions=directions, sampler=sampler(search, told))
 
 
-def _enumerated(search: Search, trials: int) -> list[dict[str, Any]]:
+def whole_space(search: Search) -> list[dict[str, Any]]:
+    """List all mixes of a search where they are no more than its probes; else nothing."""
     mixes = Search(search.base, search.settings, search.mix_dimensions)
     try:
         points = mixes.grid()
     except InputError:
         return []
-    return points if len(points) <= trials else []
+    return points if len(points) <= search.settings.screening.trials else []

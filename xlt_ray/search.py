@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,12 +43,13 @@ class Found:
 
 def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
     """Do a search, go on with it, or show it if it is done; raise InputError before any work if it is unsound."""
+    began = time.monotonic()
     on_event({"stage": "check"})
-    search, corpus = _prepared(search)
+    search, corpus = prepared(search)
     folder = open_folder(search.base, search.key())
     folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE)
     (folder.local / "search.yaml").write_text(_dump(search), encoding="utf-8")
-    journal = Journal(folder.local / JOURNAL)
+    journal = Journal(folder.local / JOURNAL, began)
     run_key = f"{search.key()}-{folder.identity()}"
     outbox = Outbox.open(folder.local, search.base.tracking, run_key, search.base.name)
     if not (folder.local / RESULT).is_file():
@@ -71,10 +73,10 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
     return Found(folder, findings, files, left)
 
 
-def _prepared(search: Search) -> tuple[Search, Corpus]:
+def prepared(search: Search) -> tuple[Search, Corpus]:
     """Fix paths, targets and the number of draws, take test away, and check all that can be checked without Ray."""
-    prepared = prepare(search.base)
-    base, corpus = prepared.experiment, prepared.corpus
+    found = prepare(search.base)
+    base, corpus = found.experiment, found.corpus
     targets = tuple(code for code in corpus.measured((), base.targets) if code not in base.sources)
     if not targets:
         raise InputError("targets: every one is in `sources`, the pool, so there is nothing to transfer to; add others")
@@ -153,7 +155,9 @@ def _try_mixes(
         dev = {code: corpus.table("dev", code) for code in (*search.pool, *search.base.targets)}
         visible = replace(visible, splits={**visible.splits, "dev": dev})
     slots = tuning.concurrent(search) if fine else 0  # refuses what cannot fit, before any work
-    ranking = _ranking(search, corpus, folder.local, on_event)
+    # where every mix is tried anyway, nothing has to say which to try first
+    every = screening.whole_space(search) or not search.settings.screening.trials
+    ranking = None if every else _ranking(search, corpus, folder.local, on_event)
     judge = _screen(search, visible, journal, folder.local, ranking, on_event)
     notes, busy = [], None
     if fine:
@@ -161,6 +165,8 @@ def _try_mixes(
         search_records.trials(judge, journal, folder.local, run_key)
         began = max((one.seconds for one in journal.probes()), default=0.0)
         busy = sum(one.cost for one in journal.tuned().values()) / max(1e-9, (journal.seconds() - began) * slots)
+    if every:
+        _ranking(search, corpus, folder.local, on_event)
     (folder.local / TUNED).write_text(json.dumps({"notes": notes, "busy": busy}), encoding="utf-8")
 
 
@@ -190,6 +196,8 @@ def _screen(
     on_event: OnEvent,
 ) -> Judge:
     trials = search.settings.screening.trials if search.mix_dimensions else 0
+    if not trials and search.settings.selection.languages != "held_out_sources":
+        return Judge(search)
     frozen = screening.embed(search.base, visible, on_event)
     probers = screening.Screening(Judge(search), frozen)
     judge = _kept_judge(folder, search)
