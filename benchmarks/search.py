@@ -12,7 +12,8 @@ those of jobs/configs/search_sib200.yaml. No label of a target is read before th
     ours      all mixes probed on frozen features, the best fine-tuned, bad ones stopped by ASHA
 
 Peers get the features that the rule needs (how easy a language is) for nothing, computed before the clock starts.
-Ours starts with an empty cache. `ours, early` is what ours would have answered in a tenth of the budget.
+Ours starts with an empty cache. `ours, early` is what ours would have answered in a tenth of the budget. `likeness` is
+the three sources that `xlt rank-sources --mix 3` names, without any training; `English alone` is what most people do.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from xlt_ray import cluster, metrics, run, screening, search, space
+from xlt_ray import cluster, metrics, run, screening, search, similarity, space
 from xlt_ray.comparison import compare_seeds
 from xlt_ray.search import Found
 from xlt_ray.selection import Tried
@@ -41,10 +42,11 @@ ARMS = {
              "search.fine_tuning.scheduler=none", "search.fine_tuning.trials=12"],
     "random": ["search.searcher=random", "search.screening.trials=0", "search.fine_tuning.scheduler=none"],
     "tpe+asha": ["search.screening.trials=0"],
-    "ours": [],
+    "ours": ["search.fine_tuning.trials=12"],
 }  # fmt: skip
 EARLY = "ours, early"
 ENGLISH = "English alone"
+LIKENESS = "likeness"
 SEEDS = 1000  # added to the search's seed, as retraining does
 
 
@@ -69,6 +71,7 @@ def main() -> None:
     if "ours" in found and budget:
         early = found["ours"].findings.judge.choose(_until(found["ours"], budget / 10))
         choices |= {EARLY: dict(early.point)} if early else {}
+    choices[LIKENESS] = _alike(_load(args, "random", None))
     _print_choices(args, next(iter(found.values())).findings.search, choices)
 
 
@@ -107,6 +110,13 @@ def _warm(loaded: Search) -> None:
     prepared, corpus = search.prepared(loaded)
     with cluster.ray_cluster(prepared.base):
         screening.embed(prepared.base, corpus.for_training(prepared.pool), lambda event: None)
+
+
+def _alike(loaded: Search) -> dict[str, Any]:
+    prepared, corpus = search.prepared(loaded)
+    with cluster.ray_cluster(prepared.base):
+        ranking = similarity.rank(prepared.base, corpus, lambda event: None)
+    return {"sources": sorted(ranking.greedy(3))}
 
 
 def _until(found: Found, seconds: float) -> list[Tried]:
@@ -185,9 +195,8 @@ def _print_choices(args: argparse.Namespace, searched: Search, choices: dict[str
 
 def _retrain(args: argparse.Namespace, searched: Search, point: Any, seed: int) -> tuple[Any, Any]:
     experiment = searched.experiment(point, searched.base.seed + SEEDS + seed, "benchmark-choice")
-    resources = experiment.resources.model_copy(update={"workers": 2})
     corpus = experiment.corpus.model_copy(update={"cache_dir": str(args.storage.absolute() / "cache")})
-    experiment = experiment.model_copy(update={"resources": resources, "corpus": corpus})
+    experiment = experiment.model_copy(update={"corpus": corpus})
     outcome = run.run(experiment)
     return outcome.scores, metrics.load_predictions(outcome.folder.local / "predictions.npz")
 

@@ -215,13 +215,6 @@ def test_a_file_is_read_with_its_overrides(tmp_path: Path) -> None:
     assert (made.name, made.sources, made.training.learning_rate) == ("plain", ("eng_Latn",), 5e-5)
 
 
-def test_the_ready_configurations_are_read() -> None:
-    files = sorted((Path(__file__).parents[1] / "jobs" / "configs").rglob("*.yaml"))
-    assert files
-    for file in files:
-        assert load(file).name
-
-
 # meaning
 
 

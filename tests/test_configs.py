@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from xlt_ray import config
+from xlt_ray import config, space
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "jobs" / "configs").rglob("*.y*ml"))
@@ -23,16 +23,21 @@ def test_there_are_configurations() -> None:
     assert ROOT / "jobs" / "configs" / "quickstart.yaml" in CONFIGS
 
 
+def experiment_of(file: Path) -> config.Experiment:
+    """Read an experiment, or the one that a search varies."""
+    return space.load(file).base if file.name.startswith("search_") else config.load(file)
+
+
 @every_config
 def test_it_loads_and_begins_by_saying_what_it_is(file: Path) -> None:
-    config.load(file)
+    experiment_of(file)
     first = file.read_text(encoding="utf-8").splitlines()[0]
     assert re.match(r"# \w", first), f"{file.name} begins with {first!r}; begin with a comment: what, data, command"
 
 
 @every_config
 def test_it_survives_being_written_and_read_again(file: Path, tmp_path: Path) -> None:
-    experiment = config.load(file)
+    experiment = experiment_of(file)
     again = tmp_path / "again.yaml"
     again.write_text(config.dump(experiment), encoding="utf-8")
     assert config.load(again) == experiment
@@ -40,7 +45,7 @@ def test_it_survives_being_written_and_read_again(file: Path, tmp_path: Path) ->
 
 
 def test_no_two_configurations_share_a_run() -> None:
-    keys = [config.load(file).key() for file in CONFIGS]
+    keys = [experiment_of(file).key() for file in CONFIGS]
     assert len(set(keys)) == len(keys)
 
 

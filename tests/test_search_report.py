@@ -125,7 +125,7 @@ def findings(
     runs, compared = retrained(made, named, seeds, gains) if seeds else ((), {})
     correlated = selection.correlation(judge, each)
     busy = 0.83 if tuned else None
-    ranking = tuple({"language": code, "score": 0.5} for code in codes)
+    ranking = tuple({"code": code, "score": 0.5} for code in codes)
     seconds = each[-1].seconds
     return Findings(made, judge, tuple(each), chosen, rules, correlated, runs, compared, ranking, seconds, busy)
 
@@ -456,7 +456,7 @@ def test_names_cannot_put_code_into_the_page_or_break_a_picture(tmp_path):
     evil = "<script>alert(1)</script>"
     with pytest.warns(UserWarning, match="is not in xlt_ray/data/languages.tsv"):
         found = findings(pool=[evil, "$\\foo$", "[red]x[/red]", *CODES[:3]], probes=60, tuned=4)
-        found = replace(found, notes=(evil,), ranking=({"language": evil, "score": 1.0},))
+        found = replace(found, notes=(evil,), ranking=({"code": evil, "score": 1.0},))
         _, html = page(tmp_path, found)
         text = printed(search_report.table(found), 200)
     assert evil not in html and html.count("<script>") == 1

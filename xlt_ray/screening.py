@@ -44,7 +44,10 @@ class Frozen:
 
 
 def embed(experiment: Experiment, corpus: Corpus, on_event: OnEvent) -> Frozen:
-    """Compute the features of everything in a corpus, from the cache where they are known."""
+    """Compute the features of everything in a corpus, from the cache where they are known, on the whole cluster."""
+    asked = experiment.resources
+    workers = max(1, cluster.slots(1, asked.cpus_per_worker, asked.gpus_per_worker))
+    experiment = experiment.model_copy(update={"resources": asked.model_copy(update={"workers": workers})})
     tables = {f"{split}/{code}": table for split, code, table in corpus.tables()}
     found, _ = train.features(experiment, tables, on_event)
     labels = {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()}
@@ -144,7 +147,7 @@ class Proposals:
     """
 
     def __init__(self, judge: Judge, starts: Sequence[Point], done: Sequence[Tried], trials: int) -> None:
-        self.judge, self.starts, self.left = judge, starts, trials - len(done)
+        self.judge, self.left = judge, trials - len(done)
         search = judge.search
         self.space, self.usual = distributions(search, mix_only=True), search.encode({})
         self.seen = {point_key(mix_of(one.point)) for one in done}
@@ -153,9 +156,13 @@ class Proposals:
         for one in done:
             self._add(one)
         self.whole = whole_space(search)
+        known, starts = {point_key(point) for point in self.whole}, [_completed(search, point) for point in starts]
+        # a baseline outside a small space must not take the place of a mix inside it
+        first = [point for point in starts if not known or point_key(point) in known]
+        self.given = (*first, *self.whole, *starts)
 
     def __iter__(self) -> Iterator[Proposal]:
-        for point in (*self.starts, *self.whole):
+        for point in self.given:
             if self._fresh(point):
                 yield Proposal(mix_of(point), None)
         repeats = 0
@@ -191,11 +198,23 @@ class Proposals:
 
     def _add(self, tried: Tried) -> None:
         values, search = self._values(tried), self.judge.search
-        sizes = next(((int(d.low), int(d.high)) for d in search.dimensions if d.kind == "subset"), None)
-        if values is None or (sizes and not sizes[0] <= len(tried.point["sources"]) <= sizes[1]):
-            return  # a baseline outside the space
+        if values is None or not inside(search, tried.point):
+            return
         parameters = {name: value for name, value in search.encode(tried.point).items() if name in self.space}
         self.study.add_trial(optuna.trial.create_trial(params=parameters, distributions=self.space, values=values))
+
+
+def inside(search: Search, point: Point) -> bool:
+    """Tell whether a mix has as many languages as the space allows, which baselines such as the whole pool may not."""
+    every = len(search.pool)
+    low, high = next(((one.low, one.high) for one in search.dimensions if one.kind == "subset"), (every, every))
+    return low <= len(point.get("sources", search.pool)) <= high
+
+
+def _completed(search: Search, point: Point) -> Point:
+    # a point of the space names all that is varied, so that a probe and the fine-tuning of its mix have one name
+    whole = mix_of(search.decode(search.encode(point)))
+    return whole if all(whole.get(key) == value for key, value in point.items()) else point
 
 
 def distributions(search: Search, mix_only: bool = False) -> dict[str, optuna.distributions.BaseDistribution]:

@@ -111,7 +111,7 @@ def optimism(findings: Findings) -> str:
 
 def remarks(findings: Findings) -> list[str]:
     """Say, in sentences, how far screening, the rule and the timing can be relied on, and what else is to be known."""
-    found = [_fidelity(findings), *_regret(findings)]
+    found = [_fidelity(findings), _probe_ahead(findings), *_regret(findings)]
     if findings.busy is not None:
         found.append(f"Workers of fine-tuning trained or measured for {100 * findings.busy:.0f}% of the time.")
     return [sentence for sentence in found if sentence] + list(findings.notes)
@@ -147,6 +147,21 @@ def _regret(findings: Findings) -> list[str]:
         f"On target dev, which this search did not choose by, the best mix by {rule} ({kinds}) scores "
         f"{100 * (best - mine):.1f} points less than the oracle's."
     ]
+
+
+def _probe_ahead(findings: Findings) -> str:
+    judge = findings.judge
+    probes = judge.ranked([one for one in findings.tried if one.fidelity == "probe"])
+    tuned = judge.ranked(selection.whole_fine_tunings(findings.tried))
+    if not probes or not tuned:
+        return ""
+    ahead = (judge.value(probes[0]) or 0.0) - (judge.value(tuned[0]) or 0.0)
+    if ahead <= 0:
+        return ""
+    return (
+        f"By the same rule the probe of {short_name(probes[0].point, findings)} is {100 * ahead:.1f} points above the "
+        "best fine-tuning: a model of training.method=probe may serve better, or training needs other settings."
+    )
 
 
 def cautions(findings: Findings) -> list[str]:

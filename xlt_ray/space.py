@@ -289,20 +289,25 @@ def _dimension(key: str, form: Any, base: Experiment) -> Dimension:
         raise InputError(f"{place}: {form!r} is no range; write {FORMS}")
     ((kind, values),) = form.items()
     if kind == "choice" and isinstance(values, list | tuple) and values:
+        if any(value in values[:at] for at, value in enumerate(values)):
+            raise InputError(f"{place}: {form!r} names a value twice; name each once")
         return Dimension(key, "choice", options=tuple(values))
-    numbers = isinstance(values, list | tuple) and len(values) == 2 and all(type(v) in (int, float) for v in values)
+    types = (int,) if kind == "integers" else (int, float)
+    numbers = isinstance(values, list | tuple) and len(values) == 2 and all(type(v) in types for v in values)
     if kind not in ("uniform", "loguniform", "integers") or not numbers:
         raise InputError(f"{place}: {form!r} is no range; write {FORMS}")
     low, high = values
-    if low >= high or (kind == "loguniform" and low <= 0):
-        raise InputError(f"{place}: {form!r} is empty; the first number is the smaller, above 0 for loguniform")
+    if not low < high < math.inf or low == -math.inf or (kind == "loguniform" and low <= 0):
+        raise InputError(
+            f"{place}: {form!r} is empty or endless; the first number is the smaller, above 0 for loguniform"
+        )
     return Dimension(key, kind, low, high)
 
 
 def _subset(place: str, form: Any, base: Experiment) -> Dimension:
     sizes = dict(form) if isinstance(form, Mapping) else {}
     least, most = sizes.pop("at_least", 1), sizes.pop("at_most", None)
-    if sizes or not (isinstance(most, int) and isinstance(least, int) and 1 <= least <= most <= len(base.sources)):
+    if sizes or not (type(most) is type(least) is int and 1 <= least <= most <= len(base.sources)):
         raise InputError(
             f"{place}: {form!r} is no range of sizes; write {{at_most: 3}} or {{at_least: 2, at_most: 4}}, with "
             f"1 <= at_least <= at_most <= {len(base.sources)}, the pool in `sources`"
@@ -327,8 +332,9 @@ def _check(search: Search) -> None:
     if settings.searcher == "grid":
         search.grid()
     for one in search.dimensions:
-        ends = one.options if one.kind == "choice" else (one.low, one.high)
-        for value in ends if one.kind not in ("subset", "simplex") else ():
+        within = () if one.kind == "integers" else (one.low + 0.3 * (one.high - one.low),)  # rarely a whole number
+        values = one.options if one.kind == "choice" else (one.low, one.high, *within)
+        for value in values if one.kind not in ("subset", "simplex") else ():
             search.experiment({one.key: value})
 
 

@@ -29,6 +29,7 @@ TUNE_SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+STARTUP = 10  # fine-tunings drawn at random before TPE takes over, or half of them; probes count as well
 WARM = 100  # probes the searcher is told of before it proposes
 ASKED_AGAIN = 50  # proposals of known mixes in a row after which a space counts as used up
 
@@ -203,7 +204,7 @@ def _searcher(judge: Judge, screened: Sequence[Tried]) -> Fresh:
         metric=objectives[0] if single else objectives,
         mode="max" if single else ["max"] * len(objectives),
         points_to_evaluate=[search.encode(point) for point in begin],
-        sampler=screening.sampler(search, 0, startup=max(1, search.settings.fine_tuning.trials // 2)),
+        sampler=screening.sampler(search, 0, startup=min(STARTUP, max(1, search.settings.fine_tuning.trials // 2))),
     )
     found.search, found.known = search, set()
     ranked = judge.ranked(_inside(search, screened))
