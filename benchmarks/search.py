@@ -77,7 +77,8 @@ def main() -> None:
 
 def _load(args: argparse.Namespace, arm: str, seconds: float | None) -> Search:
     overrides = [
-        f"corpus.path={args.data}", f"storage={args.storage}", "tracking.uri=off", f"name=benchmark-{arm}",
+        f"corpus.path={args.data}", f"storage={args.storage}", "tracking.uri=off",
+        f"name=benchmark-{arm.replace('+', '-')}",
         f"corpus.cache_dir={args.storage / ('cache-ours' if arm == 'ours' else 'cache')}",
         f"search.fine_tuning.trials={MANY}", "search.retraining.seeds=0", *ARMS[arm],
     ]  # fmt: skip

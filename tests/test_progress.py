@@ -85,3 +85,60 @@ def test_a_stage_that_comes_again_after_a_failure_goes_on_in_its_bar() -> None:
     for terminal in (True, False):
         assert "training  loss 1.000" in shown(again, terminal) or not terminal
         assert shown(again, terminal)
+
+
+def test_a_search_tells_how_far_it_is_and_what_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
+    best = {"best": 0.7254, "mix": "eng_Latn + swh_Latn", "oracle": False}
+    lines = shown(
+        [
+            {"stage": "screen", "done": 0, "total": 400, "running": 0, "oracle": False},
+            {"stage": "tune", "done": 1, "total": 9, "running": 2, **best},
+            {"stage": "retrain", "done": 0.5, "total": 8, "mix": "best single source"},
+        ]
+    ).splitlines()
+    assert lines == [
+        "[    0 s] trying mixes on frozen features  0 of 400",
+        "[    0 s] fine-tuning mixes  2 running  best dev 72.5: eng_Latn + swh_Latn  1 of 9",
+        "[    0 s] retraining  best single source  0.5 of 8",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("oracle", [True, False])
+def test_a_best_by_target_labels_is_called_an_oracle(terminal: bool, oracle: bool) -> None:
+    event = {"stage": "screen", "done": 3, "total": 9, "best": 0.5, "mix": "eng_Latn", "oracle": oracle}
+    text = shown([event], terminal)
+    assert "dev 50.0: eng_Latn" in text and ("best ORACLE target dev" in text) is oracle
+
+
+@pytest.mark.parametrize("stage", ["screen", "tune", "retrain"])
+def test_a_log_tells_the_time_left_of_what_takes_long(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    file = io.StringIO()
+    with progress.shown(Console(file=file, width=120)) as show:
+        # two were done by an earlier session, which says nothing of the pace of this one
+        for seconds, done in ((10.0, 2), (40.0, 4), (100.0, 6), (500.0, 26), (510.0, 42)):
+            clock[0] = seconds
+            show({"stage": stage, "done": done, "total": 42})
+    lines = file.getvalue().splitlines()
+    assert [line.split(progress.STAGES[stage])[1] for line in lines] == [
+        "  2 of 42",
+        "  4 of 42, about 10 min left",  # 30 s for 2, 38 to go
+        "  6 of 42, about 14 min left",  # 90 s for 4, 36 to go
+        "  26 of 42, about 5 min left",  # 490 s for 24, 16 to go
+        "  42 of 42",
+    ]
+
+
+def test_a_log_tells_seconds_where_it_is_less_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((0.0, 0.0, 30.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert shown([{"stage": "tune", "done": n, "total": 3} for n in (0, 2)]).endswith("2 of 3, about 15 s left\n")
+
+
+def test_a_log_tells_no_time_left_of_what_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((0.0, 0.0, 30.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert "left" not in shown([{"stage": "evaluate", "done": n, "total": 3} for n in (0, 2)])
