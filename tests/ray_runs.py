@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import Any
 
 TRAIN_WORKER = "RayTrainWorker"  # in the title of a process that runs a worker of Ray Train
 COURIER = "xlt_ray.courier"
+ROOT = Path(__file__).parents[1]
 
 Settings = dict[str, Any]
 
@@ -84,6 +87,52 @@ def _read(pid: int) -> Process | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else Process(pid, fields[19], int(fields[1]), command.strip())
+
+
+class Driver:
+    """A verb of `xlt` in a session of its own, as a terminal would start it."""
+
+    def __init__(self, verb: str, config: Path, log: Path) -> None:
+        self.log, self.family = log, dict[int, Process]()
+        command = [sys.executable, "-m", "xlt_ray.cli", verb, str(config)]
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, cwd=config.parent, env=environment(PYTHONPATH=str(ROOT)), stdin=subprocess.DEVNULL, stdout=out,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def told(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        def met() -> bool:
+            assert self.process.poll() is None, f"ended before {what}:\n{self.told}"
+            self.look()
+            return bool(condition())
+
+        until(met, what, limit_s=300)
+
+    def look(self) -> None:
+        """Note what it has started so far, under the latest title of each process."""
+        self.family.update({process.pid: process for process in offspring(self.process.pid)})
+
+    def left(self) -> list[Process]:
+        """List what outlived the driver and could still write to its run.
+
+        Not so the courier, which has the last words to deliver, and two agents of Ray, which try for a minute to tell
+        the cluster that the cluster is gone.
+        """
+        alive = [now for process in self.family.values() if (now := process.now())]
+        return [now for now in alive if COURIER not in now.command and not now.command.endswith("Agent")]
+
+    def end(self) -> None:
+        """Kill what is left, and of the processes that it had started those that outlived it."""
+        self.look()
+        self.process.kill()
+        self.process.wait()
+        for process in self.family.values():
+            process.kill()
 
 
 def results(folder: Path) -> dict[str, bytes]:

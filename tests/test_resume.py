@@ -6,21 +6,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from ray_runs import COURIER, TRAIN_WORKER, Process, Settings, environment, offspring, results, settings, until
+from ray_runs import TRAIN_WORKER, Driver, Process, Settings, offspring, results, settings, until
 
 from xlt_ray import run, train
 from xlt_ray.config import build
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[1]
 STEPS, EPOCH, REPORTED = 1200, 300, 24  # updates in all, an epoch, and between two reported losses
 TRAINING: Settings = {
     "epochs": 4,
@@ -93,67 +90,22 @@ def test_a_worker_killed_in_mid_epoch_changes_no_bit(
     equal(results(outcome.folder.local), undisturbed.results)
 
 
-class Driver:
-    """`xlt train` in a session of its own, as a terminal would start it."""
-
-    def __init__(self, config: Path, log: Path) -> None:
-        self.log, self.family = log, dict[int, Process]()
-        command = [sys.executable, "-m", "xlt_ray.cli", "train", str(config)]
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                command, cwd=config.parent, env=environment(PYTHONPATH=str(ROOT)), stdin=subprocess.DEVNULL, stdout=out,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-
-    @property
-    def told(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        def met() -> bool:
-            assert self.process.poll() is None, f"ended before {what}:\n{self.told}"
-            self.look()
-            return bool(condition())
-
-        until(met, what, limit_s=300)
-
-    def look(self) -> None:
-        """Note what it has started so far, under the latest title of each process."""
-        self.family.update({process.pid: process for process in offspring(self.process.pid)})
-
-    def resumed_at(self) -> int:
-        """Give the first update that it told of."""
-        return int(re.findall(rf"training  loss .*  (\d+) of {STEPS}\n", self.told)[0])
-
-    def left(self) -> list[Process]:
-        """List what outlived the driver and could still write to its run.
-
-        Not so the courier, which has the last words to deliver, and two agents of Ray, which try for a minute to tell
-        the cluster that the cluster is gone.
-        """
-        alive = [now for process in self.family.values() if (now := process.now())]
-        return [now for now in alive if COURIER not in now.command and not now.command.endswith("Agent")]
-
-    def end(self) -> None:
-        """Kill what is left, and of the processes that it had started those that outlived it."""
-        self.look()
-        self.process.kill()
-        self.process.wait()
-        for process in self.family.values():
-            process.kill()
-
-
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
     drivers: list[Driver] = []
 
     def start(config: Path) -> Driver:
-        drivers.append(Driver(config, tmp_path / f"driver{len(drivers)}.log"))
+        drivers.append(Driver("train", config, tmp_path / f"driver{len(drivers)}.log"))
         return drivers[-1]
 
     yield start
     for driver in drivers:
         driver.end()
+
+
+def resumed_at(driver: Driver) -> int:
+    """Give the first update that a driver told of."""
+    return int(re.findall(rf"training  loss .*  (\d+) of {STEPS}\n", driver.told)[0])
 
 
 def furthest(folder: Path) -> int:
@@ -179,9 +131,9 @@ def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
     first.until(lambda: furthest(folder) >= enough, "a safe checkpoint")
     os.killpg(first.process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
     assert first.process.wait(120) == 130, first.told
-    assert first.told.endswith("interrupted; the same command goes on from the last checkpoint\n")
+    assert first.told.endswith("interrupted; the same command goes on from what is done\n")
     assert "Traceback" not in first.told
-    assert first.resumed_at() == REPORTED, "a fresh run tells of its first loss"
+    assert resumed_at(first) == REPORTED, "a fresh run tells of its first loss"
     stopped = furthest(folder)
 
     second = begin(tmp_path / "slow.yaml")
@@ -190,14 +142,14 @@ def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
     second.until(lambda: furthest(folder) >= news + enough, "a safe checkpoint")
     second.process.kill()
     assert second.process.wait(60) == -signal.SIGKILL
-    assert second.resumed_at() > REPORTED, "it went on from a checkpoint"
+    assert resumed_at(second) > REPORTED, "it went on from a checkpoint"
     assert any(TRAIN_WORKER in process.command for process in second.family.values())
     until(lambda: not second.left(), "Ray to follow its driver into death", limit_s=60)
     assert furthest(folder) < STEPS and not (folder / "result.json").exists()
 
     third = begin(tmp_path / "slow.yaml")
     assert third.process.wait(300) == 0, third.told
-    assert second.resumed_at() < third.resumed_at(), "it went on from a later checkpoint"
+    assert resumed_at(second) < resumed_at(third), "it went on from a later checkpoint"
     equal(results(folder), undisturbed.results)
     assert_tracked_once(uri, undisturbed.losses)
 

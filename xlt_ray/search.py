@@ -51,13 +51,16 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
     (folder.local / "search.yaml").write_text(_dump(search), encoding="utf-8")
     journal = Journal(folder.local / JOURNAL, began)
     run_key = f"{search.key()}-{folder.identity()}"
+    if (folder.local / RESULT).is_file():  # MLflow was told, and what is unsent waits for `xlt sync`
+        with _session(search) as begin:
+            findings, files = _work(search, corpus, folder, journal, run_key, on_event, begin)
+        return Found(folder, findings, files, _unsent(folder))
     outbox = Outbox.open(folder.local, search.base.tracking, run_key, search.base.name)
-    if not (folder.local / RESULT).is_file():
-        search_records.start(outbox, search)
+    search_records.start(outbox, search)
     sender = tracking.start(outbox)
     try:
         with _session(search) as begin:
-            findings, files = _work(search, corpus, folder, journal, outbox, run_key, on_event, begin)
+            findings, files = _work(search, corpus, folder, journal, run_key, on_event, begin)
         search_records.end(outbox, findings, files)
         on_event({"stage": "track"})
         tracking.sync([folder.local / "trials"], report=lambda line: None)
@@ -69,8 +72,11 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
         raise
     (folder.local / RESULT).write_text(json.dumps({"key": search.key()}), encoding="utf-8")
     folder.upload()
-    left = sum(pending(file.parent) for file in folder.local.rglob("outbox.jsonl"))
-    return Found(folder, findings, files, left)
+    return Found(folder, findings, files, _unsent(folder))
+
+
+def _unsent(folder: RunFolder) -> int:
+    return sum(pending(file.parent) for file in folder.local.rglob("outbox.jsonl"))
 
 
 def prepared(search: Search) -> tuple[Search, Corpus]:
@@ -117,7 +123,6 @@ def _work(
     corpus: Corpus,
     folder: RunFolder,
     journal: Journal,
-    outbox: Outbox,
     run_key: str,
     on_event: OnEvent,
     begin: Callable[[], None],
@@ -128,7 +133,8 @@ def _work(
         _try_mixes(search, corpus, folder, journal, run_key, on_event)
     facts = json.loads((folder.local / TUNED).read_text(encoding="utf-8"))
     judge = _kept_judge(folder.local, search)
-    chosen = judge.choose(list(journal.tried.values()))
+    # baselines that the space has no room for were tried as well
+    chosen = judge.choose([one for one in journal.tried.values() if screening.inside(search, one.point)])
     if chosen is None:
         raise InputError("search: no mix was tried to its end within search.minutes; give it more")
     planned, said = plan(judge, list(journal.tried.values()), chosen, corpus)

@@ -25,7 +25,7 @@ from torch import distributed
 
 from xlt_ray import checkpoint, evaluate, loop, network
 from xlt_ray.collate import Tokenize
-from xlt_ray.config import Experiment
+from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.metrics import Predictions
 from xlt_ray.selection import Judge, Tried
@@ -137,7 +137,8 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train to the next rung and measure; a mix that diverges ends with objectives of 0."""
         began = time.monotonic()
-        goal = next(rung for rung in self.rungs if rung > self.worker.trainee.progress.epoch)
+        done = self.worker.trainee.progress.epoch
+        goal = next((rung for rung in self.rungs if rung > done), self.rungs[-1])  # a kill may hide from Tune an end
         waiting = [peer.advance.remote(goal) for peer in self.peers]
         try:
             predictions = self.worker.advance(goal)
@@ -159,6 +160,15 @@ class Trial(tune.Trainable):
         """Write where the trial is; all workers are at the same place."""
         self.worker.trainee.save(Path(checkpoint_dir))
         (Path(checkpoint_dir) / "cost.txt").write_text(str(self.cost), encoding="utf-8")
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on where a trial was saved, or begin anew: a kill can come between a deletion and Tune's note of it."""
+        try:
+            super().restore(checkpoint_path)
+        except (FileNotFoundError, ValueError) as error:  # the file is gone, the folder is
+            if isinstance(error, InputError):
+                raise
+            self.reset_config(self.config)
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
         """Go on where a trial was saved."""

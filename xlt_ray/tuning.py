@@ -207,7 +207,7 @@ def _searcher(judge: Judge, screened: Sequence[Tried]) -> Fresh:
         sampler=screening.sampler(search, 0, startup=min(STARTUP, max(1, search.settings.fine_tuning.trials // 2))),
     )
     found.search, found.known = search, set()
-    ranked = judge.ranked(_inside(search, screened))
+    ranked = judge.ranked([one for one in screened if screening.inside(search, one.point)])
     if search.settings.searcher == "tpe" and single and ranked:
         step = max(1, len(ranked) // WARM)
         for one in ranked[::step]:
@@ -224,16 +224,9 @@ def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
     if search.settings.searcher != "tpe":
         return []
     chosen: dict[tuple[str, ...], Point] = {}
-    for one in judge.ranked(_inside(search, screened)):
+    for one in judge.ranked([one for one in screened if screening.inside(search, one.point)]):
         chosen.setdefault(tuple(one.point.get("sources", search.pool)), mix_of(one.point))
     return list(chosen.values())[: max(1, search.settings.fine_tuning.trials // 2)]
-
-
-def _inside(search: Search, screened: Sequence[Tried]) -> list[Tried]:
-    sizes = next(((one.low, one.high) for one in search.dimensions if one.kind == "subset"), None)
-    return [
-        one for one in screened if sizes is None or sizes[0] <= len(one.point.get("sources", search.pool)) <= sizes[1]
-    ]
 
 
 def _name(trial: Any) -> str:

@@ -1,0 +1,89 @@
+"""Kill -9 a search again and again: the same command goes on, and no mix that was tried is tried once more."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_runs import TRAIN_WORKER, Driver, until
+from search_runs import TABLE, TRIAL_ACTOR, journal, search_settings, write
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+TRIALS, SAFE = 6, 3  # fine-tunings asked for; so many to the end before the kill
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
+    drivers: list[Driver] = []
+
+    def start(config: Path) -> Driver:
+        drivers.append(Driver("tune", config, tmp_path / f"driver{len(drivers)}.log"))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.end()
+
+
+def kill(driver: Driver) -> None:
+    """Kill a driver with -9, and wait until nothing that it had started can write any more."""
+    driver.process.kill()
+    assert driver.process.wait(60) == -signal.SIGKILL
+    until(lambda: not driver.left(), "Ray to follow its driver into death", limit_s=60)
+
+
+def whole(folder: Path) -> list[str]:
+    """List the trials that ran to their end, in the order of the journal."""
+    return [line["name"] for line in journal(folder) if line["fidelity"] == "fine_tune" and line["whole"]]
+
+
+def test_a_search_killed_in_fine_tuning_and_in_retraining_goes_on_each_time(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, begin: Callable[[Path], Driver]
+) -> None:
+    space: dict[str, Any] = {"sources": {"at_most": 2}, "training.learning_rate": {"loguniform": [1e-3, 1e-2]}}
+    fine_tuning = {"trials": TRIALS, "scheduler": "none"}  # every trial takes its time
+    asked = {"space": space, "fine_tuning": fine_tuning}
+    asked |= {"retraining": {"seeds": 1, "baselines": ["all_alpha_1"]}}
+    data = search_settings(
+        tiny_encoder, tiny_corpus, tmp_path, mixture={"draws_per_epoch": 960},
+        resources={"cpus_per_worker": 1}, search=asked,
+    )  # fmt: skip
+    config = write(data, tmp_path / "tiny.yaml")
+
+    def folder() -> Path:
+        return next((tmp_path / "runs").glob("tiny-search-*/"), tmp_path)
+
+    first = begin(config)
+    first.until(lambda: len(whole(folder())) >= SAFE, "trials that ended")
+    kill(first)
+    assert any(process.command.startswith(TRIAL_ACTOR) for process in first.family.values())
+    kept = journal(folder())
+    assert len(whole(folder())) < TRIALS and not (folder() / "tuned.json").exists(), "the kill hit in fine-tuning"
+    safe = whole(folder())[: SAFE - 1]  # of the last, Tune may not have noted the end
+
+    second = begin(config)
+    second.until(lambda: list(folder().glob("retrained/tiny-chosen-*/result.json")), "the choice to be retrained")
+    kill(second)
+    assert any(TRAIN_WORKER in process.command for process in second.family.values())
+    assert not (folder() / "result.json").exists() and not list(folder().glob("retrained/tiny-all-*/result.json"))
+    assert journal(folder())[: len(kept)] == kept, "what was known stays known"
+    assert len(set(whole(folder()))) == TRIALS
+    (chosen,) = folder().glob("retrained/tiny-chosen-*/result.json")
+    done = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in (chosen, folder() / "journal.jsonl")}
+
+    third = begin(config)
+    assert third.process.wait(300) == 0, third.told
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in done} == done, "nothing was done again"
+    assert (folder() / "result.json").is_file() and list(folder().glob("retrained/tiny-all-*/result.json"))
+    assert f"\n{TABLE}" in third.told and "fine-tuning mixes" not in third.told
+    lines = journal(folder())
+    assert len({line["name"] for line in lines if line["fidelity"] == "fine_tune"}) == TRIALS
+    times = Counter(whole(folder()))
+    assert [times[name] for name in safe] == [1] * len(safe), "a finished trial is not run again"
+    probes = [line["name"] for line in lines if line["fidelity"] == "probe"]
+    assert len(probes) == len(set(probes)) == 6 + 2
