@@ -292,7 +292,9 @@ def _tune(judge: Judge, visible: Corpus, journal: Journal, folder: RunFolder, on
                 point, "fine_tune", epoch, epoch == epochs, result["accuracy"], result["low"], result["high"], 0.0,
                 result["cost"],
             )  # fmt: skip
-            tried = journal.add(trial, tried)
+            # by its point, as Tune may name it anew after a kill; and what is known is not written twice
+            known = journal.tried.get(name := f"tune-{tried.key}")
+            tried = known if known and known.epochs >= epoch else journal.add(name, tried)
             if tried.whole:
                 show.look(tried)
         elif what in ("complete", "error"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,7 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from xlt_ray import cluster, screening
+from xlt_ray import checkpoint, cluster, screening
 from xlt_ray.config import TrainingError
 from xlt_ray.corpus import Corpus
 from xlt_ray.selection import Judge, Tried
@@ -55,8 +55,9 @@ class Follow(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial's end; nobody will take up its checkpoint again, which is as large as the optimiser."""
         self._tell("complete", trial, {})
-        for file in Path(trial.local_path or ".").glob("checkpoint_*/training.pt"):
-            file.unlink(missing_ok=True)
+        if trial.checkpoint is not None:
+            with contextlib.suppress(OSError):  # it may be gone after a kill, and costs no more than room
+                trial.checkpoint.filesystem.delete_file(f"{trial.checkpoint.path}/{checkpoint.FILE}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial that failed for good."""
