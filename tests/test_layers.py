@@ -20,12 +20,12 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config config_keys languages",
-    1: "bootstrap comparison corpora corpus metrics mixture prepare soundness space typology",
+    1: "bootstrap comparison corpora corpus metrics mixture prepare search_config soundness space typology",
     2: "bundle bundled checkpoint collate cpu_training encoders evaluate export loop network objective probe "
     "techniques",
     3: "cluster courier delivery environment journal listings measure outbox plots progress report retraining run "
-    "screening search search_plots search_records search_report search_summary selection similarity storage tracking "
-    "train trial tuning",
+    "screening search search_events search_plots search_records search_report search_summary selection similarity "
+    "storage tracking train trial tuning",
     4: "cli jobs serve",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from xlt_ray import config, config_keys, space
+from xlt_ray import config, config_keys
 from xlt_ray import languages as known
 from xlt_ray.config import Experiment
 from xlt_ray.corpora import LOADERS
 from xlt_ray.prepare import prepare
+from xlt_ray.search_config import SearchConfig
 
 
 def plan(experiment: Experiment) -> None:
@@ -49,7 +50,7 @@ def catalogue() -> None:
         for name, purpose in rows.items():
             table.add_row(name, purpose)
         console.print(table)
-    searched = config_keys.describe(space.SearchConfig, "search.")
+    searched = config_keys.describe(SearchConfig, "search.")
     for title, described in {"keys": config_keys.describe(Experiment), "keys of a search (xlt tune)": searched}.items():
         keys = Table("key", "default", "meaning", title=title, title_justify="left")
         for key, default, meaning in described:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from xlt_ray import metrics, mixture, run
 from xlt_ray.comparison import Comparison, compare_seeds
+from xlt_ray.config import Experiment
 from xlt_ray.corpus import Corpus
 from xlt_ray.selection import CHOSEN, Judge, Retrained, Tried
 from xlt_ray.space import MIX, Point, Search
-from xlt_ray.storage import RunFolder
+from xlt_ray.storage import RunFolder, open_run
 from xlt_ray.train import OnEvent
 
 FRESH = 1000  # added to the search's seed, and counted on from there
@@ -104,7 +104,7 @@ def retrain(
             at = index * len(seeds) + number
             show = _inner(on_event, at, total, one.name)
             show({"stage": "check"})
-            if not _finished(experiment, folder):
+            if not _finished(experiment):
                 begin()
             outcomes.append(run.run(experiment, show, run_key, tags))
         found.append(
@@ -140,8 +140,10 @@ def _compare(search: Search, chosen: Retrained, mine: Any, theirs: Any) -> dict[
     }
 
 
-def _finished(experiment: Any, folder: RunFolder) -> bool:
-    return (Path(experiment.storage) / experiment.key() / run.RESULT).is_file()
+def _finished(experiment: Experiment) -> bool:
+    folder = open_run(experiment)
+    folder.download(run.RESULT)
+    return (folder.local / run.RESULT).is_file()
 
 
 def _inner(on_event: OnEvent, at: int, total: int, name: str) -> OnEvent:

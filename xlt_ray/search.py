@@ -10,12 +10,23 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xlt_ray import cluster, network, screening, search_records, search_report, selection, similarity, tracking, tuning
+from xlt_ray import (
+    cluster,
+    network,
+    screening,
+    search_events,
+    search_records,
+    search_report,
+    selection,
+    similarity,
+    tracking,
+    tuning,
+)
 from xlt_ray.config import InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.journal import Journal
@@ -24,7 +35,7 @@ from xlt_ray.prepare import prepare
 from xlt_ray.retraining import plan, retrain
 from xlt_ray.run import RESULT
 from xlt_ray.selection import Findings, Judge, RuleChoice, Tried
-from xlt_ray.space import Point, Search, describe
+from xlt_ray.space import Point, Search
 from xlt_ray.storage import RunFolder, open_folder
 from xlt_ray.train import OnEvent
 
@@ -47,7 +58,7 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
     on_event({"stage": "check"})
     search, corpus = prepared(search)
     folder = open_folder(search.base, search.key())
-    folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE)
+    folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE, "outbox.jsonl", "outbox.sent")
     (folder.local / "search.yaml").write_text(_dump(search), encoding="utf-8")
     journal = Journal(folder.local / JOURNAL, began)
     run_key = f"{search.key()}-{folder.identity()}"
@@ -136,7 +147,7 @@ def _work(
     # baselines that the space has no room for were tried as well
     chosen = judge.choose([one for one in journal.tried.values() if screening.inside(search, one.point)])
     if chosen is None:
-        raise InputError("search: no mix was tried to its end within search.minutes; give it more")
+        raise InputError("search: no mix came to its end; give search.minutes more, or see why fine-tunings failed")
     planned, said = plan(judge, list(journal.tried.values()), chosen, corpus)
     retrained, comparisons = retrain(search, planned, folder, run_key, on_event, begin)
     rules = _rules(search, corpus, journal, judge, folder.local, on_event, begin)
@@ -165,6 +176,7 @@ def _try_mixes(
     every = screening.whole_space(search) or not search.settings.screening.trials
     ranking = None if every else _ranking(search, corpus, folder.local, on_event)
     judge = _screen(search, visible, journal, folder.local, ranking, on_event)
+    folder.upload()
     notes, busy = [], None
     if fine:
         notes = _tune(judge, visible, journal, folder, on_event)
@@ -213,7 +225,7 @@ def _screen(
         judge = probers.measure_difficulty()
         (folder / JUDGE).write_text(json.dumps(dict(judge.difficulty)), encoding="utf-8")
     done = journal.probes()
-    show = _Shown("screen", trials, judge, done, on_event)
+    show = search_events.Shown("screen", trials, judge, done, on_event)
 
     def record(tried: Tried) -> Tried:
         tried = journal.add(f"probe-{tried.key}", tried)
@@ -241,42 +253,13 @@ def _time_left(search: Search, journal: Journal) -> float | None:
     return None if search.settings.minutes is None else 60 * search.settings.minutes - journal.seconds()
 
 
-class _Shown:
-    """Turn results into events for the live table: how many are done and running, and the best so far."""
-
-    def __init__(self, stage: str, total: int, judge: Judge, done: Sequence[Tried], on_event: OnEvent) -> None:
-        self.stage, self.total, self.judge, self.on_event = stage, total, judge, on_event
-        self.count, self.running = len(done), 0
-        self.best: Tried | None = next(iter(judge.ranked(done)), None)
-        if done:
-            self.tell()
-
-    def __call__(self, tried: Tried) -> None:
-        self.count += 1
-        self.look(tried)
-        self.tell()
-
-    def look(self, tried: Tried) -> None:
-        """Keep a result if it is the best."""
-        value = self.judge.value(tried)
-        if value is not None and (self.best is None or value > (self.judge.value(self.best) or 0.0)):
-            self.best = tried
-
-    def tell(self) -> None:
-        """Send the event."""
-        event: dict[str, Any] = {"stage": self.stage, "done": self.count, "total": self.total, "running": self.running}
-        if self.best is not None:
-            event |= {"best": self.judge.value(self.best), "mix": describe(self.best.point)}
-        self.on_event(event | {"oracle": self.judge.search.oracle})
-
-
 def _tune(judge: Judge, visible: Corpus, journal: Journal, folder: RunFolder, on_event: OnEvent) -> list[str]:
     search = judge.search
     left = _time_left(search, journal)
     if left is not None and left <= 0:
         return ["search.minutes were used up by screening; nothing was fine-tuned"]
     epochs = search.base.training.epochs
-    show = _Shown("tune", search.settings.fine_tuning.trials, judge, [], on_event)
+    show = search_events.Shown("tune", search.settings.fine_tuning.trials, judge, [], on_event)
     ended: set[str] = set()
     running: set[str] = set()
     notes = []
@@ -300,7 +283,8 @@ def _tune(judge: Judge, visible: Corpus, journal: Journal, folder: RunFolder, on
         elif what in ("complete", "error"):
             running.discard(trial)
             ended.add(trial)
-        show.count, show.running = len(ended), len(running)
+        # an earlier session's trials ended unseen here
+        show.count, show.running = max(len(ended), len(journal.tuned()) - len(running)), len(running)
         show.tell()
 
     show.tell()

@@ -20,8 +20,9 @@ from matplotlib.textpath import TextPath
 
 from xlt_ray import selection
 from xlt_ray.plots import INK, SCRIPTS, STYLE, name
+from xlt_ray.search_config import Objective
 from xlt_ray.selection import Findings, Tried
-from xlt_ray.space import Objective, Point, Search, describe
+from xlt_ray.space import Point, Search, describe
 
 COLOURS = {"probe": SCRIPTS["Latin"], "fine_tune": SCRIPTS["Cyrillic"]}  # blue and orange: apart for every eye
 KINDS = {"probe": "probe", "fine_tune": "fine-tuned"}

@@ -10,9 +10,10 @@ from typing import Any
 
 from xlt_ray import plots, selection
 from xlt_ray.comparison import Comparison
+from xlt_ray.search_config import Objective, Rule
 from xlt_ray.search_plots import KINDS, ORACLE, mix, short
 from xlt_ray.selection import CHOSEN, RULES, Findings, Retrained, Tried
-from xlt_ray.space import Objective, Point, Rule
+from xlt_ray.space import Point
 
 RULE_NAMES: dict[Rule, str] = {rule: rule + (" (oracle)" if rule == "targets" else "") for rule in RULES}
 ALIKE = 0.7  # rank correlation from which about half of the variance of the ranks is shared

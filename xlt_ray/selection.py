@@ -16,7 +16,8 @@ from scipy import stats
 from xlt_ray import bootstrap
 from xlt_ray.comparison import Comparison
 from xlt_ray.metrics import Predictions, Scores
-from xlt_ray.space import Objective, Point, Rule, Search, mix_of, point_key
+from xlt_ray.search_config import Objective, Rule
+from xlt_ray.space import Point, Search, mix_of, point_key
 
 RULES: dict[Rule, str] = {
     "sources": "dev of the mix's own languages",

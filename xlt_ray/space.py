@@ -14,16 +14,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from xlt_ray import config, config_keys
-from xlt_ray.config import Experiment, InputError, Section
+from xlt_ray.config import Experiment, InputError
+from xlt_ray.search_config import SearchConfig
 
 Point = Mapping[str, Any]
-Rule = Literal["sources", "held_out_sources", "targets"]
-Objective = Literal["mean", "worst"]
 
 MIX = ("sources", "mixture.alpha", "mixture.weights")
 FREE = (
@@ -32,66 +31,6 @@ FREE = (
     *("network." + name for name in ("dropout", "freeze", "pooling", "max_length", "prefix")),
 )
 FORMS = "{uniform: [0, 1]}, {loguniform: [1.0e-5, 1.0e-3]}, {integers: [1, 8]} or {choice: [16, 32]}"
-
-
-class SelectionConfig(Section):
-    """On which languages' dev rows mixes are ranked, and by what; test rows are out of reach of a search."""
-
-    languages: Rule = Field(
-        "held_out_sources",
-        description="sources: dev of the mix; held_out_sources: dev of the pool's other languages, which stand in for "
-        "unseen targets; targets: dev of the targets, an oracle",
-    )
-    objectives: tuple[Objective, ...] = Field(("mean",), min_length=1, description="mean, worst, or both: Pareto front")
-    compare_oracle: bool = Field(
-        False,
-        description="afterwards, tell what target dev would have chosen; reads target labels for that table alone",
-    )
-
-
-class ScreeningConfig(Section):
-    """The cheap fidelity: logistic regressions on frozen features, about a second or less each."""
-
-    trials: int = Field(1000, ge=0, description="mixes to try so before any fine-tuning; 0: none")
-    strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.01,),
-        min_length=1,
-        description="as training.probe_strengths; one, so that mixes are compared and not penalties",
-    )
-
-
-class FineTuningConfig(Section):
-    """The real fidelity: fine-tuning on Ray Tune, bad mixes stopped early."""
-
-    trials: int = Field(12, ge=0, description="mixes to begin; 0: screening alone decides")
-    workers: int = Field(1, ge=1, description="workers of one trial, each of resources.cpus_per_worker")
-    concurrent: int | None = Field(None, ge=1, description="trials at once; default: as many as fit the cluster")
-    scheduler: Literal["asha", "none"] = Field("asha", description="none: every trial runs all its epochs")
-    grace_epochs: int = Field(1, ge=1, description="asha: epochs before a trial may be stopped")
-    reduction: int = Field(3, ge=2, description="asha: one in so many goes on to the next rung")
-
-
-class RetrainingConfig(Section):
-    """The winner again, with seeds that the search has not used, beside baselines; this is what is reported."""
-
-    seeds: int = Field(3, ge=0, description="fresh seeds for winner and baselines; 0: no retraining and no test score")
-    baselines: tuple[Literal["best_single", "all_alpha_1", "all_alpha_0.3"], ...] = (
-        *("best_single", "all_alpha_1", "all_alpha_0.3"),
-    )
-
-
-class SearchConfig(Section):
-    """What is searched, by what, and for how long."""
-
-    space: Mapping[str, Any] = Field(
-        min_length=1, description="dotted key -> its range; sources, mixture.weights: mixes"
-    )
-    searcher: Literal["tpe", "random", "grid"] = Field("tpe", description="random and grid are for comparison")
-    minutes: float | None = Field(None, gt=0, description="begin no trial after so long; default: all trials")
-    selection: SelectionConfig = SelectionConfig()
-    screening: ScreeningConfig = ScreeningConfig()
-    fine_tuning: FineTuningConfig = FineTuningConfig()
-    retraining: RetrainingConfig = RetrainingConfig()
 
 
 @dataclass(frozen=True)
@@ -172,7 +111,7 @@ class Search:
                 point[one.key] = one.options[parameters[one.key]]
             elif one.kind != "subset":
                 point[one.key] = parameters[one.key]
-        return point
+        return _plainest(point)
 
     def encode(self, point: Point) -> dict[str, Any]:
         """Give parameters that `decode` turns into a point; keys it does not name get the base's value."""
@@ -217,7 +156,15 @@ class Search:
                     "write {choice: [...]}, or search by tpe or random"
                 )
             axes.append([(one.key, value) for value in values])
-        return [dict(values) for values in itertools.product(*axes)]
+        points = [_plainest(dict(values)) for values in itertools.product(*axes)]
+        return list({point_key(point): point for point in points}.values())
+
+
+def _plainest(point: dict[str, Any]) -> dict[str, Any]:
+    # alpha and weights mean nothing to a mix of one language, which would else be trained again under other names
+    if len(point.get("sources", ())) != 1:
+        return point
+    return {key: value for key, value in point.items() if key not in MIX or key == "sources"}
 
 
 def mix_of(point: Point) -> dict[str, Any]:

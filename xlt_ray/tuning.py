@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +38,7 @@ ASKED_AGAIN = 50  # proposals of known mixes in a row after which a space counts
 Listener = Callable[[str, str, Mapping[str, Any]], None]
 # Tune pickles callbacks, and a live display cannot be; so the callback holds a name and finds its listener here
 LISTENERS: dict[str, Listener] = {}
+DEADLINES: dict[str, float] = {}  # likewise; a `time.monotonic()`
 
 
 class Follow(tune.Callback):
@@ -66,6 +69,21 @@ class Follow(tune.Callback):
     def _tell(self, what: str, trial: Any, result: Mapping[str, Any]) -> None:
         if self.key in LISTENERS:
             LISTENERS[self.key](what, trial.trial_id, result)
+
+
+class Deadline(tune.Stopper):
+    """Stop all trials when the time of a search is up; after a kill as well, when less of it is left."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial for itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Tell whether the time is up."""
+        return time.monotonic() > DEADLINES.get(self.key, math.inf)
 
 
 class Fresh(OptunaSearch):
@@ -136,25 +154,31 @@ def fine_tune(
     trainable = tune.with_resources(tune.with_parameters(Trial, judge=judge, corpus=corpus, rungs=rungs(search)), group)
     path = f"{storage[0]}/tune"
     LISTENERS[key] = listener
+    if seconds is not None:
+        DEADLINES[key] = time.monotonic() + seconds
     try:
         if tune.Tuner.can_restore(path, storage_filesystem=storage[1]):
             tuner = tune.Tuner.restore(
                 path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=storage[1]
             )
         else:
-            tuner = _new(judge, trainable, screened, storage, seconds)
+            tuner = _new(judge, trainable, screened, storage)
         grid = tuner.fit()
+        for result in map(
+            grid.__getitem__, range(len(grid))
+        ):  # Tune may know of a rung that a killed session had no time to write down
+            if result.metrics and "accuracy" in result.metrics:
+                listener("result", "", result.metrics)
     finally:
         del LISTENERS[key]
+        DEADLINES.pop(key, None)
     failures = [f"a trial failed: {str(error).strip().splitlines()[-1]}" for error in grid.errors]
     if failures and len(failures) == len(grid):
         raise TrainingError(f"every trial failed; the last: {failures[-1]}")
     return failures
 
 
-def _new(
-    judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple[str, Any], seconds: float | None
-) -> tune.Tuner:
+def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple[str, Any]) -> tune.Tuner:
     search, settings = judge.search, judge.search.settings
     first = f"objective_{settings.selection.objectives[0]}"
     scheduler: Any = FIFOScheduler()
@@ -178,7 +202,6 @@ def _new(
             search_alg=searcher,
             scheduler=scheduler,
             reuse_actors=True,
-            time_budget_s=seconds,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -187,6 +210,7 @@ def _new(
             storage_path=storage[0],
             storage_filesystem=storage[1],
             callbacks=[Follow(search.key())],
+            stop=Deadline(search.key()),
             failure_config=tune.FailureConfig(max_failures=search.base.resources.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
             verbose=0,
