@@ -16,7 +16,7 @@ from xlt_ray import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-TRIALS, SAFE = 6, 3  # fine-tunings asked for; so many to the end before the kill
+TRIALS, SAFE = 5, 2  # fine-tunings asked for; so many to the end before the kill
 
 
 @pytest.fixture

@@ -147,6 +147,7 @@ def fine_tune(
     search = judge.search
     os.environ.update(TUNE_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     asked, key = search.base.resources, search.key()
     bundle = {"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})}
     group = tune.PlacementGroupFactory([bundle] * search.settings.fine_tuning.workers)
@@ -168,7 +169,7 @@ def fine_tune(
             grid.__getitem__, range(len(grid))
         ):  # Tune may know of a rung that a killed session had no time to write down
             if result.metrics and "accuracy" in result.metrics:
-                listener("result", "", result.metrics)
+                listener("result", str(result.metrics["trial_id"]), result.metrics)
     finally:
         del LISTENERS[key]
         DEADLINES.pop(key, None)
