@@ -7,9 +7,9 @@ The pool of 12 languages, the 45 targets, the recipe and the rule (dev of the la
 those of jobs/configs/search_sib200.yaml. No label of a target is read before the retrained models are measured on test.
 
     grid      every single source fine-tuned to the end; the time it takes is everybody's budget
-    random    mixes of up to three sources drawn at random, fine-tuned to the end
+    random    mixes of up to six sources drawn at random, fine-tuned to the end
     tpe+asha  the same mixes proposed by TPE, fine-tuned, bad ones stopped by ASHA
-    ours      all mixes probed on frozen features, the best fine-tuned, bad ones stopped by ASHA
+    ours      400 mixes probed on frozen features, the best fine-tuned, bad ones stopped by ASHA
 
 Peers get the features that the rule needs (how easy a language is) for nothing, computed before the clock starts.
 Ours starts with an empty cache. `ours, early` is what ours would have answered in a tenth of the budget. `likeness` is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import ray
 from sklearn.linear_model import LogisticRegression
 
 from xlt_ray import space
-from xlt_ray.screening import Frozen, Proposals, Screening, try_mix
+from xlt_ray.screening import FOLDS, Frozen, Proposals, Screening, fit, predict, predict_left_out, try_mix
 from xlt_ray.selection import Judge, Tried
 from xlt_ray.space import Point, point_key
 
@@ -71,6 +72,8 @@ def test_a_mix_scores_what_scikit_learn_says(frozen: Frozen) -> None:
         code: model.score((frozen.features[f"dev/{code}"] - x.mean(0)) / x.std(0), frozen.labels[f"dev/{code}"])
         for code in POOL
     }
+    assert {code: found.accuracy[code] for code in weight} == pytest.approx({code: wanted[code] for code in weight})
+    found = try_mix(judge(), frozen, point, dev_alone=True)
     assert found.accuracy == pytest.approx(wanted)
     assert len(set(wanted.values())) == 4, "a weak test: the languages are alike"
     assert (found.point, found.fidelity, found.epochs, found.whole) == (point, "probe", 0, True)
@@ -86,14 +89,61 @@ def test_a_mix_is_a_different_one_with_other_languages_or_weights(frozen: Frozen
     assert len({tuple(try_mix(judge(), frozen, point).accuracy.values()) for point in points}) == 4
 
 
+def test_a_left_out_language_is_measured_on_all_its_rows_none_seen_in_another_language(frozen: Frozen) -> None:
+    point = {"sources": [ENG, DEU]}
+    experiment = judge().search.experiment(point)
+    fitted = fit(frozen, experiment, (0.01,))
+    found = predict_left_out(frozen, experiment, fitted, POOL)
+    assert set(found) == {SWH, HIN}
+    for code, one in found.items():
+        name = f"train/{code}"
+        assert one.ids.tolist() == frozen.ids[name].tolist() and (one.gold == frozen.labels[name]).all()
+        for row in (0, 7, 19):
+            # what is taught about the row, and about others of its part, in the mix's languages does not reach it
+            here = zlib.crc32(frozen.ids[name][row].encode()) % FOLDS
+            taught = dict(frozen.labels)
+            for source in (ENG, DEU):
+                parts = np.array([zlib.crc32(each.encode()) % FOLDS for each in frozen.ids[f"train/{source}"]])
+                wrong = (taught[f"train/{source}"] + 1) % 3
+                taught[f"train/{source}"] = np.where(parts == here, wrong, taught[f"train/{source}"])
+            again = predict_left_out(replace(frozen, labels=taught), experiment, fitted, POOL)[code]
+            assert again.predicted[row] == one.predicted[row]
+    tried, dev = try_mix(judge(), frozen, point), try_mix(judge(), frozen, point, dev_alone=True)
+    for code, one in found.items():
+        rows = TRAIN[code] + 60
+        right = 60 * dev.accuracy[code] + (one.gold == one.predicted).sum()
+        assert tried.accuracy[code] == pytest.approx(right / rows)
+    assert tried.high - tried.low < dev.high - dev.low
+
+
+def test_rows_of_their_own_are_predicted_by_the_whole_fit(frozen: Frozen) -> None:
+    apart = replace(frozen, ids={name: np.char.add(name, ids) for name, ids in frozen.ids.items()})
+    experiment = judge().search.experiment({"sources": [ENG]})
+    fitted = fit(apart, experiment, (0.01,))
+    found = predict_left_out(apart, experiment, fitted, POOL)
+    usual = predict(apart, fitted, "train", [DEU, SWH, HIN])
+    assert {code: one.predicted.tolist() for code, one in found.items()} == {
+        code: one.predicted.tolist() for code, one in usual.items()
+    }
+    folded = predict_left_out(frozen, experiment, fitted, POOL)
+    assert any((folded[code].predicted != usual[code].predicted).any() for code in usual), "a weak test"
+
+
+def test_other_rules_measure_dev_alone(frozen: Frozen) -> None:
+    point = {"sources": [ENG, DEU]}
+    found = try_mix(judge(selection={"languages": "sources"}), frozen, point)
+    assert found.accuracy == try_mix(judge(), frozen, point, dev_alone=True).accuracy
+
+
 def test_train_rows_of_other_languages_are_out_of_reach(frozen: Frozen) -> None:
     point = {"sources": [ENG, DEU]}
     usual = try_mix(judge(), frozen, point)
     wrong = {name: (one + 1) % 3 for name, one in frozen.labels.items()}
-    others = {f"train/{code}": wrong[f"train/{code}"] for code in (SWH, HIN)}
-    assert replace(try_mix(judge(), replace(frozen, labels={**frozen.labels, **others}), point), cost=0) == replace(
-        usual, cost=0
+    mislabelled = try_mix(
+        judge(), replace(frozen, labels={**frozen.labels, f"train/{SWH}": wrong[f"train/{SWH}"]}), point
     )
+    assert mislabelled.accuracy.pop(SWH) < usual.accuracy[SWH], "labels of languages left out measure"
+    assert mislabelled.accuracy == {code: usual.accuracy[code] for code in (ENG, DEU, HIN)}, "and never teach"
     own = {f"train/{ENG}": wrong[f"train/{ENG}"]}
     changed = try_mix(judge(), replace(frozen, labels={**frozen.labels, **own}), point)
     assert changed.accuracy != usual.accuracy, "the test could not have seen a difference"
@@ -290,9 +340,12 @@ def test_no_mix_is_begun_once_the_time_is_up_and_what_was_begun_is_kept(local_ra
 
 
 def test_difficulty_is_how_a_probe_on_the_rest_does_less_the_mean(local_ray: None, frozen: Frozen) -> None:
-    found = Screening(judge(), frozen).measure_difficulty().difficulty
+    both = Screening(judge(), frozen).measure_difficulty().difficulty
+    assert set(both) == {"probe", "fine_tune"} and both["probe"] != both["fine_tune"]
+    found = both["fine_tune"]
     alone = {
-        code: try_mix(judge(), frozen, {"sources": [c for c in POOL if c != code]}).accuracy[code] for code in POOL
+        code: try_mix(judge(), frozen, {"sources": [c for c in POOL if c != code]}, dev_alone=True).accuracy[code]
+        for code in POOL
     }
     mean = sum(alone.values()) / 4
     assert found == pytest.approx({code: value - mean for code, value in alone.items()})

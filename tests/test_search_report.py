@@ -61,7 +61,8 @@ def tried(rng, asked, ease, worth, fidelity, seconds, point=None, whole=True, sl
 
 def difficulty(asked, ease):
     mean = np.mean([ease[code] for code in asked.pool])
-    return {code: ease[code] - mean for code in asked.pool} if not asked.oracle else {}
+    found = {code: ease[code] - mean for code in asked.pool}
+    return {"probe": found, "fine_tune": found} if not asked.oracle else {}
 
 
 def retrained(asked, named, seeds, gains, rows=60):

@@ -34,7 +34,7 @@ def judge(
             },
         }
     )
-    return Judge(asked, difficulty or {})
+    return Judge(asked, {"probe": difficulty, "fine_tune": {}} if difficulty else {})
 
 
 def tried(
@@ -127,7 +127,7 @@ def test_an_interval_holds_the_value_and_shrinks_with_rows(names: str, difficult
     for rows in (20, 80, 320):
         measured = {ENG: 0.9, SWH: 0.5, HIN: 0.7}
         rights = {c: predictions(rows, right, c if names == "apart" else "") for c, right in measured.items()}
-        low, high = strict.interval(rights, {"sources": [ENG, DEU]})
+        low, high = strict.interval(rights, tried(accuracy=measured))
         value = strict.value(tried(accuracy=measured))
         assert value is not None and low < value < high
         widths.append(high - low)
@@ -138,19 +138,18 @@ def test_an_interval_holds_the_value_and_shrinks_with_rows(names: str, difficult
 
 def test_an_interval_is_of_the_languages_that_the_rule_measures() -> None:
     rights = {ENG: predictions(50, 1.0), DEU: predictions(50, 1.0), SWH: predictions(50, 0.5), EWE: predictions(50, 0)}
-    point = {"sources": [ENG, DEU]}
-    assert judge("sources").interval(rights, point) == (1.0, 1.0)
-    assert judge("targets").interval(rights, point) == (0.0, 0.0)
-    low, high = judge().interval(rights, point)
+    mix = tried(accuracy=dict.fromkeys(rights, 0.5))
+    assert judge("sources").interval(rights, mix) == (1.0, 1.0)
+    assert judge("targets").interval(rights, mix) == (0.0, 0.0)
+    low, high = judge().interval(rights, mix)
     assert 0.3 < low < 0.5 < high < 0.7
 
 
 def test_an_interval_of_rows_shared_by_languages_is_wider_than_of_others() -> None:
     # equal rows are drawn together, so that averaging two languages that fail alike gains nothing
     def width(name: str) -> float:
-        low, high = judge().interval(
-            {SWH: predictions(100, 0.5), HIN: predictions(100, 0.5, name)}, {"sources": [ENG, DEU]}, 4000
-        )
+        rights = {SWH: predictions(100, 0.5), HIN: predictions(100, 0.5, name)}
+        low, high = judge().interval(rights, tried(accuracy=dict.fromkeys(rights, 0.5)), 4000)
         return high - low
 
     assert width("other") / width("") == pytest.approx(2**-0.5, abs=0.06)
@@ -158,8 +157,9 @@ def test_an_interval_of_rows_shared_by_languages_is_wider_than_of_others() -> No
 
 def test_the_interval_of_the_worst_language_is_below_that_of_the_mean() -> None:
     rights = {SWH: predictions(100, 0.3), HIN: predictions(100, 0.9)}
-    low, high = judge(objectives=["worst"]).interval(rights, {"sources": [ENG, DEU]})
-    assert low < 0.3 < high < judge().interval(rights, {"sources": [ENG, DEU]})[0]
+    mix = tried(accuracy=dict.fromkeys(rights, 0.5))
+    low, high = judge(objectives=["worst"]).interval(rights, mix)
+    assert low < 0.3 < high < judge().interval(rights, mix)[0]
 
 
 # ranking and choosing

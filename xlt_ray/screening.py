@@ -1,13 +1,14 @@
 """The cheap fidelity of a search: thousands of mixes tried as logistic regressions on frozen features.
 
-Every row of the pool is embedded once, in parallel, and kept by content (`train.features`); a trial is then a fit of
-tens of milliseconds, or a second where the mix is large.
+Every row of the pool is embedded once, in parallel, and kept by content (`train.features`); a trial is then a few fits
+of tens of milliseconds, or a second where the mix is large.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,12 +21,13 @@ from xlt_ray import cluster, probe, train
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.metrics import Predictions
-from xlt_ray.selection import Judge, Tried
+from xlt_ray.selection import FIDELITIES, Judge, Tried
 from xlt_ray.space import Point, Search, mix_of, point_key
 from xlt_ray.train import OnEvent
 
 STARTUP = 50  # mixes drawn at random before TPE takes over: a few for each language of an ordinary pool
 CANDIDATES = 24  # that TPE weighs for each mix
+FOLDS = 4  # of row ids, where languages left out have rows that the mix trains on in translation
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,74 @@ def predict(frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[s
     }
 
 
-def try_mix(judge: Judge, frozen: Frozen, point: Point) -> Tried:
-    """Fit a mix and measure it on every dev split there is."""
+def predict_left_out(
+    frozen: Frozen, experiment: Experiment, fitted: probe.Fit, pool: Sequence[str]
+) -> dict[str, Predictions]:
+    """Predict train rows of the languages that a mix leaves out, none by a fit that saw the row in another language.
+
+    Rows that share an id are translations of each other. Ids that the mix trains on are dealt into `FOLDS` parts, and a
+    part is predicted by a fit on the others (cross-fitting); all other rows by `fitted`, the fit on the whole mix.
+    """
+    others = [code for code in pool if code not in experiment.sources and f"train/{code}" in frozen.labels]
+    taught = np.unique(np.concatenate([frozen.ids[f"train/{code}"] for code in experiment.sources]))
+    deal = np.vectorize(lambda name: zlib.crc32(name.encode()) % FOLDS, otypes=[np.int64])
+    dealt = {code: deal(frozen.ids[f"train/{code}"]) for code in (*experiment.sources, *others)}
+    part = {code: np.where(np.isin(frozen.ids[f"train/{code}"], taught), dealt[code], -1) for code in others}
+    found = {code: np.full(len(part[code]), -1) for code in others}
+    for number in np.unique(np.concatenate(list(part.values()) or [np.empty(0, int)])).tolist():
+        rest = fitted
+        if number >= 0:
+            kept = _without(frozen, {code: dealt[code] == number for code in experiment.sources})
+            if len(np.unique(np.concatenate([kept.labels[f"train/{code}"] for code in experiment.sources]))) < 2:
+                continue  # too few rows to teach anything
+            rest = fit(kept, experiment, (fitted.strength,))
+        for code in others:
+            here = part[code] == number
+            rows = frozen.features[f"train/{code}"][here]
+            found[code][here] = (rows @ rest.weight.T + rest.bias).argmax(1)
+    told = {code: found[code] >= 0 for code in others}
+    return {
+        code: Predictions(frozen.labels[name][told[code]], found[code][told[code]], frozen.ids[name][told[code]])
+        for code in others
+        if (name := f"train/{code}")
+    }
+
+
+def _without(frozen: Frozen, rows: Mapping[str, np.ndarray]) -> Frozen:
+    features, labels, ids = dict(frozen.features), dict(frozen.labels), dict(frozen.ids)
+    for code, gone in rows.items():
+        for table in (features, labels, ids):
+            table[f"train/{code}"] = table[f"train/{code}"][~gone]
+    return replace(frozen, features=features, labels=labels, ids=ids)
+
+
+def _joined(dev: Predictions, train: Predictions) -> Predictions:
+    # a row number may name one row of dev and another of train
+    ids = [np.char.add(f"{split}/", one.ids) for split, one in (("dev", dev), ("train", train))]
+    return Predictions(
+        np.concatenate([dev.gold, train.gold]), np.concatenate([dev.predicted, train.predicted]), np.concatenate(ids)
+    )
+
+
+def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False) -> Tried:
+    """Fit a mix and measure it on every dev split there is, and on train rows of the languages it leaves out.
+
+    The latter where the search ranks by them, unless `dev_alone`: a fine-tuning is measured on some hundred dev rows
+    of a language, and a probe can afford all that are labelled.
+    """
     began = time.monotonic()
     search = judge.search
-    fitted = fit(frozen, search.experiment(mix_of(point)), search.settings.screening.strengths)
+    experiment = search.experiment(mix_of(point))
+    fitted = fit(frozen, experiment, search.settings.screening.strengths)
     codes = [name.removeprefix("dev/") for name in frozen.labels if name.startswith("dev/")]
     predictions = predict(frozen, fitted, "dev", codes)
+    if not dev_alone and search.settings.selection.languages == "held_out_sources":
+        left_out = predict_left_out(frozen, experiment, fitted, search.pool)
+        predictions |= {code: _joined(predictions[code], left_out[code]) for code in left_out}
     accuracy = {code: float((one.gold == one.predicted).mean()) for code, one in predictions.items()}
     draft = Tried(point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 0.0)
     there = bool(judge.languages(draft))  # a baseline that uses the whole pool leaves no language out
-    low, high = judge.interval(predictions, point) if there else (0.0, 1.0)
+    low, high = judge.interval(predictions, draft) if there else (0.0, 1.0)
     return replace(draft, low=low, high=high, cost=time.monotonic() - began)
 
 
@@ -99,23 +158,26 @@ class Screening:
         """Judge by this from now on."""
         self.judge, self._shared = judge, ray.put(judge)
 
-    def start(self, point: Point) -> Any:
+    def start(self, point: Point, dev_alone: bool = False) -> Any:
         """Begin to try a point; gives the task, whose result is a `Tried`."""
-        return self.task.remote(self._shared, self.frozen, point)
+        return self.task.remote(self._shared, self.frozen, point, dev_alone)
 
-    def map(self, points: Sequence[Point]) -> list[Tried]:
+    def map(self, points: Sequence[Point], dev_alone: bool = False) -> list[Tried]:
         """Try points, in parallel, and give the results in their order."""
-        return ray.get([self.start(point) for point in points])
+        return ray.get([self.start(point, dev_alone) for point in points])
 
     def measure_difficulty(self) -> Judge:
         """Learn how easy each language of the pool is for a probe trained on the rest, and judge by it from now on."""
         pool = self.judge.search.pool
         if len(pool) > 1:
             rest = [{"sources": [other for other in pool if other != code]} for code in pool]
-            accuracy = {code: one.accuracy.get(code) for code, one in zip(pool, self.map(rest), strict=True)}
-            known = {code: value for code, value in accuracy.items() if value is not None}
-            mean = float(np.mean(list(known.values()))) if known else 0.0
-            self.trust(Judge(self.judge.search, {code: value - mean for code, value in known.items()}))
+            difficulty = {}
+            for fidelity in FIDELITIES:  # each on the rows on which it is measured
+                found = self.map(rest, dev_alone=fidelity == "fine_tune")
+                known = {c: one.accuracy[c] for c, one in zip(pool, found, strict=True) if c in one.accuracy}
+                mean = float(np.mean(list(known.values()))) if known else 0.0
+                difficulty[fidelity] = {code: value - mean for code, value in known.items()}
+            self.trust(Judge(self.judge.search, difficulty))
         return self.judge
 
     def run(self, proposals: Proposals, record: Callable[[Tried], Tried], more: Callable[[], bool]) -> None:

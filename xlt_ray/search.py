@@ -223,7 +223,7 @@ def _screen(
         probers.trust(judge)
     else:
         judge = probers.measure_difficulty()
-        (folder / JUDGE).write_text(json.dumps(dict(judge.difficulty)), encoding="utf-8")
+        (folder / JUDGE).write_text(json.dumps(judge.difficulty), encoding="utf-8")
     done = journal.probes()
     show = search_events.Shown("screen", trials, judge, done, on_event)
 
@@ -320,7 +320,7 @@ def _rules(
         )
         frozen = screening.embed(search.base, both, on_event)
         probers = screening.Screening(judge, frozen)
-        found = probers.map([one.point for one in probes])
+        found = probers.map([one.point for one in probes], dev_alone=True)
         kept = {one.key: {code: one.accuracy[code] for code in codes} for one in found}
         file.write_text(json.dumps(kept), encoding="utf-8")
     extra = json.loads(file.read_text(encoding="utf-8"))

@@ -21,18 +21,24 @@ from xlt_ray.space import Point, Search, mix_of, point_key
 
 RULES: dict[Rule, str] = {
     "sources": "dev of the mix's own languages",
-    "held_out_sources": "dev of the pool's languages that the mix leaves out",
+    "held_out_sources": "dev, for probes train as well, of the pool's languages that the mix leaves out",
     "targets": "oracle: dev of the targets, labels that a zero-shot search does not have",
 }
 CHOSEN = "chosen"
+Fidelity = Literal["probe", "fine_tune"]
+FIDELITIES: tuple[Fidelity, ...] = ("probe", "fine_tune")
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One mix tried once. `accuracy` is on dev rows, per language; `low` and `high` bound the search's objective."""
+    """One mix tried once. `low` and `high` bound the search's objective.
+
+    `accuracy` is per language on dev rows; a probe's, of languages that the mix leaves out, on train rows as well
+    (`screening.try_mix`).
+    """
 
     point: Mapping[str, Any]
-    fidelity: Literal["probe", "fine_tune"]
+    fidelity: Fidelity
     epochs: int  # trained; 0 for a probe
     whole: bool  # False where it was stopped before its last epoch
     accuracy: Mapping[str, float]
@@ -60,13 +66,14 @@ class Tried:
 class Judge:
     """A rule bound to a search: what it says of a mix.
 
-    `difficulty` is language -> how much easier than the pool's average it is (a probe trained on the rest of the pool),
-    in accuracy. Mixes leave out different languages, so their held-out scores are compared after taking it off;
-    else the mix that trains on the hard languages would win by being asked the easy ones.
+    `difficulty` is fidelity -> language -> how much easier than the pool's average it is (a probe trained on the rest
+    of the pool), in accuracy, on the rows on which that fidelity is measured. Mixes leave out different languages, so
+    their held-out scores are compared after taking it off; else the mix that trains on the hard languages would win by
+    being asked the easy ones.
     """
 
     search: Search
-    difficulty: Mapping[str, float] = field(default_factory=dict)
+    difficulty: Mapping[Fidelity, Mapping[str, float]] = field(default_factory=dict)
 
     def languages(self, tried: Tried, rule: Rule | None = None) -> list[str]:
         """List the languages on which a rule measures a mix."""
@@ -82,19 +89,21 @@ class Judge:
     def value(self, tried: Tried, objective: Objective | None = None, rule: Rule | None = None) -> float | None:
         """Score a mix by a rule (default: the search's first objective and rule); None where it measured nothing."""
         rule = rule or self.search.settings.selection.languages
-        ease = self.difficulty if rule == "held_out_sources" else {}
+        ease = self._ease(tried.fidelity, rule)
         found = [tried.accuracy[code] - ease.get(code, 0.0) for code in self.languages(tried, rule)]
         if not found:
             return None
         objective = objective or self.search.settings.selection.objectives[0]
         return float(np.mean(found)) if objective == "mean" else float(min(found))
 
+    def _ease(self, fidelity: Fidelity, rule: Rule) -> Mapping[str, float]:
+        return self.difficulty.get(fidelity, {}) if rule == "held_out_sources" else {}
+
     def interval(
-        self, predictions: Mapping[str, Predictions], point: Point, resamples: int = 500
+        self, predictions: Mapping[str, Predictions], tried: Tried, resamples: int = 500
     ) -> tuple[float, float]:
-        """Bound the search's objective on a mix by 95%: a bootstrap over dev rows, joint where languages share ids."""
-        plain = Tried(point, "probe", 0, True, dict.fromkeys(predictions, 0.0), 0.0, 0.0, 0.0, 0.0)
-        chosen = {code: predictions[code] for code in self.languages(plain)}
+        """Bound the search's objective on a mix by 95%: a bootstrap over rows, joint where languages share ids."""
+        chosen = {code: predictions[code] for code in self.languages(tried)}
         right = {code: (one.gold == one.predicted).astype(np.int64) for code, one in chosen.items()}
         ids = {code: np.asarray(one.ids) for code, one in chosen.items()}
         if bootstrap.shared(ids):
@@ -102,7 +111,7 @@ class Judge:
         else:
             draws = {code: bootstrap.share(*bootstrap.alone(code, one, resamples, 0)) for code, one in right.items()}
         settings = self.search.settings.selection
-        ease = self.difficulty if settings.languages == "held_out_sources" else {}
+        ease = self._ease(tried.fidelity, settings.languages)
         table = np.stack([draws[code] - ease.get(code, 0.0) for code in draws])
         summed = bootstrap.mean(table) if settings.objectives[0] == "mean" else np.nanmin(table, axis=0)
         low, high = np.nanquantile(summed, bootstrap.TAILS).tolist()

@@ -147,10 +147,11 @@ class Trial(tune.Trainable):
             zero = {f"objective_{name}": 0.0 for name in self.judge.search.settings.selection.objectives}
             return zero | {"epoch": goal, "done": True, "diverged": str(error), "cost": self._spent(began)}
         accuracy = {code: float((one.gold == one.predicted).mean()) for code, one in predictions.items()}
-        low, high = self.judge.interval(predictions, self.point)
+        tried = Tried(self.point, "fine_tune", goal, False, accuracy, 0.0, 0.0, 0.0, 0.0)
+        low, high = self.judge.interval(predictions, tried)
         result = {"epoch": goal, "accuracy": accuracy, "low": low, "high": high, "done": goal == self.rungs[-1]}
         result["point"] = dict(self.point)
-        return result | objectives(self.judge, self.point, accuracy) | {"cost": self._spent(began)}
+        return result | objectives(self.judge, tried) | {"cost": self._spent(began)}
 
     def _spent(self, began: float) -> float:
         self.cost += time.monotonic() - began
@@ -188,9 +189,8 @@ class Trial(tune.Trainable):
             ray.kill(peer)
 
 
-def objectives(judge: Judge, point: Any, accuracy: dict[str, float]) -> dict[str, float]:
-    """Name what a searcher maximises, `objective_mean` and the like, for a point measured on dev."""
-    tried = Tried(point, "fine_tune", 0, False, accuracy, 0.0, 0.0, 0.0, 0.0)
+def objectives(judge: Judge, tried: Tried) -> dict[str, float]:
+    """Name what a searcher maximises, `objective_mean` and the like, for a mix measured on dev."""
     names = judge.search.settings.selection.objectives
     return {f"objective_{name}": judge.value(tried, name) or 0.0 for name in names}
 
