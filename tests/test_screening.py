@@ -291,6 +291,20 @@ def test_the_sampler_learns_where_the_good_mixes_are() -> None:
     assert np.mean(blind) < 0.5 and np.mean(late) > np.mean(blind) + 0.08
 
 
+def test_a_sampler_that_repeats_itself_does_not_end_a_search_of_subsets() -> None:
+    pool = [f"{code}_Latn" for code in ("eng", "deu", "swh", "fra", "ind", "tur", "yor", "hau", "zul", "spa", "fin")]
+    asked_for = {"space": {"sources": {"at_most": 5}}, "screening": {"trials": 300}}
+    judged = Judge(space.build({"sources": pool, "search": asked_for}))
+    proposals, found = Proposals(judged, [], [], 300), []
+    for proposal in proposals:
+        found.append(proposal.point)
+        # one language is worth so much that the sampler names few mixes without it
+        value = 0.5 + 0.3 * ("yor_Latn" in proposal.point["sources"])
+        accuracy = dict.fromkeys(pool, value)
+        proposals.tell(proposal, Tried(proposal.point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 1.0))
+    assert len({point_key(point) for point in found}) == len(found) == 300
+
+
 def test_several_objectives_are_searched_together() -> None:
     judged = judge({"sources": {"at_most": 2}, **ALPHA}, selection={"objectives": ["mean", "worst"]})
     assert len({point_key(one.point) for one in asked(judged, 60)}) == 60

@@ -214,6 +214,7 @@ class Proposals:
         self.space, self.usual = distributions(search, mix_only=True), search.encode({})
         self.seen = {point_key(mix_of(one.point)) for one in done}
         self.study = study(search, len(done))
+        self.blind = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.base.seed + len(done)))
         self.values = {one.key: one for one in done}
         for one in done:
             self._add(one)
@@ -229,13 +230,20 @@ class Proposals:
                 yield Proposal(mix_of(point), None)
         repeats = 0
         while self.left > 0 and not self.whole and repeats < 10 * STARTUP:
-            trial = self.study.ask(self.space)
-            point = mix_of(self.judge.search.decode({**self.usual, **trial.params}))
-            if self._fresh(point):
-                yield Proposal(point, trial)
-            else:
-                repeats += 1
+            trial: optuna.trial.Trial | None = self.study.ask(self.space)
+            point = self._decoded(trial)
+            if not self._fresh(point):
+                # a sampler that likes a region of subsets alone names the same few again and again
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                trial, point = None, self._decoded(self.blind.ask(self.space))
+                if not self._fresh(point):
+                    repeats += 1
+                    continue
+            repeats = 0
+            yield Proposal(point, trial)
+
+    def _decoded(self, trial: optuna.trial.Trial) -> Point:
+        return mix_of(self.judge.search.decode({**self.usual, **trial.params}))
 
     def tell(self, proposal: Proposal, tried: Tried) -> None:
         """Let the sampler learn from a result."""
