@@ -230,11 +230,12 @@ class Proposals:
                 yield Proposal(mix_of(point), None)
         repeats = 0
         while self.left > 0 and not self.whole and repeats < 10 * STARTUP:
-            trial: optuna.trial.Trial | None = self.study.ask(self.space)
-            point = self._decoded(trial)
+            asked = self.study.ask(self.space)
+            trial: optuna.trial.Trial | None = asked
+            point = self._decoded(asked)
             if not self._fresh(point):
                 # a sampler that likes a region of subsets alone names the same few again and again
-                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
                 trial, point = None, self._decoded(self.blind.ask(self.space))
                 if not self._fresh(point):
                     repeats += 1
