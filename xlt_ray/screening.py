@@ -171,8 +171,9 @@ class Screening:
         pool = self.judge.search.pool
         if len(pool) > 1:
             rest = [{"sources": [other for other in pool if other != code]} for code in pool]
+            wanted = FIDELITIES if self.judge.search.settings.screening.trials else ("fine_tune",)
             difficulty = {}
-            for fidelity in FIDELITIES:  # each on the rows on which it is measured
+            for fidelity in wanted:  # each on the rows on which it is measured
                 found = self.map(rest, dev_alone=fidelity == "fine_tune")
                 known = {c: one.accuracy[c] for c, one in zip(pool, found, strict=True) if c in one.accuracy}
                 mean = float(np.mean(list(known.values()))) if known else 0.0
