@@ -23,9 +23,9 @@ LAYERS = {
     1: "bootstrap comparison corpora corpus metrics mixture prepare search_config soundness space typology",
     2: "bundle bundled checkpoint collate cpu_training encoders evaluate export loop network objective probe "
     "techniques",
-    3: "cluster courier delivery environment journal listings measure outbox plots progress report retraining run "
-    "screening search search_events search_plots search_records search_report search_summary selection similarity "
-    "storage tracking train trial tuning",
+    3: "cluster courier delivery environment journal listings measure outbox plots progress proposals report "
+    "retraining run screening search search_events search_plots search_records search_report search_summary selection "
+    "similarity storage tracking train trial tuning",
     4: "cli jobs serve",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

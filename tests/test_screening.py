@@ -16,7 +16,8 @@ import ray
 from sklearn.linear_model import LogisticRegression
 
 from xlt_ray import space
-from xlt_ray.screening import FOLDS, Frozen, Proposals, Screening, fit, predict, predict_left_out, try_mix
+from xlt_ray.proposals import Proposals
+from xlt_ray.screening import FOLDS, Frozen, Screening, fit, predict, predict_left_out, try_mix
 from xlt_ray.selection import Judge, Tried
 from xlt_ray.space import Point, point_key
 

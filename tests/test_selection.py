@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -182,8 +183,34 @@ def test_the_rule_asked_for_chooses() -> None:
     far = tried([ENG], {ENG: 0.5, DEU: 0.9, EWE: 0.5})
     near = tried([DEU], {ENG: 0.5, DEU: 0.9, EWE: 0.6})
     assert judge().choose([far, near]) == far
-    assert judge().choose([far, near], "sources") == near
-    assert judge().choose([far, near], "targets") == near
+    assert judge().best([far, near]) == far
+    assert judge().best([far, near], "sources") == judge("sources").choose([far, near]) == near
+    assert judge().best([far, near], "targets") == judge("targets").choose([far, near]) == near
+
+
+NEARNESS = {ENG: {EWE: 0.2}, DEU: {EWE: 0.4}, SWH: {EWE: 0.9}, HIN: {EWE: 0.9}}
+
+
+def test_similarity_decides_among_scores_within_a_standard_error_of_the_best() -> None:
+    def of(value: float, sources: Sequence[str]) -> Tried:
+        # 3.92 standard errors wide: one is a hundredth
+        return replace(told(value, sources), low=value - 0.0196, high=value + 0.0196)
+
+    best, close, far = of(0.80, [ENG]), of(0.7901, [DEU]), of(0.7899, [SWH])
+    mixes = [far, close, best]
+    informed = replace(judge(), nearness=NEARNESS)
+    assert informed.near(mixes) == [best, close] and informed.choose(mixes) == close and informed.best(mixes) == best
+    # of two as similar, the better; and a fine-tuning before any probe
+    assert informed.choose([of(0.80, [SWH]), of(0.799, [HIN])]) == of(0.80, [SWH])
+    tuned = told(0.3, [ENG], fidelity="fine_tune")
+    assert informed.choose([*mixes, tuned]) == tuned
+    # what is asked of labels, or knows no similarity, takes the best score
+    for other in (judge(), *(replace(judge(rule), nearness=NEARNESS) for rule in ("sources", "targets"))):
+        assert other.choose(mixes) == other.best(mixes)
+    exact = judge().search.settings.selection.model_copy(update={"standard_errors": 0.0})
+    search = judge().search
+    strict = Judge(replace(search, settings=search.settings.model_copy(update={"selection": exact})), {}, NEARNESS)
+    assert strict.near(mixes) == [best] and strict.choose(mixes) == best
 
 
 def test_the_front_is_of_mixes_that_none_beats_in_both() -> None:

@@ -32,6 +32,11 @@ class Predictions:
     predicted: np.ndarray
     ids: Sequence[str] | np.ndarray
 
+    @property
+    def accuracy(self) -> float:
+        """The share of rows predicted right."""
+        return float((self.gold == self.predicted).mean())
+
 
 @dataclass(frozen=True)
 class LanguageScore:

@@ -66,7 +66,7 @@ def plan(judge: Judge, tried: Sequence[Tried], chosen: Tried, corpus: Corpus) ->
 
 def _best_single(judge: Judge, tried: Sequence[Tried]) -> Point | None:
     single = [one for one in tried if len(one.point.get("sources", judge.search.pool)) == 1]
-    best = judge.choose(single)
+    best = judge.best(single)
     return {"sources": list(best.point.get("sources", judge.search.pool)), "mixture.weights": {}} if best else None
 
 

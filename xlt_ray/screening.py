@@ -7,26 +7,24 @@ of tens of milliseconds, or a second where the mix is large.
 from __future__ import annotations
 
 import time
-import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import optuna
+import pyarrow as pa
 import ray
 
 from xlt_ray import cluster, probe, train
-from xlt_ray.config import Experiment, InputError
+from xlt_ray.config import Experiment
 from xlt_ray.corpus import Corpus
 from xlt_ray.metrics import Predictions
-from xlt_ray.selection import FIDELITIES, Judge, Tried
-from xlt_ray.space import Point, Search, mix_of, point_key
+from xlt_ray.proposals import Proposal, Proposals
+from xlt_ray.selection import FIDELITIES, Fidelity, Judge, Tried
+from xlt_ray.space import Point, Search, mix_of
 from xlt_ray.train import OnEvent
 
-STARTUP = 50  # mixes drawn at random before TPE takes over: a few for each language of an ordinary pool
-CANDIDATES = 24  # that TPE weighs for each mix
 FOLDS = 4  # of row ids, where languages left out have rows that the mix trains on in translation
 
 
@@ -45,22 +43,30 @@ class Frozen:
         return {c: self.features[f"{split}/{c}"] for c in there}, {c: self.labels[f"{split}/{c}"] for c in there}
 
 
-def embed(experiment: Experiment, corpus: Corpus, on_event: OnEvent) -> Frozen:
-    """Compute the features of everything in a corpus, from the cache where they are known, on the whole cluster."""
+def embed(
+    experiment: Experiment, corpus: Corpus, on_event: OnEvent, also: Mapping[str, pa.Table] | None = None
+) -> Frozen:
+    """Compute the features of everything in a corpus, from the cache where they are known, on the whole cluster.
+
+    `also` are more texts to embed in the same go, and to leave in the cache for whoever asks for them next.
+    """
     asked = experiment.resources
     workers = max(1, cluster.slots(1, asked.cpus_per_worker, asked.gpus_per_worker))
     experiment = experiment.model_copy(update={"resources": asked.model_copy(update={"workers": workers})})
     tables = {f"{split}/{code}": table for split, code, table in corpus.tables()}
-    found, _ = train.features(experiment, tables, on_event)
+    known, _ = train.features(experiment, {**(also or {}), **tables}, on_event)
+    found = {name: known[name] for name in tables}
     labels = {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()}
     ids = {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()}
     return Frozen(found, labels, ids, len(corpus.labels))
 
 
-def fit(frozen: Frozen, experiment: Experiment, strengths: tuple[float, ...]) -> probe.Fit:
+def fit(
+    frozen: Frozen, experiment: Experiment, strengths: tuple[float, ...], start: probe.Fit | None = None
+) -> probe.Fit:
     """Fit a probe on an experiment's mix, without touching rows of other languages."""
-    sources, mixture = experiment.sources, experiment.mixture
-    return probe.fit(*frozen.part("train", sources), *frozen.part("dev", sources), frozen.classes, mixture, strengths)
+    train_rows, dev_rows = (frozen.part(split, experiment.sources) for split in ("train", "dev"))
+    return probe.fit(*train_rows, *dev_rows, frozen.classes, experiment.mixture, strengths, start)
 
 
 def predict(frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[str]) -> dict[str, Predictions]:
@@ -93,7 +99,7 @@ def predict_left_out(
             kept = _without(frozen, {code: dealt[code] == number for code in experiment.sources})
             if len(np.unique(np.concatenate([kept.labels[f"train/{code}"] for code in experiment.sources]))) < 2:
                 continue  # too few rows to teach anything
-            rest = fit(kept, experiment, (fitted.strength,))
+            rest = fit(kept, experiment, (fitted.strength,), start=fitted)
         for code in others:
             here = part[code] == number
             rows = frozen.features[f"train/{code}"][here]
@@ -129,19 +135,40 @@ def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False)
     of a language, and a probe can afford all that are labelled.
     """
     began = time.monotonic()
-    search = judge.search
-    experiment = search.experiment(mix_of(point))
-    fitted = fit(frozen, experiment, search.settings.screening.strengths)
+    experiment = judge.search.experiment(mix_of(point))
+    fitted = fit(frozen, experiment, judge.search.settings.screening.strengths)
     codes = [name.removeprefix("dev/") for name in frozen.labels if name.startswith("dev/")]
     predictions = predict(frozen, fitted, "dev", codes)
-    if not dev_alone and search.settings.selection.languages == "held_out_sources":
-        left_out = predict_left_out(frozen, experiment, fitted, search.pool)
-        predictions |= {code: _joined(predictions[code], left_out[code]) for code in left_out}
-    accuracy = {code: float((one.gold == one.predicted).mean()) for code, one in predictions.items()}
+    if not dev_alone:
+        predictions = _with_train(judge.search, frozen, experiment, fitted, predictions)
+    accuracy = {code: one.accuracy for code, one in predictions.items()}
     draft = Tried(point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 0.0)
     there = bool(judge.languages(draft))  # a baseline that uses the whole pool leaves no language out
     low, high = judge.interval(predictions, draft) if there else (0.0, 1.0)
     return replace(draft, low=low, high=high, cost=time.monotonic() - began)
+
+
+def left_out(search: Search, frozen: Frozen, code: str) -> dict[Fidelity, float]:
+    """Score a language of the pool with a probe trained on the rest, on the rows on which each fidelity is measured.
+
+    Empty where the language has no dev rows; without a probe's score where the search screens nothing.
+    """
+    experiment = search.experiment({"sources": [other for other in search.pool if other != code]})
+    fitted = fit(frozen, experiment, search.settings.screening.strengths)
+    predictions = predict(frozen, fitted, "dev", [code])
+    found: dict[Fidelity, float] = {"fine_tune": predictions[code].accuracy} if predictions else {}
+    if found and search.settings.screening.trials:
+        found["probe"] = _with_train(search, frozen, experiment, fitted, predictions)[code].accuracy
+    return found
+
+
+def _with_train(
+    search: Search, frozen: Frozen, experiment: Experiment, fitted: probe.Fit, dev: Mapping[str, Predictions]
+) -> dict[str, Predictions]:
+    if search.settings.selection.languages != "held_out_sources":
+        return dict(dev)
+    others = predict_left_out(frozen, experiment, fitted, search.pool)
+    return {**dev, **{code: _joined(dev[code], others[code]) for code in others if code in dev}}
 
 
 class Screening:
@@ -149,9 +176,9 @@ class Screening:
 
     def __init__(self, judge: Judge, frozen: Frozen) -> None:
         asked = judge.search.base.resources
-        self.slots = cluster.slots(1, asked.cpus_per_worker, 0)
+        self.cpus, self.slots = asked.cpus_per_worker, cluster.slots(1, asked.cpus_per_worker, 0)
         self.frozen = ray.put(frozen)
-        self.task: Any = ray.remote(num_cpus=asked.cpus_per_worker, max_retries=3)(try_mix)
+        self.task: Any = ray.remote(num_cpus=self.cpus, max_retries=3)(try_mix)
         self.trust(judge)
 
     def trust(self, judge: Judge) -> None:
@@ -170,15 +197,14 @@ class Screening:
         """Learn how easy each language of the pool is for a probe trained on the rest, and judge by it from now on."""
         pool = self.judge.search.pool
         if len(pool) > 1:
-            rest = [{"sources": [other for other in pool if other != code]} for code in pool]
-            wanted = FIDELITIES if self.judge.search.settings.screening.trials else ("fine_tune",)
+            score: Any = ray.remote(num_cpus=self.cpus, max_retries=3)(left_out)
+            found = ray.get([score.remote(self.judge.search, self.frozen, code) for code in pool])
             difficulty = {}
-            for fidelity in wanted:  # each on the rows on which it is measured
-                found = self.map(rest, dev_alone=fidelity == "fine_tune")
-                known = {c: one.accuracy[c] for c, one in zip(pool, found, strict=True) if c in one.accuracy}
+            for fidelity in FIDELITIES:  # each on the rows on which it is measured
+                known = {code: one[fidelity] for code, one in zip(pool, found, strict=True) if fidelity in one}
                 mean = float(np.mean(list(known.values()))) if known else 0.0
                 difficulty[fidelity] = {code: value - mean for code, value in known.items()}
-            self.trust(Judge(self.judge.search, difficulty))
+            self.trust(replace(self.judge, difficulty=difficulty))
         return self.judge
 
     def run(self, proposals: Proposals, record: Callable[[Tried], Tried], more: Callable[[], bool]) -> None:
@@ -193,148 +219,3 @@ class Screening:
                 return
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
             proposals.tell(waiting.pop(ready), record(ray.get(ready)))
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A mix to try and, where a sampler drew it, its trial in the study."""
-
-    point: Point
-    trial: optuna.trial.Trial | None
-
-
-class Proposals:
-    """Where the next mix comes from: given ones first, then all of a small space, or a sampler that learns.
-
-    `done` are mixes tried by an earlier session; the sampler is told of them, so its state is what it was.
-    """
-
-    def __init__(self, judge: Judge, starts: Sequence[Point], done: Sequence[Tried], trials: int) -> None:
-        self.judge, self.left = judge, trials - len(done)
-        search = judge.search
-        self.space, self.usual = distributions(search, mix_only=True), search.encode({})
-        self.seen = {point_key(mix_of(one.point)) for one in done}
-        self.study = study(search, len(done))
-        self.blind = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.base.seed + len(done)))
-        self.values = {one.key: one for one in done}
-        for one in done:
-            self._add(one)
-        self.whole = whole_space(search)
-        known, starts = {point_key(point) for point in self.whole}, [_completed(search, point) for point in starts]
-        # a baseline outside a small space must not take the place of a mix inside it
-        first = [point for point in starts if not known or point_key(point) in known]
-        self.given = (*first, *self.whole, *starts)
-
-    def __iter__(self) -> Iterator[Proposal]:
-        for point in self.given:
-            if self._fresh(point):
-                yield Proposal(mix_of(point), None)
-        repeats = 0
-        while self.left > 0 and not self.whole and repeats < 10 * STARTUP:
-            asked = self.study.ask(self.space)
-            trial: optuna.trial.Trial | None = asked
-            point = self._decoded(asked)
-            if not self._fresh(point):
-                # a sampler that likes a region of subsets alone names the same few again and again
-                self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
-                trial, point = None, self._decoded(self.blind.ask(self.space))
-                if not self._fresh(point):
-                    repeats += 1
-                    continue
-            repeats = 0
-            yield Proposal(point, trial)
-
-    def _decoded(self, trial: optuna.trial.Trial) -> Point:
-        return mix_of(self.judge.search.decode({**self.usual, **trial.params}))
-
-    def tell(self, proposal: Proposal, tried: Tried) -> None:
-        """Let the sampler learn from a result."""
-        values = self._values(tried)
-        if proposal.trial is None:
-            self._add(tried)
-        elif values is not None:
-            self.study.tell(proposal.trial, values)
-
-    def _fresh(self, point: Point) -> bool:
-        key = point_key(mix_of(point))
-        if key in self.seen or self.left <= 0:
-            return False
-        self.seen.add(key)
-        self.left -= 1
-        return True
-
-    def _values(self, tried: Tried) -> list[float] | None:
-        objectives = self.judge.search.settings.selection.objectives
-        values = [self.judge.value(tried, objective) for objective in objectives]
-        return None if None in values else values  # type: ignore[return-value]
-
-    def _add(self, tried: Tried) -> None:
-        values, search = self._values(tried), self.judge.search
-        if values is None or not inside(search, tried.point):
-            return
-        parameters = {name: value for name, value in search.encode(tried.point).items() if name in self.space}
-        self.study.add_trial(optuna.trial.create_trial(params=parameters, distributions=self.space, values=values))
-
-
-def inside(search: Search, point: Point) -> bool:
-    """Tell whether a mix has as many languages as the space allows, which baselines such as the whole pool may not."""
-    every = len(search.pool)
-    low, high = next(((one.low, one.high) for one in search.dimensions if one.kind == "subset"), (every, every))
-    return low <= len(point.get("sources", search.pool)) <= high
-
-
-def _completed(search: Search, point: Point) -> Point:
-    # a point of the space names all that is varied, so that a probe and the fine-tuning of its mix have one name
-    whole = mix_of(search.decode(search.encode(point)))
-    return whole if all(whole.get(key) == value for key, value in point.items()) else point
-
-
-def distributions(search: Search, mix_only: bool = False) -> dict[str, optuna.distributions.BaseDistribution]:
-    """Name the parameters that `Search.decode` reads, as Optuna's distributions."""
-    found: dict[str, optuna.distributions.BaseDistribution] = {}
-    unit = optuna.distributions.FloatDistribution(0.0, 1.0)
-    for one in search.mix_dimensions if mix_only else search.dimensions:
-        if one.kind == "subset":
-            found["use"] = optuna.distributions.IntDistribution(int(one.low), int(one.high))
-            found |= {f"use:{code}": unit for code in search.pool}
-        elif one.kind == "simplex":
-            found |= {f"weight:{code}": unit for code in search.pool}
-        elif one.kind == "choice":
-            found[one.key] = optuna.distributions.CategoricalDistribution(range(len(one.options)))
-        elif one.kind == "integers":
-            found[one.key] = optuna.distributions.IntDistribution(int(one.low), int(one.high))
-        else:
-            found[one.key] = optuna.distributions.FloatDistribution(one.low, one.high, log=one.kind == "loguniform")
-    return found
-
-
-def sampler(search: Search, told: int, startup: int = STARTUP) -> optuna.samplers.BaseSampler:
-    """Make the sampler that a search asks for; its numbers depend on how many results it has been told of.
-
-    TPE (Bergstra et al. 2011), multivariate (Falkner et al. 2018), with the constant liar for mixes under way.
-    """
-    seed = int(np.random.SeedSequence([search.base.seed, told]).generate_state(1)[0])
-    if search.settings.searcher == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup, n_ei_candidates=CANDIDATES
-            )
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def study(search: Search, told: int) -> optuna.Study:
-    """Make an empty study in the directions of a search's objectives."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions: Any = ["maximize"] * len(search.settings.selection.objectives)
-    return optuna.create_study(directions=directions, sampler=sampler(search, told))
-
-
-def whole_space(search: Search) -> list[dict[str, Any]]:
-    """List all mixes of a search where they are no more than its probes; else nothing."""
-    mixes = Search(search.base, search.settings, search.mix_dimensions)
-    try:
-        points = mixes.grid()
-    except InputError:
-        return []
-    return points if len(points) <= search.settings.screening.trials else []

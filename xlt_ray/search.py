@@ -18,6 +18,7 @@ from typing import Any
 from xlt_ray import (
     cluster,
     network,
+    proposals,
     screening,
     search_events,
     search_records,
@@ -145,7 +146,7 @@ def _work(
     facts = json.loads((folder.local / TUNED).read_text(encoding="utf-8"))
     judge = _kept_judge(folder.local, search)
     # baselines that the space has no room for were tried as well
-    chosen = judge.choose([one for one in journal.tried.values() if screening.inside(search, one.point)])
+    chosen = judge.choose([one for one in journal.tried.values() if proposals.inside(search, one.point)])
     if chosen is None:
         raise InputError("search: no mix came to its end; give search.minutes more, or see why fine-tunings failed")
     planned, said = plan(judge, list(journal.tried.values()), chosen, corpus)
@@ -173,9 +174,11 @@ def _try_mixes(
         visible = replace(visible, splits={**visible.splits, "dev": dev})
     slots = tuning.concurrent(search) if fine else 0  # refuses what cannot fit, before any work
     # where every mix is tried anyway, nothing has to say which to try first
-    every = screening.whole_space(search) or not search.settings.screening.trials
-    ranking = None if every else _ranking(search, corpus, folder.local, on_event)
-    judge = _screen(search, visible, journal, folder.local, ranking, on_event)
+    every = proposals.whole_space(search) or not search.settings.screening.trials
+    early = not every or selection.breaks_ties(search)
+    ranking = _ranking(search, corpus, folder.local, on_event, visible) if early else None
+    judge = Judge(search, nearness=ranking.scores if ranking else {})
+    judge = _screen(judge, visible, journal, folder.local, ranking, on_event)
     folder.upload()
     notes, busy = [], None
     if fine:
@@ -183,19 +186,27 @@ def _try_mixes(
         search_records.trials(judge, journal, folder.local, run_key)
         began = max((one.seconds for one in journal.probes()), default=0.0)
         busy = sum(one.cost for one in journal.tuned().values()) / max(1e-9, (journal.seconds() - began) * slots)
-    if every:
+    if not early:
         _ranking(search, corpus, folder.local, on_event)
     (folder.local / TUNED).write_text(json.dumps({"notes": notes, "busy": busy}), encoding="utf-8")
 
 
 def _kept_judge(folder: Path, search: Search) -> Judge:
     file = folder / JUDGE
-    return Judge(search, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+    return Judge(search, **(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}))
 
 
-def _ranking(search: Search, corpus: Corpus, folder: Path, on_event: OnEvent) -> similarity.Ranking | None:
-    """Rank the pool by similarity to the targets' unlabelled text and by typology: a prior and a baseline."""
+def _ranking(
+    search: Search, corpus: Corpus, folder: Path, on_event: OnEvent, visible: Corpus | None = None
+) -> similarity.Ranking | None:
+    """Rank the pool by similarity to the targets' unlabelled text and by typology: a prior and a baseline.
+
+    Where `visible` is to be embedded next, the texts that are compared are embedded with it: actors start once.
+    """
     rows: list[Any] = []
+    if visible is not None:
+        texts = similarity.samples(corpus, (*search.pool, *search.base.targets))
+        screening.embed(search.base, visible, on_event, also=texts)
     try:
         ranking = similarity.rank(search.base, corpus, on_event)
         rows = [row.to_plain() for row in ranking.rows]
@@ -206,24 +217,26 @@ def _ranking(search: Search, corpus: Corpus, folder: Path, on_event: OnEvent) ->
 
 
 def _screen(
-    search: Search,
+    judge: Judge,
     visible: Corpus,
     journal: Journal,
     folder: Path,
     ranking: similarity.Ranking | None,
     on_event: OnEvent,
 ) -> Judge:
+    search = judge.search
     trials = search.settings.screening.trials if search.mix_dimensions else 0
     if not trials and search.settings.selection.languages != "held_out_sources":
-        return Judge(search)
+        return judge
     frozen = screening.embed(search.base, visible, on_event)
-    probers = screening.Screening(Judge(search), frozen)
-    judge = _kept_judge(folder, search)
+    probers = screening.Screening(judge, frozen)
     if (folder / JUDGE).is_file():
+        judge = _kept_judge(folder, search)
         probers.trust(judge)
     else:
         judge = probers.measure_difficulty()
-        (folder / JUDGE).write_text(json.dumps(judge.difficulty), encoding="utf-8")
+        kept = {"difficulty": judge.difficulty, "nearness": judge.nearness}
+        (folder / JUDGE).write_text(json.dumps(kept), encoding="utf-8")
     done = journal.probes()
     show = search_events.Shown("screen", trials, judge, done, on_event)
 
@@ -236,7 +249,7 @@ def _screen(
         left = _time_left(search, journal)
         return left is None or left > 0
 
-    probers.run(screening.Proposals(judge, _prior(search, ranking), done, trials), record, more)
+    probers.run(proposals.Proposals(judge, _prior(search, ranking), done, trials), record, more)
     return judge
 
 

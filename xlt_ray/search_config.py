@@ -22,6 +22,12 @@ class SelectionConfig(Section):
         "unseen targets; targets: dev of the targets, an oracle",
     )
     objectives: tuple[Objective, ...] = Field(("mean",), min_length=1, description="mean, worst, or both: Pareto front")
+    standard_errors: float = Field(
+        1.0,
+        ge=0,
+        description="held_out_sources: mixes so near the best score count as equal, and of them the one whose "
+        "languages are most similar to the targets is chosen; 0: the best score",
+    )
     compare_oracle: bool = Field(
         False,
         description="afterwards, tell what target dev would have chosen; reads target labels for that table alone",

@@ -17,6 +17,7 @@ from xlt_ray import bootstrap
 from xlt_ray.comparison import Comparison
 from xlt_ray.metrics import Predictions, Scores
 from xlt_ray.search_config import Objective, Rule
+from xlt_ray.similarity import coverage
 from xlt_ray.space import Point, Search, mix_of, point_key
 
 RULES: dict[Rule, str] = {
@@ -62,6 +63,12 @@ class Tried:
         return asdict(self) | {"point": dict(self.point), "accuracy": dict(self.accuracy)}
 
 
+def breaks_ties(search: Search) -> bool:
+    """Tell whether similarity to the targets decides among mixes that the search's scores do not tell apart."""
+    settings = search.settings.selection
+    return settings.languages == "held_out_sources" and settings.standard_errors > 0
+
+
 @dataclass(frozen=True)
 class Judge:
     """A rule bound to a search: what it says of a mix.
@@ -69,11 +76,13 @@ class Judge:
     `difficulty` is fidelity -> language -> how much easier than the pool's average it is (a probe trained on the rest
     of the pool), in accuracy, on the rows on which that fidelity is measured. Mixes leave out different languages, so
     their held-out scores are compared after taking it off; else the mix that trains on the hard languages would win by
-    being asked the easy ones.
+    being asked the easy ones. `nearness` is source -> target -> similarity, of which no label is known
+    (`similarity.Ranking.scores`).
     """
 
     search: Search
     difficulty: Mapping[Fidelity, Mapping[str, float]] = field(default_factory=dict)
+    nearness: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def languages(self, tried: Tried, rule: Rule | None = None) -> list[str]:
         """List the languages on which a rule measures a mix."""
@@ -123,11 +132,42 @@ class Judge:
         scored = [(value, one) for one in latest.values() if (value := self.value(one, rule=rule)) is not None]
         return [one for _, one in sorted(scored, key=lambda pair: (-pair[0], len(pair[1].point), pair[1].key))]
 
-    def choose(self, tried: Sequence[Tried], rule: Rule | None = None) -> Tried | None:
-        """Take the best mix that was fine-tuned to its end, or, where none was, the best probe."""
-        whole = [one for one in tried if one.fidelity == "fine_tune" and one.whole]
-        ranked = self.ranked(whole, rule) or self.ranked([one for one in tried if one.fidelity == "probe"], rule)
+    def best(self, tried: Sequence[Tried], rule: Rule | None = None) -> Tried | None:
+        """Take the highest score among mixes that were fine-tuned to their end, or, where none was, among probes."""
+        ranked = self._candidates(tried, rule)
         return ranked[0] if ranked else None
+
+    def choose(self, tried: Sequence[Tried]) -> Tried | None:
+        """Choose by the search's own rule: of the mixes no worse than `best`, the one most similar to the targets.
+
+        After the one-standard-error rule (Breiman et al. 1984): scores within `selection.standard_errors` of the best's
+        own standard error are taken for equal. Languages that a mix leaves out stand in for the targets and cannot say
+        which of such mixes suits these targets; similarity can, without a label (`similarity.coverage`). Only for the
+        rule `held_out_sources`, and where similarities are known; else the best score is chosen.
+        """
+        ranked = self._candidates(tried)
+        if not ranked:
+            return None
+        near = self.near(ranked)
+        return max(near, key=lambda one: self.coverage(one)) if len(near) > 1 else ranked[0]
+
+    def near(self, tried: Sequence[Tried]) -> list[Tried]:
+        """List the mixes that count as equal to the best of those given, best first."""
+        ranked = self.ranked(tried)
+        settings = self.search.settings.selection
+        if not self.nearness or not breaks_ties(self.search):
+            return ranked[:1]
+        error = (ranked[0].high - ranked[0].low) / (2 * stats.norm.ppf(0.975))
+        least = (self.value(ranked[0]) or 0.0) - settings.standard_errors * error
+        return [one for one in ranked if one is ranked[0] or (self.value(one) or 0.0) > least]
+
+    def coverage(self, tried: Tried) -> float:
+        """Average over targets the similarity of the mix's most similar language: 0 to 1."""
+        return coverage(self.nearness, tried.point.get("sources", self.search.pool))
+
+    def _candidates(self, tried: Sequence[Tried], rule: Rule | None = None) -> list[Tried]:
+        whole = self.ranked(whole_fine_tunings(tried), rule)
+        return whole or self.ranked([one for one in tried if one.fidelity == "probe"], rule)
 
     def pareto(self, tried: Sequence[Tried]) -> list[Tried]:
         """List the mixes that no other beats in one objective without losing in another, best first in the first."""
@@ -296,7 +336,8 @@ def rule_choices(judge: Judge, tried: Sequence[Tried]) -> tuple[RuleChoice, ...]
     """Compare what each rule would have chosen, where its languages were measured."""
     found = []
     for rule in RULES:
-        choice = judge.choose(tried, rule)
+        own = rule == judge.search.settings.selection.languages
+        choice = judge.choose(tried) if own else judge.best(tried, rule)
         if choice is not None:
             found.append(RuleChoice(rule, choice, {other: judge.value(choice, rule=other) for other in RULES}))
     return tuple(found)

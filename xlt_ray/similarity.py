@@ -98,19 +98,23 @@ def rank(experiment: Experiment, corpus: Corpus, on_event: OnEvent) -> Ranking:
     targets = tuple(code for code in corpus.measured((), experiment.targets) if code not in sources)
     if not targets:
         raise InputError("targets: every one of them is among sources, the candidates; name another language")
-    unlabelled = corpus.unlabelled((*sources, *targets))
-    samples = {code: _sample(table) for code, table in unlabelled.items()}
-    samples = {code: table for code, table in samples.items() if table.num_rows}
+    texts = samples(corpus, (*sources, *targets))
     values = {
         "family": _pairs(sources, targets, typology.kinship),
         "script": _pairs(sources, targets, typology.same_script),
         "geography": _pairs(sources, targets, typology.distance_km),
     }
-    if any(code in samples for code in sources) and any(code in samples for code in targets):
-        features, _ = train.features(experiment, samples, on_event)
+    if any(code in texts for code in sources) and any(code in texts for code in targets):
+        features, _ = train.features(experiment, texts, on_event)
         values["text"] = _pairs(sources, targets, cosines(features))
-        values["tokens"] = _pairs(sources, targets, overlap(_tokens(experiment, samples)))
+        values["tokens"] = _pairs(sources, targets, overlap(_tokens(experiment, texts)))
     return ranked(sources, targets, values)
+
+
+def samples(corpus: Corpus, codes: Iterable[str]) -> dict[str, pa.Table]:
+    """Draw the unlabelled texts of train and dev that `rank` compares, at most `SAMPLE` rows of a language."""
+    drawn = {code: _sample(table) for code, table in corpus.unlabelled(codes).items()}
+    return {code: table for code, table in drawn.items() if table.num_rows}
 
 
 def _sample(table: pa.Table) -> pa.Table:
@@ -155,12 +159,12 @@ def overlap(tokens: Mapping[str, np.ndarray]) -> Callable[[str, str], float]:
     return share
 
 
-def _tokens(experiment: Experiment, samples: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
+def _tokens(experiment: Experiment, texts: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
     settings = experiment.network
     tokenizer = encoders.load(network.encoder_source(settings), settings.revision).tokenizer
     tokenize, special = Tokenize(tokenizer, "", settings.max_length), np.array(tokenizer.all_special_ids)
     found = {}
-    for code, table in samples.items():
+    for code, table in texts.items():
         rows = tokenize.rows(table, np.arange(table.num_rows))
         ids = np.concatenate([np.array(row["input_ids"], dtype=np.int64) for row in rows])
         found[code] = ids[~np.isin(ids, special)]  # every language has those, unknown words among them

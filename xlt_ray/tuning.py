@@ -16,7 +16,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from xlt_ray import checkpoint, cluster, screening
+from xlt_ray import checkpoint, cluster, proposals
 from xlt_ray.config import TrainingError
 from xlt_ray.corpus import Corpus
 from xlt_ray.selection import Judge, Tried
@@ -222,7 +222,7 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
 def _searcher(judge: Judge, screened: Sequence[Tried]) -> Fresh:
     search = judge.search
     objectives = [f"objective_{name}" for name in search.settings.selection.objectives]
-    space = screening.distributions(search)
+    space = proposals.distributions(search)
     single = len(objectives) == 1
     begin = starts(judge, screened)
     found = Fresh(
@@ -230,10 +230,10 @@ def _searcher(judge: Judge, screened: Sequence[Tried]) -> Fresh:
         metric=objectives[0] if single else objectives,
         mode="max" if single else ["max"] * len(objectives),
         points_to_evaluate=[search.encode(point) for point in begin],
-        sampler=screening.sampler(search, 0, startup=min(STARTUP, max(1, search.settings.fine_tuning.trials // 2))),
+        sampler=proposals.sampler(search, 0, startup=min(STARTUP, max(1, search.settings.fine_tuning.trials // 2))),
     )
     found.search, found.known = search, set()
-    ranked = judge.ranked([one for one in screened if screening.inside(search, one.point)])
+    ranked = judge.ranked([one for one in screened if proposals.inside(search, one.point)])
     if search.settings.searcher == "tpe" and single and ranked:
         step = max(1, len(ranked) // WARM)
         for one in ranked[::step]:
@@ -242,7 +242,7 @@ def _searcher(judge: Judge, screened: Sequence[Tried]) -> Fresh:
 
 
 def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
-    """Choose the mixes to fine-tune first: the best of different sets of sources, half of all trials.
+    """Choose the mixes to fine-tune first: the probes' choice and the best of other sets, half of all trials.
 
     Mixes that differ in weights alone say little more than one of them does.
     """
@@ -250,7 +250,9 @@ def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
     if search.settings.searcher != "tpe":
         return []
     chosen: dict[tuple[str, ...], Point] = {}
-    for one in judge.ranked([one for one in screened if screening.inside(search, one.point)]):
+    candidates = [one for one in screened if proposals.inside(search, one.point)]
+    first = judge.choose(candidates)
+    for one in (*((first,) if first else ()), *judge.ranked(candidates)):
         chosen.setdefault(tuple(one.point.get("sources", search.pool)), mix_of(one.point))
     return list(chosen.values())[: max(1, search.settings.fine_tuning.trials // 2)]
 
