@@ -114,7 +114,7 @@ def watched(place: Place) -> Watched:
 
 def test_a_search_prints_its_table_and_leaves_a_page_every_trial_and_the_choice(watched: Watched) -> None:
     called = watched.called
-    assert "mean dev accuracy over the pool's languages outside the mix" in called.table.splitlines()[0]
+    assert "mean accuracy over the pool's languages outside the mix" in called.table.splitlines()[0]
     for said in ("chosen: ", "fine-tuned", "Retrained, test accuracy", "all sources, alpha 1", "Chosen less baseline"):
         assert said in called.table
     assert f"search.html  {called.folder}/search.html\n" in called.printed

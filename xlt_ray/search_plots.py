@@ -1,7 +1,7 @@
 """Draw what a search found: its cost, the effect of alpha, the effect of each language, and the best mixes by language.
 
-Objectives are dev scores in per cent. Where target labels ranked the mixes every title says so. As in `plots`, only
-matplotlib's objects are used, and figures take the colour of the page around them.
+Objectives are in per cent, and never of test rows. Where target labels ranked the mixes every title says so. As in
+`plots`, only matplotlib's objects are used, and figures take the colour of the page around them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ COLOURS = {"probe": SCRIPTS["Latin"], "fine_tune": SCRIPTS["Cyrillic"]}  # blue 
 KINDS = {"probe": "probe", "fine_tune": "fine-tuned"}
 ORACLE = "oracle, an upper bound"
 WHERE = {
-    "sources": "over the mix's own languages",
-    "held_out_sources": "over the pool's languages outside the mix",
-    "targets": "over the targets",
+    "sources": "dev accuracy over the mix's own languages",
+    "held_out_sources": "accuracy over the pool's languages outside the mix",  # a probe's on dev and train rows
+    "targets": "dev accuracy over the targets",
 }
 _TIMES: dict[float, str] = {
     **{0.1: "0.1 s", 0.3: "0.3 s", 1: "1 s", 3: "3 s", 10: "10 s", 30: "30 s", 60: "1 min", 180: "3 min"},
@@ -66,7 +66,7 @@ def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
 def scored(findings: Findings, objective: Objective | None = None) -> str:
     """Say in words what an objective of the search is (default: the first), and that it is an oracle where it is."""
     settings, eased = findings.search.settings.selection, findings.judge.difficulty
-    words = f"{objective or settings.objectives[0]} dev accuracy {WHERE[settings.languages]}"
+    words = f"{objective or settings.objectives[0]} {WHERE[settings.languages]}"
     if settings.languages == "held_out_sources" and eased:
         words += ", their difficulty taken off"
     return words + (f" ({ORACLE})" if findings.search.oracle else "")

@@ -1,7 +1,7 @@
 """Say what a search found: tables for the terminal, a page that stands alone, every trial, and the choice as a file.
 
 The page answers one question first: which mix, how good, and how sure is that. What the search itself measured is on
-dev and the best of many, so the answer comes from the retrained runs wherever there are any.
+not from test and the best of many, so the answer comes from the retrained runs wherever there are any.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _differences(findings: Findings) -> Group:
 
 def _rules(findings: Findings) -> Group:
     kinds = sorted({KINDS[one.choice.fidelity] for one in findings.rules})
-    title = f"What each rule would have chosen ({' and '.join(kinds)} mixes), dev scores by every rule in %"
+    title = f"What each rule would have chosen ({' and '.join(kinds)} mixes), scores by every rule in %"
     rows = _blank()
     rows.add_column("rule", overflow="fold")
     rows.add_column("its choice", overflow="fold")

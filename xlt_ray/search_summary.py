@@ -1,14 +1,14 @@
 """Put what a search found into rows and sentences, the same for the terminal and for the page.
 
-What a search measured itself is on dev and the best of many; what was retrained is on test. Every sentence keeps the
-two apart, and says so where target labels ranked the mixes.
+What a search measured itself is not on test and the best of many; what was retrained is. Every sentence keeps the two
+apart, and says so where target labels ranked the mixes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from xlt_ray import plots, selection
+from xlt_ray import plots, proposals, selection, similarity
 from xlt_ray.comparison import Comparison
 from xlt_ray.search_config import Objective, Rule
 from xlt_ray.search_plots import KINDS, ORACLE, mix, short
@@ -107,15 +107,33 @@ def probability(one: Comparison) -> str:
 def optimism(findings: Findings) -> str:
     """Say that a search's scores are too good, and where a sound one is."""
     better = "the retrained runs say how good the choice is" if findings.retrained else "nothing was measured on test"
-    return f"A search's scores are from dev and the best of many was taken, so they are optimistic; {better}."
+    return f"A search's scores are those it chose by, so they are optimistic; {better}."
 
 
 def remarks(findings: Findings) -> list[str]:
     """Say, in sentences, how far screening, the rule and the timing can be relied on, and what else is to be known."""
-    found = [_fidelity(findings), _probe_ahead(findings), *_regret(findings)]
+    found = [_ties(findings), _fidelity(findings), _probe_ahead(findings), *_regret(findings)]
     if findings.busy is not None:
         found.append(f"Workers of fine-tuning trained or measured for {100 * findings.busy:.0f}% of the time.")
     return [sentence for sentence in found if sentence] + list(findings.notes)
+
+
+def _ties(findings: Findings) -> str:
+    judge, chosen = findings.judge, findings.chosen
+    near = judge.near([one for one in findings.tried if proposals.inside(findings.search, one.point)])
+    if len(near) < 2:
+        return ""
+    away = 100 * ((judge.value(near[0]) or 0.0) - (judge.value(chosen) or 0.0))
+    how = "has the best score" if chosen.key == near[0].key else f"scores {away:.1f} points less than the best"
+    reach = findings.search.settings.selection.standard_errors
+    kind = "probed" if chosen.fidelity == "probe" else "fine-tuned"
+    far = "a standard error" if reach == 1 else f"{reach:g} standard errors"
+    whole = similarity.coverage(judge.nearness, findings.search.pool)
+    return (
+        f"{len(near)} {kind} mixes are within {far} of the best score and count as equal; of them the chosen one, "
+        f"which {how}, is the most similar to the targets: it covers them to {judge.coverage(chosen):.2f}, all of the "
+        f"pool to {whole:.2f} (1 would be the nearest by every measure)."
+    )
 
 
 def _fidelity(findings: Findings) -> str:

@@ -145,17 +145,14 @@ class Judge:
         which of such mixes suits these targets; similarity can, without a label (`similarity.coverage`). Only for the
         rule `held_out_sources`, and where similarities are known; else the best score is chosen.
         """
-        ranked = self._candidates(tried)
-        if not ranked:
-            return None
-        near = self.near(ranked)
-        return max(near, key=lambda one: self.coverage(one)) if len(near) > 1 else ranked[0]
+        near = self.near(tried)
+        return max(near, key=self.coverage) if len(near) > 1 else next(iter(near), None)
 
     def near(self, tried: Sequence[Tried]) -> list[Tried]:
-        """List the mixes that count as equal to the best of those given, best first."""
-        ranked = self.ranked(tried)
+        """List the mixes that count as equal to `best`, which comes first."""
+        ranked = self._candidates(tried)
         settings = self.search.settings.selection
-        if not self.nearness or not breaks_ties(self.search):
+        if not ranked or not self.nearness or not breaks_ties(self.search):
             return ranked[:1]
         error = (ranked[0].high - ranked[0].low) / (2 * stats.norm.ppf(0.975))
         least = (self.value(ranked[0]) or 0.0) - settings.standard_errors * error
