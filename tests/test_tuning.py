@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from xlt_ray import cli, search, space, tuning
 from xlt_ray.config import InputError
 from xlt_ray.selection import Judge
+from xlt_ray.space import point_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -59,6 +61,23 @@ def two_workers(encoder: Path, corpus: Path, folder: Path) -> Settings:
             "fine_tuning": {"trials": TRIALS, "workers": 2, "grace_epochs": 1, "reduction": 2, "concurrent": 4},
         },
     )
+
+
+def test_the_choice_of_the_probes_is_never_stopped_early() -> None:
+    scheduler = tuning.Halving("epoch", "objective_mean", "max", max_t=3, grace_period=1, reduction_factor=2)
+    points = [{"sources": [code]} for code in ("eng_Latn", "deu_Latn", "swh_Latn")]
+    good, spared, bad = (SimpleNamespace(trial_id=str(number)) for number in range(3))
+    scheduler.spared = point_key(points[1])
+    for trial in (good, spared, bad):
+        scheduler.on_trial_add(None, trial)
+
+    def told(trial: Any, epoch: int, value: float) -> str:
+        point = points[int(trial.trial_id)]
+        return scheduler.on_trial_result(None, trial, {"epoch": epoch, "objective_mean": value, "point": point})
+
+    assert told(good, 1, 0.9) == scheduler.CONTINUE
+    assert told(spared, 1, 0.1) == scheduler.CONTINUE and told(bad, 1, 0.2) == scheduler.STOP
+    assert told(spared, 2, 0.1) == scheduler.CONTINUE and told(spared, 3, 0.1) == scheduler.STOP
 
 
 @pytest.mark.parametrize("dashboard", [False, True])

@@ -86,6 +86,22 @@ class Deadline(tune.Stopper):
         return time.monotonic() > DEADLINES.get(self.key, math.inf)
 
 
+class Halving(AsyncHyperBandScheduler):
+    """ASHA (Li et al. 2020) that lets one mix run to its end: the choice of the probes, which is the one to beat.
+
+    A first rung is often passed before a head has learned anything, and mixes of many languages are the slower to
+    begin; so it may stop by chance what hundreds of probes have named.
+    """
+
+    spared: str | None = None  # the name of its point
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide after a rung whether a trial goes on."""
+        action = super().on_trial_result(tune_controller, trial, result)
+        going = result["epoch"] < self._max_t and point_key(result["point"]) == self.spared
+        return self.CONTINUE if going else action
+
+
 class Fresh(OptunaSearch):
     """Optuna's proposals without the mixes that were proposed before: the same seed would give the same score."""
 
@@ -185,9 +201,8 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
     scheduler: Any = FIFOScheduler()
     if stops_early(search):
         fine = settings.fine_tuning
-        scheduler = AsyncHyperBandScheduler(
-            "epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction
-        )
+        scheduler = Halving("epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction)
+        scheduler.spared = next((point_key(search.decode(search.encode(p))) for p in starts(judge, screened)), None)
     parameters: dict[str, Any] = {}
     if settings.searcher == "grid":
         searcher: Any = BasicVariantGenerator(max_concurrent=concurrent(search))
