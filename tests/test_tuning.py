@@ -77,6 +77,7 @@ def test_the_choice_of_the_probes_is_never_stopped_early() -> None:
 
     assert told(good, 1, 0.9) == scheduler.CONTINUE
     assert told(spared, 1, 0.1) == scheduler.CONTINUE and told(bad, 1, 0.2) == scheduler.STOP
+    scheduler.on_trial_result(None, bad, {"epoch": 1, "objective_mean": 0.0, "diverged": "loss"})  # of no point
     assert told(spared, 2, 0.1) == scheduler.CONTINUE and told(spared, 3, 0.1) == scheduler.STOP
 
 

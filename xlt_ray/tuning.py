@@ -98,8 +98,9 @@ class Halving(AsyncHyperBandScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide after a rung whether a trial goes on."""
         action = super().on_trial_result(tune_controller, trial, result)
-        going = result["epoch"] < self._max_t and point_key(result["point"]) == self.spared
-        return self.CONTINUE if going else action
+        point = result.get("point")  # one that diverged has none
+        spared = point is not None and point_key(point) == self.spared and result["epoch"] < self._max_t
+        return self.CONTINUE if spared else action
 
 
 class Fresh(OptunaSearch):
