@@ -420,6 +420,23 @@ def test_what_is_not_there_is_left_out_and_not_made_up(missing, tmp_path):
     assert ("One seed was retrained" in told) == (missing.get("seeds") == 1)
 
 
+def test_scores_that_count_as_equal_are_said_to_and_why_one_of_them_was_chosen():
+    found = findings(pool=6, targets=8, probes=120, tuned=0, seeds=0)
+    assert "count as equal" not in printed(search_report.table(found), 200), "nothing is known of similarity"
+    nearness = {code: dict.fromkeys(found.search.base.targets, 0.5) for code in found.search.pool}
+    first, *others = replace(found.judge, nearness=nearness).near(found.tried)
+    rare = next(code for one in others for code in one.point["sources"] if code not in first.point["sources"])
+    nearness[rare] = dict.fromkeys(found.search.base.targets, 0.75)
+    judge = replace(found.judge, nearness=nearness)
+    chosen = judge.choose(found.tried)
+    assert rare in chosen.point["sources"] and chosen in others
+    text = printed(search_report.table(replace(found, judge=judge, chosen=chosen)), 1000)
+    assert f"{1 + len(others)} probed mixes are within a standard error of the best score and count as equal" in text
+    away = 100 * (judge.value(first) - judge.value(chosen))
+    assert f"which scores {away:.1f} points less than the best, is the most similar to the targets" in text
+    assert "covers them to 0.75, all of the pool to 0.75" in text
+
+
 def test_a_fidelity_that_misleads_is_said_to(usual):
     misleading = replace(usual, correlation=selection.Correlation(0.2, -0.4, 0.7, 9))
     assert "Screening may mislead here" in printed(search_report.table(misleading), 200)
