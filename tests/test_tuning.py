@@ -72,12 +72,13 @@ def test_the_choice_of_the_probes_is_never_stopped_early() -> None:
         scheduler.on_trial_add(None, trial)
 
     def told(trial: Any, epoch: int, value: float) -> str:
-        point = points[int(trial.trial_id)]
-        return scheduler.on_trial_result(None, trial, {"epoch": epoch, "objective_mean": value, "point": point})
+        key = point_key(points[int(trial.trial_id)])
+        # flat, as Tune hands results to schedulers
+        return scheduler.on_trial_result(None, trial, {"epoch": epoch, "objective_mean": value, "key": key})
 
     assert told(good, 1, 0.9) == scheduler.CONTINUE
     assert told(spared, 1, 0.1) == scheduler.CONTINUE and told(bad, 1, 0.2) == scheduler.STOP
-    scheduler.on_trial_result(None, bad, {"epoch": 1, "objective_mean": 0.0, "diverged": "loss"})  # of no point
+    scheduler.on_trial_result(None, bad, {"epoch": 1, "objective_mean": 0.0, "diverged": "loss"})  # of no key
     assert told(spared, 2, 0.1) == scheduler.CONTINUE and told(spared, 3, 0.1) == scheduler.STOP
 
 

@@ -150,7 +150,7 @@ class Trial(tune.Trainable):
         tried = Tried(self.point, "fine_tune", goal, False, accuracy, 0.0, 0.0, 0.0, 0.0)
         low, high = self.judge.interval(predictions, tried)
         result = {"epoch": goal, "accuracy": accuracy, "low": low, "high": high, "done": goal == self.rungs[-1]}
-        result["point"] = dict(self.point)
+        result |= {"point": dict(self.point), "key": tried.key}  # a scheduler is handed no nested values
         return result | objectives(self.judge, tried) | {"cost": self._spent(began)}
 
     def _spent(self, began: float) -> float:

@@ -98,8 +98,7 @@ class Halving(AsyncHyperBandScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide after a rung whether a trial goes on."""
         action = super().on_trial_result(tune_controller, trial, result)
-        point = result.get("point")  # one that diverged has none
-        spared = point is not None and point_key(point) == self.spared and result["epoch"] < self._max_t
+        spared = result.get("key") == self.spared and result["epoch"] < self._max_t  # one that diverged has no key
         return self.CONTINUE if spared else action
 
 
