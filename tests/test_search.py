@@ -98,9 +98,11 @@ def watched(place: Place) -> Watched:
     handed: dict[str, Corpus] = {}
     embed, fine_tune = screening.embed, tuning.fine_tune
 
-    def watched_embed(experiment: Any, corpus: Corpus, *others: Any) -> Any:
+    def watched_embed(experiment: Any, corpus: Corpus, *others: Any, also: Any = None) -> Any:
         handed["probes"] = corpus
-        return embed(experiment, corpus, *others)
+        for table in (also or {}).values():
+            assert "label" not in table.column_names, "texts that are compared have no label"
+        return embed(experiment, corpus, *others, also=also)
 
     def watched_fine_tune(judge: Any, corpus: Corpus, *others: Any) -> Any:
         handed["trials"] = corpus
