@@ -297,7 +297,7 @@ class Trainee:
             return {}
         budget = self.experiment.evaluation.tokens_per_step
         predictions = evaluate.predict(self.run.network, tables, self.run.tokenize, self.progress.precision, budget)
-        right = {code: float((p.gold == p.predicted).mean()) for code, p in predictions.items()}
+        right = {code: one.accuracy for code, one in predictions.items()}
         sources = [right[code] for code in right if code in self.experiment.sources]
         found = {"dev/accuracy": float(np.mean(sources))} if sources else {}
         others = [right[code] for code in right if code not in self.experiment.sources]

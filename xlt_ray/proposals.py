@@ -39,7 +39,6 @@ class Proposals:
         self.seen = {point_key(mix_of(one.point)) for one in done}
         self.study = study(search, len(done))
         self.blind = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.base.seed + len(done)))
-        self.values = {one.key: one for one in done}
         for one in done:
             self._add(one)
         self.whole = whole_space(search)
@@ -104,6 +103,11 @@ def inside(search: Search, point: Point) -> bool:
     every = len(search.pool)
     low, high = next(((one.low, one.high) for one in search.dimensions if one.kind == "subset"), (every, every))
     return low <= len(point.get("sources", search.pool)) <= high
+
+
+def candidates(search: Search, tried: Sequence[Tried]) -> list[Tried]:
+    """Keep what may be chosen: baselines that the space has no room for are tried as well."""
+    return [one for one in tried if inside(search, one.point)]
 
 
 def _completed(search: Search, point: Point) -> Point:

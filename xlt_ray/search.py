@@ -145,8 +145,7 @@ def _work(
         _try_mixes(search, corpus, folder, journal, run_key, on_event)
     facts = json.loads((folder.local / TUNED).read_text(encoding="utf-8"))
     judge = _kept_judge(folder.local, search)
-    # baselines that the space has no room for were tried as well
-    chosen = judge.choose([one for one in journal.tried.values() if proposals.inside(search, one.point)])
+    chosen = judge.choose(proposals.candidates(search, list(journal.tried.values())))
     if chosen is None:
         raise InputError("search: no mix came to its end; give search.minutes more, or see why fine-tunings failed")
     planned, said = plan(judge, list(journal.tried.values()), chosen, corpus)

@@ -120,7 +120,7 @@ def remarks(findings: Findings) -> list[str]:
 
 def _ties(findings: Findings) -> str:
     judge, chosen = findings.judge, findings.chosen
-    near = judge.near([one for one in findings.tried if proposals.inside(findings.search, one.point)])
+    near = judge.near(proposals.candidates(findings.search, findings.tried))
     if len(near) < 2:
         return ""
     away = 100 * ((judge.value(near[0]) or 0.0) - (judge.value(chosen) or 0.0))

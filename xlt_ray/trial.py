@@ -146,7 +146,7 @@ class Trial(tune.Trainable):
         except FloatingPointError as error:
             zero = {f"objective_{name}": 0.0 for name in self.judge.search.settings.selection.objectives}
             return zero | {"epoch": goal, "done": True, "diverged": str(error), "cost": self._spent(began)}
-        accuracy = {code: float((one.gold == one.predicted).mean()) for code, one in predictions.items()}
+        accuracy = {code: one.accuracy for code, one in predictions.items()}
         tried = Tried(self.point, "fine_tune", goal, False, accuracy, 0.0, 0.0, 0.0, 0.0)
         low, high = self.judge.interval(predictions, tried)
         result = {"epoch": goal, "accuracy": accuracy, "low": low, "high": high, "done": goal == self.rungs[-1]}

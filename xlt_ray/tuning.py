@@ -181,9 +181,8 @@ def fine_tune(
         else:
             tuner = _new(judge, trainable, screened, storage)
         grid = tuner.fit()
-        for result in map(
-            grid.__getitem__, range(len(grid))
-        ):  # Tune may know of a rung that a killed session had no time to write down
+        # Tune may know of a rung that a killed session had no time to write down
+        for result in map(grid.__getitem__, range(len(grid))):
             if result.metrics and "accuracy" in result.metrics:
                 listener("result", str(result.metrics["trial_id"]), result.metrics)
     finally:
@@ -198,17 +197,18 @@ def fine_tune(
 def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple[str, Any]) -> tune.Tuner:
     search, settings = judge.search, judge.search.settings
     first = f"objective_{settings.selection.objectives[0]}"
+    begin = [search.encode(point) for point in starts(judge, screened)]
     scheduler: Any = FIFOScheduler()
     if stops_early(search):
         fine = settings.fine_tuning
         scheduler = Halving("epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction)
-        scheduler.spared = next((point_key(search.decode(search.encode(p))) for p in starts(judge, screened)), None)
+        scheduler.spared = point_key(search.decode(begin[0])) if begin else None
     parameters: dict[str, Any] = {}
     if settings.searcher == "grid":
         searcher: Any = BasicVariantGenerator(max_concurrent=concurrent(search))
         parameters = {"point": tune.grid_search(search.grid()[: settings.fine_tuning.trials])}
     else:
-        searcher = _searcher(judge, screened)
+        searcher = _searcher(judge, screened, begin)
     return tune.Tuner(
         trainable,
         param_space=parameters,
@@ -234,21 +234,20 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
     )
 
 
-def _searcher(judge: Judge, screened: Sequence[Tried]) -> Fresh:
+def _searcher(judge: Judge, screened: Sequence[Tried], begin: list[dict[str, Any]]) -> Fresh:
     search = judge.search
     objectives = [f"objective_{name}" for name in search.settings.selection.objectives]
     space = proposals.distributions(search)
     single = len(objectives) == 1
-    begin = starts(judge, screened)
     found = Fresh(
         space,
         metric=objectives[0] if single else objectives,
         mode="max" if single else ["max"] * len(objectives),
-        points_to_evaluate=[search.encode(point) for point in begin],
+        points_to_evaluate=begin,
         sampler=proposals.sampler(search, 0, startup=min(STARTUP, max(1, search.settings.fine_tuning.trials // 2))),
     )
     found.search, found.known = search, set()
-    ranked = judge.ranked([one for one in screened if proposals.inside(search, one.point)])
+    ranked = judge.ranked(proposals.candidates(search, screened))
     if search.settings.searcher == "tpe" and single and ranked:
         step = max(1, len(ranked) // WARM)
         for one in ranked[::step]:
@@ -265,7 +264,7 @@ def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
     if search.settings.searcher != "tpe":
         return []
     chosen: dict[tuple[str, ...], Point] = {}
-    candidates = [one for one in screened if proposals.inside(search, one.point)]
+    candidates = proposals.candidates(search, screened)
     first = judge.choose(candidates)
     for one in (*((first,) if first else ()), *judge.ranked(candidates)):
         chosen.setdefault(tuple(one.point.get("sources", search.pool)), mix_of(one.point))
