@@ -15,7 +15,7 @@ Peers get the features that the rule needs (how easy a language is) for nothing,
 choose the best score. Ours starts with an empty cache and chooses, among the scores within one standard error of the
 best, the mix most similar to the targets. `ours, early` is what ours would have answered in a tenth of the budget.
 `likeness` is the six sources that `xlt rank-sources --mix 6` names, without any training; `English alone` is what most
-people do.
+people do, and `all twelve` what those do who would not choose.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ ARMS = {
 }  # fmt: skip
 EARLY = "ours, early"
 ENGLISH = "English alone"
+WHOLE = "all twelve"
 LIKENESS = "likeness"
 SEEDS = 1000  # added to the search's seed, as retraining does
 
@@ -74,8 +75,9 @@ def main() -> None:
     if "ours" in found and budget:
         early = found["ours"].findings.judge.choose(_until(found["ours"], budget / 10))
         choices |= {EARLY: dict(early.point)} if early else {}
-    choices[LIKENESS] = _alike(_load(args, "random", None))
-    _print_choices(args, next(iter(found.values())).findings.search, choices)
+    searched = next(iter(found.values())).findings.search
+    choices |= {LIKENESS: _alike(_load(args, "random", None)), WHOLE: {"sources": list(searched.pool)}}
+    _print_choices(args, searched, choices)
 
 
 def _load(args: argparse.Namespace, arm: str, seconds: float | None) -> Search:

@@ -18,13 +18,13 @@ from xlt_ray.config import build
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS, EPOCH, REPORTED = 1200, 300, 24  # updates in all, an epoch, and between two reported losses
+STEPS, EPOCH, REPORTED = 800, 200, 16  # updates in all, an epoch, and between two reported losses
 TRAINING: Settings = {
     "epochs": 4,
     "batch_size": 16,
     "learning_rate": 1e-3,
     "average_last": 3,  # so that a sum of weights is under way from the second epoch on
-    "checkpoint_every": 70,
+    "checkpoint_every": 47,
     "precision": "float32",
 }
 RESOURCES = {"workers": 2, "cpus_per_worker": 0.5}
