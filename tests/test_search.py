@@ -318,3 +318,32 @@ def test_a_search_of_probes_interrupted_goes_on_and_registers_its_choice_once(pl
     assert runs[version.run_id].info.run_name == "tiny-chosen"
     tune(file)
     assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+
+
+def test_a_search_at_a_url_goes_on_on_another_machine(place: Place) -> None:
+    root = place.root / "bucket"
+    asked = {"space": {"sources": {"at_most": 1}}, "fine_tuning": {"trials": 3, "scheduler": "none"}}
+    # `local://` is a file system of fsspec like any other here: only file:// and plain paths are taken as directories
+    file = place.config("bucket-search", search=asked, storage=f"local://{root}")
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["stage"] == "tune" and event["done"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search.run(space.load(file), interrupt)
+    (stored,) = root.iterdir()
+    (local,) = (place.root / "cache" / "runs").glob("tiny-search-*")
+    before = journal(stored)
+    assert len([line for line in before if line["fidelity"] == "fine_tune"]) >= 2
+    shutil.rmtree(local)
+    events: list[dict[str, Any]] = []
+    found = search.run(space.load(file), events.append)
+    after = journal(stored)
+    assert after[: len(before)] == before and len({line["name"] for line in after}) == len(after) == 3 + 2 + 3
+    told = [event for event in events if event["stage"] == "tune"]
+    done = [event["done"] for event in told]
+    assert done[0] >= 1 and done[-1] == 3, "what a killed session did counts"
+    best = found.findings.judge.value(next(one for one in found.findings.tried if one.whole and one.epochs))
+    assert best is not None and told[0]["best"] >= best, "and so does what it found"
+    assert (stored / "result.json").is_file()

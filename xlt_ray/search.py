@@ -270,38 +270,9 @@ def _tune(judge: Judge, visible: Corpus, journal: Journal, folder: RunFolder, on
     left = _time_left(search, journal)
     if left is not None and left <= 0:
         return ["search.minutes were used up by screening; nothing was fine-tuned"]
-    epochs = search.base.training.epochs
-    show = search_events.Shown("tune", search.settings.fine_tuning.trials, judge, [], on_event)
-    ended: set[str] = set()
-    running: set[str] = set()
-    notes = []
-
-    def listen(what: str, trial: str, result: Mapping[str, Any]) -> None:
-        if what == "start":
-            running.add(trial)
-        elif what == "result" and "diverged" in result:
-            notes.append(f"a trial diverged and counts as the worst: {result['diverged']}")
-        elif what == "result":
-            point, epoch = result["point"], int(result["epoch"])
-            tried = Tried(
-                point, "fine_tune", epoch, epoch == epochs, result["accuracy"], result["low"], result["high"], 0.0,
-                result["cost"],
-            )  # fmt: skip
-            # by its point, as Tune may name it anew after a kill; and what is known is not written twice
-            known = journal.tried.get(name := f"tune-{tried.key}")
-            tried = known if known and known.epochs >= epoch else journal.add(name, tried)
-            if tried.whole:
-                show.look(tried)
-        elif what in ("complete", "error"):
-            running.discard(trial)
-            ended.add(trial)
-        # an earlier session's trials ended unseen here
-        show.count, show.running = max(len(ended), len(journal.tuned()) - len(running)), len(running)
-        show.tell()
-
-    show.tell()
-    notes += tuning.fine_tune(judge, visible, journal.probes(), folder.checkpoints(), listen, left)
-    return notes
+    trials = search_events.Trials(judge, journal, on_event)
+    failed = tuning.fine_tune(judge, visible, journal.probes(), folder.checkpoints(), trials, left)
+    return trials.notes + failed
 
 
 def _rules(

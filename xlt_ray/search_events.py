@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xlt_ray.selection import Judge, Tried
-from xlt_ray.space import describe
+from xlt_ray.journal import Journal
+from xlt_ray.selection import Judge, Tried, whole_fine_tunings
+from xlt_ray.space import describe, point_key
 from xlt_ray.train import OnEvent
 
 
@@ -37,3 +38,49 @@ class Shown:
         if self.best is not None:
             event |= {"best": self.judge.value(self.best), "mix": describe(self.best.point)}
         self.on_event(event | {"oracle": self.judge.search.oracle})
+
+
+class Trials:
+    """Listen to Tune: write results into the journal, and tell how many trials are done, those of a killed session too.
+
+    `notes` are sentences for the report.
+    """
+
+    def __init__(self, judge: Judge, journal: Journal, on_event: OnEvent) -> None:
+        self.judge, self.journal, self.notes = judge, journal, list[str]()
+        self.ended, self.running = set[str](), set[str]()
+        # by their points, as Tune may name a trial anew after a kill; one that goes on is no longer among them
+        self.earlier = {one.key for one in journal.tuned().values()}
+        self.show = Shown("tune", judge.search.settings.fine_tuning.trials, judge, [], on_event)
+        for one in whole_fine_tunings(list(journal.tried.values())):
+            self.show.look(one)
+        self._tell()
+
+    def __call__(self, what: str, trial: str, told: Mapping[str, Any]) -> None:
+        """Take note of a trial's `start` (told its parameters), `result` (told what it measured) or end."""
+        if what == "start":
+            self.running.add(trial)
+            self.earlier.discard(point_key(self.judge.search.point(told)))
+        elif what == "result" and "diverged" in told:
+            self.notes.append(f"a trial diverged and counts as the worst: {told['diverged']}")
+        elif what == "result":
+            self._result(told)
+        elif what in ("complete", "error"):
+            self.running.discard(trial)
+            self.ended.add(trial)
+        self._tell()
+
+    def _result(self, told: Mapping[str, Any]) -> None:
+        epoch, point = int(told["epoch"]), told["point"]
+        whole = epoch == self.judge.search.base.training.epochs
+        measured = (told["accuracy"], told["low"], told["high"], 0.0, told["cost"])
+        tried = Tried(point, "fine_tune", epoch, whole, *measured)
+        # what is known is not written twice
+        known = self.journal.tried.get(name := f"tune-{tried.key}")
+        tried = known if known and known.epochs >= epoch else self.journal.add(name, tried)
+        if tried.whole:
+            self.show.look(tried)
+
+    def _tell(self) -> None:
+        self.show.count, self.show.running = len(self.ended) + len(self.earlier), len(self.running)
+        self.show.tell()

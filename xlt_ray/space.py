@@ -113,6 +113,10 @@ class Search:
                 point[one.key] = parameters[one.key]
         return _plainest(point)
 
+    def point(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the point that a trial of Tune was asked for: of a grid itself, else from a searcher's parameters."""
+        return parameters["point"] if "point" in parameters else self.decode(parameters)
+
     def encode(self, point: Point) -> dict[str, Any]:
         """Give parameters that `decode` turns into a point; keys it does not name get the base's value."""
         given = {one.key: self._usual(one.key) for one in self.dimensions} | dict(point)

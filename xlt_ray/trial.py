@@ -128,7 +128,7 @@ class Trial(tune.Trainable):
 
     def _take_up(self, config: dict[str, Any], saved: bytes | None = None) -> None:
         search = self.judge.search
-        self.point = config["point"] if "point" in config else search.decode(config)
+        self.point = search.point(config)
         experiment = search.experiment(self.point)
         waiting = [peer.begin_from.remote(experiment, saved) for peer in self.peers]
         self.worker.begin_from(experiment, saved)

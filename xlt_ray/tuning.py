@@ -49,7 +49,7 @@ class Follow(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial that starts or goes on."""
-        self._tell("start", trial, {})
+        self._tell("start", trial, trial.config)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         """Tell of a rung that was reached."""
@@ -110,16 +110,23 @@ class Fresh(OptunaSearch):
 
     def suggest(self, trial_id: str) -> Any:
         """Propose parameters of a new mix, or that there is none."""
-        for _ in range(ASKED_AGAIN):
-            found = super().suggest(trial_id)
-            if found is None:
-                return None
-            key = point_key(self.search.decode(found))
-            if key not in self.known:
-                self.known.add(key)
-                return found
-            study: Any = self._ot_study
-            study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+        study: Any = self._ot_study
+        learned = study and study.sampler  # there is no study before the space is known
+        try:
+            for asked in range(ASKED_AGAIN):
+                if learned and asked == ASKED_AGAIN // 2:  # a sampler that likes a few subsets alone names no other
+                    study.sampler = optuna.samplers.RandomSampler(seed=len(self.known))
+                found = super().suggest(trial_id)
+                if found is None:
+                    return None
+                key = point_key(self.search.decode(found))
+                if key not in self.known:
+                    self.known.add(key)
+                    return found
+                study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+        finally:
+            if learned:
+                study.sampler = learned
         return Searcher.FINISHED
 
 
