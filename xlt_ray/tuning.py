@@ -111,10 +111,10 @@ class Fresh(OptunaSearch):
     def suggest(self, trial_id: str) -> Any:
         """Propose parameters of a new mix, or that there is none."""
         study: Any = self._ot_study
-        learned = study and study.sampler  # there is no study before the space is known
+        learned = study.sampler
         try:
             for asked in range(ASKED_AGAIN):
-                if learned and asked == ASKED_AGAIN // 2:  # a sampler that likes a few subsets alone names no other
+                if asked == ASKED_AGAIN // 2:  # a sampler that likes a few subsets alone names no other
                     study.sampler = optuna.samplers.RandomSampler(seed=len(self.known))
                 found = super().suggest(trial_id)
                 if found is None:
@@ -125,8 +125,7 @@ class Fresh(OptunaSearch):
                     return found
                 study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
         finally:
-            if learned:
-                study.sampler = learned
+            study.sampler = learned
         return Searcher.FINISHED
 
 
