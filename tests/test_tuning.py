@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from xlt_ray import cli, search, space, tuning
 from xlt_ray.config import InputError
-from xlt_ray.selection import Judge
+from xlt_ray.selection import Judge, Tried
 from xlt_ray.space import point_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -80,6 +80,28 @@ def test_the_choice_of_the_probes_is_never_stopped_early() -> None:
     assert told(spared, 1, 0.1) == scheduler.CONTINUE and told(bad, 1, 0.2) == scheduler.STOP
     scheduler.on_trial_result(None, bad, {"epoch": 1, "objective_mean": 0.0, "diverged": "loss"})  # of no key
     assert told(spared, 2, 0.1) == scheduler.CONTINUE and told(spared, 3, 0.1) == scheduler.STOP
+
+
+def test_a_searcher_that_likes_one_mix_still_proposes_every_other(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    asked = {"space": {"sources": {"at_most": 1}}, "selection": {"languages": "sources"}}
+    settings = search_settings(tiny_encoder, tiny_corpus, tmp_path, search=asked)
+    found, _ = search.prepared(space.build(settings))
+    judge = Judge(found)
+    points = [{"sources": [code]} for code in found.pool]
+    # English is told of again and again, and is by far the best
+    told = [
+        Tried(point, "probe", 0, True, {point["sources"][0]: share}, 0.0, 1.0, 0.0, 0.0)
+        for point, share in zip(points, (0.9, 0.1, 0.1), strict=True)
+    ]
+    searcher = tuning._searcher(judge, told, [])
+    for _ in range(60):
+        searcher.add_evaluated_point(found.encode(points[0]), 0.9)
+    proposed = []
+    while (parameters := searcher.suggest(f"trial{len(proposed)}")) != "FINISHED":
+        proposed.append(point_key(found.decode(parameters)))
+    assert sorted(proposed) == sorted(point_key(point) for point in points)
 
 
 @pytest.mark.parametrize("dashboard", [False, True])
