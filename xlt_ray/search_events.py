@@ -82,5 +82,7 @@ class Trials:
             self.show.look(tried)
 
     def _tell(self) -> None:
-        self.show.count, self.show.running = len(self.ended) + len(self.earlier), len(self.running)
+        # a trial that Tune had no time to note before a kill counts twice when another takes its place
+        self.show.count = min(len(self.ended) + len(self.earlier), self.show.total)
+        self.show.running = len(self.running)
         self.show.tell()
