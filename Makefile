@@ -28,7 +28,7 @@ quickstart: $(VENV)/.installed
 	@$(BIN)/xlt train jobs/configs/quickstart.yaml $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25 $(ARGS) </dev/null
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25 $(ARGS) </dev/null
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -289,8 +289,11 @@ def test_a_search_of_probes_interrupted_goes_on_and_registers_its_choice_once(pl
         search=asked,
     )  # fmt: skip
 
+    stages = {"screen": 9, "retrain": 1}
+
     def interrupt(event: dict[str, Any]) -> None:
-        if event["stage"] == "screen" and event["done"] == 9:
+        if event["stage"] in stages and event["done"] >= stages[event["stage"]]:
+            del stages[event["stage"]]
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -298,7 +301,12 @@ def test_a_search_of_probes_interrupted_goes_on_and_registers_its_choice_once(pl
     (folder,) = (file.parent / "runs").iterdir()
     before = journal(folder)
     assert len(before) == 9 and not (folder / "tuned.json").exists()
+    with pytest.raises(KeyboardInterrupt):
+        search.run(space.load(file), interrupt)
+    (first,) = folder.glob("retrained/*/result.json")
+    known = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (first, folder / "journal.jsonl")}
     called = tune(file)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in known} == known, "nothing was done again"
     assert called.journal[:9] == before
     names = [line["name"] for line in called.journal]
     assert len(names) == len(set(names)) == 14
