@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,11 @@ def journal(folder: Path) -> list[dict[str, Any]]:
     file = folder / "journal.jsonl"
     lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def stamps(files: Iterable[Path]) -> dict[Path, tuple[int, bytes]]:
+    """Give what every file holds and when it was written last, to see whether it was written again."""
+    return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
 @dataclass(frozen=True)

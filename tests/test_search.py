@@ -14,7 +14,7 @@ import pytest
 import ray
 from conftest import LABELS
 from ray_runs import Settings
-from search_runs import POOL, TARGET, Called, fit_plainly, journal, search_settings, tune, write
+from search_runs import POOL, TARGET, Called, fit_plainly, journal, search_settings, stamps, tune, write
 from typer.testing import CliRunner
 
 from xlt_ray import cli, config, screening, search, space, tuning
@@ -147,13 +147,13 @@ def test_the_choice_is_a_configuration_of_the_best_fine_tuning(watched: Watched)
 def test_the_same_command_again_shows_the_same_and_does_nothing(watched: Watched, place: Place) -> None:
     called = watched.called
     files = [called.folder / "journal.jsonl", *called.folder.glob("retrained/*/result.json")]
-    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+    before = stamps(files)
     tracked = {name: run.info.end_time for name, run in place.runs("held_out").items()}
     again = tune(called.config)
     assert again.table == called.table
     assert "starting Ray" in called.printed and "starting Ray" not in again.printed
     assert len(before) == 3
-    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files} == before
+    assert stamps(files) == before
     assert {name: run.info.end_time for name, run in place.runs("held_out").items()} == tracked
 
 
@@ -304,9 +304,9 @@ def test_a_search_of_probes_interrupted_goes_on_and_registers_its_choice_once(pl
     with pytest.raises(KeyboardInterrupt):
         search.run(space.load(file), interrupt)
     (first,) = folder.glob("retrained/*/result.json")
-    known = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (first, folder / "journal.jsonl")}
+    known = stamps((first, folder / "journal.jsonl"))
     called = tune(file)
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in known} == known, "nothing was done again"
+    assert stamps(known) == known, "nothing was done again"
     assert called.journal[:9] == before
     names = [line["name"] for line in called.journal]
     assert len(names) == len(set(names)) == 14

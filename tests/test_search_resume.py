@@ -55,8 +55,7 @@ def test_a_search_killed_in_fine_tuning_goes_on(
 ) -> None:
     space: dict[str, Any] = {"sources": {"at_most": 2}, "training.learning_rate": {"loguniform": [1e-3, 1e-2]}}
     fine_tuning = {"trials": TRIALS, "scheduler": "none"}  # every trial takes its time
-    asked = {"space": space, "fine_tuning": fine_tuning}
-    asked |= {"retraining": {"seeds": 1, "baselines": []}}
+    asked = {"space": space, "fine_tuning": fine_tuning, "retraining": {"seeds": 1, "baselines": []}}
     data = search_settings(
         tiny_encoder, tiny_corpus, tmp_path, mixture={"draws_per_epoch": 640},
         resources={"cpus_per_worker": 1}, search=asked,
