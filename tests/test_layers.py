@@ -20,13 +20,13 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config config_keys languages",
-    1: "bootstrap comparison corpora corpus metrics mixture prepare search_config soundness space typology",
+    1: "bootstrap comparison corpora corpus gate metrics mixture prepare search_config soundness space typology",
     2: "bundle bundled checkpoint collate cpu_training encoders evaluate export loop network objective probe "
     "techniques",
-    3: "cluster courier delivery environment journal listings measure outbox plots progress proposals report "
-    "retraining run screening search search_events search_plots search_records search_report search_summary selection "
-    "similarity storage tracking train trial tuning",
-    4: "cli jobs serve",
+    3: "cluster courier delivery environment fetch journal listings measure outbox plots progress promotion proposals "
+    "registry report retraining run screening search search_events search_plots search_records search_report "
+    "search_summary selection similarity storage tracking train trial tuning",
+    4: "cli cli_serving jobs serve",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
 
@@ -34,7 +34,7 @@ LAYER = {module: layer for layer, modules in LAYERS.items() for module in module
 ABOVE_CORPORA = {module for module, layer in LAYER.items() if layer >= 2}
 CONFINED = {
     "ray": {"train", "cli", "cluster", "jobs", "screening", "serve", "trial", "tuning"},
-    "mlflow": {"tracking", "serve"},
+    "mlflow": {"registry", "tracking", "serve"},
     "matplotlib": {"report", "plots", "search_plots"},
     "datasets": {"corpora"},
     "torch": ABOVE_CORPORA,

@@ -54,15 +54,12 @@ def compare_seeds(
         raise InputError(f"compare: {len(a)} runs against {len(b)}; give both models the same seeds")
     both = sorted(set.intersection(*(set(one) for one in (*a, *b))))
     paired = {code: _pairs(code, [one[code] for one in a], [one[code] for one in b]) for code in both}
-    paired = {code: pair for code, pair in paired.items() if len(pair[0])}
+    paired = {code: one for code, one in paired.items() if len(one[0])}
     if not paired:
         raise InputError("compare: no language with a common row id; compare predictions made on the same test rows")
-    ids = {code: pair[0] for code, pair in paired.items()}
-    gains = {code: pair[1] for code, pair in paired.items()}
-    if bootstrap.shared(ids):
-        draws = bootstrap.together(gains, ids, bootstrap.share, resamples, seed)
-    else:
-        draws = {code: bootstrap.share(*bootstrap.alone(code, gain, resamples, seed)) for code, gain in gains.items()}
+    ids = {code: one[0] for code, one in paired.items()}
+    gains = {code: one[1] for code, one in paired.items()}
+    draws = resampled_means(gains, ids, resamples, seed)
     per_language = {code: float(gain.mean()) for code, gain in gains.items()}
     difference = float(np.mean(list(per_language.values())))
     resampled = bootstrap.mean(np.stack(list(draws.values())))
@@ -72,15 +69,27 @@ def compare_seeds(
     return Comparison(difference, low, high, p_value, len(gains), sum(map(len, gains.values())), per_language)
 
 
+def resampled_means(
+    gains: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray], resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Resample every language's gains: language -> means (resamples,); ids shared by languages are drawn jointly."""
+    if bootstrap.shared(ids):
+        return bootstrap.together(gains, ids, bootstrap.share, resamples, seed)
+    return {code: bootstrap.share(*bootstrap.alone(code, gain, resamples, seed)) for code, gain in gains.items()}
+
+
 def _pairs(code: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]:
-    each = [_pair(code, first, second) for first, second in zip(a, b, strict=True)]
+    each = [pair(code, first, second) for first, second in zip(a, b, strict=True)]
     if any(len(ids) != len(each[0][0]) or (ids != each[0][0]).any() for ids, _ in each):
         raise InputError(f"{code}: the runs of one model predicted different rows; compare runs on the same test rows")
     return each[0][0], np.mean([gains for _, gains in each], axis=0)
 
 
-def _pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Give the ids both have and, for each, 1 where only the first is right, -1 where only the second, else 0."""
+def pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Give the ids both have and, for each, 1 where only the first is right, -1 where only the second, else 0.
+
+    Raises InputError naming the language when an id occurs twice or gold labels differ.
+    """
     ids_a, ids_b = np.asarray(a.ids, dtype=np.str_), np.asarray(b.ids, dtype=np.str_)
     for ids in (ids_a, ids_b):
         names, times = np.unique(ids, return_counts=True)
