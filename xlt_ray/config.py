@@ -268,10 +268,11 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise InputError(
             f"{path}: holds {type(data).__name__}, not keys with values; start from jobs/configs/quickstart.yaml"
         )
-    return _plain(data, overrides, place=str(path))
+    return plain(data, overrides, place=str(path))
 
 
-def _plain(data: Any, overrides: Iterable[str], place: str) -> dict[str, Any]:
+def plain(data: Any, overrides: Iterable[str], place: str) -> dict[str, Any]:
+    """Copy keys with values and apply overrides such as `mixture.alpha=0.5`; raise InputError where it is none."""
     try:
         merged: Any = json.loads(json.dumps(data, default=str))
     except (TypeError, ValueError, RecursionError) as error:
@@ -287,7 +288,7 @@ def _plain(data: Any, overrides: Iterable[str], place: str) -> dict[str, Any]:
 
 def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "configuration") -> Experiment:
     """Make an Experiment of plain data and overrides; raise InputError listing every fault at once."""
-    merged = _plain(data, overrides, place)
+    merged = plain(data, overrides, place)
     try:
         return Experiment.model_validate(merged)
     except ValidationError as error:

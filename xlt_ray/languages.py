@@ -116,3 +116,29 @@ def _in_script(language: list[str], script: str) -> str | None:
         return found
     code = f"{base.split('_')[0]}_{script.title()}"
     return code if code in _by_code() else None
+
+
+RIGHT_TO_LEFT = ("Adlm", "Arab", "Hebr", "Nkoo", "Syrc", "Thaa")
+
+
+def read(code: str) -> str | None:
+    """Turn any usual code into the canonical one, as `resolve`, but give None for one that is not known.
+
+    >>> read("sw"), read("qqq")
+    ('swh_Latn', None)
+    """
+    if not code.isascii():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = resolve.__wrapped__(code)  # uncached: codes come from anybody, and the cache has no limit
+    return found if found in _by_code() else None
+
+
+def right_to_left(code: str) -> bool:
+    """Tell whether a language's script is written from right to left.
+
+    >>> right_to_left("arb_Arab"), right_to_left("swh_Latn")
+    (True, False)
+    """
+    return code.rpartition("_")[2] in RIGHT_TO_LEFT

@@ -1,0 +1,263 @@
+"""The routes of the server and what they refuse. `create` makes a FastAPI application around a `Service`."""
+
+# without `from __future__ import annotations`: FastAPI reads the annotations of routes, which are made in functions here
+from collections.abc import AsyncIterator, Callable
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from serve import schemas
+from serve.admission import Keys
+from serve.guard import Guard
+from serve.refusals import Refusal, plain, unfit
+from serve.service import Service, expected, name, shown
+from serve.settings import ServeArgs
+from serve.stream import answer_lines
+from xlt_ray import environment, languages
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.ErrorResponse, "description": meaning}
+    for status, meaning in {
+        401: "no valid key",
+        413: "the body is too large",
+        421: "not a name of this server",
+        422: "something in the request is not what it must be",
+        429: "this client has used up its allowance; see Retry-After",
+        503: "too much is waiting, or no model is ready; see Retry-After",
+    }.items()
+}
+NO_JSON = unfit("body", "is not JSON in UTF-8")
+PAGE = {"page.js": "text/javascript", "page.css": "text/css"}
+Deadline = Annotated[
+    float | None, Header(alias="X-Deadline-Seconds", gt=0, le=3600, description="an answer later than this is no use")
+]
+
+
+class Lines(Response):
+    """A response that is written while the request is still read.
+
+    Starlette's own StreamingResponse reads the request's messages as well, to see the client go, and so would eat them.
+    """
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, lines: AsyncIterator[bytes], status_code: int = 200) -> None:
+        super().__init__(status_code=status_code)
+        del self.headers["content-length"]
+        self.lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for line in self.lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        except ClientDisconnect:
+            return
+        await send({"type": "http.response.body", "body": b""})
+
+
+def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics: Callable[[], str]) -> FastAPI:
+    """Make the application; `service` gives the one of this replica, `metrics` what Prometheus is to read."""
+    app = FastAPI(
+        title="xlt_ray",
+        version=environment.version("xlt_ray") or "0",
+        summary="Classify text in many languages, and know how far to trust the answer in each",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, args=args, keys=keys, telemetry=lambda: service().telemetry)
+    if args.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(args.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Seconds"],
+        )
+    _refuse_in_one_form(app)
+    _add_classifying(app, args, service, keys)
+    _add_telling(app, args, service, metrics)
+    _add_pages(app)
+    return app
+
+
+def _refuse_in_one_form(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> Response:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        # not the input itself: it may be large, private, or a number that JSON cannot hold
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            refusal = NO_JSON
+        else:
+            place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+            more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+            refusal = unfit(place[:200], f"{first['msg']}{more}")
+        return JSONResponse(refusal.body, refusal.status)
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # what FastAPI says of a body that is no JSON
+            return JSONResponse(NO_JSON.body, NO_JSON.status)
+        fault = {"error": {"code": f"http_{error.status_code}", "message": plain(str(error.detail))}}
+        return JSONResponse(fault, error.status_code, error.headers)
+
+
+def check_codes(given: list[str | None] | None, texts: int, place: str = "languages") -> list[str | None] | None:
+    """Read language codes of any usual kind; raise a Refusal of 422 for one that is not known."""
+    if given is None:
+        return None
+    if len(given) != texts:
+        raise unfit(place, f"{len(given)} of them for {texts} texts; give one a text, null where to guess")
+    read: list[str | None] = []
+    for i, code in enumerate(given):
+        found = None if code is None else languages.read(code)
+        if code is not None and found is None:
+            raise unfit(f"{place}[{i}]", f"{code!a} is not a language code; `GET /v1/model` lists those measured")
+        read.append(found)
+    return read
+
+
+def check_texts(texts: list[str], place: str = "texts") -> None:
+    """Raise a Refusal of 422 for a text that is not Unicode (half of a surrogate pair, which JSON can write)."""
+    for i, text in enumerate(texts):
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise unfit(f"{place}[{i}]", "holds half of a surrogate pair, which is no character") from None
+
+
+def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Service], keys: Keys) -> None:
+    classify_form, feedback_form = schemas.requests(args.limits)
+
+    @app.post("/v1/classify", response_model=schemas.ClassifyResponse, responses=ERRORS, tags=["classify"])
+    async def classify(request: Request, body: Annotated[classify_form, Body()], deadline: Deadline = None) -> Response:  # type: ignore[valid-type]
+        """Label texts; each answer says how accurate the model was measured to be in the text's language."""
+        asked: Any = body
+        check_texts(asked.texts)
+        check_texts(asked.pairs or [], "pairs")
+        given = check_codes(asked.languages, len(asked.texts))
+        keys.spend(request.scope["state"]["client"], len(asked.texts))
+        answer = await service().classify(asked.texts, asked.pairs, given, deadline)
+        service().follow_up(answer, asked.texts, asked.pairs)
+        return JSONResponse({"model": answer.model.shown, "results": shown(answer, asked.top_k)})
+
+    @app.post("/v1/classify/stream", responses=ERRORS, tags=["classify"], response_class=Lines)
+    async def stream(request: Request, top_k: int = 1) -> Response:
+        """Label lines of JSON, each a string or `{"text": ..., "pair"?: ..., "language"?: ..., "id"?: ...}`, in order.
+
+        A line that cannot be answered gets a line with `error`; the others go on. Waits instead of refusing.
+        """
+        service().ready()
+        if not 1 <= top_k <= 1000:
+            raise unfit("top_k", "must lie between 1 and 1000")
+        client = request.scope["state"]["client"]
+
+        return Lines(answer_lines(service(), request.stream(), top_k, lambda texts: keys.spend(client, texts)))
+
+    @app.post("/v1/feedback", response_model=schemas.FeedbackResponse, responses=ERRORS, tags=["classify"])
+    async def feedback(request: Request, body: Annotated[feedback_form, Body()]) -> Response:  # type: ignore[valid-type]
+        """Score the model, and its challenger where there is one, on texts whose right label you know."""
+        asked: Any = body
+        check_texts(asked.texts)
+        check_texts(asked.pairs or [], "pairs")
+        if len(asked.labels) != len(asked.texts):
+            raise unfit("labels", f"{len(asked.labels)} of them for {len(asked.texts)} texts; give one a text")
+        given = check_codes(asked.languages, len(asked.texts))
+        keys.spend(request.scope["state"]["client"], len(asked.texts))
+        return JSONResponse({"models": await service().feedback(asked.texts, asked.labels, asked.pairs, given)})
+
+
+def _add_telling(app: FastAPI, args: ServeArgs, service: Callable[[], Service], metrics: Callable[[], str]) -> None:
+    @app.get("/v1/model", response_model=schemas.ModelResponse, responses=ERRORS, tags=["model"])
+    async def model() -> Response:
+        """Say which model answers, what its labels are, and how good it was measured to be in each language."""
+        return JSONResponse(describe(service()))
+
+    @app.get("/healthz", tags=["health"], response_class=PlainTextResponse)
+    async def healthz() -> Response:
+        """Say that the process is alive."""
+        return PlainTextResponse("ok\n")
+
+    @app.get("/readyz", tags=["health"], responses={503: ERRORS[503]}, response_class=PlainTextResponse)
+    async def readyz() -> Response:
+        """Say whether a model is loaded and requests are taken."""
+        service().ready()
+        return PlainTextResponse("ready\n")
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    def exposition() -> Response:
+        """Give this machine's counts in Prometheus' text format; they lag by up to ten seconds."""
+        return PlainTextResponse(metrics(), media_type="text/plain; version=0.0.4")
+
+
+def describe(service: Service) -> dict[str, Any]:
+    """Gather what is known of the model that answers."""
+    model = service.ready()
+    artefact = model.artefact
+    table = [
+        {
+            "code": code,
+            "name": name(code),
+            "right_to_left": languages.right_to_left(code),
+            "expected_accuracy": expected(row),
+            "seen_in_pretraining": row["seen"],
+        }
+        for code, row in artefact.languages.items()
+    ]
+    return {
+        "model": model.shown,
+        "labels": list(artefact.labels),
+        "pairs": artefact.pairs,
+        "max_length": artefact.max_length,
+        "languages": sorted(table, key=lambda row: -(row["expected_accuracy"] or {}).get("accuracy", 0)),
+        "provenance": dict(artefact.provenance),
+        "vocabulary": dict(artefact.vocabulary),
+        "checks": dict(artefact.checks),
+        "limits": service.args.limits.model_dump(),
+        "replica": service.replica,
+        "loading": service.loading,
+        "problem": plain(service.problem),
+        "challenger": service.challenge.tally() if service.challenge else None,
+    }
+
+
+def _add_pages(app: FastAPI) -> None:
+    folder = resources.files("serve") / "page"
+    files = {file: (folder / file).read_text(encoding="utf-8") for file in ("page.html", *PAGE)}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(files["page.html"])
+
+    for file, kind in PAGE.items():
+
+        def part(file: str = file, kind: str = kind) -> Response:
+            return Response(files[file], media_type=kind, headers={"Cache-Control": "max-age=300"})
+
+        app.add_api_route(f"/{file}", part, include_in_schema=False)
+
+    assets = resources.files("fastapi_offline") / "static"
+    app.mount("/docs/assets", StaticFiles(directory=str(assets)))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="xlt_ray: the API",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )

@@ -1,0 +1,216 @@
+"""The application of Ray Serve: `serve run serve.app:build model=models:/NAME@champion`, `serve deploy serve/config.yaml`.
+
+One deployment does everything, because a second hop between processes costs three milliseconds and a share of a core. A
+replica loads its model in a process beside itself that is gone afterwards (`xlt_ray.fetch`), so neither MLflow nor, on a
+CPU, torch is ever loaded here. A new `user_config` exchanges the model under load: the new one is loaded while the old one
+answers, and one that cannot be loaded leaves the old one answering.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from serve.admission import Keys
+from serve.challenge import Challenge, ChallengeArgs
+from serve.service import TOKENS, Chunk, Model, Service, answer_all
+from serve.settings import Section, ServeArgs, from_builder
+from serve.telemetry import ServeTelemetry
+
+NAME = "Classifier"  # of the deployment
+ONGOING = 256  # requests in a replica, whose own queue refuses long before; Ray's refusal is the second line
+logger = logging.getLogger("ray.serve")
+
+
+class Choice(Section):
+    """Which models answer: the `user_config` that a rollout changes. `model` has no alias left, only a version."""
+
+    model: str = Field(min_length=1)
+    previous: str | None = None  # what answered before, for a rollback
+    challenger: ChallengeArgs | None = None
+
+
+def tokens_of(chunks: Sequence[Chunk]) -> int:
+    """Count the tokens of chunks, by which Serve bounds a batch."""
+    return sum(chunk.tokens for chunk in chunks)
+
+
+@serve.deployment(name=NAME)
+@serve.ingress()
+class Classifier:
+    """One replica: a `Service` behind `@serve.batch`."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self.args = ServeArgs.model_validate(args)
+        self.service = Service(self.args, self._infer, ServeTelemetry(), serve.get_replica_context().replica_tag)
+        self.choice: Choice | None = None
+        self._swap: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from serve import api
+
+        keys = Keys(self.args.api_keys, lambda: serve.get_replica_context().world_size)
+        return api.create(self.args, lambda: self.service, keys, _exposition)
+
+    @serve.batch(max_batch_size=2 * TOKENS["cpu"], batch_wait_timeout_s=0, batch_size_fn=tokens_of)
+    async def _batch(self, chunks: list[Chunk]) -> list[Any]:
+        began = time.perf_counter()
+        results = await asyncio.to_thread(answer_all, chunks)
+        seconds = time.perf_counter() - began
+        texts = sum(len(chunk.rows) for chunk in chunks)
+        self.service.queue.measured(texts, seconds)
+        self.service.telemetry.batch(texts, sum(chunk.tokens for chunk in chunks), seconds)
+        self.service.telemetry.waiting(self.service.queue.waiting)
+        return results
+
+    async def _infer(self, chunk: Chunk) -> np.ndarray:
+        found: np.ndarray = await self._batch(chunk)
+        return found
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Change to the models of a `Choice`: at once when there is none yet, else beside the one that answers.
+
+        Raising here would make Serve kill a replica that works, so it only raises at the start.
+        """
+        choice = Choice.model_validate(user_config)
+        if self.service.model is None:
+            await self._change(choice)
+            return
+        if self._swap is not None:
+            self._swap.cancel()
+        self._swap = asyncio.get_running_loop().create_task(self._try(choice))
+
+    async def _try(self, choice: Choice) -> None:
+        self.service.loading, self.service.problem = choice.model, ""
+        try:
+            await self._change(choice)
+        except Exception as error:  # whatever it is: the model that works goes on
+            self.service.problem = f"{choice.model} could not be loaded: {error}"
+            logger.error(self.service.problem)
+        finally:
+            self.service.loading = ""
+
+    async def _change(self, choice: Choice) -> None:
+        current, challenge = self.service.model, None
+        model = current if current and current.name == choice.model else await load(choice.model, self.args)
+        if choice.challenger is not None:
+            held = self.service.challenge
+            same = held is not None and held.args == choice.challenger
+            second = held.model if held and same else await load(choice.challenger.model, self.args)
+            challenge = held if same else Challenge(choice.challenger, second)
+        # two budgets' worth: rows of one batch are sorted by length, and more rows leave less padding
+        self._batch.set_max_batch_size(2 * self.service.budget(model))
+        self.service.model, self.service.challenge, self.choice = model, challenge, choice
+        self.service.problem = ""
+
+    def check_health(self) -> None:
+        """Called by Serve; a replica that cannot even run this is replaced."""
+
+
+async def load(spec: str, args: ServeArgs) -> Model:
+    """Fetch a model in a process of its own, open it here in a thread, and ask it once.
+
+    Raises RuntimeError with what that process said, or what `engine.load` raises.
+    """
+    command = [sys.executable, "-m", "xlt_ray.fetch", spec, "--tracking", args.tracking_uri, "--device", args.device]
+    command += ["--precision", args.precision, "--vocabulary", args.vocabulary, "--cache", args.cache_dir]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        told, problem = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    if process.returncode:
+        raise RuntimeError(problem.decode(errors="replace").strip()[-1000:] or f"exit code {process.returncode}")
+    found = json.loads(told.decode().strip().splitlines()[-1])
+    return await asyncio.to_thread(_open, found, args)
+
+
+def _open(found: dict[str, Any], args: ServeArgs) -> Model:
+    from xlt_ray import artefact, engine
+
+    folder = Path(found["folder"])
+    threads = max(1, round(args.scaling.cpus))
+    running = engine.load(
+        folder, precision=args.precision, device=args.device, threads=threads, tokens=args.tokens_per_batch
+    )
+    card = artefact.read(folder, verify=False)  # the engine has just verified every file
+    model = Model(running, card, found["model"], found["version"])
+    question = ["Please turn on the light in the kitchen."]
+    answer = running.probabilities(running.encode(question, question if card.pairs else None))
+    if answer.shape != (1, len(card.labels)) or not np.isfinite(answer).all():
+        raise RuntimeError(f"{folder}: answers with {answer.shape} numbers that are not probabilities")
+    return model
+
+
+def _exposition() -> str:
+    """Read this machine's Ray metrics and keep what is ours or Serve's."""
+    import urllib.request
+
+    import ray
+
+    mine = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == mine)
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(address, timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    kept = ("ray_xlt_", "ray_serve_")
+    return "".join(
+        f"{line}\n" for line in lines if line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(kept)
+    )
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Make the application of `ServeArgs`, as plain data or as the `KEY=VALUE`s of `serve run`; raises InputError."""
+    settings = from_builder(args)
+    return bind(settings, Choice(model=resolve(settings)))
+
+
+def resolve(settings: ServeArgs) -> str:
+    """Turn the alias of a registered model into the version it stands for now, so that all replicas mean the same one."""
+    if not settings.model.startswith("models:"):
+        return settings.model
+    from xlt_ray import registry
+
+    found = registry.resolve(settings.model, settings.tracking_uri)
+    return f"models:/{found.name}/{found.version}"
+
+
+def bind(settings: ServeArgs, choice: Choice) -> Application:
+    """Make the application that begins with the models of a choice."""
+    scaling = settings.scaling
+    options: dict[str, Any] = {
+        "user_config": choice.model_dump(mode="json"),
+        "max_ongoing_requests": ONGOING,
+        "max_queued_requests": ONGOING,
+        "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=1),
+        "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
+        "graceful_shutdown_timeout_s": settings.limits.deadline_s + 5,
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "max_surge_percent": 100,
+    }
+    if scaling.max_replicas > scaling.min_replicas:
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            target_ongoing_requests=scaling.target_ongoing_requests,
+        )
+    else:
+        options["num_replicas"] = scaling.min_replicas
+    app: Application = Classifier.options(**options).bind(settings.model_dump(mode="json"))
+    return app

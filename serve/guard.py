@@ -1,0 +1,114 @@
+"""What every request passes before a route sees it: host, key, size; and what every response gets on its way out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.admission import Keys
+from serve.refusals import Refusal
+from serve.settings import ServeArgs
+from serve.telemetry import Telemetry
+
+OPEN = ("/", "/healthz", "/readyz", "/page.js", "/page.css", "/favicon.ico")  # without a key
+STREAMED = "/v1/classify/stream"  # its body may be of any length
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+}
+# Swagger UI sets itself up in an inline script, and nothing of a user's is shown there
+DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+
+
+class Guard:
+    """ASGI middleware; the client's name is left in `scope["state"]["client"]`."""
+
+    def __init__(self, app: ASGIApp, args: ServeArgs, keys: Keys, telemetry: Callable[[], Telemetry]) -> None:
+        self.app, self.args, self.keys, self.telemetry = app, args, keys, telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, headers, state = time.perf_counter(), Headers(scope=scope), {"status": 0}
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state["status"] = message["status"]
+                _add_headers(message, docs=path.startswith("/docs"))
+            await send(message)
+
+        try:
+            self._admit(scope, headers, path)
+            limit = None if path == STREAMED else self.args.limits.body_bytes
+            await self.app(scope, _limited(receive, limit), sending)
+        except Refusal as refusal:
+            if state["status"]:
+                raise  # the response has begun: all that is left is to break it off
+            await respond(refusal, sending)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.telemetry().request(route, state["status"], time.perf_counter() - began)
+
+    def _admit(self, scope: Scope, headers: Headers, path: str) -> None:
+        if "*" not in self.args.allowed_hosts and _name(headers.get("host", "")) not in self.args.allowed_hosts:
+            raise Refusal(421, "wrong_host", "this server does not answer to that name; see `allowed_hosts`")
+        client = "anyone"
+        if self.keys and path not in OPEN and scope["method"] != "OPTIONS":
+            client = self.keys.client(headers.get("authorization", ""), headers.get("x-api-key", ""))
+        scope.setdefault("state", {})["client"] = client
+        length = headers.get("content-length", "")
+        if path != STREAMED and length.isdecimal() and int(length[:20]) > self.args.limits.body_bytes:
+            raise _too_large(self.args.limits.body_bytes)
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, "too_large", f"the body is larger than {limit} bytes; send fewer texts at once, or stream them")
+
+
+def _limited(receive: Receive, limit: int | None) -> Receive:
+    """Break off a body that turns out larger than its limit, whatever its headers say."""
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if limit is not None and received > limit:
+            raise _too_large(limit)
+        return message
+
+    return limited
+
+
+def _name(host: str) -> str:
+    """Take the port off a Host header: `[::1]:8000` to `[::1]`."""
+    end = host.rfind(":")
+    return (host[:end] if end > host.rfind("]") else host).lower()
+
+
+def _add_headers(message: Message, docs: bool) -> None:
+    headers = MutableHeaders(scope=message)
+    for key, value in HEADERS.items():
+        headers.setdefault(key, value)
+    if docs:
+        headers["Content-Security-Policy"] = DOCS_POLICY
+
+
+async def respond(refusal: Refusal, send: Send) -> None:
+    """Send a refusal as a response of its own."""
+    body = json.dumps(refusal.body).encode()
+    headers: dict[str, Any] = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
+    raw = [(key.lower().encode(), str(value).encode()) for key, value in headers.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

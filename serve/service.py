@@ -1,0 +1,286 @@
+"""Answer requests: check, tokenise, guess languages, wait for a place in a batch, and say how far an answer can be trusted.
+
+Nothing here knows of HTTP or Ray, so that the same code runs behind Ray Serve and in a test's own event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from serve.admission import Queue
+from serve.challenge import Challenge
+from serve.refusals import Refusal, late, not_ready, unfit
+from serve.settings import ServeArgs
+from serve.telemetry import Telemetry
+from xlt_ray import batching, languages
+from xlt_ray.artefact import Artefact
+from xlt_ray.engine import Engine, Row
+from xlt_ray.identify import UNKNOWN, Guess, Identifier
+
+TOKENS = {"cpu": 1024, "cuda": 16384}  # of one batch: what fits a processor's cache, what keeps a GPU busy
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that answers: `name` is what was asked for with its alias resolved, `version` the registry's or a digest."""
+
+    engine: Engine
+    artefact: Artefact
+    name: str
+    version: str
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What every answer says of the model that gave it."""
+        return {"name": self.name, "version": self.version, "precision": self.engine.precision}
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Rows of one request that go into one batch; `until` is a time of `time.monotonic` after which nobody waits."""
+
+    model: Model
+    rows: Sequence[Row]
+    until: float
+    started: list[float] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(len(row) for row in self.rows)
+
+
+Infer = Callable[[Chunk], Awaitable[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for the texts of one request: (texts, labels) probabilities and a guess for each text."""
+
+    model: Model
+    probabilities: np.ndarray
+    guesses: Sequence[Guess]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The most probable label of every text."""
+        return np.asarray(self.model.artefact.labels)[self.probabilities.argmax(1)]
+
+
+def answer_all(chunks: Sequence[Chunk]) -> list[np.ndarray | Exception]:
+    """Run a batch: each chunk's probabilities, or TimeoutError where its time is up. Blocks; no event loop needed."""
+    now = time.monotonic()
+    results: list[np.ndarray | Exception] = [TimeoutError() for _ in chunks]
+    alive = [i for i, chunk in enumerate(chunks) if chunk.until > now]
+    for model in {id(chunks[i].model): chunks[i].model for i in alive}.values():
+        mine = [i for i in alive if chunks[i].model is model]
+        found = model.engine.probabilities([row for i in mine for row in chunks[i].rows])
+        for i, part in zip(mine, np.split(found, np.cumsum([len(chunks[i].rows) for i in mine])[:-1]), strict=True):
+            results[i] = part
+    return results
+
+
+class Service:
+    """Everything that one replica knows: the model, its challenger, and what waits.
+
+    `infer` runs one chunk, together with whatever else waits at that moment.
+    """
+
+    def __init__(
+        self, args: ServeArgs, infer: Infer, telemetry: Telemetry | None = None, replica: str = "local"
+    ) -> None:
+        self.args, self.infer, self.replica = args, infer, replica
+        self.telemetry = telemetry or Telemetry()
+        self.queue = Queue(args.limits.waiting_texts)
+        self.model: Model | None = None
+        self.challenge: Challenge | None = None
+        self.problem = ""  # why the model last asked for is not the one that answers
+        self.loading = ""  # the model that is being loaded
+        self.draining = False
+        self._identifier = Identifier() if args.identify else None
+        # two, so that a long request's tokenising does not hold up a short one's
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
+        self._background: set[asyncio.Task[None]] = set()
+
+    def ready(self) -> Model:
+        """Give the model that answers; raise the Refusal `not_ready` where there is none."""
+        if self.draining:
+            raise not_ready("this replica is shutting down")
+        if self.model is None:
+            raise not_ready(self.problem or "the model is still being loaded")
+        return self.model
+
+    def budget(self, model: Model) -> int:
+        """Give the tokens that a model is handed at once."""
+        return max(self.args.tokens_per_batch or TOKENS[model.engine.device], model.engine.max_length)
+
+    async def classify(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        given: Sequence[str | None] | None = None,
+        deadline: float | None = None,
+        patient: bool = False,
+    ) -> Answer:
+        """Classify texts; `given` are their languages where known, `patient` waits for room instead of being refused.
+
+        Raises a Refusal: 422 for what the model cannot take, 503 where nothing could be answered before `deadline` s.
+        """
+        model = self.ready()
+        if self.challenge is not None:
+            model = self.challenge.pick(model, texts)
+        self._check(model, texts, pairs)
+        deadline = min(deadline or self.args.limits.deadline_s, self.args.limits.deadline_s)
+        while patient and not self.queue.free(len(texts), deadline):
+            await asyncio.sleep(0.02)
+        with self.queue.enter(len(texts), deadline):
+            answer = await self._answer(model, texts, pairs, given, time.monotonic() + deadline, deadline)
+        self._count(answer)
+        return answer
+
+    async def _answer(
+        self,
+        model: Model,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        given: Sequence[str | None] | None,
+        until: float,
+        deadline: float,
+    ) -> Answer:
+        loop = asyncio.get_running_loop()
+        rows, guesses = await loop.run_in_executor(self._threads, self._prepare, model, texts, pairs, given)
+        groups = batching.steps([len(row) for row in rows], self.budget(model))
+        chunks = [Chunk(model, [rows[i] for i in group], until) for group in groups]
+        try:
+            async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
+                parts = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
+        except TimeoutError:
+            raise late(deadline) from None
+        order = np.concatenate([np.asarray(group) for group in groups])
+        return Answer(model, np.concatenate(parts)[np.argsort(order)], guesses)
+
+    def _prepare(
+        self,
+        model: Model,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        given: Sequence[str | None] | None,
+    ) -> tuple[Sequence[Row], list[Guess]]:
+        rows = model.engine.encode(texts, pairs)
+        guesses = []
+        for i, text in enumerate(texts):
+            code = given[i] if given else None
+            if code is not None:
+                guesses.append(Guess(code, 1.0))
+            else:
+                guesses.append(self._identifier.guess(text) if self._identifier else UNKNOWN)
+        return rows, guesses
+
+    def _check(self, model: Model, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        if (pairs is not None) != model.artefact.pairs:
+            kind = "pairs of texts: give `pairs`, as many as `texts`" if model.artefact.pairs else "one text: leave out"
+            raise unfit("pairs", f"this model classifies {kind}" + ("" if model.artefact.pairs else " `pairs`"))
+        if pairs is not None and len(pairs) != len(texts):
+            raise unfit("pairs", f"{len(pairs)} of them for {len(texts)} texts; give one a text")
+
+    def _count(self, answer: Answer) -> None:
+        measured = answer.model.artefact.languages
+        codes = [g.code if g.code in measured else "unmeasured" if g.code else "unknown" for g in answer.guesses]
+        self.telemetry.texts(answer.model.version, codes, answer.labels.tolist())
+
+    def follow_up(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        """Let a challenger in the shadow classify the same texts, after the answer is given and only while there is room."""
+        challenge = self.challenge
+        if challenge is None:
+            return
+        challenge.answered(answer)
+        if not challenge.shadows(texts) or self.queue.waiting > self.queue.most // 4:
+            return
+        task = asyncio.get_running_loop().create_task(self._shadow(challenge, answer, texts, pairs))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _shadow(
+        self, challenge: Challenge, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None
+    ) -> None:
+        deadline = self.args.limits.deadline_s
+        codes = [guess.code for guess in answer.guesses]
+        try:
+            with self.queue.enter(len(texts), deadline):
+                second = await self._answer(challenge.model, texts, pairs, codes, time.monotonic() + deadline, deadline)
+        except Refusal:
+            return  # a shadow costs nobody an answer
+        challenge.compared(answer, second)
+
+    async def feedback(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        pairs: Sequence[str] | None,
+        given: Sequence[str | None] | None,
+    ) -> dict[str, Any]:
+        """Score the model, and the challenger where there is one, on texts whose label is known."""
+        champion = self.ready()
+        known = champion.artefact.labels
+        for i, label in enumerate(labels):
+            if label not in known:
+                raise unfit(f"labels[{i}]", f"{label!r} is not a label of this model; `GET /v1/model` lists them")
+        self._check(champion, texts, pairs)
+        models = [champion] + ([self.challenge.model] if self.challenge else [])
+        deadline = self.args.limits.deadline_s
+        with self.queue.enter(len(texts) * len(models), deadline):
+            until = time.monotonic() + deadline
+            answers = [await self._answer(m, texts, pairs, given, until, deadline) for m in models]
+        right = [(a.labels == np.asarray(labels)).tolist() for a in answers]
+        if self.challenge is not None:
+            self.challenge.judged([guess.code for guess in answers[0].guesses], right[0], right[1])
+        return {
+            model.name: {"version": model.version, "texts": len(labels), "right": sum(mine)}
+            for model, mine in zip(models, right, strict=True)
+        }
+
+
+def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
+    """Write an answer as the list of results that a response holds, one a text."""
+    labels, measured = answer.model.artefact.labels, answer.model.artefact.languages
+    best = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :top_k]
+    results = []
+    for row, ranked, guess in zip(answer.probabilities, best, answer.guesses, strict=True):
+        scores = [{"label": labels[i], "score": round(float(row[i]), 4)} for i in ranked]
+        results.append(
+            {
+                "label": labels[ranked[0]],
+                "scores": scores,
+                "language": {"code": guess.code, "name": name(guess.code), "confidence": guess.confidence},
+                "expected_accuracy": expected(measured.get(guess.code or "")),
+            }
+        )
+    return results
+
+
+def expected(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Say what was measured in a language, as fractions with the 95% interval; None where nothing was."""
+    if measured is None:
+        return None
+    return {
+        "accuracy": round(measured["accuracy"], 4),
+        "low": round(measured["low"], 4),
+        "high": round(measured["high"], 4),
+        "rows": measured["support"],
+        "trained_on": measured["role"] == "source",
+    }
+
+
+def name(code: str | None) -> str | None:
+    """Name a language in English; the code itself where it is not known."""
+    if code is None:
+        return None
+    known = languages.get(code)
+    return known.name if known else code

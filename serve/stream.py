@@ -1,0 +1,106 @@
+"""Answer a stream of JSON lines while it arrives: the bulk way in, which waits for its turn instead of being refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve.refusals import Refusal
+from serve.service import Service, shown
+from xlt_ray import languages
+
+KEYS = {"text", "pair", "language", "id"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line asked: what to answer, or why not."""
+
+    number: int
+    text: str = ""
+    pair: str | None = None
+    language: str | None = None
+    id: Any = None
+    fault: str = ""
+
+
+async def answer_lines(
+    service: Service, body: AsyncIterator[bytes], top_k: int, spend: Callable[[int], None]
+) -> AsyncIterator[bytes]:
+    """Give a line of JSON for every line of the body, in order, as soon as the piece it came in is answered.
+
+    `spend` takes lines from the client's allowance and may raise a Refusal, which then is what those lines get.
+    """
+    number = 0
+    async for lines in _pieces(body, service.args.limits.line_bytes):
+        for start in range(0, len(lines), service.args.limits.texts):
+            window = lines[start : start + service.args.limits.texts]
+            read = [parse(raw, number + i, service) for i, raw in enumerate(window, 1) if raw.strip()]
+            number += len(window)
+            for answer in await _answered(service, read, top_k, spend):
+                yield json.dumps(answer, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+async def _pieces(body: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[bytes]]:
+    """Cut a body into whole lines; of a line over the limit only its first bytes are kept, which is one too many."""
+    rest = b""
+    async for piece in body:
+        *whole, rest = (rest + piece).split(b"\n")
+        if whole:
+            yield whole
+        rest = rest[: limit + 1]
+    if rest.strip():
+        yield [rest]
+
+
+def parse(raw: bytes, number: int, service: Service) -> Line:
+    """Read one line; whatever is wrong with it comes back as `fault`."""
+    limits, given = service.args.limits, None
+    if len(raw) > limits.line_bytes:
+        return Line(number, fault=f"longer than {limits.line_bytes} bytes")
+    try:
+        given = json.loads(raw)
+        data = {"text": given} if isinstance(given, str) else given
+        json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        return Line(number, fault="not JSON in UTF-8")
+    if not isinstance(data, dict) or not isinstance(data.get("text"), str):
+        return Line(number, fault='neither a string nor {"text": "..."}')
+    id_ = data.get("id")
+    if strange := sorted(set(data) - KEYS):
+        return Line(number, id=id_, fault=f"unknown key {strange[0]!a}; known are {', '.join(sorted(KEYS))}")
+    pair, code = data.get("pair"), data.get("language")
+    if any(value is not None and not isinstance(value, str) for value in (pair, code)):
+        return Line(number, id=id_, fault="pair and language are strings")
+    if max(len(data["text"]), len(pair or "")) > limits.characters:
+        return Line(number, id=id_, fault=f"a text longer than {limits.characters} characters")
+    language = None if code is None else languages.read(code)
+    if code is not None and language is None:
+        return Line(number, id=id_, fault=f"{code!a} is not a language code")
+    return Line(number, data["text"], pair, language, id_)
+
+
+async def _answered(
+    service: Service, lines: Sequence[Line], top_k: int, spend: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    results: dict[int, dict[str, Any]] = {line.number: {"error": line.fault} for line in lines if line.fault}
+    sound = [line for line in lines if not line.fault]
+    for paired in (False, True):
+        mine = [line for line in sound if (line.pair is not None) is paired]
+        if not mine:
+            continue
+        try:
+            spend(len(mine))
+            pairs = [line.pair or "" for line in mine] if paired else None
+            answer = await service.classify(
+                [line.text for line in mine], pairs, [line.language for line in mine], patient=True
+            )
+        except Refusal as refusal:
+            results |= {line.number: {"error": refusal.message} for line in mine}
+            continue
+        for line, result in zip(mine, shown(answer, top_k), strict=True):
+            results[line.number] = result | {"model_version": answer.model.version}
+    ids = {line.number: {"id": line.id} for line in lines if line.id is not None}
+    return [{"line": line.number, **ids.get(line.number, {}), **results[line.number]} for line in lines]

@@ -1,0 +1,64 @@
+"""What a server counts, for Prometheus: through Ray, which adds up the processes of a machine and exports them.
+
+On a machine's Ray metrics endpoint every name gets `ray_` in front.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Sequence
+from typing import Any
+
+SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+TEXTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+TOKENS = [16, 64, 128, 256, 512, 1024, 2048, 4096, 16384]
+
+
+class Telemetry:
+    """Counts nothing; what a service outside Ray gets."""
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered or refused."""
+
+    def batch(self, texts: int, tokens: int, seconds: float) -> None:
+        """Count a batch that the engine worked on."""
+
+    def texts(self, version: str, languages: Sequence[str], labels: Sequence[str]) -> None:
+        """Count texts by language and by the label they were given, so that a drift of either shows."""
+
+    def waiting(self, texts: int) -> None:
+        """Note how many texts wait."""
+
+
+class ServeTelemetry(Telemetry):
+    """Counts in Ray's metrics, tagged by Serve with deployment and replica."""
+
+    def __init__(self) -> None:
+        from ray.serve.metrics import Counter, Gauge, Histogram
+
+        self._requests = Counter("xlt_requests", "Requests by route and status", ("route", "status"))
+        self._seconds = Histogram("xlt_request_seconds", "Time to answer a request", SECONDS, ("route",))
+        self._batch_texts = Histogram("xlt_batch_texts", "Texts of a batch", TEXTS)
+        self._batch_tokens = Histogram("xlt_batch_tokens", "Tokens of a batch", TOKENS)
+        self._batch_seconds = Histogram("xlt_batch_seconds", "Time of a batch in the engine", SECONDS)
+        self._texts = Counter("xlt_texts", "Texts by language", ("version", "language"))
+        self._labels = Counter("xlt_labels", "Labels given, by language", ("version", "language", "label"))
+        self._waiting: Any = Gauge("xlt_waiting_texts", "Texts that wait or are being worked on")
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        self._requests.inc(1, {"route": route, "status": str(status)})
+        self._seconds.observe(seconds, {"route": route})
+
+    def batch(self, texts: int, tokens: int, seconds: float) -> None:
+        self._batch_texts.observe(texts)
+        self._batch_tokens.observe(tokens)
+        self._batch_seconds.observe(seconds)
+
+    def texts(self, version: str, languages: Sequence[str], labels: Sequence[str]) -> None:
+        for language, count in Tally(languages).items():
+            self._texts.inc(count, {"version": version, "language": language})
+        for (language, label), count in Tally(zip(languages, labels, strict=True)).items():
+            self._labels.inc(count, {"version": version, "language": language, "label": label})
+
+    def waiting(self, texts: int) -> None:
+        self._waiting.set(texts)
