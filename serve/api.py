@@ -1,6 +1,6 @@
 """The routes of the server and what they refuse. `create` makes a FastAPI application around a `Service`."""
 
-# without `from __future__ import annotations`: FastAPI reads the annotations of routes, which are made in functions here
+# no `from __future__ import annotations` here: FastAPI reads the annotations of routes, which name local classes
 from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from typing import Annotated, Any

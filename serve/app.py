@@ -1,9 +1,9 @@
-"""The application of Ray Serve: `serve run serve.app:build model=models:/NAME@champion`, `serve deploy serve/config.yaml`.
+"""The application of Ray Serve: `serve run serve.app:build model=models:/NAME@champion`, or with serve/config.yaml.
 
-One deployment does everything, because a second hop between processes costs three milliseconds and a share of a core. A
-replica loads its model in a process beside itself that is gone afterwards (`xlt_ray.fetch`), so neither MLflow nor, on a
-CPU, torch is ever loaded here. A new `user_config` exchanges the model under load: the new one is loaded while the old one
-answers, and one that cannot be loaded leaves the old one answering.
+One deployment does everything, because a second hop between processes costs three milliseconds and a share of a core.
+A replica fetches its model by a process beside itself that is gone afterwards (`xlt_ray.fetch`), so neither MLflow nor,
+on a CPU, torch is ever loaded here. A new `user_config` exchanges the model under load: the new one is loaded while the
+old one answers, and one that cannot be loaded leaves the old one answering.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def resolve(settings: ServeArgs) -> str:
-    """Turn the alias of a registered model into the version it stands for now, so that all replicas mean the same one."""
+    """Turn the alias of a registered model into the version it stands for now, so that all replicas mean the same."""
     if not settings.model.startswith("models:"):
         return settings.model
     from xlt_ray import registry

@@ -1,7 +1,7 @@
 """Start a server, change the model under load, and tell how it went: what the verbs serve, rollout and rollback do.
 
-A server is changed through Ray's REST interface, by a new `user_config`, and asked over HTTP what became of it. So the same
-code changes the server that `xlt serve` started and one on a cluster.
+A server is changed through Ray's REST interface, by a new `user_config`, and asked over HTTP what became of it. So the
+same code changes the server that `xlt serve` started and one on a cluster.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Keep everything that Ray Serve starts on this machine's loopback interface, and let its HAProxy retry and refuse properly.
+"""Keep what Ray Serve starts on this machine's loopback interface, and let its HAProxy retry and refuse properly.
 
-HAProxy is the quick way in (`docs/decisions.md` has the figures), but as Ray 2.60 configures it, it shows its statistics
-to every interface, turns 503 into 500, and can repeat a request that died with a replica only by luck. Ray names the binary
-it starts by RAY_SERVE_HAPROXY_BINARY_PATH; what stands there instead is a script that calls `main`, which corrects the
-configuration and becomes HAProxy.
+HAProxy is the quick way in (`docs/decisions.md` has the figures), but as Ray 2.60 configures it, it shows its
+statistics to every interface, turns 503 into 500, and can repeat a request that died with a replica only by luck. Ray
+takes the binary it starts from RAY_SERVE_HAPROXY_BINARY_PATH; what stands there instead is a script that calls `main`,
+which corrects the configuration and becomes HAProxy.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 REFUSAL = (
-    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nCache-Control: no-store\r\n"
-    'Connection: close\r\n\r\n{"error": {"code": "unavailable", "message": "no replica could answer; try again"}}\n'
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    'Cache-Control: no-store\r\nConnection: close\r\n\r\n{"error": {"code": "unavailable", "message": "no replica could answer; try again"}}\n'
 )
 # Classifying twice does no harm, so whatever a dying replica leaves without an answer may be asked again.
 RETRY_ON = "conn-failure empty-response junk-response"

@@ -1,4 +1,4 @@
-"""Answer requests: check, tokenise, guess languages, wait for a place in a batch, and say how far an answer can be trusted.
+"""Answer requests: tokenise, guess languages, wait for a place in a batch, and say how far to trust the answer.
 
 Nothing here knows of HTTP or Ray, so that the same code runs behind Ray Serve and in a test's own event loop.
 """
@@ -29,7 +29,7 @@ TOKENS = {"cpu": 1024, "cuda": 16384}  # of one batch: what fits a processor's c
 
 @dataclass(frozen=True)
 class Model:
-    """A model that answers: `name` is what was asked for with its alias resolved, `version` the registry's or a digest."""
+    """A model that answers: `name` is what was asked for without an alias, `version` the registry's or a digest."""
 
     engine: Engine
     artefact: Artefact
@@ -196,7 +196,7 @@ class Service:
         self.telemetry.texts(answer.model.version, codes, answer.labels.tolist())
 
     def follow_up(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-        """Let a challenger in the shadow classify the same texts, after the answer is given and only while there is room."""
+        """Let a challenger in the shadow classify the same texts, once they are answered and while there is room."""
         challenge = self.challenge
         if challenge is None:
             return

@@ -1,4 +1,4 @@
-"""What a server is told: the `args` of `serve.app:build`, from a YAML file, a Serve config or the options of `xlt serve`."""
+"""What a server is told: the `args` of `serve.app:build`, from a YAML file, Serve's own, or `xlt serve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer a stream of JSON lines while it arrives: the bulk way in, which waits for its turn instead of being refused."""
+"""Answer a stream of JSON lines while it arrives: the bulk way in, which waits instead of being refused."""
 
 from __future__ import annotations
 

@@ -70,10 +70,8 @@ def _register_serve(app: typer.Typer, told: Told) -> None:
                 shown = server.ask("/v1/model", None) if not args.api_keys else None
                 answering = f"{shown['model']['name']} ({shown['model']['precision']})" if shown else args.model
                 tell(f"{answering} answers at {server.url}; the API is described at {server.url}/docs")
-                try:
+                with contextlib.suppress(KeyboardInterrupt):
                     control.follow(server, follow, tell) if follow else _wait()
-                except KeyboardInterrupt:
-                    pass
 
 
 def _wait() -> None:
