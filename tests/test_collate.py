@@ -12,7 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlt_ray import collate, corpora, mixture
+from xlt_ray import batching, collate, corpora, mixture
 from xlt_ray.config import Experiment, MixtureConfig
 
 
@@ -136,20 +136,15 @@ def test_updates_have_a_seeded_order_that_each_epoch_changes() -> None:
 @settings(derandomize=True, deadline=None)
 def test_steps_hold_every_row_once_under_the_budget(lengths: list[int], tokens: int) -> None:
     encoded = rows(*lengths)
-    groups = collate.steps(encoded, tokens)
+    groups = batching.steps(lengths, tokens)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group, batch in collate.budgeted(encoded, tokens, pad_id=0):
         size, width = batch["input_ids"].shape
         assert size == len(group)
         assert size * width <= tokens or size == 1
-        assert width % collate.MULTIPLE == 0 and width - max(lengths[i] for i in group) < collate.MULTIPLE
+        assert width % batching.MULTIPLE == 0 and width - max(lengths[i] for i in group) < batching.MULTIPLE
     longest = [max(lengths[i] for i in group) for group in groups]
     assert longest == sorted(longest, reverse=True)
-
-
-def test_a_budget_that_fits_all_makes_one_step() -> None:
-    assert [sorted(group) for group in collate.steps(rows(3, 16, 9), 48)] == [[0, 1, 2]]
-    assert len(collate.steps(rows(3, 16, 9), 47)) == 2
 
 
 def test_padding_is_masked_and_nothing_else_is() -> None:

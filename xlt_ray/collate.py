@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from xlt_ray import batching
 from xlt_ray.mixture import Draws
 
 WINDOW = 64  # updates among which rows are sorted by length: wide enough to save padding, narrow enough to stay random
 SAMPLE = 256  # rows a language from which its tokens per byte are measured
-MULTIPLE = 8  # lengths are padded to this, which keeps the number of matrix shapes small
 
 
 class Tokenize:
@@ -78,23 +78,9 @@ def updates(draws: Draws, length: Mapping[str, np.ndarray], batch_size: int, see
     return [groups[i] for i in order]
 
 
-def steps(rows: Sequence[dict[str, list[int]]], tokens: int) -> list[list[int]]:
-    """Cut rows into groups of at most `tokens` padded tokens (always at least one row), longest first."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
-    groups: list[list[int]] = []
-    width = 0
-    for index in order:
-        if groups and (len(groups[-1]) + 1) * width <= tokens:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-            width = _rounded(len(rows[index]["input_ids"]))
-    return groups
-
-
 def pad(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad rows into int64 tensors of shape (rows, longest), with their attention mask."""
-    width = _rounded(max(len(row["input_ids"]) for row in rows))
+    width = batching.rounded(max(len(row["input_ids"]) for row in rows))
     batch = {
         key: torch.full((len(rows), width), pad_id if key == "input_ids" else 0, dtype=torch.long) for key in rows[0]
     }
@@ -110,9 +96,5 @@ def budgeted(
     rows: Sequence[dict[str, list[int]]], tokens: int, pad_id: int
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield (positions in `rows`, padded batch) until all rows are given, each batch under the token budget."""
-    for group in steps(rows, tokens):
+    for group in batching.steps([len(row["input_ids"]) for row in rows], tokens):
         yield group, pad([rows[i] for i in group], pad_id)
-
-
-def _rounded(length: int) -> int:
-    return -(-length // MULTIPLE) * MULTIPLE

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from xlt_ray import encoders
-from xlt_ray.collate import MULTIPLE
+from xlt_ray.batching import MULTIPLE
 from xlt_ray.config import InputError, NetworkConfig
 
 

@@ -1,0 +1,201 @@
+"""Answer with a model, one interface for two engines: onnxruntime on a CPU, torch on a GPU or for a plain bundle.
+
+The first loads neither torch nor transformers nor scipy. Both encode texts exactly as training did: prefix, truncation,
+pair template; and both cut what they are asked into batches of similar length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from xlt_ray import artefact, batching
+from xlt_ray.config import InputError
+
+# Padded tokens a batch on a CPU: activations stay in its cache, and more rows at once are no faster.
+TOKENS = 1024
+MULTIPLE = 1  # onnxruntime prepares nothing per shape, so padding to a multiple would only be more to compute
+
+Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them
+
+
+class Engine(Protocol):
+    """A model ready to answer; `encode` and `probabilities` may be called from several threads at once."""
+
+    labels: tuple[str, ...]
+    precision: str
+    device: str
+    max_length: int
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
+        """Turn texts into rows of token ids, cut at `max_length`; `len` of a row is its tokens."""
+
+    def probabilities(self, rows: Sequence[Row]) -> np.ndarray:
+        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1."""
+
+
+def load(
+    folder: str | Path,
+    *,
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    tokens: int | None = None,
+) -> Engine:
+    """Load what lies in a folder: an artefact for onnxruntime, a bundle for torch; "auto" takes the best there is.
+
+    `precision` is float32, int8 (artefacts) or bfloat16 (bundles); `device` is cpu or cuda; `threads` computes with so
+    many, by default as many as this process may use; `tokens` is the padded tokens of a batch. InputError says what
+    does not go together.
+    """
+    folder = Path(folder)
+    if (folder / artefact.FILE).is_file() or not (folder / "bundle.json").is_file():
+        if device not in ("auto", "cpu"):
+            raise InputError(f"{folder}: an artefact computes on cpu, not {device}; give its bundle instead")
+        return OnnxEngine(artefact.read(folder), precision, threads, tokens)
+    return TorchEngine(folder, precision, device, threads, tokens)
+
+
+class _Encode:
+    """Encode texts by a tokenizer that nobody changes any more, so that threads can share it."""
+
+    def __init__(self, tokenizer: Any, prefix: str, max_length: int, types: bool) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+        self.tokenizer, self.prefix, self.types = tokenizer, prefix, types
+
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
+        whole: list[Any] = [self.prefix + text for text in texts]
+        try:
+            encoded = self.tokenizer.encode_batch_fast(whole if pairs is None else list(zip(whole, pairs, strict=True)))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"texts: cannot be encoded ({error}); give Unicode, as many pairs as texts") from None
+        if self.types:
+            return [np.array([one.ids, one.type_ids], dtype=np.int64).T for one in encoded]
+        return [np.array(one.ids, dtype=np.int64) for one in encoded]
+
+
+class OnnxEngine:
+    """Answer on a CPU from an artefact that `artefact.read` found whole."""
+
+    device = "cpu"
+
+    def __init__(
+        self, found: artefact.Artefact, precision: str = "auto", threads: int | None = None, tokens: int | None = None
+    ) -> None:
+        import tokenizers
+
+        self.artefact, self.labels, self.max_length = found, found.labels, found.max_length
+        self.precision = found.precisions[0] if precision == "auto" else precision
+        self.session = _session(found.network(self.precision), threads)
+        self.inputs = tuple(one.name for one in self.session.get_inputs())
+        self.tokens = tokens or TOKENS
+        tokenizer = tokenizers.Tokenizer.from_file(str(found.folder / artefact.TOKENIZER))
+        self.encode = _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
+
+    def probabilities(self, rows: Sequence[Row]) -> np.ndarray:
+        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1."""
+        result = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
+        for group in batching.steps([len(row) for row in rows], self.tokens, MULTIPLE):
+            (logits,) = self.session.run(["logits"], self._padded([rows[i] for i in group]))
+            result[group] = _softmax(logits)
+        return result
+
+    def _padded(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        width = max(len(row) for row in rows)
+        batch = {name: np.zeros((len(rows), width), dtype=np.int64) for name in self.inputs}
+        batch["input_ids"].fill(self.artefact.pad_id)
+        for i, row in enumerate(rows):
+            batch["input_ids"][i, : len(row)] = row if row.ndim == 1 else row[:, 0]
+            batch["attention_mask"][i, : len(row)] = 1
+            if row.ndim == 2:
+                batch["token_type_ids"][i, : len(row)] = row[:, 1]
+        return batch
+
+
+class TorchEngine:
+    """Answer with torch from a bundle: on a GPU in bfloat16, on a CPU in float32 as `Bundle.probabilities` does.
+
+    Let one thread call `probabilities`: torch's arithmetic suffers from several (docs/decisions.md).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        precision: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        tokens: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        import torch
+
+        from xlt_ray import bundle, evaluate
+
+        self.device = _device(device)
+        self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
+        if self.precision not in ("float32", "bfloat16"):
+            raise InputError(f"precision: {precision} needs an artefact; give one, or take float32 or bfloat16")
+        if threads:
+            torch.set_num_threads(threads)
+        found = bundle.load(folder)
+        self.network = found.network.to(self.device)
+        self.labels, self.max_length = found.labels, found.tokenize.max_length
+        self.tokens = tokens or evaluate.token_budget(
+            found.experiment.evaluation.tokens_per_step, torch.device(self.device)
+        )
+        tokenizer = found.tokenize.tokenizer
+        self.pad_id = tokenizer.pad_token_id
+        self.call: Any = torch.compile(self.network, dynamic=True) if compiled else self.network
+        types = "token_type_ids" in tokenizer.model_input_names
+        self.encode = _Encode(tokenizer.backend_tokenizer, found.tokenize.prefix, self.max_length, types)
+
+    def probabilities(self, rows: Sequence[Row]) -> np.ndarray:
+        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1."""
+        import torch
+
+        from xlt_ray import collate, evaluate
+
+        device = torch.device(self.device)
+        result = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
+        encoded: list[Any] = [
+            {"input_ids": row} if row.ndim == 1 else {"input_ids": row[:, 0], "token_type_ids": row[:, 1]}
+            for row in rows
+        ]
+        with torch.inference_mode(), evaluate.autocast(device, self.precision):
+            for group, batch in collate.budgeted(encoded, self.tokens, self.pad_id):
+                logits = self.call({key: value.to(device) for key, value in batch.items()})
+                result[group] = logits.float().softmax(-1).cpu().numpy()
+        return result
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device: {asked!r}; give auto, cpu or cuda")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda, but torch finds no GPU here; give cpu or auto")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _session(file: Path, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common class of their own
+        raise InputError(f"{file}: onnxruntime cannot load it ({error}); export the bundle again") from None
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

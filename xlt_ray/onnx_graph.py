@@ -1,0 +1,110 @@
+"""A network as a list of ONNX operators and their weights, written as a small .onnx file with raw weights beside it.
+
+Weights lie in files of their own, each at the start of a memory page, so that onnxruntime maps them instead of reading
+them: what is never looked up, such as most rows of an embedding table, then takes no memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, inliner, numpy_helper
+
+OPSETS = {"": 21, "com.microsoft": 1}
+INLINE = 1024  # bytes up to which a weight stands in the .onnx file itself: shapes and constants, which are read early
+KINDS = {"input_ids": TensorProto.INT64, "attention_mask": TensorProto.INT64, "token_type_ids": TensorProto.INT64}
+
+
+@dataclass
+class Graph:
+    """Operators in the order they run, weights by name, and the names of what goes in; one output, `logits`."""
+
+    inputs: tuple[str, ...]
+    classes: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    opsets: Mapping[str, int] = field(default_factory=lambda: dict(OPSETS))
+
+    def weight(self, name: str, values: Any, dtype: Any = None) -> str:
+        """Add a weight and return its name."""
+        self.weights[name] = np.ascontiguousarray(values, dtype=dtype)
+        return name
+
+    def add(self, operator: str, inputs: Iterable[str], output: str | None = None, **attributes: Any) -> str:
+        """Add an operator of one output and return the output's name; `domain` chooses another set of operators."""
+        output = output or f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
+        return output
+
+
+def load(file: Path, inputs: tuple[str, ...], classes: int) -> Graph:
+    """Read an ONNX file, weights included, as a graph."""
+    model = onnx.load(str(file))
+    weights = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    opsets = {one.domain: one.version for one in model.opset_import}
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    return Graph(inputs, classes, list(model.graph.node), weights, opsets)
+
+
+def write(graph: Graph, file: Path, places: Mapping[str, str], rest: str) -> None:
+    """Write a graph; weights named in `places` go to that file beside it, if it is not there yet, all others to `rest`.
+
+    Equal graphs give equal bytes.
+    """
+    tensors, written = [], {rest: _Weights(file.parent / rest)}
+    for name in sorted(graph.weights):
+        values = graph.weights[name]
+        place = places.get(name, rest)
+        if values.nbytes <= INLINE and name not in places:
+            tensors.append(numpy_helper.from_array(values, name))
+            continue
+        if place not in written:
+            written[place] = _Weights(file.parent / place)
+        tensors.append(_outside(name, values, place, written[place].put(values)))
+    for one in written.values():
+        one.close()
+    axes = ["rows", "tokens"]
+    whole = helper.make_graph(
+        graph.nodes,
+        "network",
+        [helper.make_tensor_value_info(name, KINDS[name], axes) for name in graph.inputs],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", graph.classes])],
+        tensors,
+    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in sorted(graph.opsets.items())]
+    model = helper.make_model(whole, opset_imports=opsets, ir_version=10, producer_name="xlt_ray")
+    file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _outside(name: str, values: np.ndarray, place: str, offset: int) -> TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=values.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", place), ("offset", offset), ("length", values.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+class _Weights:
+    """A file of raw weights, each at the start of a page; one that is there already is taken to be the same."""
+
+    def __init__(self, file: Path) -> None:
+        self.at, self.stream = 0, None if file.exists() else file.open("wb")
+
+    def put(self, values: np.ndarray) -> int:
+        offset = -(-self.at // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        self.at = offset + values.nbytes
+        if self.stream:
+            self.stream.seek(offset)
+            values.tofile(self.stream)
+        return offset
+
+    def close(self) -> None:
+        if self.stream:
+            self.stream.close()
