@@ -20,13 +20,13 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config config_keys languages",
-    1: "bootstrap comparison corpora corpus gate metrics mixture prepare search_config soundness space typology",
+    1: "bootstrap comparison corpora corpus gate identify metrics mixture prepare search_config soundness space typology",
     2: "agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoders engine evaluate "
     "export loop network objective onnx_graph probe quantising techniques trimming",
     3: "cluster courier delivery environment fetch journal listings measure outbox plots progress promotion proposals "
-    "registry report retraining run screening search search_events search_plots search_records search_report "
-    "search_summary selection similarity storage tracking train trial tuning",
-    4: "cli cli_serving jobs serve",
+    "registry report retraining rivals run screening search search_events search_plots search_records search_report "
+    "search_summary selection serving_artefact similarity storage tracking train trial tuning",
+    4: "cli cli_promote cli_serving jobs serve",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
 

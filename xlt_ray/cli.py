@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from xlt_ray import cli_serving
+
 app = typer.Typer(
     name="xlt",
     help="Distributed cross-lingual transfer on Ray: labels in a few languages in, a measured model for many out.",
@@ -29,6 +31,7 @@ Folder = Annotated[Path, typer.Argument(help="folder of a bundle, or of a run th
 def _told() -> Iterator[None]:
     """Turn what went wrong into a message and an exit code: 2 bad input, 130 interrupted, 1 anything else."""
     from xlt_ray.config import InputError, TrainingError
+    from xlt_ray.registry import RegistryError
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress is shown instead
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *place: f"warning: {message}\n"
@@ -37,7 +40,7 @@ def _told() -> Iterator[None]:
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    except TrainingError as error:
+    except (TrainingError, RegistryError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
@@ -295,6 +298,9 @@ def sync(
         if left:
             typer.echo(f"{left} records are still not sent; they are kept", err=True)
             raise typer.Exit(1)
+
+
+cli_serving.register(app, _told)
 
 
 def _bundle(folder: Path) -> Path:

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from xlt_ray import cli_promote
+
 Told = Callable[[], contextlib.AbstractContextManager[None]]
 Port = Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65535)]
 Address = Annotated[
@@ -26,6 +28,7 @@ Follow = Annotated[
 
 def register(app: typer.Typer, told: Told) -> None:
     """Add the verbs to an application; `told` turns errors into messages and exit codes."""
+    cli_promote.register(app, told)
     _register_serve(app, told)
     _register_changes(app, told)
     _register_key(app)

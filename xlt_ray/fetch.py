@@ -18,14 +18,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from xlt_ray import artefact, registry
 from xlt_ray.config import InputError
 from xlt_ray.outbox import locked
 
 CACHE = Path("~/.cache/xlt_ray/serving")
-TRACKING = "sqlite:///xlt.db"
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("auto", "float32", "int8")
 VOCABULARIES = ("exact", "trimmed")
@@ -58,7 +57,7 @@ def fetch(
     _known(device, precision, vocabulary)
     cache = (cache or CACHE).expanduser().absolute()
     if spec.startswith("models:"):
-        version = registry.resolve(spec, tracking or os.environ.get("MLFLOW_TRACKING_URI") or TRACKING)
+        version = registry.resolve(spec, tracking or registry.default_uri())
         if device == "cpu" and vocabulary == "exact" and (card := registry.listing(version, "serving")) is not None:
             folder = _kept(cache, f"artefacts/{_key(card)}", _sound, lambda to: _download(version, "serving", to, card))
             _offers(artefact.read(folder), precision, version.model)
@@ -136,7 +135,8 @@ def _exported(bundle: Path, precision: str, vocabulary: str, languages: Sequence
     def make(to: Path) -> None:
         from xlt_ray import export
 
-        export.export(bundle, to, precisions=(precision,), vocabulary=vocabulary, languages=list(languages) or None)
+        mode: Any = vocabulary
+        export.export(bundle, to, precisions=(precision,), vocabulary=mode, languages=list(languages) or None)
 
     return _kept(cache, name, _sound, make)
 
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run as a process: one JSON line on standard output, or one line `error: ...`; 2 bad input, 1 anything else."""
     parser = _Parser(prog="python -m xlt_ray.fetch", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("spec", metavar="SPEC", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a folder")
-    parser.add_argument("--tracking", metavar="URI", help=f"default: MLFLOW_TRACKING_URI, else {TRACKING}")
+    parser.add_argument("--tracking", metavar="URI", help="default: MLFLOW_TRACKING_URI, else sqlite:///xlt.db")
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--vocabulary", choices=VOCABULARIES, default="exact")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from xlt_ray import bundle, config, encoders, loop, metrics, report, soundness
 from xlt_ray import evaluate as evaluation
+from xlt_ray.bundle import Bundle
 from xlt_ray.comparison import Comparison, compare
 from xlt_ray.config import Experiment, InputError
-from xlt_ray.metrics import Scores, load_predictions
+from xlt_ray.metrics import Predictions, Scores, load_predictions
 from xlt_ray.prepare import absolute, load_corpus
 from xlt_ray.train import OnEvent
 
@@ -29,20 +31,41 @@ def measure(
     on_event({"stage": "check"})
     model = bundle.load(folder)
     data = config.load(other).model_dump(mode="json") if other else model.experiment.model_dump(mode="json")
+    experiment, tables = rows(model, config.build(data, overrides, place=other or str(folder)), wanted)
+    predictions = predict(model, experiment, tables, on_event)
+    seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
+    sources, settings = model.experiment.sources, experiment.evaluation
+    return metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed), experiment
+
+
+def rows(
+    model: Bundle, experiment: Experiment, wanted: Sequence[str] = (), sources: Sequence[str] | None = None
+) -> tuple[Experiment, dict[str, pa.Table]]:
+    """Load the test rows of an experiment's corpus, language -> table, as a bundle is measured on them.
+
+    Measured are the experiment's targets and the `sources`, by default the bundle's. Errors as for `measure`.
+    """
+    data = experiment.model_dump(mode="json")
     data["corpus"]["labels"] = list(model.labels)  # indices must mean what they meant in training
-    experiment = absolute(config.build(data, overrides, place=other or str(folder)))
+    experiment = absolute(config.build(data))
     corpus, _ = load_corpus(experiment)
     if corpus.labels != model.labels:
         strange = sorted({*corpus.labels} ^ {*model.labels})
         raise InputError(
             f"corpus {corpus.name}: labels {', '.join(strange[:5])} differ from the bundle's; map them first"
         )
-    measured = corpus.measured(model.experiment.sources, experiment.targets)
+    measured = corpus.measured(model.experiment.sources if sources is None else sources, experiment.targets)
     if missing := [code for code in wanted if code not in measured]:
         raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(measured))}")
     test = corpus.for_testing()
     soundness.check(test, (), experiment.targets)
-    tables = {code: test.table("test", code) for code in measured}
+    return experiment, {code: test.table("test", code) for code in measured}
+
+
+def predict(
+    model: Bundle, experiment: Experiment, tables: Mapping[str, pa.Table], on_event: OnEvent
+) -> dict[str, Predictions]:
+    """Predict all rows of all languages, on a GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.network.to(device)
 
@@ -51,10 +74,7 @@ def measure(
 
     precision = loop.choose_precision(experiment.training.precision, model.network)
     budget = experiment.evaluation.tokens_per_step
-    predictions = evaluation.predict(model.network, tables, model.tokenize, precision, budget, tell)
-    seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
-    sources, settings = model.experiment.sources, experiment.evaluation
-    return metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed), experiment
+    return evaluation.predict(model.network, tables, model.tokenize, precision, budget, tell)
 
 
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:

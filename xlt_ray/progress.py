@@ -24,6 +24,13 @@ STAGES = {
     "score": "computing intervals",
     "save": "writing bundle and report",
     "track": "sending to MLflow",
+    "register": "finding or registering the version",
+    "gate": "comparing with the present version on the same test rows",
+    "export": "making the fast artefact",
+    "agree": "checking the artefact against the original",
+    "upload": "sending the artefact to MLflow",
+    "ask": "fetching the artefact back, loading it and asking it once",
+    "alias": "moving the alias",
 }
 LONG = ("screen", "tune", "retrain")  # stages of a search, whose time left a log tells as well
 EVERY = 5.0  # seconds between lines in a log

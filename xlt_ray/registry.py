@@ -121,6 +121,17 @@ def tag(version: Version, values: Mapping[str, str]) -> None:
             client.set_model_version_tag(version.name, version.version, key, value[:TAG_LIMIT])
 
 
+def untag(version: Version, key: str) -> None:
+    """Remove a tag of a version."""
+    with _told(version.uri):
+        _client(version.uri).delete_model_version_tag(version.name, version.version, key)
+
+
+def default_uri() -> str:
+    """Say where models are looked for when nothing else is said: MLFLOW_TRACKING_URI, else a database here."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///xlt.db"
+
+
 def listing(version: Version, what: What) -> bytes | None:
     """Read the file that names all others of a version's artefact or bundle; None where there is none."""
     with tempfile.TemporaryDirectory() as scratch:

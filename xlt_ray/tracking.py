@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities import Run as MlflowRun
 
-__all__ = ["Outbox", "Run", "Sender", "environment", "start", "sync"]
+__all__ = ["Outbox", "Run", "Sender", "bundle_digest", "environment", "start", "sync"]
 
 PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters MLflow keeps of a value
 HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
@@ -195,7 +195,7 @@ class Run:
         bundle = self.folder / record["path"]
         if not bundle.is_dir():
             raise Refused(f"{bundle}: no such directory; put the bundle back and run `xlt sync`")
-        digest = _digest(bundle)
+        digest = bundle_digest(bundle)
         query = f"source_run_id = '{self.id}' AND tags.`xlt.bundle` = '{digest}'"
         found = self.client.search_logged_models([self.experiment], query)
         tags = {"xlt.bundle": digest}
@@ -277,7 +277,8 @@ def _requirements() -> list[str]:
     return [f"{package}=={version(package).partition('+')[0]}" for package in PINNED if version(package)]
 
 
-def _digest(folder: Path) -> str:
+def bundle_digest(folder: Path) -> str:
+    """Name the files of a folder by their paths and contents: 32 hex digits, the tag `xlt.bundle`."""
     total = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as stream:

@@ -1,0 +1,231 @@
+"""Promote a run's model to what is served, and take that back: gate, fast artefact, trial, and only then the alias.
+
+Each step may be interrupted and done again: versions, artefacts and tags that are there already are found and kept, and
+the alias, which is what a service follows, moves last. What a promotion did is in the version's tags, one set for each
+alias: `xlt.promoted_from.ALIAS` (the version before, or none), `xlt.gate.ALIAS` (the comparison in short) and
+`xlt.forced.ALIAS` (the reasons against that were overruled).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xlt_ray import gate, languages, outbox, registry, serving_artefact, tracking
+from xlt_ray.config import InputError
+from xlt_ray.delivery import Refused
+from xlt_ray.gate import Gate
+from xlt_ray.registry import RegistryError, Version
+
+OnEvent = Callable[[dict[str, Any]], None]
+ALIAS = re.compile(r"(?!latest$|[vV]\d+$)[\w-]{1,100}", re.ASCII)  # what MLflow takes
+PREVIOUS, GATE, FORCED, ROLLED_BACK = "xlt.promoted_from", "xlt.gate", "xlt.forced", "xlt.rolled_back"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a promotion came to: `reasons` against it, overruled where it was `promoted` all the same.
+
+    `previous` is the version the alias pointed at; `gate` is None where there was nothing to compare with.
+    """
+
+    version: Version
+    alias: str
+    previous: Version | None
+    gate: Gate | None
+    artefact: serving_artefact.Made | None
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    promoted: bool
+
+
+def promote(
+    run: str,
+    alias: str = "champion",
+    *,
+    name: str | None = None,
+    uri: str | None = None,
+    served: Sequence[str] = (),
+    tolerance: float = 0.02,
+    strict: bool = False,
+    force: bool = False,
+    texts: Path | None = None,
+    cache: Path | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> Outcome:
+    """Register a run's model where needed, hold it against the alias's present version, and move the alias to it.
+
+    `run` is the folder of a finished run or models:/NAME/VERSION; `served` are the languages that matter, by default
+    all that the present version was measured in; `tolerance` is a fraction. With `force` reasons against are recorded
+    and overruled, but for one: a model that does not load and answer is never promoted. `texts` is a file of one text
+    a line to check the artefact on where the run's corpus is out of reach. Refused: `promoted` is False and the alias
+    is where it was. Raises InputError for what cannot be meant, RegistryError where MLflow fails.
+    """
+    if not ALIAS.fullmatch(alias):
+        raise InputError(f"alias: {alias!r}; letters, digits, _ and -, and neither latest nor a version such as v1")
+    if not 0 <= tolerance <= 1:
+        raise InputError(f"tolerance: {100 * tolerance:g} points; give 0 to 100")
+    served = tuple(languages.resolve(code) for code in served)
+    on_event({"stage": "register"})
+    candidate = find(run, name, uri)
+    previous = registry.aliased(candidate.name, alias, candidate.uri)
+    notes: list[str] = []
+    compared: Gate | None = None
+    reasons: list[str] = []
+    if previous is None:
+        notes.append(f"{candidate.name} has no {alias} yet: nothing to compare with")
+    elif previous.version == candidate.version:
+        notes.append(f"{candidate.model} is the {alias} already: nothing to compare with")
+    else:
+        on_event({"stage": "gate"})
+        compared, reasons = _compared(candidate, previous, served, tolerance, strict, cache, on_event)
+    outcome = Outcome(candidate, alias, previous, compared, None, tuple(reasons), tuple(notes), False)
+    if reasons and not force:
+        return outcome
+    folder = None if run.startswith("models:") else Path(run) / "bundle"
+    made = serving_artefact.make(candidate, folder, texts, force, cache, on_event)
+    reasons += made.reasons
+    outcome = Outcome(candidate, alias, previous, compared, made, tuple(reasons), (*notes, *made.notes), False)
+    if not made.answers or (reasons and not force):
+        return outcome
+    on_event({"stage": "alias"})
+    _move(outcome)
+    return Outcome(candidate, alias, previous, compared, made, tuple(reasons), outcome.notes, True)
+
+
+def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
+    """Find the registered version of a run, or register it, checks included; no alias is moved."""
+    if run.startswith("models:"):
+        return registry.resolve(run, uri or registry.default_uri())
+    folder = Path(run)
+    if not (folder / "bundle" / "bundle.json").is_file():
+        raise InputError(f"{run}: no finished run (no bundle/bundle.json); give a run's folder or models:/NAME/VERSION")
+    where = outbox.address(folder)
+    if where is None:
+        raise InputError(f"{run}: was not tracked, so MLflow knows nothing of it; train it with a tracking.uri")
+    known = [record for _, record in outbox.records(folder, 0) if record["kind"] == "model" and record["name"]]
+    experiment = json.loads((folder / "bundle" / "bundle.json").read_text(encoding="utf-8"))["experiment"]
+    name = name or (known[-1]["name"] if known else experiment["tracking"]["register_as"])
+    if name is None:
+        raise InputError(f"{run}: tracking.register_as was not set; name the registered model with --name")
+    target = outbox.absolute(uri) if uri else str(where["uri"])
+    said: list[str] = []
+    if tracking.sync([folder], uri, said.append):
+        raise RegistryError(f"{run}: not all of it is in MLflow, which the gate needs: {'; '.join(said)[-700:]}")
+    return _registered(folder, target, name, bool(experiment["corpus"]["text_pair"]))
+
+
+def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
+    record = {"kind": "model", "path": "bundle", "name": name, "alias": None, "pairs": pairs}
+    with outbox.locked(folder / "outbox.lock"):
+        where = outbox.address(folder)
+        assert where is not None
+        try:
+            run = tracking.Run(folder, uri, where, outbox.Sent.load(folder, uri).run_id)
+            run.tell([record | {"loader": "xlt_ray.bundle"}])
+        except Refused as error:
+            raise RegistryError(f"{folder}: {error}") from error
+    found = registry.of_run(name, run.id, tracking.bundle_digest(folder / "bundle"), uri)
+    if found is None:
+        raise RegistryError(f"{folder}: was registered as {name}, but {uri} has no such version; try again")
+    return found
+
+
+def _compared(
+    candidate: Version,
+    champion: Version,
+    served: Sequence[str],
+    tolerance: float,
+    strict: bool,
+    cache: Path | None,
+    on_event: OnEvent,
+) -> tuple[Gate | None, list[str]]:
+    """Compare, and record the comparison on the candidate's run; without one, the reason why there is none."""
+    from xlt_ray import rivals
+
+    try:
+        sides = rivals.predictions(candidate, champion, served, cache, on_event)
+        labels = (sides.labels[0], sides.labels[1])
+        found = gate.judge(sides.candidate, sides.champion, labels, served or sides.served, tolerance, strict)
+    except InputError as error:
+        return None, [f"cannot be compared with {champion.model}: {error}"]
+    figures = {"gate/mean_difference": found.difference, "gate/mean_low": found.low, "gate/mean_high": found.high}
+    figures["gate/passed"] = float(found.passed)
+    for row in found.rows:
+        for key, value in (("difference", row.difference), ("champion", row.champion), ("candidate", row.candidate)):
+            if value is not None:
+                figures[f"gate/{key}/{row.code}"] = value
+    table = {"champion": champion.model, "candidate": candidate.model, **asdict(found), "passed": found.passed}
+    files = {"gate.json": json.dumps(table, indent=1), "gate.tsv": tsv(found)}
+    registry.record(candidate, figures, int(champion.version), files, f"gate/against-{champion.version}")
+    return found, list(found.reasons)
+
+
+def tsv(found: Gate) -> str:
+    """Write the table of a gate, a language a line, as tab-separated values; fractions, empty where unknown."""
+    keys = ("code", "rows", "champion", "candidate", "difference", "low", "high", "p_value", "verdict")
+    lines = ["\t".join(keys)]
+    for row in found.rows:
+        values = (getattr(row, key) for key in keys)
+        lines.append("\t".join("" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in values))
+    return "\n".join(lines) + "\n"
+
+
+def _move(outcome: Outcome) -> None:
+    """Record a promotion in the version's tags, then move the alias, unless somebody else has moved it meanwhile."""
+    version, alias, before = outcome.version, outcome.alias, outcome.previous
+    now = registry.aliased(version.name, alias, version.uri)
+    if (now and now.version) != (before and before.version):
+        raise RegistryError(
+            f"{version.name}@{alias} was moved to version {now and now.version} meanwhile; promote again"
+        )
+    tags = {"xlt.alias": alias}  # so that sending the run's records again moves no alias
+    if before is None or before.version != version.version:
+        tags[f"{PREVIOUS}.{alias}"] = before.version if before else "none"
+        tags[f"{GATE}.{alias}"] = json.dumps(_short(outcome.gate, before))
+    if outcome.reasons or f"{FORCED}.{alias}" in version.tags:
+        tags[f"{FORCED}.{alias}"] = "; ".join(outcome.reasons) or "no"
+    registry.tag(version, tags)
+    registry.move_alias(version.name, alias, version.version, version.uri)
+
+
+def _short(found: Gate | None, before: Version | None) -> dict[str, Any]:
+    if found is None:
+        return {"against": before.version if before else None, "passed": None}
+    unclear = [row.code for row in found.rows if row.verdict == "unclear"]
+    figures = {key: round(getattr(found, key), 5) for key in ("difference", "low", "high", "tolerance")}
+    against = before.version if before else None
+    return {"against": against, "passed": found.passed, "languages": len(found.rows), **figures, "unclear": unclear}
+
+
+def rollback(
+    name: str, alias: str = "champion", uri: str | None = None, cache: Path | None = None
+) -> tuple[Version, Version]:
+    """Move an alias back to the version it was promoted from, and return the versions it leaves and now points at.
+
+    The earlier version's artefact is fetched, loaded and asked once before. Raises InputError where there is nothing to
+    go back to and RegistryError where the earlier version does not answer.
+    """
+    uri = uri or registry.default_uri()
+    present = registry.aliased(name, alias, uri)
+    if present is None:
+        raise InputError(f"models:/{name}@{alias}: no such alias in {uri}; `xlt promote` moves one")
+    number = present.tags.get(f"{PREVIOUS}.{alias}", "none")
+    if not number.isdecimal():
+        raise InputError(f"{present.model}: was not promoted from another version, so there is none to go back to")
+    earlier = registry.resolve(f"models:/{name}/{number}", uri)
+    if earlier.tags.get(registry.SERVING):
+        with tempfile.TemporaryDirectory() as elsewhere:
+            why = serving_artefact.trial(earlier, (tracking.QUESTION, None), None, cache, Path(elsewhere))
+        if why:
+            raise RegistryError(f"{earlier.model}: {why}; the alias stays at version {present.version}")
+    elif registry.listing(earlier, "bundle") is None:
+        raise RegistryError(f"{earlier.model}: its files are gone; the alias stays at version {present.version}")
+    registry.tag(present, {f"{ROLLED_BACK}.{alias}": f"to {earlier.version}"})
+    registry.move_alias(name, alias, earlier.version, uri)
+    return present, earlier

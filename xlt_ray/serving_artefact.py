@@ -1,0 +1,206 @@
+"""Make the artefact that a registered version is served from: export, check, log, fetch it back and ask it once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from xlt_ray import artefact, fetch, registry
+from xlt_ray.config import InputError
+from xlt_ray.registry import Version
+
+OnEvent = Callable[[dict[str, Any]], None]
+Question = tuple[str, str | None]  # a text, and its pair
+TEXTS = 10_000_000  # bytes of a file of texts that are looked at
+ASK = """
+import json, sys
+from xlt_ray import engine
+text, pair = json.loads(sys.argv[2])
+model = engine.load(sys.argv[1], device="cpu")
+pair = text if model.artefact.pairs and pair is None else pair
+found = model.probabilities(model.encode([text], None if pair is None else [pair]))
+assert found.shape == (1, len(model.labels)) and abs(found.sum() - 1) < 0.01, f"its probabilities are {found!r}"
+print(json.dumps(model.labels[int(found[0].argmax())]))
+"""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a version's artefact turned out to be: `reasons` against serving it; whether it loads and `answers`."""
+
+    precisions: tuple[str, ...]
+    checks: Mapping[str, Any]
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    answers: bool
+
+
+def make(
+    version: Version,
+    bundle: Path | None,
+    texts: Path | None = None,
+    force: bool = False,
+    cache: Path | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> Made:
+    """Make, check, log and try a version's artefact; one that was made and passed before is only tried.
+
+    `bundle` is the version's folder if it is at hand. Networks are checked on the test rows of the bundle's corpus,
+    else on the `texts` of a file; InputError says so where there are neither, unless with `force`. An int8 network that
+    does not agree is dropped; where float32 does not, nothing is logged unless with `force`.
+    """
+    from xlt_ray import bundle as bundles
+
+    on_event({"stage": "check"})
+    bundle = bundle or Path(fetch.fetch(version.model, version.uri, device="cuda", cache=cache).folder)
+    model = bundles.load(bundle)
+    notes: list[str] = []
+    tables: dict[str, Any] = {}
+    try:
+        tables = _tables(model, texts)
+    except InputError as error:
+        if not force:
+            raise
+        notes.append(f"the artefact is not checked against the original: {error}")
+    question, expected = _question(model, tables)
+    del model  # half a gigabyte, and export loads its own
+    made = _earlier(version)
+    with tempfile.TemporaryDirectory() as scratch:
+        if made is None:
+            made = _export(bundle, Path(scratch) / "artefact", tables, on_event)
+            if made.reasons and not force:
+                return replace(made, notes=(*notes, *made.notes))
+            on_event({"stage": "upload"})
+            place = f"serving/{artefact.read(Path(scratch) / 'artefact').digest}"
+            registry.upload(version, Path(scratch) / "artefact", place)
+            registry.tag(version, {registry.SERVING: place})
+        on_event({"stage": "ask"})
+        why = trial(version, question, expected, cache, Path(scratch))
+    if why:
+        registry.untag(version, registry.SERVING)
+        return replace(made, reasons=(*made.reasons, why), notes=(*notes, *made.notes), answers=False)
+    return replace(made, notes=(*notes, *made.notes), answers=True)
+
+
+def trial(
+    version: Version, question: Question, expected: str | None, cache: Path | None, elsewhere: Path
+) -> str | None:
+    """Fetch a version as a server would, load it and ask it once, in fresh processes; say what went wrong, if anything.
+
+    `expected` is the label it has to answer, None for any. Works in the folder `elsewhere`.
+    """
+    command = ["-m", "xlt_ray.fetch", version.model, "--tracking", version.uri]
+    fetched = _python(*command, *(["--cache", str(cache.absolute())] if cache else []), cwd=elsewhere)
+    if fetched.returncode:
+        return f"cannot be fetched: {fetched.stderr.strip()[-500:]}"
+    folder = json.loads(fetched.stdout)["folder"]
+    asked = _python("-c", ASK, folder, json.dumps(question), cwd=elsewhere)
+    if asked.returncode:
+        return f"does not load and answer: {asked.stderr.strip()[-500:]}"
+    answer = json.loads(asked.stdout)
+    if expected is not None and answer != expected:
+        return f"answers {answer!r} where the bundle answers {expected!r}, to {question[0][:80]!r}"
+    return None
+
+
+def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-P", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _tables(model: Any, texts: Path | None) -> dict[str, Any]:
+    """Give the rows to check a network on: a file's texts, the bundle's answers being right, or the corpus's test."""
+    from xlt_ray import measure
+
+    if texts is None:
+        try:
+            return measure.rows(model, model.experiment)[1]
+        except (InputError, OSError) as error:
+            raise InputError(
+                f"the corpus is out of reach ({error}); give texts to check on with --texts FILE"
+            ) from None
+    import pyarrow as pa
+
+    try:
+        lines = [line for line in texts.read_text(encoding="utf-8")[:TEXTS].splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--texts {texts}: cannot be read ({error}); give a UTF-8 file of one text a line") from None
+    if not lines:
+        raise InputError(f"--texts {texts}: holds no text; give one a line")
+    pairs = lines if model.experiment.corpus.text_pair else None
+    answers = model.probabilities(lines, pairs).argmax(1)
+    columns = {"id": list(map(str, range(len(lines)))), "text": lines, "label": answers}
+    return {"texts": pa.table(columns | ({"text_pair": pairs} if pairs else {}))}
+
+
+def _question(model: Any, tables: Mapping[str, Any]) -> tuple[Question, str]:
+    """Choose a text whose answer the bundle is surest of, so that rounding cannot decide it."""
+    from xlt_ray.tracking import QUESTION
+
+    rows = [row for table in tables.values() for row in table.slice(0, 1).to_pylist()][:16] or [{"text": QUESTION}]
+    texts = [row["text"] for row in rows]
+    paired = bool(model.experiment.corpus.text_pair)
+    pairs = [row.get("text_pair") or row["text"] for row in rows] if paired else None
+    found = model.probabilities(texts, pairs)
+    best = int(found.max(1).argmax())
+    return (texts[best], pairs[best] if pairs else None), model.labels[int(found[best].argmax())]
+
+
+def _earlier(version: Version) -> Made | None:
+    """Give what was made of this version before, if it passed its checks."""
+    content = registry.listing(version, "serving")
+    if content is None:
+        return None
+    try:
+        card = json.loads(content)
+        precisions, checks = tuple(card["precisions"]), card["checks"]
+        passed = bool(precisions) and all(checks[one]["passed"] is True for one in precisions)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Made(precisions, checks, (), ("the artefact was made and checked before",), False) if passed else None
+
+
+def _export(bundle: Path, out: Path, tables: Mapping[str, Any], on_event: OnEvent) -> Made:
+    """Export in both precisions, check both and drop an int8 that does not agree."""
+    from xlt_ray import agreement, export
+
+    on_event({"stage": "export"})
+    made = export.export(bundle, out)
+    if not tables:
+        made = _drop(made, "int8")
+        return Made(made.precisions, {}, ("the artefact was not checked against the original",), (), False)
+    on_event({"stage": "agree"})
+    checks = agreement.check(bundle, out, tables)
+    made = artefact.record(out, checks)
+    notes: list[str] = []
+    reasons: list[str] = []
+    for one in made.precisions:
+        found = checks[one]
+        if not found["passed"]:
+            text = f"{one} agrees with the original on {100 * found['agreement']:.2f}% of {found['texts']} texts"
+            (reasons if one == "float32" else notes).append(text)
+    if notes:
+        notes = [f"{notes[0]}: dropped, float32 is served"]
+        made = _drop(made, "int8")
+    return Made(made.precisions, made.checks, tuple(reasons), tuple(notes), False)
+
+
+def _drop(made: artefact.Artefact, precision: str) -> artefact.Artefact:
+    """Take a precision's files out of an artefact; what others share stays."""
+    if precision not in made.precisions or len(made.precisions) == 1:
+        return made
+    for file in made.folder.glob(f"*.{precision}.*"):
+        file.unlink()
+    left = replace(made, precisions=tuple(one for one in made.precisions if one != precision))
+    artefact.write(left)
+    return artefact.read(made.folder)
