@@ -141,18 +141,17 @@ async def load(spec: str, args: ServeArgs) -> Model:
 
 
 def _open(found: dict[str, Any], args: ServeArgs) -> Model:
-    from xlt_ray import artefact, engine
+    from xlt_ray import engine
 
     folder = Path(found["folder"])
     threads = max(1, round(args.scaling.cpus))
     running = engine.load(
         folder, precision=args.precision, device=args.device, threads=threads, tokens=args.tokens_per_batch
     )
-    card = artefact.read(folder, verify=False)  # the engine has just verified every file
-    model = Model(running, card, found["model"], found["version"])
+    model = Model(running, running.artefact, found["model"], found["version"])
     question = ["Please turn on the light in the kitchen."]
-    answer = running.probabilities(running.encode(question, question if card.pairs else None))
-    if answer.shape != (1, len(card.labels)) or not np.isfinite(answer).all():
+    answer = running.probabilities(running.encode(question, question if model.artefact.pairs else None))
+    if answer.shape != (1, len(running.labels)) or not np.isfinite(answer).all():
         raise RuntimeError(f"{folder}: answers with {answer.shape} numbers that are not probabilities")
     return model
 

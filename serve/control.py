@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import signal
+import socket
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serve.app import NAME, Choice, resolve
 from serve.challenge import ChallengeArgs
-from serve.loopback import free_ports, install
+from serve.links import Driver, Link, Rest, on_loopback
+from serve.loopback import install
 from serve.settings import ServeArgs, parse
 from xlt_ray.config import InputError
 
@@ -38,11 +39,10 @@ class ServingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server is: `url` answers requests, `api` is the dashboard's address of its Ray cluster."""
+    """Where a server is: `url` answers requests, `link` reaches its Ray cluster."""
 
     url: str
-    api: str
-    pid: int = 0
+    link: Link
 
     def ask(self, path: str, key: str | None = None, timeout: float = 10) -> dict[str, Any]:
         """GET a path and read JSON; raises OSError where there is no good answer."""
@@ -52,39 +52,39 @@ class Server:
             found: dict[str, Any] = json.loads(response.read())
             return found
 
-    def client(self) -> Any:
-        """Give Ray's client of the REST interface; raises InputError where nobody answers."""
-        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-
-        try:
-            return ServeSubmissionClient(self.api)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"--address: {self.api} does not answer as a Ray dashboard ({error})") from None
-
     def application(self) -> dict[str, Any]:
         """Give what Ray says of the application; raises InputError where it is not deployed there."""
-        found = self.client().get_serve_details()["applications"].get(APP)
+        found = self.link.applications().get(APP)
         if found is None:
-            raise InputError(f"--address: no application {APP!r} at {self.api}; start one with `xlt serve`")
-        application: dict[str, Any] = found
-        return application
+            raise InputError(f"--address: no application {APP!r} there; start one with `xlt serve` or `serve deploy`")
+        return found
+
+    def replicas(self) -> set[str]:
+        """List the replicas that run."""
+        told = self.application()["deployments"][NAME]["replicas"]
+        return {one["replica_id"] for one in told if one["state"] == "RUNNING"}
 
 
 def state_file(port: int) -> Path:
-    """Say where the server on a port of this machine leaves its address for the other verbs."""
+    """Say where the server on a port of this machine leaves its Ray's address for the other verbs."""
     return Path("~/.cache/xlt_ray/servers").expanduser() / f"{port}.json"
 
 
-def find(port: int, address: str | None, url: str | None) -> Server:
-    """Find a server: by the address of a cluster's dashboard, or the one `xlt serve` started here on a port."""
+@contextlib.contextmanager
+def found(port: int, address: str | None, url: str | None) -> Iterator[Server]:
+    """Reach a server: by the address of a cluster's dashboard, or the one `xlt serve` started here on a port."""
+    url = (url or f"http://127.0.0.1:{port}").rstrip("/")
     if address:
-        return Server((url or f"http://127.0.0.1:{port}").rstrip("/"), address.rstrip("/"))
+        yield Server(url, Rest(address))
+        return
     try:
-        return Server(**json.loads(state_file(port).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        ray_address = json.loads(state_file(port).read_text(encoding="utf-8"))["ray"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"--port: no server was started here on port {port}; give its port, or --address of a cluster's dashboard"
         ) from None
+    with on_loopback(ray_address):
+        yield Server(url, Driver())
 
 
 @contextlib.contextmanager
@@ -93,66 +93,39 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
 
     Raises InputError where the port is taken and ServingError where the model does not come up.
     """
-    import ray
-
     _check_port(port)
     choice = Choice(model=resolve(settings))
     with tempfile.TemporaryDirectory(prefix="xlt-serve-") as scratch:
         environment = install(Path(scratch)) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-        os.environ.update({name: value for name, value in environment.items() if name not in os.environ})
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
         tell("starting Ray")
-        dashboard = _init_on_loopback()
-        server = Server(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", os.getpid())
-        try:
+        with on_loopback("local") as ray_address:
+            from ray import serve
+
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            server = Server(f"http://127.0.0.1:{port}", Driver())
             tell(f"loading {choice.model}")
-            deploy(server, settings, choice, {"host": "127.0.0.1", "port": port})
+            deploy(server, settings, choice)
             file = state_file(port)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(asdict(server)), encoding="utf-8")
+            file.write_text(json.dumps({"ray": ray_address, "pid": os.getpid()}), encoding="utf-8")
             try:
                 yield server
             finally:
                 file.unlink(missing_ok=True)
                 tell("stopping: requests in hand are answered first")
-                with contextlib.suppress(Exception):
-                    server.client().delete_applications()
-        finally:
-            ray.shutdown()
+                serve.shutdown()
 
 
 def _check_port(port: int) -> None:
-    import socket
-
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
         raise InputError(f"--port: {port} cannot be listened on ({error.strerror}); give another") from None
 
 
-def _init_on_loopback() -> int:
-    """Start Ray so that none of its own servers listens beyond this machine; gives the dashboard's port."""
-    import ray
-    from ray._private import services
-
-    (dashboard,) = free_ports(1)
-    # Ray would replace 127.0.0.1 by the machine's address, and then listen on every interface
-    usual, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
-    try:
-        ray.init(
-            address="local",
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=dashboard,
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    finally:
-        services.resolve_ip_for_localhost = usual
-    return dashboard
-
-
-def deploy(server: Server, settings: ServeArgs, choice: Choice, http: Mapping[str, Any]) -> None:
+def deploy(server: Server, settings: ServeArgs, choice: Choice) -> None:
     """Deploy the application, and wait until it answers; raises ServingError with Ray's reason where it does not."""
     application = {
         "name": APP,
@@ -161,23 +134,20 @@ def deploy(server: Server, settings: ServeArgs, choice: Choice, http: Mapping[st
         "args": settings.model_dump(mode="json"),
         "deployments": [{"name": NAME, "user_config": choice.model_dump(mode="json")}],
     }
-    quiet = {"enable_access_log": False}
-    server.client().deploy_applications(
-        {"http_options": dict(http), "logging_config": quiet, "applications": [application]}
-    )
+    server.link.deploy({"logging_config": {"enable_access_log": False}, "applications": [application]})
     _wait_running(server, START_S)
 
 
 def _wait_running(server: Server, limit: float) -> None:
-    end, client = time.monotonic() + limit, server.client()
+    end = time.monotonic() + limit
     while time.monotonic() < end:
-        found = client.get_serve_details()["applications"].get(APP, {})
-        if found.get("status") == "RUNNING":
+        told = server.link.applications().get(APP, {})
+        if told.get("status") == "RUNNING":
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(server.url + "/readyz", timeout=5).close()
                 return
-        if found.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
-            reasons = [found.get("message", "")] + [one.get("message", "") for one in found["deployments"].values()]
+        if told.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [told.get("message", "")] + [one.get("message", "") for one in told["deployments"].values()]
             raise ServingError(_reason("\n".join(reasons)))
         time.sleep(0.3)
     raise ServingError(f"the model did not come up within {limit:g} s")
@@ -267,33 +237,28 @@ def _apply(server: Server, config: dict[str, Any], before: Choice, after: Choice
 
 
 def _put(server: Server, config: dict[str, Any], choice: Choice) -> None:
-    client = server.client()
     others = [one for one in config.get("deployments", ()) if one["name"] != NAME]
     mine = next((one for one in config.get("deployments", ()) if one["name"] == NAME), {"name": NAME})
     changed = config | {"deployments": [*others, mine | {"user_config": choice.model_dump(mode="json")}]}
-    there = client.get_serve_details()["applications"]
+    there = server.link.applications()
     rest = [one["deployed_app_config"] for name, one in there.items() if name != APP]
-    client.deploy_applications({"applications": [*rest, changed]})
+    server.link.deploy({"applications": [*rest, changed]})
 
 
 def _wait_changed(server: Server, choice: Choice, key: str | None) -> int:
     """Ask until every replica that Ray lists answers with the new model; raises ServingError with what one says."""
     end, changed = time.monotonic() + CHANGE_S, set[str]()
     while time.monotonic() < end:
-        running = {
-            one["replica_id"]
-            for one in server.application()["deployments"][NAME]["replicas"]
-            if one["state"] == "RUNNING"
-        }
+        running = server.replicas()
         for _ in range(2 * len(running) + 1):  # whichever replica the request happens to reach
             with contextlib.suppress(OSError, ValueError):
-                found = server.ask("/v1/model", key)
-                if found["problem"]:
-                    raise ServingError(f"{found['problem']}; {found['model']['name']} goes on answering")
+                told = server.ask("/v1/model", key)
+                if told["problem"]:
+                    raise ServingError(f"{told['problem']}; {told['model']['name']} goes on answering")
                 wanted = choice.challenger.model if choice.challenger else None
-                second = (found["challenger"] or {}).get("challenger")
-                if found["model"]["name"] == choice.model and second == wanted:
-                    changed.add(found["replica"])
+                second = (told["challenger"] or {}).get("challenger")
+                if told["model"]["name"] == choice.model and second == wanted:
+                    changed.add(told["replica"])
         if running and running <= changed:
             return len(running)
         time.sleep(0.2)
@@ -302,16 +267,16 @@ def _wait_changed(server: Server, choice: Choice, key: str | None) -> int:
 
 def tallies(server: Server, key: str | None = None) -> list[dict[str, Any]]:
     """Collect what each replica counted of a challenge; raises InputError where there is none."""
-    found: dict[str, dict[str, Any]] = {}
+    counted: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        replicas = {one["replica_id"] for one in server.application()["deployments"][NAME]["replicas"]}
+        replicas = server.replicas()
         told = server.ask("/v1/model", key)
         if told["challenger"] is None:
             raise InputError("challenge: no challenger at this server; begin one with `xlt rollout --challenger MODEL`")
-        found[told["replica"]] = told["challenger"] | {"champion": told["model"]["name"]}
-        if replicas <= set(found):
-            return list(found.values())
+        counted[told["replica"]] = told["challenger"] | {"champion": told["model"]["name"]}
+        if replicas <= set(counted):
+            return list(counted.values())
     raise ServingError("not every replica answered within 30 s")
 
 

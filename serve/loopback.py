@@ -14,9 +14,16 @@ import socket
 import sys
 from pathlib import Path
 
-REFUSAL = (
-    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    'Cache-Control: no-store\r\nConnection: close\r\n\r\n{"error": {"code": "unavailable", "message": "no replica could answer; try again"}}\n'
+REFUSAL = "\r\n".join(
+    (
+        "HTTP/1.1 503 Service Unavailable",
+        "Content-Type: application/json",
+        "Retry-After: 1",
+        "Cache-Control: no-store",
+        "Connection: close",
+        "",
+        '{"error": {"code": "unavailable", "message": "no replica could answer; try again"}}\n',
+    )
 )
 # Classifying twice does no harm, so whatever a dying replica leaves without an answer may be asked again.
 RETRY_ON = "conn-failure empty-response junk-response"

@@ -47,7 +47,7 @@ class Scaling(Section):
     max_replicas: int = Field(1, ge=1, description="more than min_replicas: Serve adds replicas while requests wait")
     target_ongoing_requests: float = Field(8, gt=0, description="requests a replica should have in hand")
     cpus: float = Field(1, gt=0, description="CPUs of a replica, and its threads of arithmetic")
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(0, ge=0, description="of a replica; with any, torch answers in bfloat16")
 
 
 class ServeArgs(Section):
@@ -57,7 +57,6 @@ class ServeArgs(Section):
     tracking_uri: str = Field("sqlite:///xlt.db", description="the MLflow server whose registry `model` is in")
     precision: Literal["auto", "float32", "int8"] = Field("auto", description="auto: int8 where it passed the check")
     vocabulary: Literal["exact", "trimmed"] = Field("exact", description="exact keeps every piece of the tokenizer")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     tokens_per_batch: int | None = Field(
         None, ge=128, description="tokens of one batch; default: what suits the device"
     )
@@ -88,6 +87,11 @@ class ServeArgs(Section):
             if not re.fullmatch(r"https?://[^/\s*]+", origin):
                 raise ValueError(f"{origin!r} is not an origin such as https://example.org; no path, no *")
         return origins
+
+    @property
+    def device(self) -> str:
+        """What a replica computes on."""
+        return "cuda" if self.scaling.gpus else "cpu"
 
     def check_replicas(self) -> None:
         """Raise InputError where the numbers of replicas contradict each other."""

@@ -104,13 +104,13 @@ def _register_changes(app: typer.Typer, told: Told) -> None:
             from serve import control
             from serve.challenge import ChallengeArgs
 
-            server = control.find(port, address, url)
             mode: Any = "split" if split else "shadow"
             second = ChallengeArgs(model=challenger, share=share, mode=mode) if challenger else None
-            _print_rollout(control.roll_out(server, model, second, key))
-            if follow:
-                with contextlib.suppress(KeyboardInterrupt):
-                    control.follow(server, follow, typer.echo, key)
+            with control.found(port, address, url) as server:
+                _print_rollout(control.roll_out(server, model, second, key))
+                if follow:
+                    with contextlib.suppress(KeyboardInterrupt):
+                        control.follow(server, follow, typer.echo, key)
 
     @app.command()
     def rollback(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
@@ -118,11 +118,10 @@ def _register_changes(app: typer.Typer, told: Told) -> None:
         with _served(told):
             from serve import control
 
-            server = control.find(port, address, url)
-            moved = control.alias_back(server)
-            if moved:
-                typer.echo(moved)
-            _print_rollout(control.roll_back(server, key))
+            with control.found(port, address, url) as server:
+                if moved := control.alias_back(server):
+                    typer.echo(moved)
+                _print_rollout(control.roll_back(server, key))
 
     @app.command()
     def challenge(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
@@ -132,8 +131,8 @@ def _register_changes(app: typer.Typer, told: Told) -> None:
 
             from serve import control, scoreboard
 
-            server = control.find(port, address, url)
-            board = scoreboard.collect(server, key)
+            with control.found(port, address, url) as server:
+                board = scoreboard.collect(server, key)
             Console(highlight=False).print(scoreboard.table(board))
             typer.echo(scoreboard.record(board))
 
