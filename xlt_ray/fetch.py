@@ -178,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = vars(parser.parse_args(arguments))
     asked["languages"] = [code for code in asked["languages"].split(",") if code]
     warnings.simplefilter("ignore")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers on standard error
     sys.stdout.flush()
     answer = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not come between the caller and its one line
