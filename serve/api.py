@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Header, Request
+from fastapi import Body, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -15,31 +15,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from serve import schemas
+from serve import document, schemas
 from serve.admission import Keys
 from serve.guard import Guard
-from serve.refusals import Refusal, plain, unfit
+from serve.refusals import Refusal, not_ready, plain, unfit
 from serve.service import Service, expected, name, shown
 from serve.settings import ServeArgs
 from serve.stream import answer_lines
 from xlt_ray import environment, languages
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.ErrorResponse, "description": meaning}
-    for status, meaning in {
-        401: "no valid key",
-        413: "the body is too large",
-        421: "not a name of this server",
-        422: "something in the request is not what it must be",
-        429: "this client has used up its allowance; see Retry-After",
-        503: "too much is waiting, or no model is ready; see Retry-After",
-    }.items()
-}
 NO_JSON = unfit("body", "is not JSON in UTF-8")
 PAGE = {"page.js": "text/javascript", "page.css": "text/css"}
 Deadline = Annotated[
     float | None, Header(alias="X-Deadline-Seconds", gt=0, le=3600, description="an answer later than this is no use")
 ]
+TopK = Annotated[int, Query(ge=1, le=1000, description="labels to give for each text, the most probable first")]
 
 
 class Lines(Response):
@@ -81,11 +71,13 @@ def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics:
             allow_origins=list(args.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Seconds"],
+            expose_headers=["Retry-After"],
         )
     _refuse_in_one_form(app)
     _add_classifying(app, args, service, keys)
     _add_telling(app, args, service, metrics)
     _add_pages(app)
+    document.complete(app, bool(keys))
     return app
 
 
@@ -97,19 +89,22 @@ def _refuse_in_one_form(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # not the input itself: it may be large, private, or a number that JSON cannot hold
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
+        faults = error.errors()
+        if faults[0]["type"] == "json_invalid":
             refusal = NO_JSON
         else:
-            place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-            more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-            refusal = unfit(place[:200], f"{first['msg']}{more}")
+            place = ".".join(str(part) for part in faults[0]["loc"][1:]) or str(faults[0]["loc"][0])
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            refusal = unfit(place[:200], f"{faults[0]['msg']}{more}")
         return JSONResponse(refusal.body, refusal.status)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:  # what FastAPI says of a body that is no JSON
-            return JSONResponse(NO_JSON.body, NO_JSON.status)
+        if (
+            error.status_code == 400
+        ):  # FastAPI's word for a body that is no JSON, and for all else that stops its reading
+            refusal = error.__cause__ if isinstance(error.__cause__, Refusal) else NO_JSON
+            return JSONResponse(refusal.body, refusal.status, refusal.headers)
         fault = {"error": {"code": f"http_{error.status_code}", "message": plain(str(error.detail))}}
         return JSONResponse(fault, error.status_code, error.headers)
 
@@ -129,50 +124,34 @@ def check_codes(given: list[str | None] | None, texts: int, place: str = "langua
     return read
 
 
-def check_texts(texts: list[str], place: str = "texts") -> None:
-    """Raise a Refusal of 422 for a text that is not Unicode (half of a surrogate pair, which JSON can write)."""
-    for i, text in enumerate(texts):
-        if not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise unfit(f"{place}[{i}]", "holds half of a surrogate pair, which is no character") from None
-
-
 def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Service], keys: Keys) -> None:
     classify_form, feedback_form = schemas.requests(args.limits)
 
-    @app.post("/v1/classify", response_model=schemas.ClassifyResponse, responses=ERRORS, tags=["classify"])
+    @app.post("/v1/classify", response_model=schemas.ClassifyResponse, tags=["classify"], **document.CLASSIFYING)
     async def classify(request: Request, body: Annotated[classify_form, Body()], deadline: Deadline = None) -> Response:  # type: ignore[valid-type]
         """Label texts; each answer says how accurate the model was measured to be in the text's language."""
         asked: Any = body
-        check_texts(asked.texts)
-        check_texts(asked.pairs or [], "pairs")
         given = check_codes(asked.languages, len(asked.texts))
         keys.spend(request.scope["state"]["client"], len(asked.texts))
         answer = await service().classify(asked.texts, asked.pairs, given, deadline)
         service().follow_up(answer, asked.texts, asked.pairs)
         return JSONResponse({"model": answer.model.shown, "results": shown(answer, asked.top_k)})
 
-    @app.post("/v1/classify/stream", responses=ERRORS, tags=["classify"], response_class=Lines)
-    async def stream(request: Request, top_k: int = 1) -> Response:
+    @app.post("/v1/classify/stream", tags=["classify"], response_class=Lines, **document.STREAMING)
+    async def stream(request: Request, top_k: TopK = 1) -> Response:
         """Label lines of JSON, each a string or `{"text": ..., "pair"?: ..., "language"?: ..., "id"?: ...}`, in order.
 
         A line that cannot be answered gets a line with `error`; the others go on. Waits instead of refusing.
         """
         service().ready()
-        if not 1 <= top_k <= 1000:
-            raise unfit("top_k", "must lie between 1 and 1000")
         client = request.scope["state"]["client"]
 
         return Lines(answer_lines(service(), request.stream(), top_k, lambda texts: keys.spend(client, texts)))
 
-    @app.post("/v1/feedback", response_model=schemas.FeedbackResponse, responses=ERRORS, tags=["classify"])
+    @app.post("/v1/feedback", response_model=schemas.FeedbackResponse, tags=["classify"], **document.CLASSIFYING)
     async def feedback(request: Request, body: Annotated[feedback_form, Body()]) -> Response:  # type: ignore[valid-type]
         """Score the model, and its challenger where there is one, on texts whose right label you know."""
         asked: Any = body
-        check_texts(asked.texts)
-        check_texts(asked.pairs or [], "pairs")
         if len(asked.labels) != len(asked.texts):
             raise unfit("labels", f"{len(asked.labels)} of them for {len(asked.texts)} texts; give one a text")
         given = check_codes(asked.languages, len(asked.texts))
@@ -181,26 +160,30 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
 
 
 def _add_telling(app: FastAPI, args: ServeArgs, service: Callable[[], Service], metrics: Callable[[], str]) -> None:
-    @app.get("/v1/model", response_model=schemas.ModelResponse, responses=ERRORS, tags=["model"])
+    @app.get("/v1/model", response_model=schemas.ModelResponse, tags=["model"], **document.TELLING)
     async def model() -> Response:
         """Say which model answers, what its labels are, and how good it was measured to be in each language."""
         return JSONResponse(describe(service()))
 
-    @app.get("/healthz", tags=["health"], response_class=PlainTextResponse)
+    @app.get("/healthz", tags=["health"], response_class=PlainTextResponse, **document.OPEN)
     async def healthz() -> Response:
         """Say that the process is alive."""
         return PlainTextResponse("ok\n")
 
-    @app.get("/readyz", tags=["health"], responses={503: ERRORS[503]}, response_class=PlainTextResponse)
+    @app.get("/readyz", tags=["health"], response_class=PlainTextResponse, **document.READY)
     async def readyz() -> Response:
         """Say whether a model is loaded and requests are taken."""
         service().ready()
         return PlainTextResponse("ready\n")
 
-    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, **document.TELLING)
     def exposition() -> Response:
         """Give this machine's counts in Prometheus' text format; they lag by up to ten seconds."""
-        return PlainTextResponse(metrics(), media_type="text/plain; version=0.0.4")
+        try:
+            text = metrics()
+        except (OSError, StopIteration, RuntimeError):
+            raise not_ready("this machine's metrics cannot be read") from None
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
 def describe(service: Service) -> dict[str, Any]:

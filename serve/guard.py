@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,18 +17,28 @@ from serve.refusals import Refusal
 from serve.settings import ServeArgs
 from serve.telemetry import Telemetry
 
-OPEN = ("/", "/healthz", "/readyz", "/page.js", "/page.css", "/favicon.ico")  # without a key
+OPEN = {"/", "/healthz", "/readyz", "/page.js", "/page.css", "/favicon.ico", "/docs", "/openapi.json"}  # without a key
+ASSETS = "/docs/assets/"  # neither need one
 STREAMED = "/v1/classify/stream"  # its body may be of any length
+# What a body must be said to be. A page of another site can make a browser post only what is none of these.
+JSON = ("application/json",)
+KINDS = {
+    "/v1/classify": JSON,
+    "/v1/feedback": JSON,
+    STREAMED: (*JSON, "application/x-ndjson", "application/ndjson", "application/jsonl"),
+}
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'self'",
 }
 # Swagger UI sets itself up in an inline script, and nothing of a user's is shown there
 DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+logger = logging.getLogger("ray.serve")
 
 
 class Guard:
@@ -40,36 +52,59 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began, headers, state = time.perf_counter(), Headers(scope=scope), {"status": 0}
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        path, method = scope["path"].removeprefix(scope.get("root_path", "")) or "/", scope["method"]
+        if method == "HEAD":  # what GET would answer, without the body
+            scope = {**scope, "method": "GET"}  # a copy: the server below reads its own to know what it may send
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state["status"] = message["status"]
                 _add_headers(message, docs=path.startswith("/docs"))
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
             self._admit(scope, headers, path)
             limit = None if path == STREAMED else self.args.limits.body_bytes
             await self.app(scope, _limited(receive, limit), sending)
-        except Refusal as refusal:
-            if state["status"]:
-                raise  # the response has begun: all that is left is to break it off
+        except Exception as error:
+            refusal = error if isinstance(error, Refusal) else _failed(error, path)
+            if state["status"]:  # the response has begun: all that is left is to break it off
+                raise ConnectionAbortedError("the answer could not be finished") from None
             await respond(refusal, sending)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.telemetry().request(route, state["status"], time.perf_counter() - began)
 
     def _admit(self, scope: Scope, headers: Headers, path: str) -> None:
-        if "*" not in self.args.allowed_hosts and _name(headers.get("host", "")) not in self.args.allowed_hosts:
+        names = [name.lower() for name in self.args.allowed_hosts]
+        if "*" not in names and _name(headers.get("host", "")) not in names:
             raise Refusal(421, "wrong_host", "this server does not answer to that name; see `allowed_hosts`")
         client = "anyone"
-        if self.keys and path not in OPEN and scope["method"] != "OPTIONS":
+        if self.keys and path not in OPEN and not path.startswith(ASSETS) and scope["method"] != "OPTIONS":
             client = self.keys.client(headers.get("authorization", ""), headers.get("x-api-key", ""))
         scope.setdefault("state", {})["client"] = client
+        if scope["method"] == "POST" and path in KINDS:
+            _check_kind(headers, KINDS[path])
         length = headers.get("content-length", "")
         if path != STREAMED and length.isdecimal() and int(length[:20]) > self.args.limits.body_bytes:
             raise _too_large(self.args.limits.body_bytes)
+
+
+def _check_kind(headers: Headers, kinds: Sequence[str]) -> None:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in kinds:
+        raise Refusal(415, "unsupported_media_type", f"send the body with `Content-Type: {kinds[-1]}`")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Refusal(415, "unsupported_media_type", "send the body as it is, with no Content-Encoding")
+
+
+def _failed(error: Exception, path: str) -> Refusal:
+    """Log where something went wrong that should not, but not its message: it could hold a part of a text."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s failed with %s:\n%s", path[:200], type(error).__name__, frames)
+    return Refusal(500, "internal", "a fault of the server, which its log describes")
 
 
 def _too_large(limit: int) -> Refusal:

@@ -46,6 +46,11 @@ def not_ready(reason: str) -> Refusal:
     return Refusal(503, "not_ready", reason, 5)
 
 
+def failed() -> Refusal:
+    """503: the model broke down over these texts, which the server's log tells of; others are answered."""
+    return Refusal(503, "model_failed", "the model failed at this; whoever runs the server finds why in its log", 5)
+
+
 def unfit(place: str, reason: str) -> Refusal:
     """422: something in the request is not what it must be; `place` is where, such as `texts[3]`."""
     return Refusal(422, "unprocessable", f"{place}: {reason}")

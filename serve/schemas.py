@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve.settings import Limits
 
 
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, data: Any) -> Any:
+        # each unknown key is a fault that costs time to write down, and a body has room for 100,000
+        if isinstance(data, dict) and len(data) > 20:
+            raise ValueError(f"{len(data)} keys; known are {', '.join(cls.model_fields)}")
+        return data
 
 
 class Score(BaseModel):
@@ -48,15 +56,6 @@ class AnsweringModel(BaseModel):
 class ClassifyResponse(BaseModel):
     model: AnsweringModel
     results: list[Result]
-
-
-class Fault(BaseModel):
-    code: str
-    message: str
-
-
-class ErrorResponse(BaseModel):
-    error: Fault
 
 
 class FeedbackResponse(BaseModel):

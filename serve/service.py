@@ -6,6 +6,8 @@ Nothing here knows of HTTP or Ray, so that the same code runs behind Ray Serve a
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ import numpy as np
 
 from serve.admission import Queue
 from serve.challenge import Challenge
-from serve.refusals import Refusal, late, not_ready, unfit
+from serve.refusals import Refusal, failed, late, not_ready, unfit
 from serve.settings import ServeArgs
 from serve.telemetry import Telemetry
 from xlt_ray import batching, languages
@@ -24,6 +26,8 @@ from xlt_ray.artefact import Artefact
 from xlt_ray.engine import Engine, Row
 from xlt_ray.identify import UNKNOWN, Guess, Identifier
 
+logger = logging.getLogger("ray.serve")
+PATIENCE = 600.0  # seconds: nobody watches a stream's single lines, and the next are not read before these are answered
 TOKENS = {"cpu": 1024, "cuda": 16384}  # of one batch: what fits a processor's cache, what keeps a GPU busy
 
 
@@ -75,16 +79,28 @@ class Answer:
 
 
 def answer_all(chunks: Sequence[Chunk]) -> list[np.ndarray | Exception]:
-    """Run a batch: each chunk's probabilities, or TimeoutError where its time is up. Blocks; no event loop needed."""
+    """Run a batch: each chunk's probabilities, or TimeoutError where its time is up. Blocks; no event loop needed.
+
+    Where the engine fails at a batch, its chunks are tried one by one: only those at fault get the exception.
+    """
     now = time.monotonic()
     results: list[np.ndarray | Exception] = [TimeoutError() for _ in chunks]
     alive = [i for i, chunk in enumerate(chunks) if chunk.until > now]
     for model in {id(chunks[i].model): chunks[i].model for i in alive}.values():
         mine = [i for i in alive if chunks[i].model is model]
-        found = model.engine.probabilities([row for i in mine for row in chunks[i].rows])
-        for i, part in zip(mine, np.split(found, np.cumsum([len(chunks[i].rows) for i in mine])[:-1]), strict=True):
+        for i, part in zip(mine, _parts(model, [chunks[i].rows for i in mine]), strict=True):
             results[i] = part
     return results
+
+
+def _parts(model: Model, parts: Sequence[Sequence[Row]]) -> Sequence[np.ndarray | Exception]:
+    try:
+        found = model.engine.probabilities([row for part in parts for row in part])
+        if not np.isfinite(found).all():
+            raise ArithmeticError("the model's answer holds numbers that are none")
+    except Exception as error:
+        return [error] if len(parts) == 1 else [one for part in parts for one in _parts(model, [part])]
+    return np.split(found, np.cumsum([len(part) for part in parts])[:-1])
 
 
 class Service:
@@ -140,9 +156,13 @@ class Service:
         deadline = min(deadline or self.args.limits.deadline_s, self.args.limits.deadline_s)
         while patient and not self.queue.free(len(texts), deadline):
             await asyncio.sleep(0.02)
+            self.ready()
         with self.queue.enter(len(texts), deadline):
-            answer = await self._answer(model, texts, pairs, given, time.monotonic() + deadline, deadline)
+            patience = PATIENCE if patient else deadline
+            answer = await self._answer(model, texts, pairs, given, time.monotonic() + patience, patience)
         self._count(answer)
+        if self.args.log_texts:
+            self._log(answer, texts, pairs)
         return answer
 
     async def _answer(
@@ -155,14 +175,19 @@ class Service:
         deadline: float,
     ) -> Answer:
         loop = asyncio.get_running_loop()
-        rows, guesses = await loop.run_in_executor(self._threads, self._prepare, model, texts, pairs, given)
-        groups = batching.steps([len(row) for row in rows], self.budget(model))
-        chunks = [Chunk(model, [rows[i] for i in group], until) for group in groups]
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
+                rows, guesses = await loop.run_in_executor(self._threads, self._prepare, model, texts, pairs, given)
+                groups = batching.steps([len(row) for row in rows], self.budget(model))
+                chunks = [Chunk(model, [rows[i] for i in group], until) for group in groups]
                 parts = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
         except TimeoutError:
             raise late(deadline) from None
+        except Refusal:
+            raise
+        except Exception as error:
+            logger.error("%s failed at %d texts: %s: %s", model.name, len(texts), type(error).__name__, error)
+            raise failed() from None
         order = np.concatenate([np.asarray(group) for group in groups])
         return Answer(model, np.concatenate(parts)[np.argsort(order)], guesses)
 
@@ -192,8 +217,15 @@ class Service:
 
     def _count(self, answer: Answer) -> None:
         measured = answer.model.artefact.languages
-        codes = [g.code if g.code in measured else "unmeasured" if g.code else "unknown" for g in answer.guesses]
+        guessed = [guess.code for guess in answer.guesses]
+        codes = ["unknown" if code is None else code if code in measured else "unmeasured" for code in guessed]
         self.telemetry.texts(answer.model.version, codes, answer.labels.tolist())
+
+    def _log(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        for i, (text, label) in enumerate(zip(texts, answer.labels.tolist(), strict=True)):
+            pair = {"pair": pairs[i]} if pairs else {}
+            line = {"text": text, **pair, "label": label, "model": answer.model.name}
+            logger.info(json.dumps(line, ensure_ascii=False))
 
     def follow_up(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
         """Let a challenger in the shadow classify the same texts, once they are answered and while there is room."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from serve.service import Service, shown
 from xlt_ray import languages
 
 KEYS = {"text", "pair", "language", "id"}
+WINDOW_BYTES = 8192  # of lines asked at once: a second or two of work, behind which others' requests may have to wait
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,11 @@ async def answer_lines(
 ) -> AsyncIterator[bytes]:
     """Give a line of JSON for every line of the body, in order, as soon as the piece it came in is answered.
 
-    `spend` takes lines from the client's allowance and may raise a Refusal, which then is what those lines get.
+    `spend` takes lines from the client's allowance; where it is used up, the stream waits until it is not.
     """
     number = 0
     async for lines in _pieces(body, service.args.limits.line_bytes):
-        for start in range(0, len(lines), service.args.limits.texts):
-            window = lines[start : start + service.args.limits.texts]
+        for window in _windows(lines, service.args.limits.texts):
             read = [parse(raw, number + i, service) for i, raw in enumerate(window, 1) if raw.strip()]
             number += len(window)
             for answer in await _answered(service, read, top_k, spend):
@@ -55,13 +56,23 @@ async def _pieces(body: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[
         yield [rest]
 
 
+def _windows(lines: Sequence[bytes], most: int) -> Iterator[Sequence[bytes]]:
+    start = size = 0
+    for i, line in enumerate(lines):
+        if i > start and (i - start == most or size + len(line) > WINDOW_BYTES):
+            yield lines[start:i]
+            start, size = i, 0
+        size += len(line)
+    yield lines[start:]
+
+
 def parse(raw: bytes, number: int, service: Service) -> Line:
     """Read one line; whatever is wrong with it comes back as `fault`."""
-    limits, given = service.args.limits, None
+    limits = service.args.limits
     if len(raw) > limits.line_bytes:
         return Line(number, fault=f"longer than {limits.line_bytes} bytes")
     try:
-        given = json.loads(raw)
+        given = json.loads(raw.decode("utf-8-sig"))  # of bytes, json would read UTF-16 as well
         data = {"text": given} if isinstance(given, str) else given
         json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
@@ -69,6 +80,8 @@ def parse(raw: bytes, number: int, service: Service) -> Line:
     if not isinstance(data, dict) or not isinstance(data.get("text"), str):
         return Line(number, fault='neither a string nor {"text": "..."}')
     id_ = data.get("id")
+    if not isinstance(id_, str | int | float | None) or len(str(id_)) > 1000:
+        return Line(number, fault="id is a string or a number, of at most 1000 characters")
     if strange := sorted(set(data) - KEYS):
         return Line(number, id=id_, fault=f"unknown key {strange[0]!a}; known are {', '.join(sorted(KEYS))}")
     pair, code = data.get("pair"), data.get("language")
@@ -76,9 +89,9 @@ def parse(raw: bytes, number: int, service: Service) -> Line:
         return Line(number, id=id_, fault="pair and language are strings")
     if max(len(data["text"]), len(pair or "")) > limits.characters:
         return Line(number, id=id_, fault=f"a text longer than {limits.characters} characters")
-    language = None if code is None else languages.read(code)
-    if code is not None and language is None:
-        return Line(number, id=id_, fault=f"{code!a} is not a language code")
+    language = None if code is None else languages.read(code[:41])  # reading takes time by the square of the length
+    if code is not None and (language is None or len(code) > 40):
+        return Line(number, id=id_, fault=f"{code[:41]!a} is not a language code")
     return Line(number, data["text"], pair, language, id_)
 
 
@@ -91,16 +104,26 @@ async def _answered(
         mine = [line for line in sound if (line.pair is not None) is paired]
         if not mine:
             continue
+        texts, pairs = [line.text for line in mine], [line.pair or "" for line in mine] if paired else None
         try:
-            spend(len(mine))
-            pairs = [line.pair or "" for line in mine] if paired else None
-            answer = await service.classify(
-                [line.text for line in mine], pairs, [line.language for line in mine], patient=True
-            )
+            await _spent(spend, len(mine))
+            answer = await service.classify(texts, pairs, [line.language for line in mine], patient=True)
         except Refusal as refusal:
             results |= {line.number: {"error": refusal.message} for line in mine}
             continue
+        service.follow_up(answer, texts, pairs)
         for line, result in zip(mine, shown(answer, top_k), strict=True):
             results[line.number] = result | {"model_version": answer.model.version}
     ids = {line.number: {"id": line.id} for line in lines if line.id is not None}
     return [{"line": line.number, **ids.get(line.number, {}), **results[line.number]} for line in lines]
+
+
+async def _spent(spend: Callable[[int], None], texts: int) -> None:
+    while True:
+        try:
+            spend(texts)
+            return
+        except Refusal as refusal:
+            if refusal.retry_after is None:
+                raise
+            await asyncio.sleep(refusal.retry_after)

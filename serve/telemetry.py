@@ -9,9 +9,9 @@ from collections import Counter as Tally
 from collections.abc import Sequence
 from typing import Any
 
-SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
-TEXTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-TOKENS = [16, 64, 128, 256, 512, 1024, 2048, 4096, 16384]
+SECONDS: list[float] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+TEXTS: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+TOKENS: list[float] = [16, 64, 128, 256, 512, 1024, 2048, 4096, 16384]
 
 
 class Telemetry:
@@ -34,7 +34,10 @@ class ServeTelemetry(Telemetry):
     """Counts in Ray's metrics, tagged by Serve with deployment and replica."""
 
     def __init__(self) -> None:
-        from ray.serve.metrics import Counter, Gauge, Histogram
+        from ray.serve import metrics
+
+        Counter: Any = metrics.Counter  # whose annotation has room for one tag only
+        Gauge, Histogram = metrics.Gauge, metrics.Histogram
 
         self._requests = Counter("xlt_requests", "Requests by route and status", ("route", "status"))
         self._seconds = Histogram("xlt_request_seconds", "Time to answer a request", SECONDS, ("route",))

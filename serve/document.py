@@ -1,0 +1,119 @@
+"""The OpenAPI document, where FastAPI cannot know: what is refused and how, what a stream holds, what a key is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+MEANINGS = {
+    401: "no valid key",
+    413: "the body is too large",
+    415: "the body is not said to be JSON, or is compressed",
+    421: "not a name of this server",
+    422: "something in the request is not what it must be",
+    429: "this client has used up its allowance; see Retry-After",
+    500: "a fault of the server, which its log describes; nothing in a request should lead to one",
+    503: "too much is waiting, no model is ready or it failed; see Retry-After",
+}
+RETRY_AFTER = {"Retry-After": {"description": "whole seconds", "schema": {"type": "integer", "minimum": 1}}}
+CHALLENGE = {"WWW-Authenticate": {"description": "how to give the key", "schema": {"type": "string"}}}
+HEADERS: dict[int, dict[str, Any]] = {401: CHALLENGE, 429: RETRY_AFTER, 503: RETRY_AFTER}
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def refusals(*statuses: int) -> Responses:
+    """Describe the responses of a route that are not answers."""
+    # written out: by `model` FastAPI would give them the media type of the route's answers
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}
+    return {
+        status: {"description": MEANINGS[status], "content": content, "headers": HEADERS.get(status, {})}
+        for status in statuses
+    }
+
+
+# what the decorator of each kind of route is given
+CLASSIFYING: dict[str, Any] = {"responses": refusals(401, 413, 415, 421, 422, 429, 500, 503)}
+TELLING: dict[str, Any] = {"responses": refusals(401, 413, 421, 500, 503)}
+OPEN: dict[str, Any] = {"responses": refusals(413, 421)}
+READY: dict[str, Any] = {"responses": refusals(413, 421, 503)}
+LINE = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string"},
+                "pair": {"type": ["string", "null"], "description": "second text, where the model classifies pairs"},
+                "language": {"type": ["string", "null"], "maxLength": 40, "description": "null where to guess"},
+                "id": {"type": ["string", "number", "null"], "description": "comes back with the answer"},
+            },
+            "required": ["text"],
+            "additionalProperties": False,
+        },
+    ]
+}
+STREAMING: dict[str, Any] = {
+    "responses": {
+        200: {
+            "description": "a line for every line that is not empty: its number as `line`, and a result as of "
+            "`/v1/classify` with `model_version`, or an `error`",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        },
+        **refusals(401, 415, 421, 422, 500, 503),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "description": "lines of JSON, each as in the schema `Line`",
+            "required": False,
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        }
+    },
+}
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def complete(app: FastAPI, keys: bool) -> None:
+    """Let an application's document say all that holds for it; `keys` tells whether it asks for them."""
+    made = app.openapi
+
+    def completed() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _complete(made(), keys)
+        return made()
+
+    app.openapi = completed  # type: ignore[method-assign]
+
+
+def _complete(document: dict[str, Any], keys: bool) -> None:
+    parts = document.setdefault("components", {})
+    parts["schemas"] |= {"ErrorResponse": _ERROR, "Line": LINE}
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, which nothing here answers in
+        parts["schemas"].pop(name, None)
+    if not keys:
+        return
+    parts["securitySchemes"] = KEY_SCHEMES
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "401" in operation["responses"]:
+                operation["security"] = [{name: []} for name in KEY_SCHEMES]
+
+
+_ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "code": {"type": "string", "description": "to act on, such as `overloaded`"},
+                "message": {"type": "string", "description": "a sentence for people"},
+            },
+            "required": ["code", "message"],
+        }
+    },
+    "required": ["error"],
+}
