@@ -8,6 +8,8 @@ alias: `xlt.promoted_from.ALIAS` (the version before, or none), `xlt.gate.ALIAS`
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import tempfile
@@ -127,7 +129,8 @@ def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
         assert where is not None
         try:
             run = tracking.Run(folder, uri, where, outbox.Sent.load(folder, uri).run_id)
-            run.tell([record | {"loader": "xlt_ray.bundle"}])
+            with contextlib.redirect_stderr(io.StringIO()):  # MLflow's own remarks, in the middle of our progress
+                run.tell([record | {"loader": "xlt_ray.bundle"}])
         except Refused as error:
             raise RegistryError(f"{folder}: {error}") from error
     found = registry.of_run(name, run.id, tracking.bundle_digest(folder / "bundle"), uri)
