@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
-from ray import serve
+from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
+from serve import loopback
 from serve.admission import Keys
 from serve.challenge import Challenge, ChallengeArgs
 from serve.service import TOKENS, Chunk, Model, Service, answer_all
@@ -47,24 +48,25 @@ def tokens_of(chunks: Sequence[Chunk]) -> int:
     return sum(chunk.tokens for chunk in chunks)
 
 
-@serve.deployment(name=NAME)
-@serve.ingress()
+@ray_serve.deployment(name=NAME)
+@ray_serve.ingress()
 class Classifier:
-    """One replica: a `Service` behind `@serve.batch`."""
+    """One replica: a `Service` behind `@ray_serve.batch`."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        loopback.keep_inside()
         self.args = ServeArgs.model_validate(args)
-        self.service = Service(self.args, self._infer, ServeTelemetry(), serve.get_replica_context().replica_tag)
+        self.service = Service(self.args, self._infer, ServeTelemetry(), ray_serve.get_replica_context().replica_tag)
         self.choice: Choice | None = None
         self._swap: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
         from serve import api
 
-        keys = Keys(self.args.api_keys, lambda: serve.get_replica_context().world_size)
+        keys = Keys(self.args.api_keys, lambda: ray_serve.get_replica_context().world_size)
         return api.create(self.args, lambda: self.service, keys, _exposition)
 
-    @serve.batch(max_batch_size=2 * TOKENS["cpu"], batch_wait_timeout_s=0, batch_size_fn=tokens_of)
+    @ray_serve.batch(max_batch_size=2 * TOKENS["cpu"], batch_wait_timeout_s=0, batch_size_fn=tokens_of)
     async def _batch(self, chunks: list[Chunk]) -> list[Any]:
         began = time.perf_counter()
         results = await asyncio.to_thread(answer_all, chunks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from typing import Any
 from serve.app import NAME, Choice, resolve
 from serve.challenge import ChallengeArgs
 from serve.links import Driver, Link, Rest, on_loopback
-from serve.loopback import install
+from serve.loopback import MARK, install
 from serve.settings import ServeArgs, parse
 from xlt_ray.config import InputError
 
@@ -97,12 +98,13 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
     choice = Choice(model=resolve(settings))
     with tempfile.TemporaryDirectory(prefix="xlt-serve-") as scratch:
         environment = install(Path(scratch)) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-        for name, value in environment.items():
+        for name, value in (environment | {MARK: "1"}).items():
             os.environ.setdefault(name, value)
         tell("starting Ray")
         with on_loopback("local") as ray_address:
             from ray import serve
 
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             server = Server(f"http://127.0.0.1:{port}", Driver())
             tell(f"loading {choice.model}")

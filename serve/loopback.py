@@ -28,6 +28,7 @@ REFUSAL = "\r\n".join(
 # Classifying twice does no harm, so whatever a dying replica leaves without an answer may be asked again.
 RETRY_ON = "conn-failure empty-response junk-response"
 RETRIES = 10
+MARK = "XLT_SERVE_ON_LOOPBACK"  # in the environment of what `xlt serve` starts
 
 
 def correct(config: str, refusal: Path) -> str:
@@ -70,6 +71,16 @@ def install(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
+
+
+def keep_inside() -> None:
+    """In a replica on loopback: let Serve's port for calls between deployments, which nobody makes here, be there too."""
+    if os.environ.get(MARK) != "1":
+        return
+    from ray.serve._private import replica
+
+    usual = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: usual(server, address.replace("[::]", "127.0.0.1"))
 
 
 def free_ports(count: int) -> list[int]:

@@ -271,10 +271,11 @@ def test_predictions_are_one_json_object_a_line(xlt: Call, trained: Path, tmp_pa
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == texts
+    assert [row["line"] for row in rows] == list(range(1, 303))
     for row in rows:
-        first, second = row["top"]
-        assert first == {"label": row["label"], "probability": row["probability"]}
-        assert first["probability"] >= second["probability"] and first["label"] != second["label"]
+        first, second = row["scores"]
+        assert first["label"] == row["label"]
+        assert first["score"] >= second["score"] and first["label"] != second["label"]
         assert {first["label"], second["label"]} < set(LABELS)
     assert len({row["label"] for row in rows}) == 3
 

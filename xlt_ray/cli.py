@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,30 +151,6 @@ def _classes(scores: Any, code: str, metrics: Any) -> Any:
             row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"])
         )
     return table
-
-
-@app.command()
-def predict(
-    folder: Folder,
-    file: Annotated[typer.FileText, typer.Argument(help="one text a line; - for standard input")],
-    top: Annotated[int, typer.Option(min=1, help="labels to give for each text")] = 1,
-) -> None:
-    """Classify the lines of a file; writes one JSON object a line: text, label, probability."""
-    with _told():
-        import json
-
-        from xlt_ray import bundle
-
-        model = bundle.load(_bundle(folder))
-        while lines := [line for _, line in zip(range(256), file, strict=False)]:
-            texts = [line.rstrip("\r\n") for line in lines]
-            for text, row in zip(texts, model.probabilities(texts), strict=True):
-                best = row.argsort()[::-1][:top]
-                ranked = [{"label": model.labels[i], "probability": round(float(row[i]), 4)} for i in best]
-                sys.stdout.write(
-                    json.dumps({"text": text, **ranked[0], **({"top": ranked} if top > 1 else {})}, ensure_ascii=False)
-                    + "\n"
-                )
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ Follow = Annotated[
 def register(app: typer.Typer, told: Told) -> None:
     """Add the verbs to an application; `told` turns errors into messages and exit codes."""
     cli_promote.register(app, told)
+    _register_predict(app, told)
     _register_serve(app, told)
     _register_changes(app, told)
     _register_key(app)
@@ -37,6 +39,8 @@ def register(app: typer.Typer, told: Told) -> None:
 @contextlib.contextmanager
 def _served(told: Told) -> Iterator[None]:
     """As `told`, and for what a server would not do: a message and exit code 1."""
+    # what Ray decides when it starts a cluster, but not when it joins one; read once, when ray is imported
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     with told():
         from serve.control import ServingError
 
@@ -45,6 +49,28 @@ def _served(told: Told) -> Iterator[None]:
         except ServingError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
+
+
+def _register_predict(app: typer.Typer, told: Told) -> None:
+    @app.command()
+    def predict(
+        model: Annotated[str, typer.Argument(help="folder of a run, bundle or artefact, or models:/NAME@champion")],
+        file: Annotated[str, typer.Argument(help="one text a line; - for standard input")],
+        top: Annotated[int, typer.Option(min=1, help="labels to give for each text")] = 1,
+        jsonl: Annotated[
+            bool, typer.Option("--jsonl", help='lines are JSON: strings, or {"text", "pair", "language", "id"}')
+        ] = False,
+        uri: Annotated[str | None, typer.Option(help="MLflow server of a registered model")] = None,
+    ) -> None:
+        """Classify the lines of a file without a server; a JSON object a line, the same that a server answers."""
+        with told():
+            from serve import offline
+
+            lines = offline.lines_of(file)
+            faults = offline.classify_lines(offline.open_model(model, uri), lines, top, jsonl, sys.stdout)
+            if faults:
+                typer.echo(f"{faults} lines could not be answered; each says why", err=True)
+                raise typer.Exit(1)
 
 
 def _register_serve(app: typer.Typer, told: Told) -> None:
