@@ -210,6 +210,7 @@ def describe(service: Service) -> dict[str, Any]:
         "vocabulary": dict(artefact.vocabulary),
         "checks": dict(artefact.checks),
         "limits": service.args.limits.model_dump(),
+        "texts_logged": service.args.log_texts,
         "replica": service.replica,
         "loading": service.loading,
         "problem": plain(service.problem),

@@ -72,6 +72,7 @@ class ModelResponse(BaseModel):
     vocabulary: dict[str, Any]
     checks: dict[str, Any]
     limits: dict[str, Any]
+    texts_logged: bool = Field(description="whether the server writes texts and answers to its log")
     replica: str
     loading: str
     problem: str

@@ -1,10 +1,22 @@
 "use strict";
 
+const MOST = 500; // texts the page shows at once; more belong to the API
+const TOO_SLOW = 60_000; // milliseconds
+const RIGHT_TO_LEFT = ["Adlm", "Arab", "Hebr", "Nkoo", "Syrc", "Thaa"];
+// what a person can do about a refusal, where the server's words are for programs
+const SENTENCES = {
+  unauthorised: "This server asks for a key. Enter it as “API key” and try again",
+  overloaded: "The server is busy: too much is waiting to answer this in time",
+  deadline_exceeded: "The server is too busy to answer this in time. Give it fewer or shorter texts",
+  rate_limited: "That is more than this key may classify in a minute",
+  unavailable: "The server is busy or just starting",
+};
 const byId = (id) => document.getElementById(id);
 const percent = (fraction) => (100 * fraction).toFixed(1) + "%";
-let rightToLeft = new Set();
-let rows = [];
+const plural = (count, word) => count.toLocaleString("en") + " " + word + (count === 1 ? "" : "s");
+let told = null; // what /v1/model said
 let order = { key: "accuracy", down: true };
+let busy = false;
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -18,21 +30,26 @@ function headers() {
 }
 
 async function call(path, options = {}) {
-  let response;
+  let response, body;
   try {
-    response = await fetch(path, { ...options, headers: headers() });
+    response = await fetch(path, { ...options, headers: headers(), signal: AbortSignal.timeout(TOO_SLOW) });
+    body = await response.json().catch(() => ({}));
   } catch {
     throw new Error("The server does not answer. Is it still running?");
   }
-  const body = await response.json().catch(() => ({}));
-  if (response.status === 401) byId("keybox").open = true;
-  if (!response.ok) {
-    const wait = response.headers.get("Retry-After");
-    const reason = (body.error && body.error.message) || "The server answered " + response.status + ".";
-    throw new Error(reason + (wait ? " Try again in " + wait + " s." : ""));
-  }
+  if (!response.ok) throw new Error(explain(response, body.error || {}));
   if (byId("key").value) sessionStorage.setItem("xlt-key", byId("key").value);
   return body;
+}
+
+function explain(response, error) {
+  if (response.status === 401) {
+    sessionStorage.removeItem("xlt-key");
+    byId("keybox").open = true;
+  }
+  const reason = SENTENCES[error.code] || error.message || "The server answered with status " + response.status;
+  const wait = response.headers.get("Retry-After");
+  return reason[0].toUpperCase() + reason.slice(1) + "." + (wait ? " Try again in " + plural(Number(wait), "second") + "." : "");
 }
 
 function bar(fraction, low, high) {
@@ -50,68 +67,137 @@ function bar(fraction, low, high) {
   return track;
 }
 
-function trust(result) {
-  const { language, expected_accuracy: measured } = result;
+// Labels such as climate_get_temperature may be broken after an underscore.
+function breakable(label) {
+  return label.split(/(?<=_)/).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
+}
+
+function trust({ language, expected_accuracy: measured }) {
+  const paragraph = element("p", { className: "trust" });
+  const warning = (text) => element("span", { className: "unmeasured" }, text);
   if (!language.code) {
-    return element("p", { className: "trust" }, "Its language cannot be told, so nothing can be said about how far to trust this.");
+    paragraph.append(warning("Its language cannot be told, so how far to trust this is not known."), " Choose the language above, if you know it.");
+    return paragraph;
   }
   const sure = language.confidence < 1 ? " (" + Math.round(100 * language.confidence) + "% sure)" : "";
-  const paragraph = element("p", { className: "trust" }, "Taken for ", element("b", {}, language.name), sure + ". ");
+  paragraph.append("Taken for ", element("b", {}, language.name), sure + ". ");
   if (measured) {
     paragraph.append(
       "In this language the model was right in ", element("b", {}, percent(measured.accuracy)),
-      " of " + measured.rows + " test texts (95% interval " + percent(measured.low) + " to " + percent(measured.high) + ").");
+      " of " + plural(measured.rows, "test text") + " (95% interval " + percent(measured.low) + " to " + percent(measured.high) + ").");
   } else {
-    paragraph.append(element("span", { className: "unmeasured" }, "Not measured in this language: how often it is right there is not known."));
+    paragraph.append(warning("Not measured in this language: how often it is right there is not known."));
   }
   return paragraph;
 }
 
+function quoted(text, code) {
+  const [language, script] = (code || "").split("_");
+  const quote = element("blockquote", {}, text);
+  // one line runs as its language does, of several each as it begins
+  quote.dir = RIGHT_TO_LEFT.includes(script) && !text.includes("\n") ? "rtl" : "auto";
+  if (script) quote.lang = language + "-" + script;
+  return quote;
+}
+
 function answer(text, result) {
-  const scores = element("ul", { className: "scores" });
+  const scores = element("ul", { className: "scores", ariaLabel: "Probabilities", role: "list" });
   for (const { label, score } of result.scores) {
     scores.append(element("li", {},
-      element("span", { className: "name", dir: "auto" }, label), bar(score),
+      element("span", { className: "name", dir: "auto" }, ...breakable(label)), bar(score),
       element("span", { className: "number" }, percent(score))));
   }
-  const quote = element("blockquote", { dir: rightToLeft.has(result.language.code) ? "rtl" : "auto" }, text);
-  const tag = (result.language.code || "").split("_");
-  if (tag.length === 2) quote.lang = tag.join("-");
-  return element("li", { className: "answer" }, quote,
-    element("p", { className: "label", dir: "auto" }, result.label), trust(result), scores);
+  const said = [].concat(text).map((part) => quoted(part, result.language.code));
+  const label = element("h3", { className: "label", dir: "auto" }, ...breakable(result.label));
+  return element("li", { className: "answer" }, element("div", {}, ...said, label, trust(result)), scores);
+}
+
+// Give the texts and their second texts; throws what is wrong with them.
+function asked() {
+  const wellFormed = (text) => (text.toWellFormed ? text.toWellFormed() : text);
+  const whole = wellFormed(byId("text").value);
+  const apart = byId("lines").checked && !told?.pairs;
+  const texts = (apart ? whole.split(/\r?\n/) : [whole]).filter((line) => line.trim());
+  const pairs = told?.pairs ? [wellFormed(byId("pair").value)] : undefined;
+  if (!texts.length) throw new Error("There is nothing to classify yet. Type or paste a text first.");
+  if (texts.length > MOST) {
+    throw new Error("These are " + plural(texts.length, "line") + ", and this page shows " + MOST + " at most. Use the API for more.");
+  }
+  const most = told?.limits.characters ?? Infinity;
+  for (const [i, text] of texts.concat(pairs ?? []).entries()) {
+    const length = [...text].length;
+    if (length > most) {
+      const which = apart ? "Line " + (i + 1) : i ? "The second text" : "This text";
+      throw new Error(which + " has " + plural(length, "character") + ", and this server reads " + plural(most, "character") + " at most.");
+    }
+  }
+  return { texts, pairs };
+}
+
+// Ask for texts, a few at a time where the server takes no more or their bytes are many.
+async function results({ texts, pairs }) {
+  const code = byId("language").value;
+  const found = { results: [], models: new Map() };
+  for (let start = 0, end; start < texts.length; start = end) {
+    let size = 0;
+    for (end = start; end < texts.length && end - start < (told?.limits.texts ?? 32); end++) {
+      size += 6 * texts[end].length; // at most six bytes a unit in JSON
+      if (end > start && size > (told?.limits.body_bytes ?? 1e5) / 2) break;
+    }
+    const part = texts.slice(start, end);
+    const body = { texts: part, pairs, top_k: 5, ...(code && { languages: part.map(() => code) }) };
+    const one = await call("v1/classify", { method: "POST", body: JSON.stringify(body) });
+    found.results.push(...one.results);
+    found.models.set(one.model.version, one.model); // it may change in between
+  }
+  return found;
 }
 
 async function classify(event) {
   event.preventDefault();
-  const whole = byId("text").value;
-  const texts = (byId("lines").checked ? whole.split("\n") : [whole]).filter((line) => line.trim());
-  if (!texts.length) return;
-  const button = document.querySelector("button[type=submit]");
-  button.disabled = true;
-  byId("problem").textContent = "";
+  if (busy) return;
+  busy = true;
+  byId("form").setAttribute("aria-busy", "true");
+  byId("problem").textContent = byId("said").textContent = "";
   try {
-    const code = byId("language").value;
-    const body = { texts, top_k: 5, ...(code && { languages: texts.map(() => code) }) };
-    const found = await call("v1/classify", { method: "POST", body: JSON.stringify(body) });
-    byId("answers").hidden = false;
-    byId("results").replaceChildren(...found.results.map((result, i) => answer(texts[i], result)));
-    showModel(found.model);
-    if (!rows.length) load();
+    const question = asked();
+    const found = await results(question);
+    show(question, found);
+    if (!found.models.has(told?.model.version)) await load();
   } catch (error) {
     byId("problem").textContent = error.message;
+    (byId("keybox").open && !byId("key").value ? byId("key") : byId("text")).focus();
   } finally {
-    button.disabled = false;
+    busy = false;
+    byId("form").removeAttribute("aria-busy");
   }
 }
 
-function showModel(model) {
-  byId("model").textContent = "Answered by " + model.name + ", version " + model.version + ", " + model.precision + ".";
+function show({ texts, pairs }, { results, models }) {
+  byId("by").textContent = "Answered by " + [...models.values()].map(named).join(" and by ") + ".";
+  byId("results").replaceChildren(...results.map((one, i) => answer(pairs ? [texts[i], pairs[i]] : texts[i], one)));
+  byId("answered").hidden = false;
+  // long texts scroll within their box, which keys must be able to reach
+  for (const quote of document.querySelectorAll("blockquote")) {
+    if (quote.scrollHeight > quote.clientHeight) {
+      quote.tabIndex = 0;
+      quote.setAttribute("aria-label", "The text");
+    }
+  }
+  const first = byId("results").firstChild;
+  byId("said").textContent = (results.length > 1 ? plural(results.length, "answer") + ". The first: " : "")
+    + results[0].label + ", " + percent(results[0].scores[0].score) + ". " + first.querySelector(".trust").textContent;
+}
+
+function named(model) {
+  const version = model.name.endsWith("/" + model.version) ? "" : ", version " + model.version;
+  return model.name + version + ", " + model.precision;
 }
 
 function drawTable() {
   const wanted = byId("find").value.trim().toLowerCase();
   const value = (row) => (order.key === "name" ? row.name : row.expected_accuracy[order.key]);
-  const shown = rows.filter((row) => (row.name + " " + row.code).toLowerCase().includes(wanted));
+  const shown = told.languages.filter((row) => (row.name + " " + row.code).toLowerCase().includes(wanted));
   shown.sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0) * (order.down ? -1 : 1));
   const body = shown.map((row) => {
     const measured = row.expected_accuracy;
@@ -119,48 +205,63 @@ function drawTable() {
     return element("tr", { className: measured.trained_on ? "source" : "" },
       element("th", { scope: "row" }, row.name),
       element("td", {}, percent(measured.accuracy)),
-      element("td", {}, percent(measured.low) + " – " + percent(measured.high)),
+      element("td", {}, (100 * measured.low).toFixed(1) + " – " + percent(measured.high)),
       element("td", { className: "optional" }, bar(measured.accuracy, measured.low, measured.high)),
-      element("td", {}, String(measured.rows)),
+      element("td", { className: "optional" }, String(measured.rows)),
       element("td", { className: "text" }, measured.trained_on ? "yes" : "no"),
       element("td", { className: "text optional" }, seen === null ? "not known" : seen ? "yes" : "no"));
   });
-  document.querySelector("#table tbody").replaceChildren(...body);
+  byId("table").tBodies[0].replaceChildren(...body);
+  byId("count").textContent = shown.length < told.languages.length
+    ? shown.length + " of " + plural(told.languages.length, "language") : plural(shown.length, "language");
   for (const button of document.querySelectorAll("thead button")) {
     const mine = button.dataset.key === order.key;
     button.closest("th").setAttribute("aria-sort", mine ? (order.down ? "descending" : "ascending") : "none");
   }
 }
 
+function drawModel() {
+  byId("model").textContent = "Model: " + named(told.model) + ".";
+  byId("kept").textContent = told.texts_logged ? " and written to its log" : ", and not kept";
+  byId("second").hidden = !told.pairs;
+  byId("apart").hidden = told.pairs;
+  const chosen = byId("language").value;
+  const names = [...told.languages].sort((a, b) => a.name.localeCompare(b.name));
+  byId("language").replaceChildren(
+    byId("language").options[0], ...names.map((row) => element("option", { value: row.code }, row.name)));
+  if (told.languages.some((row) => row.code === chosen)) byId("language").value = chosen;
+  const facts = { Labels: told.labels, ...told.provenance };
+  byId("provenance").replaceChildren(...Object.entries(facts).flatMap(([key, value]) => {
+    const text = Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value);
+    return [element("dt", {}, key.replaceAll("_", " ")), element("dd", {}, text)];
+  }));
+}
+
 async function load() {
   try {
     const found = await call("v1/model");
-    showModel(found.model);
-    rows = found.languages.filter((row) => row.expected_accuracy);
-    rightToLeft = new Set(rows.filter((row) => row.right_to_left).map((row) => row.code));
+    found.languages = found.languages.filter((row) => row.expected_accuracy);
+    told = found;
+    drawModel();
     drawTable();
-    const names = [...rows].sort((a, b) => a.name.localeCompare(b.name));
-    byId("language").append(...names.map((row) => element("option", { value: row.code }, row.name)));
-    const shown = { Labels: found.labels.join(", "), ...found.provenance };
-    for (const [key, value] of Object.entries(shown)) {
-      const text = Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value);
-      byId("provenance").append(element("dt", {}, key.replaceAll("_", " ")), element("dd", {}, text));
-    }
   } catch (error) {
     byId("model").textContent = error.message;
   }
 }
 
 byId("form").addEventListener("submit", classify);
-byId("find").addEventListener("input", drawTable);
-byId("text").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
-});
+byId("find").addEventListener("input", () => told && drawTable());
+byId("key").addEventListener("change", () => told || load());
+for (const box of [byId("text"), byId("pair")]) {
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
+  });
+}
 for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
     const key = button.dataset.key;
     order = { key, down: order.key === key ? !order.down : key !== "name" };
-    drawTable();
+    if (told) drawTable();
   });
 }
 load();
