@@ -69,7 +69,7 @@ def _print_outcome(console: Any, found: Any) -> None:
         console.print(f"{'overruled' if found.promoted else 'refused'}: {reason}", soft_wrap=True)
     address = f"models:/{found.version.name}@{found.alias}"
     if not found.promoted:
-        where = f"version {found.previous.version}" if found.previous else "nothing"
+        where = f"version {found.present}" if found.present else "nothing"
         console.print(f"{address} still means {where}; version {found.version.version} stays registered")
         return
     console.print(f"artefact     {', '.join(found.artefact.precisions)}: {_checked(found.artefact.checks)}")

@@ -14,7 +14,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from xlt_ray.gate import Gate
 from xlt_ray.registry import RegistryError, Version
 
 OnEvent = Callable[[dict[str, Any]], None]
+NAME = re.compile(r"\w[\w. -]{0,199}")
 ALIAS = re.compile(r"(?!latest$|[vV]\d+$)[\w-]{1,100}", re.ASCII)  # what MLflow takes
 PREVIOUS, GATE, FORCED, ROLLED_BACK = "xlt.promoted_from", "xlt.gate", "xlt.forced", "xlt.rolled_back"
 
@@ -33,11 +34,13 @@ PREVIOUS, GATE, FORCED, ROLLED_BACK = "xlt.promoted_from", "xlt.gate", "xlt.forc
 class Outcome:
     """What a promotion came to: `reasons` against it, overruled where it was `promoted` all the same.
 
-    `previous` is the version the alias pointed at; `gate` is None where there was nothing to compare with.
+    `present` is the version the alias pointed at, None where there was no such alias; `previous` the one that was
+    compared with, another than `version`; `gate` is None where there was nothing to compare with.
     """
 
     version: Version
     alias: str
+    present: str | None
     previous: Version | None
     gate: Gate | None
     artefact: serving_artefact.Made | None
@@ -75,29 +78,40 @@ def promote(
     served = tuple(languages.resolve(code) for code in served)
     on_event({"stage": "register"})
     candidate = find(run, name, uri)
-    previous = registry.aliased(candidate.name, alias, candidate.uri)
-    notes: list[str] = []
+    present, previous, note = _before(candidate, alias)
     compared: Gate | None = None
     reasons: list[str] = []
-    if previous is None:
-        notes.append(f"{candidate.name} has no {alias} yet: nothing to compare with")
-    elif previous.version == candidate.version:
-        notes.append(f"{candidate.model} is the {alias} already: nothing to compare with")
-    else:
+    if previous is not None:
         on_event({"stage": "gate"})
         compared, reasons = _compared(candidate, previous, served, tolerance, strict, cache, on_event)
-    outcome = Outcome(candidate, alias, previous, compared, None, tuple(reasons), tuple(notes), False)
+    outcome = Outcome(candidate, alias, present, previous, compared, None, tuple(reasons), note, False)
     if reasons and not force:
         return outcome
     folder = None if run.startswith("models:") else Path(run) / "bundle"
     made = serving_artefact.make(candidate, folder, texts, force, cache, on_event)
     reasons += made.reasons
-    outcome = Outcome(candidate, alias, previous, compared, made, tuple(reasons), (*notes, *made.notes), False)
+    outcome = replace(outcome, artefact=made, reasons=tuple(reasons), notes=(*note, *made.notes))
     if not made.answers or (reasons and not force):
         return outcome
     on_event({"stage": "alias"})
     _move(outcome)
-    return Outcome(candidate, alias, previous, compared, made, tuple(reasons), outcome.notes, True)
+    return replace(outcome, promoted=True)
+
+
+def _before(candidate: Version, alias: str) -> tuple[str | None, Version | None, tuple[str, ...]]:
+    """Say which version the alias means, which to compare with, and what is to be noted about that."""
+    present = registry.aliased(candidate.name, alias, candidate.uri)
+    if present is None:
+        return None, None, (f"{candidate.name} has no {alias} yet: nothing to compare with",)
+    if present.version != candidate.version:
+        return present.version, present, ()
+    if f"{PREVIOUS}.{alias}" in candidate.tags:
+        return present.version, None, (f"{candidate.model} is the {alias} already, since its promotion",)
+    earlier = registry.held_before(candidate, alias)  # training with tracking.alias moves it without any gate
+    if earlier is None:
+        return present.version, None, (f"{candidate.model} is the first {alias}: nothing to compare with",)
+    note = f"{candidate.model} is the {alias} already, moved there by its training; it is compared only now"
+    return present.version, earlier, (note,)
 
 
 def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
@@ -112,6 +126,8 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
         raise InputError(f"{run}: was not tracked, so MLflow knows nothing of it; train it with a tracking.uri")
     known = [record for _, record in outbox.records(folder, 0) if record["kind"] == "model" and record["name"]]
     experiment = json.loads((folder / "bundle" / "bundle.json").read_text(encoding="utf-8"))["experiment"]
+    if name is not None and not NAME.fullmatch(name):
+        raise InputError(f"--name {name!r}: letters, digits, spaces and _ . - only")
     name = name or (known[-1]["name"] if known else experiment["tracking"]["register_as"])
     if name is None:
         raise InputError(f"{run}: tracking.register_as was not set; name the registered model with --name")
@@ -183,12 +199,12 @@ def _move(outcome: Outcome) -> None:
     """Record a promotion in the version's tags, then move the alias, unless somebody else has moved it meanwhile."""
     version, alias, before = outcome.version, outcome.alias, outcome.previous
     now = registry.aliased(version.name, alias, version.uri)
-    if (now and now.version) != (before and before.version):
+    if (now and now.version) != outcome.present:
         raise RegistryError(
             f"{version.name}@{alias} was moved to version {now and now.version} meanwhile; promote again"
         )
     tags = {"xlt.alias": alias}  # so that sending the run's records again moves no alias
-    if before is None or before.version != version.version:
+    if before is not None or outcome.present is None or f"{PREVIOUS}.{alias}" not in version.tags:
         tags[f"{PREVIOUS}.{alias}"] = before.version if before else "none"
         tags[f"{GATE}.{alias}"] = json.dumps(_short(outcome.gate, before))
     if outcome.reasons or f"{FORCED}.{alias}" in version.tags:
@@ -206,10 +222,8 @@ def _short(found: Gate | None, before: Version | None) -> dict[str, Any]:
     return {"against": against, "passed": found.passed, "languages": len(found.rows), **figures, "unclear": unclear}
 
 
-def rollback(
-    name: str, alias: str = "champion", uri: str | None = None, cache: Path | None = None
-) -> tuple[Version, Version]:
-    """Move an alias back to the version it was promoted from, and return the versions it leaves and now points at.
+def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: Path | None = None) -> str:
+    """Move an alias back to the version it was promoted from, and say from which to which.
 
     The earlier version's artefact is fetched, loaded and asked once before. Raises InputError where there is nothing to
     go back to and RegistryError where the earlier version does not answer.
@@ -231,4 +245,4 @@ def rollback(
         raise RegistryError(f"{earlier.model}: its files are gone; the alias stays at version {present.version}")
     registry.tag(present, {f"{ROLLED_BACK}.{alias}": f"to {earlier.version}"})
     registry.move_alias(name, alias, earlier.version, uri)
-    return present, earlier
+    return f"models:/{name}@{alias} goes back from version {present.version} to version {earlier.version}"

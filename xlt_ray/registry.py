@@ -96,6 +96,16 @@ def of_run(name: str, run_id: str, digest: str, uri: str) -> Version | None:
         return _version(max(ours, key=lambda one: int(one.version)), uri) if ours else None
 
 
+def held_before(version: Version, alias: str) -> Version | None:
+    """Find the newest earlier version that an alias was moved to at some time."""
+    with _told(version.uri):
+        found = _client(version.uri).search_model_versions(f"name = '{version.name}'")
+        earlier = [
+            one for one in found if one.tags.get("xlt.alias") == alias and int(one.version) < int(version.version)
+        ]
+        return _version(max(earlier, key=lambda one: int(one.version)), version.uri) if earlier else None
+
+
 def aliased(name: str, alias: str, uri: str) -> Version | None:
     """Find the version an alias points at; None where there is no such model or alias."""
     uri = absolute(uri)
