@@ -1,7 +1,7 @@
 """Ask a server on this machine over HTTP, by a fixed number of clients or at a fixed rate, and time every answer.
 
-Sockets and HTTP/1.1 by hand, because a client library costs a millisecond a request, which on two cores the server would
-pay for. Bounded in time; only addresses of the loopback interface are taken.
+Sockets and HTTP/1.1 by hand, because a client library costs a millisecond a request, which on two cores the server
+would pay for. Bounded in time; only addresses of the loopback interface are taken.
 """
 
 from __future__ import annotations
