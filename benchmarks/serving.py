@@ -7,8 +7,8 @@ worker), `mlflow` (`mlflow models serve`), `ours_float32` and `ours_int8` (`xlt 
 `..._python` (the same behind Ray's own proxy instead of HAProxy), and the ceilings `onnx_float32` and `onnx_int8`:
 onnxruntime called in a loop with what the server would call it with, tokenising included, no HTTP. Texts are the test
 rows of the model's corpus in all its languages, one a request; the same texts in the same order for every arm. Closed
-loop: 1, 8 and 64 clients that ask again as soon as they are answered. Afterwards, for ours alone: open loop at shares of
-the capacity, three times the capacity for a minute, the change of the model and a killed replica under load.
+loop: 1, 8 and 64 clients that ask again as soon as they are answered. Afterwards, for ours alone: open loop at shares
+of the capacity, three times the capacity for a minute, the change of the model and a killed replica under load.
 """
 
 from __future__ import annotations
@@ -291,7 +291,8 @@ def exchanged(served: Served, texts: Sequence[tuple[str, str]], other: Path) -> 
     names = Counter(json.loads(body)["model"]["name"] for _, body in taken.bodies if body.startswith(b'{"model"'))
     return [
         f"change of the model under 16 clients: statuses {dict(taken.statuses)}, "
-        f"p99 {taken.quantiles()['p99']:.0f} ms, slowest {1000 * max(taken.seconds):.0f} ms, answers by {len(names)} models ({'; '.join(told)})"
+        f"p99 {taken.quantiles()['p99']:.0f} ms, slowest {1000 * max(taken.seconds):.0f} ms, "
+        f"answers by {len(names)} models ({'; '.join(told)})"
     ]
 
 

@@ -74,7 +74,7 @@ def install(folder: Path) -> dict[str, str]:
 
 
 def keep_inside() -> None:
-    """In a replica on loopback: let Serve's port for calls between deployments, which nobody makes here, be there too."""
+    """In a replica on loopback: let Serve's port for calls between deployments, unused here, be there too."""
     if os.environ.get(MARK) != "1":
         return
     from ray.serve._private import replica
