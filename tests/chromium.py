@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven over its own DevTools protocol: what the machine has, and nothing to install beside it."""
+"""A real headless Chromium, the machine's own, driven over its DevTools protocol with nothing to install beside it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from typing import Any
 from websockets.sync.client import ClientConnection, connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# all but the first three keep it from calling hosts of its maker
-FLAGS = """--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-quic --no-first-run --disable-sync
---disable-background-networking --disable-component-update --force-prefers-reduced-motion --lang=en-US""".split()
+# the last line keeps it from calling hosts of its maker
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--lang=en-US", "--no-first-run"),
+    *("--disable-quic", "--disable-sync", "--disable-background-networking", "--disable-component-update"),
+)
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "Space": 32, "ArrowDown": 40, "End": 35}
 
 
 def binary() -> str | None:
     """Find a Chromium: CHROMIUM names one, else the first of the usual names that is on the path."""
-    return next((found for name in (os.environ.get("CHROMIUM"), *NAMES) if name and (found := shutil.which(name))), None)
+    return next(
+        (found for name in (os.environ.get("CHROMIUM"), *NAMES) if name and (found := shutil.which(name))), None
+    )
 
 
 class Page:
@@ -67,13 +71,16 @@ class Page:
         """Wait until JavaScript gives something true."""
         until = time.monotonic() + seconds
         while not (found := self.js(expression)):
-            assert time.monotonic() < until, f"{expression} stayed {found!r}: {self.js('document.body.innerText')[:2000]}"
+            assert time.monotonic() < until, (
+                f"{expression} stayed {found!r}: {self.js('document.body.innerText')[:2000]}"
+            )
             time.sleep(0.02)
         return found
 
-    def open(self, address: str, ready: str = "document.readyState === 'complete'") -> None:
+    def open(self, address: str, ready: str = "true") -> None:
+        """Go to an address and wait for its page, until JavaScript in `ready` gives something true."""
         self.send("Page.navigate", url=address)
-        self.wait(f"location.href === {json.dumps(address)} && {ready}")
+        self.wait(f"location.href === {json.dumps(address)} && document.readyState === 'complete' && ({ready})")
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """Press a key; `modifiers` are 2 for Ctrl, 8 for Shift."""
@@ -87,9 +94,7 @@ class Page:
         self.send("Input.insertText", text=text)
 
     def size(self, width: int, height: int, phone: bool = False) -> None:
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
     def scheme(self, name: str) -> None:
         """Ask for `light` or `dark`."""

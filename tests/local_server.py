@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import uvicorn
 
 from serve import api
 from serve.admission import Keys
 from serve.service import Chunk, Model, Service, answer_all
 from serve.settings import ServeArgs
-from xlt_ray import engine
+from xlt_ray import bundle, collate, config, engine, export, metrics, network
 
 
 def loaded(folder: Path, name: str = "models:/tiny/1", version: str = "1") -> Model:
@@ -48,7 +50,8 @@ def application(made: Service) -> Any:
 @contextlib.contextmanager
 def running(made: Service) -> Iterator[str]:
     """Listen on a free port of 127.0.0.1; gives the address."""
-    server = uvicorn.Server(uvicorn.Config(application(made), host="127.0.0.1", port=0, log_level="error"))
+    quiet = {"log_level": "error", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(application(made), host="127.0.0.1", port=0, **quiet))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -59,3 +62,32 @@ def running(made: Service) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+LABELS = ("sport", "food", "travel")
+MEASURED = {"eng_Latn": 0.9, "deu_Latn": 0.8, "arb_Arab": 0.7, "heb_Hebr": 0.6, "zho_Hans": 0.5, "swh_Latn": 0.4}
+
+
+def artefact_of(encoder: Path, folder: Path, seed: int = 0, pairs: bool = False) -> Path:
+    """Export an untrained network whose answers differ from text to text; its accuracies are those of MEASURED."""
+    corpus = {"loader": "files", "path": str(folder), "text_pair": "second" if pairs else None}
+    experiment = config.build(
+        {"name": "tiny", "corpus": corpus, "sources": ["eng_Latn", "deu_Latn"], "seed": seed,
+         "network": {"init": str(encoder), "max_length": 32, "freeze": []}}
+    )  # fmt: skip
+    net, tokenizer, identity = network.build(experiment.network, len(LABELS), seed)
+    tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    with torch.no_grad():
+        net.head.weight *= 100
+        batch = collate.pad(tokenize([f"eng{i} deu{i} swh{i}" for i in range(20)]), tokenizer.pad_token_id)
+        net.head.bias -= net.head.weight @ net.eval().features(batch).mean(0)
+    truth = np.arange(60) % len(LABELS)
+    predictions = {
+        code: metrics.Predictions(
+            truth, np.where(np.arange(60) < 60 * share, truth, (truth + 1) % 3), [*map(str, range(60))]
+        )
+        for code, share in MEASURED.items()
+    }
+    scores = metrics.score(predictions, LABELS, ["eng_Latn", "deu_Latn"], None, 100, 0)
+    bundle.save(folder / "bundle", bundle.Bundle(net.eval(), tokenize, LABELS, experiment, scores), identity)
+    return export.export(folder / "bundle", folder / "artefact", precisions=("float32",)).folder

@@ -96,7 +96,7 @@ function quoted(text, code) {
   const quote = element("blockquote", {}, text);
   // one line runs as its language does, of several each as it begins
   quote.dir = RIGHT_TO_LEFT.includes(script) && !text.includes("\n") ? "rtl" : "auto";
-  if (script) quote.lang = language + "-" + script;
+  if (script) quote.lang = Intl.getCanonicalLocales(language + "-" + script)[0]; // de-Latn, as screen readers know it
   return quote;
 }
 
