@@ -242,9 +242,10 @@ def rank_sources(
 @app.command()
 def catalogue() -> None:
     """List what a configuration can name: corpora, training methods, encoders, and every key with its default."""
+    from serve.settings import ServeArgs
     from xlt_ray import listings
 
-    listings.catalogue()
+    listings.catalogue(ServeArgs)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
@@ -38,8 +39,8 @@ def plan(experiment: Experiment) -> None:
     console.print(f"run: {experiment.storage}/{experiment.key()}")
 
 
-def catalogue() -> None:
-    """Print what a configuration can name."""
+def catalogue(serving: type[BaseModel]) -> None:
+    """Print what a configuration can name; `serving` is the form of a server's settings, which lies above this layer."""
     console = Console(highlight=False)
     for title, rows in {
         "corpora (corpus.loader)": LOADERS,
@@ -50,8 +51,12 @@ def catalogue() -> None:
         for name, purpose in rows.items():
             table.add_row(name, purpose)
         console.print(table)
-    searched = config_keys.describe(SearchConfig, "search.")
-    for title, described in {"keys": config_keys.describe(Experiment), "keys of a search (xlt tune)": searched}.items():
+    described_under = {
+        "keys": config_keys.describe(Experiment),
+        "keys of a search (xlt tune)": config_keys.describe(SearchConfig, "search."),
+        "keys of a server (xlt serve)": config_keys.describe(serving),
+    }
+    for title, described in described_under.items():
         keys = Table("key", "default", "meaning", title=title, title_justify="left")
         for key, default, meaning in described:
             keys.add_row(key, str(default), meaning)
