@@ -31,7 +31,7 @@ class Line:
 async def answer_lines(
     service: Service, body: AsyncIterator[bytes], top_k: int, spend: Callable[[int], None]
 ) -> AsyncIterator[bytes]:
-    """Give a line of JSON for every line of the body, in order, as soon as the piece it came in is answered.
+    """Give a line of JSON for every line of the body, in order, several at once, as soon as they are answered.
 
     `spend` takes lines from the client's allowance; where it is used up, the stream waits until it is not.
     """
@@ -40,8 +40,10 @@ async def answer_lines(
         for window in _windows(lines, service.args.limits.texts):
             read = [parse(raw, number + i, service) for i, raw in enumerate(window, 1) if raw.strip()]
             number += len(window)
-            for answer in await _answered(service, read, top_k, spend):
-                yield json.dumps(answer, ensure_ascii=False).encode("utf-8") + b"\n"
+            answers = await _answered(service, read, top_k, spend)
+            if answers:
+                yield "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode()
+            await asyncio.sleep(0)  # a turn for others: nothing above waits where all lines are at fault
 
 
 async def _pieces(body: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[bytes]]:
