@@ -15,6 +15,7 @@ from xlt_ray import evaluate as evaluation
 from xlt_ray.bundle import Bundle
 from xlt_ray.comparison import Comparison, compare
 from xlt_ray.config import Experiment, InputError
+from xlt_ray.corpus import Corpus
 from xlt_ray.metrics import Predictions, Scores, load_predictions
 from xlt_ray.prepare import absolute, load_corpus
 from xlt_ray.train import OnEvent
@@ -45,6 +46,17 @@ def rows(
 
     Measured are the experiment's targets and the `sources`, by default the bundle's. Errors as for `measure`.
     """
+    experiment, corpus = corpus_for(model, experiment)
+    measured = corpus.measured(model.experiment.sources if sources is None else sources, experiment.targets)
+    if missing := [code for code in wanted if code not in measured]:
+        raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(measured))}")
+    test = corpus.for_testing()
+    soundness.check(test, (), experiment.targets)
+    return experiment, {code: test.table("test", code) for code in measured}
+
+
+def corpus_for(model: Bundle, experiment: Experiment) -> tuple[Experiment, Corpus]:
+    """Load the corpus of an experiment with a bundle's labels; InputError names those it lacks or adds."""
     data = experiment.model_dump(mode="json")
     data["corpus"]["labels"] = list(model.labels)  # indices must mean what they meant in training
     experiment = absolute(config.build(data))
@@ -54,12 +66,7 @@ def rows(
         raise InputError(
             f"corpus {corpus.name}: labels {', '.join(strange[:5])} differ from the bundle's; map them first"
         )
-    measured = corpus.measured(model.experiment.sources if sources is None else sources, experiment.targets)
-    if missing := [code for code in wanted if code not in measured]:
-        raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(measured))}")
-    test = corpus.for_testing()
-    soundness.check(test, (), experiment.targets)
-    return experiment, {code: test.table("test", code) for code in measured}
+    return experiment, corpus
 
 
 def predict(

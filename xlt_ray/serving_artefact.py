@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,9 @@ def make(
     model = bundles.load(bundle)
     notes: list[str] = []
     tables: dict[str, Any] = {}
+    unlabelled: list[str] = []
     try:
-        tables = _tables(model, texts)
+        tables, unlabelled = _tables(model, texts)
     except InputError as error:
         if not force:
             raise
@@ -74,7 +75,7 @@ def make(
     made = _earlier(version)
     with tempfile.TemporaryDirectory() as scratch:
         if made is None:
-            made = _export(bundle, Path(scratch) / "artefact", tables, on_event)
+            made = _export(bundle, Path(scratch) / "artefact", tables, unlabelled, on_event)
             if made.reasons and not force:
                 return replace(made, notes=(*notes, *made.notes))
             on_event({"stage": "upload"})
@@ -118,13 +119,19 @@ def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _tables(model: Any, texts: Path | None) -> dict[str, Any]:
-    """Give the rows to check a network on: a file's texts, the bundle's answers being right, or the corpus's test."""
+def _tables(model: Any, texts: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """Give the rows to check a network on, and other texts, none of test, to find out where int8 is in doubt.
+
+    The rows are a file's texts, the bundle's answers being right, or the test rows of the bundle's corpus.
+    """
     from xlt_ray import measure
 
     if texts is None:
         try:
-            return measure.rows(model, model.experiment)[1]
+            experiment, corpus = measure.corpus_for(model, model.experiment)
+            codes = corpus.measured(experiment.sources, experiment.targets)
+            others = [text for table in corpus.unlabelled(codes).values() for text in table["text"].to_pylist()]
+            return {code: corpus.table("test", code) for code in codes}, others
         except (InputError, OSError) as error:
             raise InputError(
                 f"the corpus is out of reach ({error}); give texts to check on with --texts FILE"
@@ -140,7 +147,7 @@ def _tables(model: Any, texts: Path | None) -> dict[str, Any]:
     pairs = lines if model.experiment.corpus.text_pair else None
     answers = model.probabilities(lines, pairs).argmax(1)
     columns = {"id": list(map(str, range(len(lines)))), "text": lines, "label": answers}
-    return {"texts": pa.table(columns | ({"text_pair": pairs} if pairs else {}))}
+    return {"texts": pa.table(columns | ({"text_pair": pairs} if pairs else {}))}, []
 
 
 def _question(model: Any, tables: Mapping[str, Any]) -> tuple[Question, str]:
@@ -170,12 +177,12 @@ def _earlier(version: Version) -> Made | None:
     return Made(precisions, checks, (), ("the artefact was made and checked before",), False) if passed else None
 
 
-def _export(bundle: Path, out: Path, tables: Mapping[str, Any], on_event: OnEvent) -> Made:
+def _export(bundle: Path, out: Path, tables: Mapping[str, Any], texts: Sequence[str], on_event: OnEvent) -> Made:
     """Export in both precisions, check both and drop an int8 that does not agree."""
     from xlt_ray import agreement, export
 
     on_event({"stage": "export"})
-    made = export.export(bundle, out)
+    made = export.export(bundle, out, texts=texts)
     if not tables:
         made = _drop(made, "int8")
         return Made(made.precisions, {}, ("the artefact was not checked against the original",), (), False)
@@ -201,6 +208,6 @@ def _drop(made: artefact.Artefact, precision: str) -> artefact.Artefact:
         return made
     for file in made.folder.glob(f"*.{precision}.*"):
         file.unlink()
-    left = replace(made, precisions=tuple(one for one in made.precisions if one != precision))
+    left = replace(made, precisions=tuple(one for one in made.precisions if one != precision), margin=0.0)
     artefact.write(left)
     return artefact.read(made.folder)
