@@ -22,7 +22,7 @@ LAYERS = {
     0: "config config_keys languages",
     1: "bootstrap comparison corpora corpus gate identify metrics mixture prepare search_config soundness space typology",
     2: "agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoders engine evaluate "
-    "export loop network objective onnx_graph probe quantising techniques trimming",
+    "export loop network objective onnx_graph probe quantising techniques tracing trimming",
     3: "cluster courier delivery environment fetch journal listings measure outbox plots progress promotion proposals "
     "registry report retraining rivals run screening search search_events search_plots search_records search_report "
     "search_summary selection serving_artefact similarity storage tracking train trial tuning",

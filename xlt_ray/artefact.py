@@ -1,7 +1,7 @@
 """The folder a model is served from: network files, tokenizer.json, and artefact.json that says what they are.
 
-Only JSON, ONNX and raw weights, never a pickle. artefact.json lists the size and the SHA-256 of every other file; none is
-opened as a model before both were found right, and one that is not listed is never opened at all.
+Only JSON, ONNX and raw weights, never a pickle. artefact.json lists the size and the SHA-256 of every other file;
+none is opened as a model before both were found right, and one that is not listed is never opened at all.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ AGAIN = "copy the folder again, or export the bundle again"
 class Artefact:
     """A folder ready to be served: what it answers, how, how good it was measured to be, and where it comes from.
 
-    `precisions` names the network files there are, the one to serve by default first. `vocabulary` holds mode ("exact"
-    keeps every id, "trimmed" does not), pieces (of the encoder) and kept. `languages` maps a code to what was measured
-    there, fractions from 0 to 1. `checks` holds what `agreement.check` found, {} before.
+    `precisions` names the network files there are, the one to serve by default first. Answers in int8 whose two best
+    labels are nearer to each other than `margin`, in logits, are given again in float32. `vocabulary` holds mode
+    ("exact" keeps every id, "trimmed" does not), pieces (of the encoder) and kept. `languages` maps a code to what was
+    measured there, fractions from 0 to 1. `checks` holds what `agreement.check` found, {} before.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Artefact:
     digest: str
     encoder: str
     precisions: tuple[str, ...]
+    margin: float
     vocabulary: Mapping[str, Any]
     languages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +109,14 @@ def digest(file: Path) -> str:
     """Compute a file's SHA-256 in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def bundle_digest(folder: str | Path) -> str:
+    """Name a bundle by its contents, 16 hex digits: bundle.json lists the SHA-256 of all its other files."""
+    file = Path(folder) / "bundle.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: not a bundle (no bundle.json); give the folder `bundle` of a finished run")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def write_text(file: Path, text: str) -> None:
@@ -180,7 +190,10 @@ _SOUND = {
     "pad_id": lambda value: _whole(value, 0),
     "digest": lambda value: isinstance(value, str),
     "encoder": lambda value: isinstance(value, str),
-    "precisions": lambda value: _texts(value) and set(value) <= set(PRECISIONS) and len(set(value)) == len(value),
+    "margin": lambda value: isinstance(value, int | float) and 0 <= value < float("inf"),
+    "precisions": lambda value: (
+        _texts(value) and "float32" in value and set(value) <= set(PRECISIONS) and len(set(value)) == len(value)
+    ),
     "vocabulary": lambda value: isinstance(value, dict),
     "languages": lambda value: isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()),
     "provenance": lambda value: isinstance(value, dict),

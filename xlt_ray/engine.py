@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,8 @@ import numpy as np
 from xlt_ray import artefact, batching
 from xlt_ray.config import InputError
 
-# Padded tokens a batch on a CPU: activations stay in its cache, and more rows at once are no faster.
-TOKENS = 1024
+# Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
+TOKENS = 160
 MULTIPLE = 1  # onnxruntime prepares nothing per shape, so padding to a multiple would only be more to compute
 
 Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them
@@ -80,7 +81,12 @@ class _Encode:
 
 
 class OnnxEngine:
-    """Answer on a CPU from an artefact that `artefact.read` found whole."""
+    """Answer on a CPU from an artefact that `artefact.read` found whole.
+
+    Every batch is computed by one thread and `threads` of them at once, which is faster than several threads a batch;
+    whoever calls, no more than that compute. With int8, close calls are answered again in float32: those texts whose
+    two best labels are nearer to each other than `artefact.margin`, a few of a hundred.
+    """
 
     device = "cpu"
 
@@ -91,18 +97,38 @@ class OnnxEngine:
 
         self.artefact, self.labels, self.max_length = found, found.labels, found.max_length
         self.precision = found.precisions[0] if precision == "auto" else precision
-        self.session = _session(found.network(self.precision), threads)
+        self.session = _session(found.network(self.precision))
+        second = self.precision == "int8" and found.margin > 0
+        self.precise = _session(found.network("float32")) if second else None
         self.inputs = tuple(one.name for one in self.session.get_inputs())
-        self.tokens = tokens or TOKENS
+        self.tokens, self.threads = tokens or TOKENS, threads or len(os.sched_getaffinity(0))
+        self.pool = ThreadPoolExecutor(self.threads, "onnx")
+        self.asked = 0  # rows that were answered again in float32
         tokenizer = tokenizers.Tokenizer.from_file(str(found.folder / artefact.TOKENIZER))
         self.encode = _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
 
     def probabilities(self, rows: Sequence[Row]) -> np.ndarray:
         """Give the probability of every label for every row: (rows, labels) float32, each summing to 1."""
+        logits = self.logits(self.session, rows)
+        if self.precise is not None and len(rows):
+            close = np.flatnonzero(margins(logits) < self.artefact.margin)
+            self.asked += len(close)
+            logits[close] = self.logits(self.precise, [rows[int(i)] for i in close])
+        return _softmax(logits)
+
+    def logits(self, session: Any, rows: Sequence[Row]) -> np.ndarray:
+        """Score every label for every row by one of the networks: (rows, labels) float32."""
+        lengths = [len(row) for row in rows]
+        # so that there is work for every thread, where there are rows enough
+        tokens = max(1, min(self.tokens, -(-sum(lengths) // self.threads)))
+        groups = batching.steps(lengths, tokens, MULTIPLE)
         result = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
-        for group in batching.steps([len(row) for row in rows], self.tokens, MULTIPLE):
-            (logits,) = self.session.run(["logits"], self._padded([rows[i] for i in group]))
-            result[group] = _softmax(logits)
+
+        def answer(group: list[int]) -> None:
+            (result[group],) = session.run(["logits"], self._padded([rows[i] for i in group]))
+
+        for _ in self.pool.map(answer, groups):
+            pass
         return result
 
     def _padded(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -183,16 +209,26 @@ def _device(asked: str) -> str:
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _session(file: Path, threads: int | None) -> Any:
+def margins(logits: np.ndarray) -> np.ndarray:
+    """Say how far the best label is above the second best, (rows,); infinite where there is but one label."""
+    if logits.shape[1] < 2:
+        return np.full(len(logits), np.inf, dtype=np.float32)
+    best = np.partition(logits, -2, axis=1)
+    return best[:, -1] - best[:, -2]
+
+
+def _session(file: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # fused by hand already; shapes hardly ever come again, and an arena never gives back what one long text took
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.enable_mem_pattern = options.enable_cpu_mem_arena = False
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common class of their own
+    except Exception as error:  # onnxruntime's errors have no class of their own
         raise InputError(f"{file}: onnxruntime cannot load it ({error}); export the bundle again") from None
 
 

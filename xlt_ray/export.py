@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from xlt_ray import artefact, bert_graph, onnx_graph
+import numpy as np
+
+from xlt_ray import agreement, artefact, bert_graph, corpora, onnx_graph, quantising, tracing, trimming
 from xlt_ray import bundle as bundles
-from xlt_ray.artefact import Artefact
+from xlt_ray.artefact import Artefact, bundle_digest
 from xlt_ray.bundle import Bundle
-from xlt_ray.config import InputError
+from xlt_ray.config import CorpusConfig, InputError
+from xlt_ray.engine import OnnxEngine
 from xlt_ray.onnx_graph import Graph
 
 EMBEDDINGS = "embeddings.bin"
-
-
-def bundle_digest(folder: str | Path) -> str:
-    """Name a bundle by its contents, 16 hex digits: bundle.json lists the SHA-256 of all its other files."""
-    file = Path(folder) / "bundle.json"
-    if not file.is_file():
-        raise InputError(f"{folder}: not a bundle (no bundle.json); give the folder `bundle` of a finished run")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+ALIKE = 1e-4  # probabilities of torch and of onnxruntime in float32 differ by a tenth of this
+CALIBRATING = 1000  # texts answered in both precisions to find the margin
 
 
 def export(
@@ -43,41 +40,104 @@ def export(
 ) -> Artefact:
     """Export a bundle into the folder `out`, which appears whole or not at all and replaces an artefact there.
 
-    `precisions` are those to make; float32 is the one served by default until `artefact.record` tells of a check that
-    int8 passed. `vocabulary` "exact" keeps every id; "trimmed" keeps what the scripts of `languages` (default: those
-    that were measured) and the unlabelled `texts` need. `progress` is told what is being done.
+    float32 is always made, int8 where `precisions` names it, and float32 is the one served by default until
+    `artefact.record` tells of a check that int8 passed. `vocabulary` "exact" keeps every id; "trimmed" keeps what the
+    scripts of `languages` need (default: those that were measured). By the unlabelled `texts`, a few hundred of the
+    kind to be served and none of test, the margin is found below which int8 asks float32; without any, sentences of
+    the embedded corpus stand in. `progress` is told what is being done.
     Raises InputError where the bundle is damaged, `out` holds something else or the encoder cannot be exported.
     """
     bundle, out = Path(bundle), Path(out)
     for one in precisions:
         if one not in artefact.PRECISIONS:
             raise InputError(f"precisions: {one!r}; give some of {', '.join(artefact.PRECISIONS)}")
+    if vocabulary not in ("exact", "trimmed"):
+        raise InputError(f"vocabulary: {vocabulary!r}; give exact or trimmed")
     progress("reading the bundle")
     name, found = bundle_digest(bundle), bundles.load(bundle)
+    content = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     with _beside(out) as folder:
-        tokenizer = found.tokenize.tokenizer.backend_tokenizer
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.save(str(folder / artefact.TOKENIZER), pretty=False)
-        kept = {"mode": vocabulary, "pieces": tokenizer.get_vocab_size(), "kept": tokenizer.get_vocab_size()}
         progress("writing the float32 network")
-        graph = _graph(found, folder)
-        _write(graph, folder, "float32")
-        made = _describe(found, folder, name, json.loads((bundle / "bundle.json").read_text(encoding="utf-8")), kept)
+        graph, words = _graph(found, folder)
+        keep, kept = _vocabulary(found, folder, vocabulary, languages)
+        for table in words if keep is not None else ():
+            graph.weights[table] = graph.weights[table][keep]
+        made = _describe(found, folder, name, content, kept)
+        _write(graph, made, "float32", words)
+        if "int8" in precisions:
+            progress("writing the int8 network")
+            made = replace(made, precisions=("float32", "int8"))
+            _write(quantising.quantised(graph), made, "int8", words)
+        _compare(found, made)
+        if "int8" in precisions:
+            progress("measuring where int8 is in doubt")
+            made = replace(made, margin=_margin(made, list(texts)))
         artefact.write(made)
     return artefact.read(out)
 
 
-def _graph(found: Bundle, folder: Path) -> Graph:
+def _graph(found: Bundle, folder: Path) -> tuple[Graph, list[str]]:
+    """Give the float32 graph and the names of its word-embedding tables, of which there is one as a rule."""
     types = "token_type_ids" in found.tokenize.tokenizer.model_input_names
     if bert_graph.fits(found.network.encoder.config):
-        return bert_graph.build(found.network, types)
-    raise InputError("not yet")
+        return bert_graph.build(found.network, types), [bert_graph.WORDS]
+    graph = tracing.traced(found.network, types, folder / "traced")
+    shape = tuple(found.network.encoder.get_input_embeddings().weight.shape)
+    tables = {node.input[0] for node in graph.nodes if node.op_type == "Gather"}
+    return graph, sorted(name for name in tables & set(graph.weights) if graph.weights[name].shape == shape)
 
 
-def _write(graph: Graph, folder: Path, precision: str) -> None:
-    places = {bert_graph.WORDS: EMBEDDINGS}
-    onnx_graph.write(graph, folder / artefact.network_file(precision), places, f"weights.{precision}.bin")
+def _vocabulary(
+    found: Bundle, folder: Path, mode: str, languages: Sequence[str] | None
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Write tokenizer.json; give the ids that stay, None for all, and what to say about them."""
+    tokenizer = found.tokenize.tokenizer.backend_tokenizer
+    tokenizer.no_truncation(), tokenizer.no_padding()
+    text, pieces = tokenizer.to_str(), tokenizer.get_vocab_size()
+    keep = None
+    if mode == "trimmed":
+        codes = languages or (tuple(found.scores.languages) if found.scores else found.experiment.sources)
+        always = tokenizer.encode(found.tokenize.prefix, add_special_tokens=True).ids
+        keep = trimming.kept(text, codes, found.tokenize.tokenizer.pad_token_id, always)
+        text = trimming.trimmed(text, keep)
+    artefact.write_text(folder / artefact.TOKENIZER, text)
+    described = {"mode": mode, "pieces": pieces, "kept": pieces if keep is None else len(keep)}
+    return keep, described | ({} if keep is None else {"scripts": list(trimming.scripts(codes))})
+
+
+def _write(graph: Graph, made: Artefact, precision: str, words: Sequence[str]) -> None:
+    places = dict.fromkeys(words[:1], EMBEDDINGS)
+    onnx_graph.write(graph, made.folder / artefact.network_file(precision), places, f"weights.{precision}.bin")
+
+
+def _compare(found: Bundle, made: Artefact) -> None:
+    """Refuse a float32 network that answers otherwise than the bundle: the encoder does something export cannot."""
+    texts = ["", "1", "A somewhat longer text, of which the others are padded to the length.", "1 2 3 " * 200]
+    engine = OnnxEngine(made, "float32")
+    for rows in (texts, texts[:1], texts[2:3]):
+        pairs = rows[::-1] if made.pairs else None
+        apart = np.abs(engine.probabilities(engine.encode(rows, pairs)) - found.probabilities(rows, pairs)).max()
+        if not apart <= ALIKE:
+            raise InputError(
+                f"{type(found.network.encoder).__name__}: exported, it answers otherwise (probabilities are up to "
+                f"{apart:.1e} apart); serve the bundle with torch"
+            )
+
+
+def _margin(made: Artefact, texts: list[str]) -> float:
+    """Find the margin below which int8 is to ask float32, from answers of both."""
+    texts = texts or _sentences()
+    chosen = np.random.default_rng(0).permutation(len(texts))[:CALIBRATING]
+    engine = OnnxEngine(replace(made, margin=np.inf), "int8")
+    taken = [texts[i] for i in chosen]
+    rows = engine.encode(taken, taken[::-1] if made.pairs else None)
+    return agreement.margin(engine.logits(engine.session, rows), engine.logits(engine.precise, rows))
+
+
+def _sentences() -> list[str]:
+    corpus = corpora.load(CorpusConfig(loader="voice_commands"))
+    tables = corpus.unlabelled(corpus.languages("train"))
+    return [text for table in tables.values() for text in table["text"].to_pylist()]
 
 
 def _describe(
@@ -101,6 +161,7 @@ def _describe(
         digest=digest,
         encoder=content["encoder"],
         precisions=("float32",),
+        margin=0.0,
         vocabulary=vocabulary,
         languages=measured,
         provenance={

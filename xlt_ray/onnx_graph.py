@@ -33,7 +33,7 @@ class Graph:
 
     def weight(self, name: str, values: Any, dtype: Any = None) -> str:
         """Add a weight and return its name."""
-        self.weights[name] = np.ascontiguousarray(values, dtype=dtype)
+        self.weights[name] = np.asarray(values, dtype=dtype, order="C")
         return name
 
     def add(self, operator: str, inputs: Iterable[str], output: str | None = None, **attributes: Any) -> str:

@@ -1,0 +1,111 @@
+"""Check an artefact against the bundle it was made of: the same labels, and no group of languages worse off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from xlt_ray import artefact, engine
+from xlt_ray.config import InputError
+from xlt_ray.engine import margins
+
+AGREEMENT = 0.995  # share of all rows that must get the label the bundle gives them
+LOSS = 0.003  # accuracy that no group of languages may lose
+LIMITS = {"agreement": AGREEMENT, "loss": LOSS}
+CHUNK = 4096  # rows encoded at once
+LEFT_WRONG = 0.002  # share of calibrating rows that may keep another label than float32's
+
+
+def check(bundle_folder: str | Path, artefact_folder: str | Path, tables: Mapping[str, pa.Table]) -> dict[str, Any]:
+    """Answer the rows of tables (language -> text, label, for pairs text_pair) by bundle and artefact, and compare.
+
+    Gives for every precision: `agreement` over all rows; `groups`, for all languages, the sources, the zero-shot ones
+    and those of them seen and unseen in pre-training: rows, accuracy `before` and `after` and `change` between them;
+    `worst`, the language with the least agreement; `asked`, the share of rows that int8 gave to float32; `texts`; and
+    whether it `passed` LIMITS, which is what `artefact.record` wants to know. Labels of the tables count as the
+    bundle's do. Raises InputError where there is no row or the artefact is another bundle's.
+    """
+    made = artefact.read(artefact_folder)
+    if made.digest != artefact.bundle_digest(bundle_folder):
+        raise InputError(f"{artefact_folder}: not made of {bundle_folder}, whose digest differs; export it again")
+    if not sum(table.num_rows for table in tables.values()):
+        raise InputError("agreement: there is no row to compare by; give a test split")
+    torch_engine = engine.load(bundle_folder, device="cpu", precision="float32")
+    before = {code: answers(torch_engine, table) for code, table in tables.items() if table.num_rows}
+    gold = {code: tables[code]["label"].to_numpy().astype(np.int64) for code in before}
+    found: dict[str, Any] = {}
+    for precision in made.precisions:
+        onnx_engine = engine.OnnxEngine(made, precision)
+        after = {code: answers(onnx_engine, tables[code]) for code in before}
+        verdict = compare(gold, before, after, made.languages)
+        found[precision] = verdict | {"asked": onnx_engine.asked / verdict["texts"]}
+    return found
+
+
+def answers(model: engine.Engine, table: pa.Table) -> np.ndarray:
+    """Give the number of the best label of every row: (rows,)."""
+    found = []
+    for start in range(0, table.num_rows, CHUNK):
+        part = table.slice(start, CHUNK)
+        pairs = part["text_pair"].to_pylist() if "text_pair" in part.column_names else None
+        found.append(model.probabilities(model.encode(part["text"].to_pylist(), pairs)).argmax(1))
+    return np.concatenate(found)
+
+
+def compare(
+    gold: Mapping[str, np.ndarray],
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    languages: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Compare two sets of answers, language -> labels (rows,); `languages` says which group each belongs to."""
+    same = {code: before[code] == after[code] for code in gold}
+    groups = {}
+    for name, codes in _groups(gold, languages).items():
+        right = [np.concatenate([answer[code] == gold[code] for code in codes]) for answer in (before, after)]
+        was, now = (float(one.mean()) for one in right)
+        groups[name] = {"rows": len(right[0]), "before": was, "after": now, "change": now - was}
+    agreed = float(np.concatenate(list(same.values())).mean())
+    worst = min(same, key=lambda code: (same[code].mean(), code))
+    passed = agreed >= AGREEMENT and all(one["change"] >= -LOSS for one in groups.values())
+    return {
+        "agreement": agreed,
+        "groups": groups,
+        "worst": {"language": worst, "agreement": float(same[worst].mean())},
+        "texts": sum(map(len, gold.values())),
+        "passed": bool(passed),
+    }
+
+
+def _groups(gold: Mapping[str, Any], languages: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    def those(role: str, seen: bool | None = None) -> list[str]:
+        known = [code for code in gold if languages.get(code, {}).get("role") == role]
+        return known if seen is None else [code for code in known if languages[code].get("seen") is seen]
+
+    groups = {
+        "all": list(gold),
+        "source": those("source"),
+        "zero-shot": those("zero-shot"),
+        "zero-shot seen": those("zero-shot", True),
+        "zero-shot unseen": those("zero-shot", False),
+    }
+    return {name: codes for name, codes in groups.items() if codes}
+
+
+def margin(rough: np.ndarray, precise: np.ndarray) -> float:
+    """Find the margin under which rough logits (rows, labels) are not to be trusted, given the precise ones.
+
+    So large that of these rows all but LEFT_WRONG get the label of the precise logits; at least twice the median change
+    of a margin, as few rows may show no wrong label by luck.
+    """
+    best, other = (np.argsort(rough, axis=1)[:, -k] for k in (1, min(2, rough.shape[1])))
+    rows = np.arange(len(rough))
+    changes = np.abs((rough[rows, best] - rough[rows, other]) - (precise[rows, best] - precise[rows, other]))
+    wrong = np.sort(margins(rough)[best != precise.argmax(1)])[::-1]
+    left = int(LEFT_WRONG * len(rough))
+    needed = wrong[left] * 1.01 if len(wrong) > left else 0.0
+    return float(max(needed, 2 * np.median(changes)))
