@@ -30,7 +30,10 @@ def register(app: typer.Typer, told: Told) -> None:
         texts: Annotated[
             Path | None, typer.Option(help="texts, one a line, to check the artefact on where the corpus is gone")
         ] = None,
-        uri: Annotated[str | None, typer.Option(help="tracking server; default: the run's own")] = None,
+        uri: Annotated[
+            str | None,
+            typer.Option(help="tracking server; default: the run's own. Another is sent all of the run first"),
+        ] = None,
         cache: Annotated[Path | None, typer.Option(help="folder for fetched models; default: ~/.cache/xlt_ray")] = None,
     ) -> None:
         """Hold a run against the model in service, make its fast artefact, try it, and only then move the alias."""
@@ -72,7 +75,9 @@ def _print_outcome(console: Any, found: Any) -> None:
         where = f"version {found.present}" if found.present else "nothing"
         console.print(f"{address} still means {where}; version {found.version.version} stays registered")
         return
-    console.print(f"artefact     {', '.join(found.artefact.precisions)}: {_checked(found.artefact.checks)}")
+    served, *others = found.artefact.precisions
+    also = f", {', '.join(others)} on demand" if others else ""
+    console.print(f"artefact     {served}{also}; {_checked(found.artefact.checks)}", soft_wrap=True)
     before = f", before version {found.previous.version}" if found.previous else ""
     console.print(f"{address} now means version {found.version.version}{before}", soft_wrap=True)
 
