@@ -10,29 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from artefacts import LABELS, TEXTS, bundled
 from conftest import saved
 
-from xlt_ray import artefact, bundle, collate, engine, export, network
-from xlt_ray.bundle import Bundle
-from xlt_ray.collate import Tokenize
-from xlt_ray.config import InputError, build
-
-LABELS = ("sport", "food", "travel")
-TEXTS = ["eng1 eng2 eng3", "eng40 eng41", "swh22", "unknown words", "", "deu1 " * 100, "hin3 eng7 [PAD] eng9"]
-
-
-def bundled(folder: Path, encoder: Path | str, *overrides: str, seed: int = 0) -> Path:
-    """Save a bundle of an untrained network whose answers differ from text to text."""
-    settings = {"name": "tiny", "sources": ["eng_Latn"], "network": {"init": str(encoder), "max_length": 32}}
-    experiment = build(settings, overrides)
-    net, tokenizer, identity = network.build(experiment.network, len(LABELS), seed)
-    tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
-    with torch.no_grad():
-        net.head.weight *= 100
-        batch = collate.pad(tokenize(TEXTS), tokenizer.pad_token_id)
-        net.head.bias -= net.head.weight @ net.eval().features(batch).mean(0)
-    bundle.save(folder, Bundle(net.eval(), tokenize, LABELS, experiment, None), identity)
-    return folder
+from xlt_ray import artefact, bundle, engine, export
+from xlt_ray.config import InputError
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +42,7 @@ OTHERS = {
         transformers.MT5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=0)
     ),
     "modernbert": lambda: transformers.ModernBertModel(
-        transformers.ModernBertConfig(**CONFIG, intermediate_size=64, pad_token_id=0, global_attn_every_n_layers=2)
+        transformers.ModernBertConfig(**CONFIG, intermediate_size=64, pad_token_id=0)
     ),
 }
 TRACED = ("mt5", "modernbert")  # by torch.onnx, which takes seconds
@@ -143,6 +125,7 @@ def test_what_a_bundle_says_of_itself_is_kept(exported: Path, tiny_bundle: Path)
     assert (found.labels, found.prefix, found.max_length, found.pairs) == (LABELS, "eng5 ", 32, False)
     assert found.vocabulary == {"mode": "exact", "pieces": 244, "kept": 244}
     assert found.provenance["name"] == "tiny" and found.provenance["oracle"] is False
+    assert found.languages == {}
     assert found.encoder == bundle.verify(tiny_bundle)["encoder"]
 
 

@@ -13,16 +13,23 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from xlt_ray.config import InputError
+from xlt_ray.config import InputError, build
 
 FORMAT = 1
 FILE = "artefact.json"
 TOKENIZER = "tokenizer.json"
 PRECISIONS = ("float32", "int8")
 LISTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json)")
+# of `metrics.LanguageScore`: what a reader of an answer wants to know of its language
+MEASURED = {
+    "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "macro_f1": "macro_f1",
+    "support": "support", "role": "role", "seen": "seen",
+}  # fmt: skip
 LARGEST = 64 * 2**20  # bytes of artefact.json: labels and languages are kilobytes
 AGAIN = "copy the folder again, or export the bundle again"
 
@@ -117,6 +124,39 @@ def bundle_digest(folder: str | Path) -> str:
     if not file.is_file():
         raise InputError(f"{folder}: not a bundle (no bundle.json); give the folder `bundle` of a finished run")
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def describe(bundle: str | Path, pad_id: int) -> Artefact:
+    """Say of a bundle, which somebody verified, what artefact.json would: float32 alone, every piece, no files yet."""
+    folder = Path(bundle)
+    content = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    experiment = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment")
+    scores = folder / "scores.json"
+    languages = json.loads(scores.read_text(encoding="utf-8"))["languages"] if scores.is_file() else {}
+    return Artefact(
+        folder=folder,
+        labels=tuple(content["labels"]),
+        prefix=content["prefix"],
+        max_length=content["max_length"],
+        pairs=experiment.corpus.text_pair is not None,
+        pad_id=pad_id,
+        digest=bundle_digest(folder),
+        encoder=content["encoder"],
+        precisions=("float32",),
+        margin=0.0,
+        vocabulary={"mode": "exact"},
+        languages={code: {key: one[name] for key, name in MEASURED.items()} for code, one in languages.items()},
+        provenance={
+            "run": experiment.key(),
+            "name": experiment.name,
+            "sources": list(experiment.sources),
+            "method": experiment.training.method,
+            "seed": experiment.seed,
+            "oracle": experiment.oracle,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "xlt_ray": version("xlt-ray"),
+        },
+    )
 
 
 def write_text(file: Path, text: str) -> None:

@@ -27,6 +27,7 @@ Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types wher
 class Engine(Protocol):
     """A model ready to answer; `encode` and `probabilities` may be called from several threads at once."""
 
+    artefact: artefact.Artefact  # of a bundle what its artefact would say
     labels: tuple[str, ...]
     precision: str
     device: str
@@ -170,12 +171,12 @@ class TorchEngine:
             torch.set_num_threads(threads)
         found = bundle.load(folder)
         self.network = found.network.to(self.device)
+        self.artefact = artefact.describe(folder, found.tokenize.tokenizer.pad_token_id)
         self.labels, self.max_length = found.labels, found.tokenize.max_length
         self.tokens = tokens or evaluate.token_budget(
             found.experiment.evaluation.tokens_per_step, torch.device(self.device)
         )
         tokenizer = found.tokenize.tokenizer
-        self.pad_id = tokenizer.pad_token_id
         self.call: Any = torch.compile(self.network, dynamic=True) if compiled else self.network
         types = "token_type_ids" in tokenizer.model_input_names
         self.encode = _Encode(tokenizer.backend_tokenizer, found.tokenize.prefix, self.max_length, types)
@@ -193,7 +194,7 @@ class TorchEngine:
             for row in rows
         ]
         with torch.inference_mode(), evaluate.autocast(device, self.precision):
-            for group, batch in collate.budgeted(encoded, self.tokens, self.pad_id):
+            for group, batch in collate.budgeted(encoded, self.tokens, self.artefact.pad_id):
                 logits = self.call({key: value.to(device) for key, value in batch.items()})
                 result[group] = logits.float().softmax(-1).cpu().numpy()
         return result

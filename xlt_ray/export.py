@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +14,8 @@ import numpy as np
 
 from xlt_ray import agreement, artefact, bert_graph, corpora, onnx_graph, quantising, tracing, trimming
 from xlt_ray import bundle as bundles
-from xlt_ray.artefact import Artefact, bundle_digest
+from xlt_ray.artefact import Artefact
+from xlt_ray.artefact import bundle_digest as bundle_digest
 from xlt_ray.bundle import Bundle
 from xlt_ray.config import CorpusConfig, InputError
 from xlt_ray.engine import OnnxEngine
@@ -54,15 +52,15 @@ def export(
     if vocabulary not in ("exact", "trimmed"):
         raise InputError(f"vocabulary: {vocabulary!r}; give exact or trimmed")
     progress("reading the bundle")
-    name, found = bundle_digest(bundle), bundles.load(bundle)
-    content = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    found = bundles.load(bundle)
+    described = artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id)
     with _beside(out) as folder:
         progress("writing the float32 network")
         graph, words = _graph(found, folder)
         keep, kept = _vocabulary(found, folder, vocabulary, languages)
         for table in words if keep is not None else ():
             graph.weights[table] = graph.weights[table][keep]
-        made = _describe(found, folder, name, content, kept)
+        made = replace(described, folder=folder, vocabulary=kept)
         _write(graph, made, "float32", words)
         if "int8" in precisions:
             progress("writing the int8 network")
@@ -138,38 +136,6 @@ def _sentences() -> list[str]:
     corpus = corpora.load(CorpusConfig(loader="voice_commands"))
     tables = corpus.unlabelled(corpus.languages("train"))
     return [text for table in tables.values() for text in table["text"].to_pylist()]
-
-
-def _describe(
-    found: Bundle, folder: Path, digest: str, content: Mapping[str, Any], vocabulary: Mapping[str, Any]
-) -> Artefact:
-    experiment = found.experiment
-    measured = {
-        code: {
-            "accuracy": one.accuracy, "low": one.accuracy_low, "high": one.accuracy_high, "macro_f1": one.macro_f1,
-            "support": one.support, "role": one.role, "seen": one.seen,
-        }
-        for code, one in (found.scores.languages.items() if found.scores else ())
-    }  # fmt: skip
-    return Artefact(
-        folder=folder,
-        labels=found.labels,
-        prefix=found.tokenize.prefix,
-        max_length=found.tokenize.max_length,
-        pairs=experiment.corpus.text_pair is not None,
-        pad_id=found.tokenize.tokenizer.pad_token_id,
-        digest=digest,
-        encoder=content["encoder"],
-        precisions=("float32",),
-        margin=0.0,
-        vocabulary=vocabulary,
-        languages=measured,
-        provenance={
-            "run": experiment.key(), "name": experiment.name, "sources": list(experiment.sources),
-            "method": experiment.training.method, "seed": experiment.seed, "oracle": experiment.oracle,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"), "xlt_ray": version("xlt-ray"),
-        },
-    )  # fmt: skip
 
 
 class _beside:  # noqa: N801  used like a function
