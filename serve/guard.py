@@ -25,7 +25,7 @@ JSON = ("application/json",)
 KINDS = {
     "/v1/classify": JSON,
     "/v1/feedback": JSON,
-    STREAMED: (*JSON, "application/x-ndjson", "application/ndjson", "application/jsonl"),
+    STREAMED: (*JSON, "application/ndjson", "application/jsonl", "application/x-ndjson"),
 }
 HEADERS = {
     "X-Content-Type-Options": "nosniff",

@@ -28,7 +28,10 @@ def _vocabulary() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT of random weights with a whole-word vocabulary, saved as a directory."""
-    folder = tmp_path_factory.mktemp("tiny_encoder")
+    return save_encoder(tmp_path_factory.mktemp("tiny_encoder"))
+
+
+def save_encoder(folder: Path) -> Path:
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *_vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
