@@ -6,9 +6,12 @@ pair template; and both cut what they are asked into batches of similar length.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +23,8 @@ from xlt_ray.config import InputError
 # Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
 TOKENS = 160
 MULTIPLE = 1  # onnxruntime prepares nothing per shape, so padding to a multiple would only be more to compute
+
+RELEASE = 2  # batches after which pages of the embedding table are unmapped: they stay in the system's file cache
 
 Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them
 
@@ -104,6 +109,7 @@ class OnnxEngine:
         self.inputs = tuple(one.name for one in self.session.get_inputs())
         self.tokens, self.threads = tokens or TOKENS, threads or len(os.sched_getaffinity(0))
         self.pool = ThreadPoolExecutor(self.threads, "onnx")
+        self.mapped, self.batches = _mapped(found.folder), 0
         self.asked = 0  # rows that were answered again in float32
         tokenizer = tokenizers.Tokenizer.from_file(str(found.folder / artefact.TOKENIZER))
         self.encode = _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
@@ -129,7 +135,9 @@ class OnnxEngine:
             (result[group],) = session.run(["logits"], self._padded([rows[i] for i in group]))
 
         for _ in self.pool.map(answer, groups):
-            pass
+            self.batches += 1
+            if self.batches % RELEASE == 0:
+                _release(self.mapped)
         return result
 
     def _padded(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -231,6 +239,27 @@ def _session(file: Path) -> Any:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no class of their own
         raise InputError(f"{file}: onnxruntime cannot load it ({error}); export the bundle again") from None
+
+
+def _mapped(folder: Path) -> list[tuple[int, int]]:
+    """List where files of a folder are mapped into this process, as (address, bytes); none where nothing tells."""
+    with suppress(OSError):
+        found = []
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+            span, access, _, _, _, *name = line.split(maxsplit=5)
+            start, end = (int(part, 16) for part in span.split("-"))
+            # private and of a file that nobody writes to: what is unmapped comes again as it was
+            if name and Path(name[0]).parent == folder.resolve() and name[0].endswith(".bin") and access[3] == "p":
+                found.append((start, end - start))
+        return found
+    return []
+
+
+def _release(mapped: Sequence[tuple[int, int]]) -> None:
+    # every row that was looked up has brought its neighbours' pages along, which would add up to the whole table
+    libc = ctypes.CDLL(None)
+    for address, size in mapped:
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
