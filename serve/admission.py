@@ -86,6 +86,18 @@ class Keys:
             raise Refusal(401, "unauthorised", "give a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         return found
 
+    @contextlib.contextmanager
+    def charged(self, client: str, texts: int) -> Iterator[None]:
+        """Take texts from a client's allowance, as `spend`, and give them back where what is done here is refused."""
+        self.spend(client, texts)
+        try:
+            yield
+        except Refusal:
+            if client in self._left:
+                left, since = self._left[client]
+                self._left[client] = left + texts, since
+            raise
+
     def spend(self, client: str, texts: int) -> None:
         """Take texts from a client's allowance of a minute; raise a Refusal of 429 where it is used up."""
         rate = next((key.texts_per_minute for key in self._keys if key.name == client), None)

@@ -132,8 +132,8 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         """Label texts; each answer says how accurate the model was measured to be in the text's language."""
         asked: Any = body
         given = check_codes(asked.languages, len(asked.texts))
-        keys.spend(request.scope["state"]["client"], len(asked.texts))
-        answer = await service().classify(asked.texts, asked.pairs, given, deadline)
+        with keys.charged(request.scope["state"]["client"], len(asked.texts)):
+            answer = await service().classify(asked.texts, asked.pairs, given, deadline)
         service().follow_up(answer, asked.texts, asked.pairs)
         return JSONResponse({"model": answer.model.shown, "results": shown(answer, asked.top_k)})
 
@@ -155,8 +155,9 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         if len(asked.labels) != len(asked.texts):
             raise unfit("labels", f"{len(asked.labels)} of them for {len(asked.texts)} texts; give one a text")
         given = check_codes(asked.languages, len(asked.texts))
-        keys.spend(request.scope["state"]["client"], len(asked.texts))
-        return JSONResponse({"models": await service().feedback(asked.texts, asked.labels, asked.pairs, given)})
+        with keys.charged(request.scope["state"]["client"], len(asked.texts)):
+            models = await service().feedback(asked.texts, asked.labels, asked.pairs, given)
+        return JSONResponse({"models": models})
 
 
 def _add_telling(app: FastAPI, args: ServeArgs, service: Callable[[], Service], metrics: Callable[[], str]) -> None:

@@ -71,9 +71,12 @@ class Classifier:
         began = time.perf_counter()
         results = await asyncio.to_thread(answer_all, chunks)
         seconds = time.perf_counter() - began
-        texts = sum(len(chunk.rows) for chunk in chunks)
-        self.service.queue.measured(texts, seconds)
-        self.service.telemetry.batch(texts, sum(chunk.tokens for chunk in chunks), seconds)
+        # what was dropped as late took no time, and would make the engine look quick just when it is not
+        done = [chunk for chunk, found in zip(chunks, results, strict=True) if isinstance(found, np.ndarray)]
+        if done:
+            texts = sum(len(chunk.rows) for chunk in done)
+            self.service.queue.measured(texts, seconds)
+            self.service.telemetry.batch(texts, tokens_of(done), seconds)
         self.service.telemetry.waiting(self.service.queue.waiting)
         return results
 
@@ -113,7 +116,8 @@ class Classifier:
             second = held.model if held and same else await load(choice.challenger.model, self.args)
             challenge = held if same else Challenge(choice.challenger, second)
         # two budgets' worth: rows of one batch are sorted by length, and more rows leave less padding
-        self._batch.set_max_batch_size(2 * self.service.budget(model))
+        batch: Any = self._batch
+        batch.set_max_batch_size(2 * self.service.budget(model))
         self.service.model, self.service.challenge, self.choice = model, challenge, choice
         self.service.problem = ""
 
@@ -213,5 +217,6 @@ def bind(settings: ServeArgs, choice: Choice) -> Application:
         )
     else:
         options["num_replicas"] = scaling.min_replicas
-    app: Application = Classifier.options(**options).bind(settings.model_dump(mode="json"))
+    deployment: Any = Classifier
+    app: Application = deployment.options(**options).bind(settings.model_dump(mode="json"))
     return app

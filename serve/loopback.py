@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -28,13 +29,15 @@ REFUSAL = "\r\n".join(
 # Classifying twice does no harm, so whatever a dying replica leaves without an answer may be asked again.
 RETRY_ON = "conn-failure empty-response junk-response"
 RETRIES = 10
+STREAMED = "/v1/classify/stream"
 MARK = "XLT_SERVE_ON_LOOPBACK"  # in the environment of what `xlt serve` starts
 
 
 def correct(config: str, refusal: Path) -> str:
     """Bind what is open to every interface to loopback, answer 503 in our form, and hold a request until it is whole.
 
-    A request can be repeated only where HAProxy has all of it, so it waits for the body before choosing a replica.
+    A request can be repeated only where HAProxy has all of it, so it waits for the body before choosing a replica; not
+    so for a stream, whose client may wait for answers before it sends more.
 
     >>> print(correct("  bind *:8404\\n  bind :9101\\n  bind 127.0.0.1:8000\\n", Path("503.http")))
       bind 127.0.0.1:8404
@@ -44,10 +47,9 @@ def correct(config: str, refusal: Path) -> str:
     """
     config = re.sub(r"^(\s*)bind (?:\*|)?:(\d+)", r"\1bind 127.0.0.1:\2", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*errorfile 50[234]) .*$", rf"\1 {refusal}", config, flags=re.MULTILINE)
-    if "option http-buffer-request" not in config:
-        config = config.replace(
-            "    option abortonclose\n", "    option abortonclose\n    option http-buffer-request\n"
-        )
+    whole = f"    http-request wait-for-body time 10s unless {{ path_end {STREAMED} }}\n"
+    if whole not in config:
+        config = re.sub(r"^(frontend http_frontend\n.*\n)", rf"\1{whole}", config, flags=re.MULTILINE)
     return config
 
 
@@ -99,11 +101,19 @@ def binary() -> str:
     return str(get_haproxy_binary())
 
 
+def _end_with_parent() -> None:
+    """Let the system end HAProxy with the process that started it, which kill -9 would otherwise leave on its port."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, which outlives the change into HAProxy
+
+
 def main(haproxy: str, arguments: list[str]) -> None:
     """Correct the configuration named by `-f` and become HAProxy."""
     file = Path(arguments[arguments.index("-f") + 1])
     refusal = file.with_name("503.http")
     refusal.write_text(REFUSAL, encoding="utf-8", newline="")
+    _end_with_parent()
     file.write_text(correct(file.read_text(encoding="utf-8"), refusal), encoding="utf-8")
     os.execv(haproxy, [haproxy, *arguments])
 

@@ -24,7 +24,7 @@ Result = Any  # of a CliRunner
 Call = Callable[..., Result]
 
 VERBS = {"train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue"}
-VERBS |= {"languages", "sync"}
+VERBS |= {"languages", "sync", "promote", "serve", "rollout", "rollback", "challenge", "key"}
 ROOT = Path(__file__).parents[1]
 
 

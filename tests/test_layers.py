@@ -20,7 +20,8 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config config_keys languages",
-    1: "bootstrap comparison corpora corpus gate identify metrics mixture prepare search_config soundness space typology",
+    1: "bootstrap comparison corpora corpus gate identify metrics mixture prepare search_config soundness space "
+    "typology",
     2: "agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoders engine evaluate "
     "export loop network objective onnx_graph probe quantising techniques tracing trimming",
     3: "cluster courier delivery environment fetch journal listings measure outbox plots progress promotion proposals "

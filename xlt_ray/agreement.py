@@ -17,7 +17,7 @@ AGREEMENT = 0.995  # share of all rows that must get the label the bundle gives 
 LOSS = 0.003  # accuracy that no group of languages may lose
 LIMITS = {"agreement": AGREEMENT, "loss": LOSS}
 CHUNK = 4096  # rows encoded at once
-LEFT_WRONG = 0.002  # share of calibrating rows that may keep another label than float32's
+LEFT_WRONG = 0.003  # share of calibrating rows that may keep another label than float32's
 
 
 def check(bundle_folder: str | Path, artefact_folder: str | Path, tables: Mapping[str, pa.Table]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,13 +108,7 @@ def _han(text: str) -> str:
 
 @functools.cache
 def _resolved(label: str, script: str) -> str | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        code = languages.resolve(label)
-        known = languages.get(code)
-        if known is None:
-            return label  # a language that the table lacks is named as py3langid names it
-        if code.endswith(f"_{script}"):
-            return code
-        other = languages.resolve(f"{label}-{script}")
-    return other if languages.get(other) else None
+    code = languages.read(label)
+    if code is None:
+        return label  # a language that the table lacks is named as py3langid names it
+    return code if code.endswith(f"_{script}") else languages.read(f"{label}-{script}")

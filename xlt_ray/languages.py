@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
 
+RIGHT_TO_LEFT = ("Adlm", "Arab", "Hebr", "Nkoo", "Syrc", "Thaa")
+
 
 @dataclass(frozen=True)
 class Language:
@@ -75,10 +77,7 @@ def resolve(code: str) -> str:
     >>> [resolve(code) for code in ("en", "SWA", "zh", "zh_TW", "sr-Latn-RS", "pt-BR")]
     ['eng_Latn', 'swh_Latn', 'zho_Hans', 'zho_Hant', 'srp_Latn', 'por_Latn']
     """
-    subtags = code.strip().lower().replace("_", "-").split("-")
-    # four letters are always a script in BCP-47: a variant of four characters starts with a digit
-    at = next((i for i, subtag in enumerate(subtags) if i and len(subtag) == 4 and subtag.isalpha()), None)
-    found = _longest_alias(subtags) if at is None else _in_script(subtags[:at], subtags[at])
+    found = _find(code)
     if found is None:
         # cached with the answer, so each unknown code warns once in a process
         warnings.warn(
@@ -88,6 +87,34 @@ def resolve(code: str) -> str:
         )
         return code
     return found
+
+
+def read(code: str) -> str | None:
+    """Turn any usual code into the canonical one, as `resolve`, but quietly give None for one that is not known.
+
+    Nothing is kept, as these codes may come from anybody.
+
+    >>> read("sw"), read("qqq")
+    ('swh_Latn', None)
+    """
+    found = _find(code) if code.isascii() else None
+    return found if found in _by_code() else None
+
+
+def right_to_left(code: str) -> bool:
+    """Tell whether a language's script is written from right to left.
+
+    >>> right_to_left("arb_Arab"), right_to_left("swh_Latn")
+    (True, False)
+    """
+    return code.rpartition("_")[2] in RIGHT_TO_LEFT
+
+
+def _find(code: str) -> str | None:
+    subtags = code.strip().lower().replace("_", "-").split("-")
+    # four letters are always a script in BCP-47: a variant of four characters starts with a digit
+    at = next((i for i, subtag in enumerate(subtags) if i and len(subtag) == 4 and subtag.isalpha()), None)
+    return _longest_alias(subtags) if at is None else _in_script(subtags[:at], subtags[at])
 
 
 @functools.cache
@@ -116,29 +143,3 @@ def _in_script(language: list[str], script: str) -> str | None:
         return found
     code = f"{base.split('_')[0]}_{script.title()}"
     return code if code in _by_code() else None
-
-
-RIGHT_TO_LEFT = ("Adlm", "Arab", "Hebr", "Nkoo", "Syrc", "Thaa")
-
-
-def read(code: str) -> str | None:
-    """Turn any usual code into the canonical one, as `resolve`, but give None for one that is not known.
-
-    >>> read("sw"), read("qqq")
-    ('swh_Latn', None)
-    """
-    if not code.isascii():
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = resolve.__wrapped__(code)  # uncached: codes come from anybody, and the cache has no limit
-    return found if found in _by_code() else None
-
-
-def right_to_left(code: str) -> bool:
-    """Tell whether a language's script is written from right to left.
-
-    >>> right_to_left("arb_Arab"), right_to_left("swh_Latn")
-    (True, False)
-    """
-    return code.rpartition("_")[2] in RIGHT_TO_LEFT

@@ -40,7 +40,7 @@ def plan(experiment: Experiment) -> None:
 
 
 def catalogue(serving: type[BaseModel]) -> None:
-    """Print what a configuration can name; `serving` is the form of a server's settings, which lies above this layer."""
+    """Print what a configuration can name; `serving` is the form of a server's settings."""
     console = Console(highlight=False)
     for title, rows in {
         "corpora (corpus.loader)": LOADERS,
