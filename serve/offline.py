@@ -67,13 +67,14 @@ async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool,
                 piece = []
         yield b"".join(piece)
 
-    async for answer in answer_lines(service, body(), top_k, lambda texts: None):
-        found: dict[str, Any] = json.loads(answer)
-        faults += "error" in found
-        text = {} if jsonl else {"text": asked[found["line"]]}
-        for number in [n for n in asked if n <= found["line"]]:
-            del asked[number]
-        out.write(json.dumps(text | found, ensure_ascii=False) + "\n")
+    async for answers in answer_lines(service, body(), top_k, lambda texts: None):
+        for answer in answers.splitlines():
+            found: dict[str, Any] = json.loads(answer)
+            faults += "error" in found
+            text = {} if jsonl else {"text": asked[found["line"]]}
+            for number in [n for n in asked if n <= found["line"]]:
+                del asked[number]
+            out.write(json.dumps(text | found, ensure_ascii=False) + "\n")
     return faults
 
 

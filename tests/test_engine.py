@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -138,3 +139,18 @@ print(sorted({{"torch", "transformers", "scipy", "pandas", "pyarrow", "onnx", "s
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines() == ["(1, 3)", "[]"]
+
+
+def test_an_engine_gives_back_only_pages_of_its_own(folders: tuple[Path, Path]) -> None:
+    """Where another engine's table lay, memory of this process may lie by now."""
+    first, second = (OnnxEngine(artefact.read(folders[1]), "float32", threads=1) for _ in range(2))
+    assert second.mapped and not set(first.mapped) & set(second.mapped)
+    rows = second.encode([f"eng{i} deu{i}" for i in range(50)])
+    before = second.probabilities(rows)
+    del first
+    gc.collect()
+    held = [bytearray(b"x") * 2**16 for _ in range(500)]
+    for _ in range(3 * engine.RELEASE):
+        second.probabilities(rows[:1])
+    assert all(one.count(b"x") == 2**16 for one in held)
+    np.testing.assert_array_equal(second.probabilities(rows), before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,8 @@ TOKENS = 160
 MULTIPLE = 1  # onnxruntime prepares nothing per shape, so padding to a multiple would only be more to compute
 
 RELEASE = 2  # batches after which pages of the embedding table are unmapped: they stay in the system's file cache
+
+_LOADING = threading.Lock()
 
 Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them
 
@@ -103,13 +106,18 @@ class OnnxEngine:
 
         self.artefact, self.labels, self.max_length = found, found.labels, found.max_length
         self.precision = found.precisions[0] if precision == "auto" else precision
-        self.session = _session(found.network(self.precision))
         second = self.precision == "int8" and found.margin > 0
-        self.precise = _session(found.network("float32")) if second else None
+        with _LOADING:
+            before = _mapped(found.folder)
+            self.session = _session(found.network(self.precision))
+            self.precise = _session(found.network("float32")) if second else None
+            # what these two sessions mapped and hold as long as this engine lives; what another engine of the folder
+            # mapped may be gone before, and something else may lie there then
+            self.mapped = [span for span in _mapped(found.folder) if span not in before]
         self.inputs = tuple(one.name for one in self.session.get_inputs())
         self.tokens, self.threads = tokens or TOKENS, threads or len(os.sched_getaffinity(0))
         self.pool = ThreadPoolExecutor(self.threads, "onnx")
-        self.mapped, self.batches = _mapped(found.folder), 0
+        self.batches = 0
         self.asked = 0  # rows that were answered again in float32
         tokenizer = tokenizers.Tokenizer.from_file(str(found.folder / artefact.TOKENIZER))
         self.encode = _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
