@@ -132,6 +132,7 @@ async def load(spec: str, args: ServeArgs) -> Model:
     """
     command = [sys.executable, "-m", "xlt_ray.fetch", spec, "--tracking", args.tracking_uri, "--device", args.device]
     command += ["--precision", args.precision, "--vocabulary", args.vocabulary, "--cache", args.cache_dir]
+    command += ["--languages", ",".join(args.languages)]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ class Service:
         self.problem = ""  # why the model last asked for is not the one that answers
         self.loading = ""  # the model that is being loaded
         self.draining = False
-        self._identifier = Identifier() if args.identify else None
+        self._identifier = Identifier(Path(args.cache_dir).expanduser()) if args.identify else None
         # two, so that a long request's tokenising does not hold up a short one's
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
         self._background: set[asyncio.Task[None]] = set()

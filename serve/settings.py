@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from xlt_ray import config, config_keys
+from xlt_ray import config, config_keys, languages
 from xlt_ray.config import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -56,7 +56,10 @@ class ServeArgs(Section):
     model: str = Field(min_length=1, description="models:/NAME@champion, models:/NAME/3, or the folder of a run")
     tracking_uri: str = Field("sqlite:///xlt.db", description="the MLflow server whose registry `model` is in")
     precision: Literal["auto", "float32", "int8"] = Field("auto", description="auto: int8 where it passed the check")
-    vocabulary: Literal["exact", "trimmed"] = Field("exact", description="exact keeps every piece of the tokenizer")
+    vocabulary: Literal["exact", "trimmed"] = Field(
+        "exact", description="exact keeps every piece of the tokenizer; trimmed those in the scripts of `languages`"
+    )
+    languages: tuple[str, ...] = Field((), description="what a trimmed vocabulary is for; default: those measured")
     tokens_per_batch: int | None = Field(
         None, ge=128, description="tokens of one batch; default: what suits the device"
     )
@@ -79,6 +82,14 @@ class ServeArgs(Section):
             if len(set(values)) < len(values):
                 raise ValueError(f"two keys have the same {what}; give each client its own")
         return keys
+
+    @field_validator("languages")
+    @classmethod
+    def _known(cls, codes: tuple[str, ...]) -> tuple[str, ...]:
+        for code in codes:
+            if languages.read(code) is None:
+                raise ValueError(f"{code!r} is not a language code; `xlt languages` lists them")
+        return tuple(str(languages.read(code)) for code in codes)
 
     @field_validator("cors_origins")
     @classmethod

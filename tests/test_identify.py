@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,13 @@ def test_threads_may_share_it_and_order_is_kept(identifier: Identifier) -> None:
 def test_every_code_told_is_one_that_the_table_names(identifier: Identifier) -> None:
     table = {language.code for language in languages.all_languages()}
     assert {identifier.guess(text).code for text in TEXTS.values()} <= table
+
+
+def test_tables_on_disk_change_no_guess(tmp_path: Path, identifier: Identifier) -> None:
+    texts = [*TEXTS.values(), "", "12 + 3"]
+    mapped, again = Identifier(tmp_path), Identifier(tmp_path)
+    for _ in range(identify.RELEASE // len(texts) + 1):  # past the point where pages are given back
+        assert mapped.guess_all(texts) == identifier.guess_all(texts)
+    assert again.guess_all(texts) == identifier.guess_all(texts)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("py3langid-")

@@ -7,12 +7,20 @@ language and overrules what cannot be. A guess only warns and explains: no text 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import json
+import mmap
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xlt_ray import languages
 
@@ -27,6 +35,7 @@ SCRIPTS = {
 }
 NOT_A_LANGUAGE = "zxx"  # py3langid's label of what is no language
 READ = 1000  # characters looked at: more changes no answer and would cost time that a long text should not take
+RELEASE = 512  # texts after which the pages that they touched are unmapped; they stay in the system's file cache
 SURE = 0.5  # from here on the guess is worth telling; py3langid scales its confidence so that length does not matter
 
 
@@ -42,12 +51,32 @@ UNKNOWN = Guess(None, 0.0)
 
 
 class Identifier:
-    """Guesses languages. Loading takes a second, a text a fifth of a millisecond; safe to use from several threads."""
+    """Guesses languages. Loading takes a second, a text a fifth of a millisecond; safe to use from several threads.
 
-    def __init__(self) -> None:
+    `cache` is a folder for the model's two large tables, 68 MB, which are then mapped and not held: processes share
+    them, and what texts brought into memory is given back again and again.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-        self._model: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        self._guessed, self._mapped = 0, list[Any]()
+        if cache is None:
+            self._model: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+            return
+        folder = _tables(cache)
+        scores, moves = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ptc", "nextmove"))
+        self._mapped = [scores, moves]
+        # py3langid walks `nextmove` byte by byte, and a memoryview gives Python's own numbers, which numpy does not
+        self._model = LanguageIdentifier(
+            scores,
+            np.load(folder / "pc.npy"),
+            json.loads((folder / "classes.json").read_text(encoding="utf-8")),
+            memoryview(moves),
+            np.load(folder / "output.npy").tolist(),
+            norm_probs=True,
+            tk_row=np.load(folder / "row.npy").tolist(),
+        )
 
     def guess(self, text: str) -> Guess:
         """Guess the language of one text.
@@ -59,6 +88,10 @@ class Identifier:
         if script is None:
             return UNKNOWN
         ranked = self._model.rank(text)
+        self._guessed += 1
+        if self._guessed % RELEASE == 0:
+            for table in self._mapped:
+                table._mmap.madvise(mmap.MADV_DONTNEED)
         for label, confidence in ranked[:10]:
             code = _code(label, script, text)
             if code is not None:
@@ -68,6 +101,30 @@ class Identifier:
     def guess_all(self, texts: Sequence[str]) -> list[Guess]:
         """Guess the language of every text."""
         return [self.guess(text) for text in texts]
+
+
+def _tables(cache: Path) -> Path:
+    """Give the folder with py3langid's tables unpacked, made by the first process that asks: beside, then renamed."""
+    import py3langid
+    from py3langid.langid import MODEL_FILE
+    from py3langid.modelio import load_model
+
+    packed = Path(py3langid.__file__).parent / MODEL_FILE
+    with packed.open("rb") as file:
+        folder = cache / f"py3langid-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        draft = Path(scratch) / "tables"
+        draft.mkdir()
+        scores, priors, classes, moves, row, output = load_model(packed)
+        for name, values in {"ptc": scores, "pc": priors, "nextmove": moves, "row": row, "output": output}.items():
+            np.save(draft / f"{name}.npy", np.asarray(values))
+        (draft / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
+        with contextlib.suppress(OSError):  # another process was faster
+            draft.rename(folder)
+    return folder
 
 
 def script_of(text: str) -> str | None:
