@@ -17,7 +17,8 @@ AGREEMENT = 0.995  # share of all rows that must get the label the bundle gives 
 LOSS = 0.003  # accuracy that no group of languages may lose
 LIMITS = {"agreement": AGREEMENT, "loss": LOSS}
 CHUNK = 4096  # rows encoded at once
-LEFT_WRONG = 0.003  # share of calibrating rows that may keep another label than float32's
+LEFT_WRONG = 0.001  # share of rows expected to keep another label than float32's; in the end it is twice that
+UNSURE = 0.3  # share of rows, those of the smallest margins, that show how far margins are off
 
 
 def check(bundle_folder: str | Path, artefact_folder: str | Path, tables: Mapping[str, pa.Table]) -> dict[str, Any]:
@@ -99,13 +100,21 @@ def _groups(gold: Mapping[str, Any], languages: Mapping[str, Mapping[str, Any]])
 def margin(rough: np.ndarray, precise: np.ndarray) -> float:
     """Find the margin under which rough logits (rows, labels) are not to be trusted, given the precise ones.
 
-    So large that of these rows all but LEFT_WRONG get the label of the precise logits; at least twice the median change
-    of a margin, as few rows may show no wrong label by luck.
+    The smallest at which LEFT_WRONG of all rows can be expected to keep a label that the precise logits do not give.
+    Wrong labels among a thousand rows are too few to go by. So the chance that a row's label is wrong is taken from how
+    far rough margins are off in the UNSURE part of the rows, where rounding does most harm, wrong labels or not. At
+    least twice the median of that, as few rows may be off by little through luck.
     """
-    best, other = (np.argsort(rough, axis=1)[:, -k] for k in (1, min(2, rough.shape[1])))
-    rows = np.arange(len(rough))
-    changes = np.abs((rough[rows, best] - rough[rows, other]) - (precise[rows, best] - precise[rows, other]))
-    wrong = np.sort(margins(rough)[best != precise.argmax(1)])[::-1]
-    left = int(LEFT_WRONG * len(rough))
-    needed = wrong[left] * 1.01 if len(wrong) > left else 0.0
-    return float(max(needed, 2 * np.median(changes)))
+    if rough.shape[1] < 2 or not len(rough):
+        return 0.0
+    rows, best, apart = np.arange(len(rough)), rough.argmax(1), margins(rough)
+    others = precise.copy()
+    others[rows, best] = -np.inf
+    off = apart - (precise[rows, best] - others.max(1))  # by how much the rough margin flatters
+    unsure = np.sort(off[apart <= np.quantile(apart, UNSURE)])
+    chance = 1 - np.searchsorted(unsure, apart) / len(unsure)
+    order = np.argsort(-apart)
+    left = np.cumsum(chance[order]) / len(rough)
+    at = int(np.searchsorted(left, LEFT_WRONG, side="right"))
+    needed = apart[order[at]] * (1 + 1e-6) if at < len(rough) else 0.0
+    return float(max(needed, 2 * np.median(np.abs(off))))

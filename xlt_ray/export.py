@@ -23,7 +23,7 @@ from xlt_ray.onnx_graph import Graph
 
 EMBEDDINGS = "embeddings.bin"
 ALIKE = 1e-4  # probabilities of torch and of onnxruntime in float32 differ by a tenth of this
-CALIBRATING = 1000  # texts answered in both precisions to find the margin
+CALIBRATING = 1500  # texts answered in both precisions to find the margin
 
 
 def export(
