@@ -186,13 +186,14 @@ def build(args: dict[str, Any]) -> Application:
     return bind(settings, Choice(model=resolve(settings)))
 
 
-def resolve(settings: ServeArgs) -> str:
-    """Turn the alias of a registered model into the version it stands for now, so that all replicas mean the same."""
-    if not settings.model.startswith("models:"):
-        return settings.model
+def resolve(settings: ServeArgs, spec: str | None = None) -> str:
+    """Name a model, by default the one of the settings, so that all replicas mean the same: no alias, a whole path."""
+    spec = spec or settings.model
+    if not spec.startswith("models:"):
+        return str(Path(spec).expanduser().absolute())
     from xlt_ray import registry
 
-    found = registry.resolve(settings.model, settings.tracking_uri)
+    found = registry.resolve(spec, settings.tracking_uri)
     return f"models:/{found.name}/{found.version}"
 
 

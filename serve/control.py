@@ -49,9 +49,14 @@ class Server:
         """GET a path and read JSON; raises OSError where there is no good answer."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         request = urllib.request.Request(self.url + path, headers=headers)
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            found: dict[str, Any] = json.loads(response.read())
-            return found
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                found: dict[str, Any] = json.loads(response.read())
+                return found
+        except urllib.error.HTTPError as error:
+            if error.code == 401:
+                raise InputError("--key: this server wants an API key; give one, or set XLT_API_KEY") from None
+            raise
 
     def application(self) -> dict[str, Any]:
         """Give what Ray says of the application; raises InputError where it is not deployed there."""
@@ -182,11 +187,9 @@ def roll_out(
     where the new model could not be loaded; the old one then goes on answering, and the choice is put back.
     """
     config, settings, held = _deployed(server)
-    target = resolve(settings.model_copy(update={"model": spec or settings.model}))
+    target = resolve(settings, spec)
     if challenger is not None:
-        challenger = challenger.model_copy(
-            update={"model": resolve(settings.model_copy(update={"model": challenger.model}))}
-        )
+        challenger = challenger.model_copy(update={"model": resolve(settings, challenger.model)})
     previous = held.previous if target == held.model else held.model
     return _apply(server, config, held, Choice(model=target, previous=previous, challenger=challenger), key)
 
@@ -255,7 +258,7 @@ def _wait_changed(server: Server, choice: Choice, key: str | None) -> int:
         for _ in range(2 * len(running) + 1):  # whichever replica the request happens to reach
             with contextlib.suppress(OSError, ValueError):
                 told = server.ask("/v1/model", key)
-                if told["problem"]:
+                if told["problem"].startswith(choice.model):  # not what is left of a choice before
                     raise ServingError(f"{told['problem']}; {told['model']['name']} goes on answering")
                 wanted = choice.challenger.model if choice.challenger else None
                 second = (told["challenger"] or {}).get("challenger")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from xlt_ray import config, config_keys, languages
+from xlt_ray import config, config_keys, languages, outbox
 from xlt_ray.config import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -119,13 +120,19 @@ def parse(data: Mapping[str, Any], place: str = "args") -> ServeArgs:
         faults = "\n".join("  " + config_keys.explain(fault, ServeArgs) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
     args.check_replicas()
-    return args
+    # replicas have another working directory
+    return args.model_copy(update={"tracking_uri": outbox.absolute(args.tracking_uri)})
 
 
 def load(file: Path | None, model: str, overrides: Sequence[str] = ()) -> ServeArgs:
     """Read settings from a YAML file, if any, and apply overrides such as `limits.deadline_s=2`; raise InputError."""
     place = "options" if file is None else str(file)
     data = config.plain({}, overrides, place) if file is None else config.read(file, overrides)
+    if "scaling" not in data:
+        # two, so that one can die unnoticed, and each with half of the machine
+        cores = len(os.sched_getaffinity(0))
+        replicas = min(2, cores)
+        data["scaling"] = {"min_replicas": replicas, "max_replicas": replicas, "cpus": cores / replicas}
     return parse(data | {"model": model}, place)
 
 

@@ -147,7 +147,9 @@ def _register_changes(app: typer.Typer, told: Told) -> None:
             with control.found(port, address, url) as server:
                 if moved := control.alias_back(server):
                     typer.echo(moved)
-                _print_rollout(control.roll_back(server, key))
+                    _print_rollout(control.roll_out(server, key=key))
+                else:
+                    _print_rollout(control.roll_back(server, key))
 
     @app.command()
     def challenge(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
