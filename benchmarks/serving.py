@@ -4,7 +4,8 @@
 
 Arms, one at a time and in turn, `--rounds` times: `pipeline` (FastAPI around transformers.pipeline, one uvicorn
 worker), `mlflow` (`mlflow models serve`), `ours_float32` and `ours_int8` (`xlt serve`, two replicas of one thread),
-`..._python` (the same behind Ray's own proxy instead of HAProxy), and the ceilings `onnx_float32` and `onnx_int8`:
+`..._python` (the same behind Ray's own proxy instead of HAProxy), `..._twenty` (the same with a vocabulary trimmed to
+twenty languages; its load is their texts alone), and the ceilings `onnx_float32` and `onnx_int8`:
 onnxruntime called in a loop with what the server would call it with, tokenising included, no HTTP. Texts are the test
 rows of the model's corpus in all its languages, one a request; the same texts in the same order for every arm. Closed
 loop: 1, 8 and 64 clients that ask again as soon as they are answered. Afterwards, for ours alone: open loop at shares
@@ -40,7 +41,12 @@ from xlt_ray import agreement, artefact, config, engine, export, prepare
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = (1, 8, 64)
-SERVERS = ("pipeline", "mlflow", "ours_float32", "ours_int8", "ours_float32_python", "ours_int8_python")
+SERVERS = ("pipeline", "mlflow", "ours_float32", "ours_int8", "ours_int8_twenty", "ours_int8_python")
+# what `ours_int8_twenty` serves, with the pieces of their scripts alone
+TWENTY = (
+    "afr_Latn arb_Arab bul_Cyrl cat_Latn ces_Latn deu_Latn ell_Grek eng_Latn fra_Latn hin_Deva ita_Latn nld_Latn "
+    "pol_Latn por_Latn ron_Latn rus_Cyrl spa_Latn swe_Latn ukr_Cyrl vie_Latn"
+).split()
 CEILINGS = ("onnx_float32", "onnx_int8")
 
 
@@ -147,6 +153,7 @@ def _command(arm: str, bundle: Path, folder: Path, mlflow_model: Path, port: int
         options = ["-m", str(mlflow_model), "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
         return [sys.executable, "-m", "mlflow", "models", "serve", *options], "/ping", "scoring_server"
     precision = arm.split("_")[1]
+    folder = folder.with_name("twenty") if arm.endswith("_twenty") else folder
     proxy = ["--no-haproxy"] if arm.endswith("_python") else []
     # one thread a replica: Serve balances requests over them, and two threads of one engine wait for each other
     scaling = ["scaling.min_replicas=2", "scaling.max_replicas=2", "scaling.cpus=0.5"]
@@ -175,6 +182,8 @@ def asked(arm: str, texts: Sequence[tuple[str, str]]) -> list[bytes]:
 
 def closed_loops(arm: str, number: int, served: Served, texts: Sequence[tuple[str, str]], seconds: float) -> list[Row]:
     """Measure an arm with 1, 8 and 64 clients."""
+    if arm.endswith("_twenty"):
+        texts = [(code, text) for code, text in texts if code in TWENTY]
     requests = asked(arm, texts)
     asyncio.run(http_load.closed(served.port, requests, 1, 8, min(5, seconds)))  # warm
     rows = []
@@ -385,13 +394,15 @@ def prepared(run: Path, scratch: Path) -> tuple[Path, Path, Path, Path]:
 
     bundle = run / "bundle"
     folder, other, model = scratch / "artefact", scratch / "other", scratch / "mlflow"
-    export.export(bundle, folder, precisions=("int8", "float32"))
     experiment = config.load(run / "experiment.yaml")
     corpus, _ = prepare.load_corpus(prepare.absolute(experiment))
+    seen = [text for code in corpus.languages("train") for text in corpus.table("train", code)["text"].to_pylist()[:20]]
+    export.export(bundle, folder, texts=seen)
+    export.export(bundle, scratch / "twenty", vocabulary="trimmed", languages=TWENTY, texts=seen)
     tables = {code: corpus.table("test", code) for code in corpus.languages("test")}
     found = artefact.record(folder, agreement.check(bundle, folder, tables))
     print(f"served by default: {found.precisions[0]}; checks: {json.dumps(found.checks)[:800]}", flush=True)
-    export.export(bundle, other, precisions=("int8", "float32"))
+    export.export(bundle, other, texts=seen)
     mlflow.pyfunc.save_model(
         str(model), loader_module="xlt_ray.bundle", data_path=str(bundle), code_paths=[str(ROOT / "xlt_ray")],
         pip_requirements=[],
