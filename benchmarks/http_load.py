@@ -27,7 +27,7 @@ class Taken:
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     refused_seconds: list[float] = field(default_factory=list)
-    bodies: list[tuple[int, bytes]] = field(default_factory=list)  # (which request, body)
+    bodies: list[tuple[int, bytes]] = field(default_factory=list)  # (which request, body) of status 200
     wall: float = 0.0
     texts: int = 0  # in answers of status 200
 
@@ -111,10 +111,10 @@ def _note(taken: Taken, which: int, texts: int, due: float, found: tuple[int, by
     if status == 200:
         taken.seconds.append(seconds)
         taken.texts += texts
+        if keep:
+            taken.bodies.append((which, body))
     else:
         taken.refused_seconds.append(seconds)
-    if keep:
-        taken.bodies.append((which, body))
 
 
 async def closed(

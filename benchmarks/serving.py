@@ -249,12 +249,14 @@ def right_labels(folder: Path, precision: str, texts: Sequence[tuple[str, str]])
 def wrong(taken: Taken, right: Sequence[str]) -> int:
     """Count the answers of status 200 whose label is not the bare engine's."""
     answers = [(which, json.loads(body)) for which, body in taken.bodies]
-    return sum("results" in body and body["results"][0]["label"] != right[which] for which, body in answers)
+    return sum(body["results"][0]["label"] != right[which] for which, body in answers)
 
 
 def open_loops(served: Served, texts: Sequence[tuple[str, str]], capacity: float, seconds: float) -> list[str]:
-    """Measure latency at fixed shares of the capacity."""
-    lines = []
+    """Measure throughput with sixteen texts a request, and latency at fixed shares of the capacity."""
+    many = [{"texts": [text for _, text in texts[i : i + 16]]} for i in range(0, len(texts) - 16, 16)]
+    taken = asyncio.run(http_load.closed(served.port, http_load.requests("/v1/classify", many), 16, 8, seconds))
+    lines = [f"8 clients, 16 texts a request: {taken.texts_per_second:.1f} texts/s, statuses {dict(taken.statuses)}"]
     for share in (0.3, 0.6, 0.8):
         taken = asyncio.run(http_load.opened(served.port, asked("ours", texts), 1, share * capacity, seconds))
         found = taken.quantiles()
@@ -431,9 +433,10 @@ def main() -> None:
                 for row in rows[-3:]:
                     if row.arm == arm and row.round == number:
                         print(shown(row), flush=True)
+            write(options.out, rows, notes)
         if options.trials:
-            for precision in ("int8", "float32"):
-                arm = f"ours_{precision}"
+            for arm in [arm for arm in ("ours_int8", "ours_float32") if arm in options.arms]:
+                precision = arm.split("_")[1]
                 mine = [r.texts_per_second for r in rows if r.arm == arm and r.clients == 64]
                 with serving(arm, bundle, folder, model, log) as served:
                     warm = asyncio.run(http_load.closed(served.port, asked(arm, texts), 1, 64, options.seconds))
@@ -447,12 +450,18 @@ def main() -> None:
                     ):
                         notes += [f"{precision}: {line}" for line in part]
                         print("\n".join(notes[-len(part) :]), flush=True)
+                    write(options.out, rows, notes)
     print("\n".join(table(rows)))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        lines = ["\t".join(asdict(rows[0])), *("\t".join(map(str, asdict(row).values())) for row in rows)]
-        (options.out / "serving.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (options.out / "serving_notes.txt").write_text("\n".join([*table(rows), "", *notes]) + "\n", encoding="utf-8")
+
+
+def write(out: Path | None, rows: Sequence[Row], notes: Sequence[str]) -> None:
+    """Write what is known so far: every row, and the table with the notes."""
+    if out is None or not rows:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ["\t".join(asdict(rows[0])), *("\t".join(map(str, asdict(row).values())) for row in rows)]
+    (out / "serving.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / "serving_notes.txt").write_text("\n".join([*table(rows), "", *notes]) + "\n", encoding="utf-8")
 
 
 def one_arm(
