@@ -122,6 +122,7 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
             finally:
                 file.unlink(missing_ok=True)
                 tell("stopping: requests in hand are answered first")
+                serve.delete(APP)  # waits for what the replicas have in hand; shutdown alone does not
                 serve.shutdown()
 
 

@@ -102,10 +102,13 @@ def binary() -> str:
 
 
 def _end_with_parent() -> None:
-    """Let the system end HAProxy with the process that started it, which kill -9 would otherwise leave on its port."""
+    """Let HAProxy end with the process that started it, which kill -9 would otherwise leave on its port.
+
+    SIGUSR1 is its soft stop: it listens no more at once, and what it has in hand is answered first.
+    """
     import ctypes
 
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, which outlives the change into HAProxy
+    ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG, which outlives the change into HAProxy
 
 
 def main(haproxy: str, arguments: list[str]) -> None:
