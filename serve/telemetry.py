@@ -35,8 +35,7 @@ class Telemetry:
 class ServeTelemetry(Telemetry):
     """Counts in Ray's metrics, tagged by Serve with deployment and replica.
 
-    A call into Ray for every count would be a tenth of what a text costs, so counts are handed over once a second.
-    Used from one event loop.
+    Counts are handed over once a second, not one by one. Used from one event loop.
     """
 
     def __init__(self) -> None:
