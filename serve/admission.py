@@ -12,8 +12,8 @@ from serve.refusals import Refusal, overloaded
 from serve.settings import ApiKey
 
 FORGET = 0.2  # weight of the newest batch in the running estimate of speed
-# Of the deadline, what may wait: answers that come just too late are the dearest of all, and a queue only adds delay
-MARGIN = 0.4
+# Refused before the deadline is certain to be missed, because answers that come just too late are the dearest of all
+MARGIN = 0.8
 
 
 class Queue:
