@@ -57,7 +57,6 @@ class Classifier:
         loopback.keep_inside()
         self.args = ServeArgs.model_validate(args)
         self.service = Service(self.args, self._infer, ServeTelemetry(), ray_serve.get_replica_context().replica_tag)
-        self.choice: Choice | None = None
         self._swap: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -118,7 +117,7 @@ class Classifier:
         # two budgets' worth: rows of one batch are sorted by length, and more rows leave less padding
         batch: Any = self._batch
         batch.set_max_batch_size(2 * self.service.budget(model))
-        self.service.model, self.service.challenge, self.choice = model, challenge, choice
+        self.service.model, self.service.challenge = model, challenge
         self.service.problem = ""
 
     def check_health(self) -> None:

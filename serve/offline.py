@@ -25,8 +25,7 @@ HUGE = 10**12  # characters or bytes: a file of one's own may hold what it likes
 def open_model(spec: str, tracking_uri: str | None = None) -> Model:
     """Load a model as a server would; a bundle or a run's folder as it is, without exporting it first."""
     if not spec.startswith("models:"):
-        folder = Path(spec).expanduser().absolute()
-        folder = folder / "bundle" if (folder / "bundle" / "bundle.json").is_file() else folder
+        folder = fetch.bundle_in(Path(spec).expanduser().absolute())
         running = engine.load(folder)
         return Model(running, running.artefact, str(folder), running.artefact.digest)
     found = fetch.fetch(spec, tracking_uri)
@@ -59,8 +58,10 @@ async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool,
     async def body() -> AsyncIterator[bytes]:
         piece: list[bytes] = []
         for number, line in enumerate(lines, 1):
-            asked[number] = line.rstrip("\r\n")
-            raw = asked[number] if jsonl else json.dumps(asked[number])
+            raw = line.rstrip("\r\n")
+            if not jsonl:
+                asked[number] = raw
+                raw = json.dumps(raw)
             piece.append(raw.encode("utf-8") + b"\n")
             if len(piece) == PIECE:
                 yield b"".join(piece)
@@ -71,9 +72,7 @@ async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool,
         for answer in answers.splitlines():
             found: dict[str, Any] = json.loads(answer)
             faults += "error" in found
-            text = {} if jsonl else {"text": asked[found["line"]]}
-            for number in [n for n in asked if n <= found["line"]]:
-                del asked[number]
+            text = {} if jsonl else {"text": asked.pop(found["line"])}
             out.write(json.dumps(text | found, ensure_ascii=False) + "\n")
     return faults
 

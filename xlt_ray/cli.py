@@ -129,12 +129,12 @@ def evaluate(
         from rich.console import Console
 
         from xlt_ray import config as configuration
-        from xlt_ray import measure, metrics, progress, report
+        from xlt_ray import fetch, measure, metrics, progress, report
 
         console = Console(highlight=False)
         codes = [configuration.languages.resolve(code) for code in by_class or ()]
         with progress.shown(console) as on_event:
-            scores, experiment = measure.measure(_bundle(folder), config, overrides or [], on_event, codes)
+            scores, experiment = measure.measure(fetch.bundle_in(folder), config, overrides or [], on_event, codes)
         console.print(report.table(scores, experiment))
         for code in codes:
             console.print(_classes(scores, code, metrics))
@@ -277,10 +277,6 @@ def sync(
 
 
 cli_serving.register(app, _told)
-
-
-def _bundle(folder: Path) -> Path:
-    return folder / "bundle" if (folder / "bundle" / "bundle.json").is_file() else folder
 
 
 def main() -> None:

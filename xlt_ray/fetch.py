@@ -65,8 +65,7 @@ def fetch(
             folder = _bundle_of(version, cache)
             folder = folder if device == "cuda" else _exported(folder, precision, vocabulary, languages, cache)
         return Fetched(str(folder), version.model, version.version)
-    folder = Path(spec).expanduser().absolute()
-    folder = folder / "bundle" if (folder / "bundle" / "bundle.json").is_file() else folder
+    folder = bundle_in(Path(spec).expanduser().absolute())
     if (folder / artefact.FILE).is_file():
         if device == "cuda":
             raise InputError(f"{folder}: an artefact runs on the CPU; for a GPU give the bundle it was exported from")
@@ -80,6 +79,11 @@ def fetch(
         _verified(folder)
         return Fetched(str(folder), str(folder), key)
     return Fetched(str(_exported(folder, precision, vocabulary, languages, cache)), str(folder), key)
+
+
+def bundle_in(folder: Path) -> Path:
+    """Give the bundle inside the folder of a run; any other folder is itself what is meant."""
+    return folder / "bundle" if (folder / "bundle" / "bundle.json").is_file() else folder
 
 
 def _known(device: str, precision: str, vocabulary: str) -> None:
