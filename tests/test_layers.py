@@ -23,7 +23,7 @@ LAYERS = {
     1: "bootstrap comparison corpora corpus gate identify metrics mixture prepare search_config soundness space "
     "typology",
     2: "agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoders engine evaluate "
-    "export loop network objective onnx_graph probe quantising techniques tracing trimming",
+    "export loop network objective onnx_graph pieces probe quantising techniques tracing trimming",
     3: "cluster courier delivery environment fetch journal listings measure outbox plots progress promotion proposals "
     "registry report retraining rivals run screening search search_events search_plots search_records search_report "
     "search_summary selection serving_artefact similarity storage tracking train trial tuning",
@@ -33,7 +33,7 @@ LAYER = {module: layer for layer, modules in LAYERS.items() for module in module
 
 # Third-party packages that cost seconds, or belong to one place: who may import them, be it inside a function.
 ABOVE_CORPORA = {module for module, layer in LAYER.items() if layer >= 2}
-WITHOUT_TORCH = {"artefact", "batching"}  # with the late part of `engine`, what a server on CPUs loads
+WITHOUT_TORCH = {"artefact", "batching", "pieces"}  # with the late part of `engine`, what a server on CPUs loads
 CONFINED = {
     "ray": {"train", "cli", "cluster", "jobs", "screening", "serve", "trial", "tuning"},
     "mlflow": {"registry", "tracking", "serve"},
@@ -44,6 +44,7 @@ CONFINED = {
     "torch": ABOVE_CORPORA - WITHOUT_TORCH,
     "transformers": ABOVE_CORPORA - WITHOUT_TORCH,
     "tokenizers": ABOVE_CORPORA,
+    "sentencepiece": {"pieces"},
     "safetensors": ABOVE_CORPORA,
     "sklearn": ABOVE_CORPORA,
 }

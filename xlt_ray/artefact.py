@@ -24,7 +24,7 @@ FORMAT = 1
 FILE = "artefact.json"
 TOKENIZER = "tokenizer.json"
 PRECISIONS = ("float32", "int8")
-LISTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json)")
+LISTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json|model)")
 # of `metrics.LanguageScore`: what a reader of an answer wants to know of its language
 MEASURED = {
     "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "macro_f1": "macro_f1",
@@ -40,8 +40,9 @@ class Artefact:
 
     `precisions` names the network files there are, the one to serve by default first. Answers in int8 whose two best
     labels are nearer to each other than `margin`, in logits, are given again in float32. `vocabulary` holds mode
-    ("exact" keeps every id, "trimmed" does not), pieces (of the encoder) and kept. `languages` maps a code to what was
-    measured there, fractions from 0 to 1. `checks` holds what `agreement.check` found, {} before.
+    ("exact" keeps every id, "trimmed" does not), pieces (of the encoder), kept, and the library that cuts texts.
+    `languages` maps a code to what was measured there, fractions from 0 to 1. `checks` holds what `agreement.check`
+    found, {} before.
     """
 
     folder: Path

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xlt_ray import artefact, batching
+from xlt_ray import artefact, batching, pieces
 from xlt_ray.config import InputError
 
 # Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
@@ -102,8 +102,6 @@ class OnnxEngine:
     def __init__(
         self, found: artefact.Artefact, precision: str = "auto", threads: int | None = None, tokens: int | None = None
     ) -> None:
-        import tokenizers
-
         self.artefact, self.labels, self.max_length = found, found.labels, found.max_length
         self.precision = found.precisions[0] if precision == "auto" else precision
         second = self.precision == "int8" and found.margin > 0
@@ -119,8 +117,16 @@ class OnnxEngine:
         self.pool = ThreadPoolExecutor(self.threads, "onnx")
         self.batches = 0
         self.asked = 0  # rows that were answered again in float32
+        self.encode = self._encode()
+
+    def _encode(self) -> Any:
+        import tokenizers
+
+        found = self.artefact
+        if found.vocabulary.get("library") == pieces.LIBRARY:
+            return pieces.Pieces(found.folder, found.prefix, found.max_length)
         tokenizer = tokenizers.Tokenizer.from_file(str(found.folder / artefact.TOKENIZER))
-        self.encode = _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
+        return _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
 
     def probabilities(self, rows: Sequence[Row]) -> np.ndarray:
         """Give the probability of every label for every row: (rows, labels) float32, each summing to 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xlt_ray import agreement, artefact, bert_graph, corpora, onnx_graph, quantising, tracing, trimming
+from xlt_ray import agreement, artefact, bert_graph, corpora, onnx_graph, pieces, quantising, tracing, trimming
 from xlt_ray import bundle as bundles
 from xlt_ray.artefact import Artefact
 from xlt_ray.artefact import bundle_digest as bundle_digest
@@ -23,7 +24,8 @@ from xlt_ray.onnx_graph import Graph
 
 EMBEDDINGS = "embeddings.bin"
 ALIKE = 1e-4  # probabilities of torch and of onnxruntime in float32 differ by a tenth of this
-CALIBRATING = 1500  # texts answered in both precisions to find the margin
+CALIBRATING = 1500  # texts cut by both libraries, and answered in both precisions to find the margin
+OTHERWISE = 0.001  # share of texts that another library may cut into other pieces; it is fifty times less as a rule
 
 
 def export(
@@ -60,6 +62,8 @@ def export(
         keep, kept = _vocabulary(found, folder, vocabulary, languages)
         for table in words if keep is not None else ():
             graph.weights[table] = graph.weights[table][keep]
+        sample = functools.cache(lambda: _sample(list(texts)))
+        kept |= _library(found, folder, sample)
         made = replace(described, folder=folder, vocabulary=kept)
         _write(graph, made, "float32", words)
         if "int8" in precisions:
@@ -69,7 +73,7 @@ def export(
         _compare(found, made)
         if "int8" in precisions:
             progress("measuring where int8 is in doubt")
-            made = replace(made, margin=_margin(made, list(texts)))
+            made = replace(made, margin=_margin(made, sample()))
         artefact.write(made)
     return artefact.read(out)
 
@@ -103,6 +107,23 @@ def _vocabulary(
     return keep, described | ({} if keep is None else {"scripts": list(trimming.scripts(codes))})
 
 
+def _library(found: Bundle, folder: Path, sample: Callable[[], list[str]]) -> dict[str, Any]:
+    """Say which library is to cut texts: SentencePiece, where the kind of tokenizer allows it and the pieces agree."""
+    usual = {"library": "tokenizers"}
+    text = (folder / artefact.TOKENIZER).read_text(encoding="utf-8")
+    types = "token_type_ids" in found.tokenize.tokenizer.model_input_names
+    if types or found.experiment.corpus.text_pair is not None or not pieces.fits(text):
+        return usual
+    pieces.write(text, folder)
+    texts = [found.tokenize.prefix + one for one in sample()]
+    apart = pieces.differing(text, folder, texts) / len(texts)
+    if apart <= OTHERWISE:
+        return {"library": pieces.LIBRARY, "cut_otherwise": apart}
+    for name in (pieces.FILE, pieces.AROUND):
+        (folder / name).unlink()
+    return usual
+
+
 def _write(graph: Graph, made: Artefact, precision: str, words: Sequence[str]) -> None:
     places = dict.fromkeys(words[:1], EMBEDDINGS)
     onnx_graph.write(graph, made.folder / artefact.network_file(precision), places, f"weights.{precision}.bin")
@@ -124,12 +145,14 @@ def _compare(found: Bundle, made: Artefact) -> None:
 
 def _margin(made: Artefact, texts: list[str]) -> float:
     """Find the margin below which int8 is to ask float32, from answers of both."""
-    texts = texts or _sentences()
-    chosen = np.random.default_rng(0).permutation(len(texts))[:CALIBRATING]
     engine = OnnxEngine(replace(made, margin=np.inf), "int8")
-    taken = [texts[i] for i in chosen]
-    rows = engine.encode(taken, taken[::-1] if made.pairs else None)
+    rows = engine.encode(texts, texts[::-1] if made.pairs else None)
     return agreement.margin(engine.logits(engine.session, rows), engine.logits(engine.precise, rows))
+
+
+def _sample(texts: list[str]) -> list[str]:
+    texts = texts or _sentences()
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:CALIBRATING]]
 
 
 def _sentences() -> list[str]:
