@@ -102,7 +102,7 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
     _check_port(port)
     choice = Choice(model=resolve(settings))
     with tempfile.TemporaryDirectory(prefix="xlt-serve-") as scratch:
-        environment = install(Path(scratch)) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+        environment = install(Path(scratch), port) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
         for name, value in (environment | {MARK: "1"}).items():
             os.environ.setdefault(name, value)
         tell("starting Ray")

@@ -53,17 +53,19 @@ def correct(config: str, refusal: Path) -> str:
     return config
 
 
-def install(folder: Path) -> dict[str, str]:
-    """Write the script into a folder, and give the environment under which Ray Serve uses it."""
+def install(folder: Path, port: int) -> dict[str, str]:
+    """Write the script into a folder, and give the environment under which Ray Serve uses it to listen on a port."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "haproxy"
     # -I -S: nothing but the standard library is needed, and this runs at every change of the replicas
     command = f'exec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary()}" "$@"'
     script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
     script.chmod(0o755)
-    stats, metrics = free_ports(2)
+    stats, metrics = [one for one in free_ports(3) if one != port][:2]
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # nothing of ours blocks the event loop, so a second one in a thread of its own would only be hops between them
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),

@@ -10,7 +10,6 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ import numpy as np
 
 from serve.admission import Queue
 from serve.challenge import Challenge
+from serve.preparing import Preparing, Unprepared
 from serve.refusals import Refusal, failed, late, not_ready, unfit
 from serve.settings import ServeArgs
 from serve.telemetry import Telemetry
 from xlt_ray import batching, languages
 from xlt_ray.artefact import Artefact
 from xlt_ray.engine import Engine, Row
-from xlt_ray.identify import UNKNOWN, Guess, Identifier
+from xlt_ray.identify import Guess, Identifier
 
 logger = logging.getLogger("ray.serve")
 PATIENCE = 600.0  # seconds: nobody watches a stream's single lines, and the next are not read before these are answered
@@ -121,9 +121,7 @@ class Service:
         self.problem = ""  # why the model last asked for is not the one that answers
         self.loading = ""  # the model that is being loaded
         self.draining = False
-        self._identifier = Identifier(Path(args.cache_dir).expanduser()) if args.identify else None
-        # two, so that a long request's tokenising does not hold up a short one's
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
+        self._preparing = Preparing(Identifier(Path(args.cache_dir).expanduser()) if args.identify else None)
         self._background: set[asyncio.Task[None]] = set()
 
     def ready(self) -> Model:
@@ -178,10 +176,13 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
-                rows, guesses = await loop.run_in_executor(self._threads, self._prepare, model, texts, pairs, given)
+                rows, guesses = await self._preparing(Unprepared(model.engine, texts, pairs, given))
                 groups = batching.steps([len(row) for row in rows], self.budget(model))
                 chunks = [Chunk(model, [rows[i] for i in group], until) for group in groups]
-                parts = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
+                if len(chunks) == 1:  # as a rule, and without a task of its own
+                    parts = [await self.infer(chunks[0])]
+                else:
+                    parts = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
         except TimeoutError:
             raise late(deadline) from None
         except Refusal:
@@ -191,23 +192,6 @@ class Service:
             raise failed() from None
         order = np.concatenate([np.asarray(group) for group in groups])
         return Answer(model, np.concatenate(parts)[np.argsort(order)], guesses)
-
-    def _prepare(
-        self,
-        model: Model,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        given: Sequence[str | None] | None,
-    ) -> tuple[Sequence[Row], list[Guess]]:
-        rows = model.engine.encode(texts, pairs)
-        guesses = []
-        for i, text in enumerate(texts):
-            code = given[i] if given else None
-            if code is not None:
-                guesses.append(Guess(code, 1.0))
-            else:
-                guesses.append(self._identifier.guess(text) if self._identifier else UNKNOWN)
-        return rows, guesses
 
     def _check(self, model: Model, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
         if (pairs is not None) != model.artefact.pairs:

@@ -25,7 +25,7 @@ from xlt_ray.config import InputError
 TOKENS = 160
 MULTIPLE = 1  # onnxruntime prepares nothing per shape, so padding to a multiple would only be more to compute
 
-RELEASE = 2  # batches after which pages of the embedding table are unmapped: they stay in the system's file cache
+RELEASE = 8  # batches after which pages of the embedding table are unmapped: they stay in the system's file cache
 
 _LOADING = threading.Lock()
 
