@@ -15,7 +15,6 @@ of the capacity, three times the capacity for a minute, the change of the model 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -35,6 +34,7 @@ from typing import Any
 
 import http_load
 import numpy as np
+import uvloop  # half the processor's time of asyncio's own loop, which the server can use
 from http_load import Taken
 
 from xlt_ray import config, engine, export, prepare
@@ -186,10 +186,10 @@ def closed_loops(arm: str, number: int, served: Served, texts: Sequence[tuple[st
     if arm.endswith("_twenty"):
         texts = [(code, text) for code, text in texts if code in TWENTY]
     requests = asked(arm, texts)
-    asyncio.run(http_load.closed(served.port, requests, 1, 8, min(5, seconds)))  # warm
+    uvloop.run(http_load.closed(served.port, requests, 1, 8, min(5, seconds)))  # warm
     rows = []
     for clients in CLIENTS:
-        taken = asyncio.run(http_load.closed(served.port, requests, 1, clients, seconds))
+        taken = uvloop.run(http_load.closed(served.port, requests, 1, clients, seconds))
         failed = sum(count for status, count in taken.statuses.items() if status != 200)
         rows.append(
             Row(
@@ -255,10 +255,10 @@ def wrong(taken: Taken, right: Sequence[str]) -> int:
 def open_loops(served: Served, texts: Sequence[tuple[str, str]], capacity: float, seconds: float) -> list[str]:
     """Measure throughput with sixteen texts a request, and latency at fixed shares of the capacity."""
     many = [{"texts": [text for _, text in texts[i : i + 16]]} for i in range(0, len(texts) - 16, 16)]
-    taken = asyncio.run(http_load.closed(served.port, http_load.requests("/v1/classify", many), 16, 8, seconds))
+    taken = uvloop.run(http_load.closed(served.port, http_load.requests("/v1/classify", many), 16, 8, seconds))
     lines = [f"8 clients, 16 texts a request: {taken.texts_per_second:.1f} texts/s, statuses {dict(taken.statuses)}"]
     for share in (0.3, 0.6, 0.8):
-        taken = asyncio.run(http_load.opened(served.port, asked("ours", texts), 1, share * capacity, seconds))
+        taken = uvloop.run(http_load.opened(served.port, asked("ours", texts), 1, share * capacity, seconds))
         found = taken.quantiles()
         lines.append(
             f"open loop at {share:.0%} ({share * capacity:.0f} texts/s): p50 {found['p50']:.1f}, "
@@ -280,7 +280,7 @@ def overload(
 
     thread = threading.Thread(target=watch)
     thread.start()
-    taken = asyncio.run(http_load.opened(served.port, asked("ours", texts), 1, 3 * capacity, seconds, keep=True))
+    taken = uvloop.run(http_load.opened(served.port, asked("ours", texts), 1, 3 * capacity, seconds, keep=True))
     stop.set()
     thread.join()
     refused = taken.refused_seconds or [0.0]
@@ -336,7 +336,7 @@ def _under_load(
 
     def load() -> None:
         while not stop.is_set():
-            taken.append(asyncio.run(http_load.closed(served.port, requests, 1, 16, 2, keep=True)))
+            taken.append(uvloop.run(http_load.closed(served.port, requests, 1, 16, 2, keep=True)))
 
     thread = threading.Thread(target=load)
     thread.start()
@@ -439,7 +439,7 @@ def main() -> None:
                 precision = arm.split("_")[1]
                 mine = [r.texts_per_second for r in rows if r.arm == arm and r.clients == 64]
                 with serving(arm, bundle, folder, model, log) as served:
-                    warm = asyncio.run(http_load.closed(served.port, asked(arm, texts), 1, 64, options.seconds))
+                    warm = uvloop.run(http_load.closed(served.port, asked(arm, texts), 1, 64, options.seconds))
                     capacity = statistics.median([*mine, warm.texts_per_second])
                     right = right_labels(folder, precision, texts)
                     for part in (

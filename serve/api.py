@@ -64,7 +64,7 @@ def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics:
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(Guard, args=args, keys=keys, telemetry=lambda: service().telemetry)
+    app.add_middleware(Guard, args=args, keys=keys, service=service)
     if args.cors_origins:
         app.add_middleware(
             CORSMiddleware,

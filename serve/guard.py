@@ -13,12 +13,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.admission import Keys
-from serve.refusals import Refusal
+from serve.refusals import Refusal, overloaded
+from serve.service import Service
 from serve.settings import ServeArgs
-from serve.telemetry import Telemetry
 
 OPEN = {"/", "/healthz", "/readyz", "/page.js", "/page.css", "/favicon.ico", "/docs", "/openapi.json"}  # without a key
 ASSETS = "/docs/assets/"  # neither need one
+QUEUED = {"/v1/classify", "/v1/feedback"}
 STREAMED = "/v1/classify/stream"  # its body may be of any length
 # What a body must be said to be. A page of another site can make a browser post only what is none of these.
 JSON = ("application/json",)
@@ -44,8 +45,8 @@ logger = logging.getLogger("ray.serve")
 class Guard:
     """ASGI middleware; the client's name is left in `scope["state"]["client"]`."""
 
-    def __init__(self, app: ASGIApp, args: ServeArgs, keys: Keys, telemetry: Callable[[], Telemetry]) -> None:
-        self.app, self.args, self.keys, self.telemetry = app, args, keys, telemetry
+    def __init__(self, app: ASGIApp, args: ServeArgs, keys: Keys, service: Callable[[], Service]) -> None:
+        self.app, self.args, self.keys, self.service = app, args, keys, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +76,7 @@ class Guard:
             await respond(refusal, sending)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self.telemetry().request(route, state["status"], time.perf_counter() - began)
+            self.service().telemetry.request(route, state["status"], time.perf_counter() - began)
 
     def _admit(self, scope: Scope, headers: Headers, path: str) -> None:
         names = [name.lower() for name in self.args.allowed_hosts]
@@ -90,6 +91,9 @@ class Guard:
         length = headers.get("content-length", "")
         if path != STREAMED and length.isdecimal() and int(length[:20]) > self.args.limits.body_bytes:
             raise _too_large(self.args.limits.body_bytes)
+        queue = self.service().queue
+        if path in QUEUED and not queue.free(1, self.args.limits.deadline_s):
+            raise overloaded(queue.wait())  # before its body is read: under overload refusals are most of the work
 
 
 def _check_kind(headers: Headers, kinds: Sequence[str]) -> None:
