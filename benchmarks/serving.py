@@ -122,7 +122,9 @@ def serving(arm: str, bundle: Path, folder: Path, mlflow_model: Path, log: Path)
     """Start an arm's server and stop it again; only what was started here is stopped, by its pid."""
     (port,) = _free_ports()
     command, ready, holder = _command(arm, bundle, folder, mlflow_model, port)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    # MLflow looks for uvicorn on the path
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "PATH": path}
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
