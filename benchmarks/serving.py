@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -120,7 +121,8 @@ class Served:
 @contextlib.contextmanager
 def serving(arm: str, bundle: Path, folder: Path, mlflow_model: Path, log: Path) -> Iterator[Served]:
     """Start an arm's server and stop it again; only what was started here is stopped, by its pid."""
-    (port,) = _free_ports()
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
     command, ready, holder = _command(arm, bundle, folder, mlflow_model, port)
     # MLflow looks for uvicorn on the path
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -141,12 +143,6 @@ def serving(arm: str, bundle: Path, folder: Path, mlflow_model: Path, log: Path)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
-
-
-def _free_ports() -> list[int]:
-    from serve.loopback import free_ports
-
-    return free_ports(1)
 
 
 def _command(arm: str, bundle: Path, folder: Path, mlflow_model: Path, port: int) -> tuple[list[str], str, str]:

@@ -314,6 +314,20 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once_or_at_the_deadline(m
     assert made.queue.waiting == 0
 
 
+def test_a_full_queue_refuses_before_it_reads(model: Model, start: Any) -> None:
+    made = quick(model, limits={"waiting_texts": 3})
+    client = start(made)
+    made.queue.waiting = 3
+    for path in ("/v1/classify", "/v1/feedback"):
+        nonsense = client.post(path, content="{", headers={"Content-Type": "application/json"})
+        assert told(nonsense) == (503, "overloaded")
+        assert int(nonsense.headers["retry-after"]) >= 1
+    assert client.get("/v1/model").status_code == client.get("/readyz").status_code == 200
+    made.queue.waiting = 0
+    nonsense = client.post("/v1/classify", content="{", headers={"Content-Type": "application/json"})
+    assert nonsense.status_code == 422
+
+
 def test_a_failure_of_the_model_is_told_and_logged_and_over(
     model: Model, start: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,6 +99,7 @@ def test_an_artefact_with_fewer_pieces_answers_alike(tiny_encoder: Path, tmp_pat
     )
     assert made.vocabulary == {
         "mode": "trimmed", "pieces": 244, "kept": 184, "scripts": ["Latn", "Zinh", "Zyyy"],
+        "library": "tokenizers",
     }  # fmt: skip
     assert (made.folder / "embeddings.bin").stat().st_size == 184 * 32 * 4
     small, texts = engine.load(made.folder), ["eng1 swh2", "deu7 deu59", "eng40 " * 9, "है1 eng4"]
