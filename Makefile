@@ -1,5 +1,6 @@
 # make quickstart    train the quickstart from nothing but Python 3.11, 3.12 or 3.13: makes .venv, installs, runs
 # make test, lint    what .ci/run runs before it
+# make test-long     the tests that kill searches and runs and go on with them, which .ci/run runs as well
 # make setup         only make .venv and install; setup-dev and setup-aws add those extras of pyproject.toml
 # make constraints   resolve constraints.txt again from pyproject.toml
 # make clean         remove .venv and caches; runs/ stays
@@ -20,15 +21,20 @@ TORCH_INDEX ?=
 TORCH = torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test lint setup setup-dev setup-aws constraints clean
+.PHONY: quickstart test test-long lint setup setup-dev setup-aws constraints clean
 # a stamp is left only by a recipe that came to its end
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
 	@$(BIN)/xlt train jobs/configs/quickstart.yaml $(ARGS)
 
+PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25
+
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25 $(ARGS) </dev/null
+	@$(PYTEST) -m 'not long' $(ARGS) </dev/null
+
+test-long: $(VENV)/.installed-dev
+	@$(PYTEST) -m long $(ARGS) </dev/null
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from ray_runs import TRAIN_WORKER, Driver, Process, Settings, offspring, results
 from xlt_ray import run, train
 from xlt_ray.config import build
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 STEPS, EPOCH, REPORTED = 800, 200, 16  # updates in all, an epoch, and between two reported losses
 TRAINING: Settings = {

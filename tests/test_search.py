@@ -252,6 +252,7 @@ def test_a_random_search_tries_distinct_mixes(oracle: Called) -> None:
 # others
 
 
+@pytest.mark.long
 def test_a_grid_tries_every_mix_once_and_two_objectives_give_a_pareto_front(place: Place) -> None:
     asked = {
         "searcher": "grid",
@@ -278,6 +279,7 @@ def test_a_grid_tries_every_mix_once_and_two_objectives_give_a_pareto_front(plac
     assert {row.partition(":")[0].replace(" ", "") for row in front} == best
 
 
+@pytest.mark.long
 def test_a_search_of_probes_interrupted_goes_on_and_registers_its_choice_once(place: Place) -> None:
     asked = {
         "space": {"sources": {"at_most": 2}, "mixture.alpha": {"uniform": [0, 1]}},
@@ -328,6 +330,7 @@ def test_a_search_of_probes_interrupted_goes_on_and_registers_its_choice_once(pl
     assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
 
 
+@pytest.mark.long
 def test_a_search_at_a_url_goes_on_on_another_machine(place: Place) -> None:
     root = place.root / "bucket"
     asked = {"space": {"sources": {"at_most": 1}}, "fine_tuning": {"trials": 3, "scheduler": "none"}}

@@ -14,7 +14,7 @@ from search_runs import TABLE, TRIAL_ACTOR, journal, search_settings, write
 
 from xlt_ray import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 TRIALS, SAFE = 4, 2  # fine-tunings asked for; so many to the end before the kill
 

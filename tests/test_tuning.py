@@ -104,6 +104,7 @@ def test_a_searcher_that_likes_one_mix_still_proposes_every_other(
     assert sorted(proposed) == sorted(point_key(point) for point in points)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dashboard", [False, True])
 def test_many_stopped_trials_of_two_workers_in_a_row_leave_nothing_behind(
     tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, dashboard: bool
