@@ -74,7 +74,11 @@ def test_a_check_is_recorded_and_names_every_precision(tiny_encoder: Path, tmp_p
     export.export(original, tmp_path / "artefact", texts=TEXTS)
     texts = [f"{language}{i} {language}{i % 7}" for language in ("eng", "hin") for i in range(40)]
     table = pa.table({"text": texts, "label": pa.array([i % 3 for i in range(80)], pa.int32())})
-    found = agreement.check(original, tmp_path / "artefact", {"eng_Latn": table[:40], "hin_Deva": table[40:]})
+    told: list[tuple[int, int]] = []
+    tables = {"eng_Latn": table[:40], "hin_Deva": table[40:]}
+    found = agreement.check(original, tmp_path / "artefact", tables, lambda *count: told.append(count))
+    every = 3 * table.num_rows  # by the bundle and by two networks
+    assert len(told) == 6 and told[0] == (40, every) and told[-1] == (every, every) and told == sorted(told)
     assert set(found) == {"float32", "int8"}
     assert found["float32"]["agreement"] == 1 and found["float32"]["passed"] and found["float32"]["asked"] == 0
     assert 0 <= found["int8"]["asked"] < 1 and found["int8"]["texts"] == 80

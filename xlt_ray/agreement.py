@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,20 @@ LEFT_WRONG = 0.001  # share of rows expected to keep another label than float32'
 UNSURE = 0.3  # share of rows, those of the smallest margins, that show how far margins are off
 
 
-def check(bundle_folder: str | Path, artefact_folder: str | Path, tables: Mapping[str, pa.Table]) -> dict[str, Any]:
+def check(
+    bundle_folder: str | Path,
+    artefact_folder: str | Path,
+    tables: Mapping[str, pa.Table],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Answer the rows of tables (language -> text, label, for pairs text_pair) by bundle and artefact, and compare.
 
     Gives for every precision: `agreement` over all rows; `groups`, for all languages, the sources, the zero-shot ones
     and those of them seen and unseen in pre-training: rows, accuracy `before` and `after` and `change` between them;
     `worst`, the language with the least agreement; `asked`, the share of rows that int8 gave to float32; `texts`; and
     whether it `passed` LIMITS, which is what `artefact.record` wants to know. Labels of the tables count as the
-    bundle's do. Raises InputError where there is no row or the artefact is another bundle's.
+    bundle's do. `progress` is told how many answers there are and how many there will be, of all networks together.
+    Raises InputError where there is no row or the artefact is another bundle's.
     """
     made = artefact.read(artefact_folder)
     if made.digest != artefact.bundle_digest(bundle_folder):
@@ -36,13 +42,24 @@ def check(bundle_folder: str | Path, artefact_folder: str | Path, tables: Mappin
     if not sum(table.num_rows for table in tables.values()):
         raise InputError("agreement: there is no row to compare by; give a test split")
     torch_engine = engine.load(bundle_folder, device="cpu", precision="float32")
-    before = {code: answers(torch_engine, table) for code, table in tables.items() if table.num_rows}
+    rows = {code: table.num_rows for code, table in tables.items() if table.num_rows}
+    total, done = sum(rows.values()) * (1 + len(made.precisions)), 0
+
+    def answered(model: engine.Engine) -> dict[str, np.ndarray]:
+        nonlocal done
+        found = {}
+        for code in rows:
+            found[code] = answers(model, tables[code])
+            done += rows[code]
+            progress(done, total)
+        return found
+
+    before = answered(torch_engine)
     gold = {code: tables[code]["label"].to_numpy().astype(np.int64) for code in before}
     found: dict[str, Any] = {}
     for precision in made.precisions:
         onnx_engine = engine.OnnxEngine(made, precision)
-        after = {code: answers(onnx_engine, tables[code]) for code in before}
-        verdict = compare(gold, before, after, made.languages)
+        verdict = compare(gold, before, answered(onnx_engine), made.languages)
         found[precision] = verdict | {"asked": onnx_engine.asked / verdict["texts"]}
     return found
 

@@ -1,7 +1,8 @@
 """The folder a model is served from: network files, tokenizer.json, and artefact.json that says what they are.
 
-Only JSON, ONNX, raw weights and SentencePiece's form of a vocabulary, never a pickle. artefact.json lists the size and the SHA-256 of every other file;
-none is opened as a model before both were found right, and one that is not listed is never opened at all.
+Only JSON, ONNX, raw weights and SentencePiece's form of a vocabulary, never a pickle. artefact.json lists the size and
+the SHA-256 of every other file; none is opened as a model before both were found right, and one that is not listed is
+never opened at all.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ STAGES = {
     "ask": "fetching the artefact back, loading it and asking it once",
     "alias": "moving the alias",
 }
-LONG = ("screen", "tune", "retrain")  # stages of a search, whose time left a log tells as well
+LONG = ("screen", "tune", "retrain", "agree")  # stages whose time left a log tells as well
 EVERY = 5.0  # seconds between lines in a log
 
 

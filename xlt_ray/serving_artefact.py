@@ -187,7 +187,9 @@ def _export(bundle: Path, out: Path, tables: Mapping[str, Any], texts: Sequence[
         made = _drop(made, "int8")
         return Made(made.precisions, {}, ("the artefact was not checked against the original",), (), False)
     on_event({"stage": "agree"})
-    checks = agreement.check(bundle, out, tables)
+    checks = agreement.check(
+        bundle, out, tables, lambda done, total: on_event({"stage": "agree", "done": done, "total": total})
+    )
     made = artefact.record(out, checks)
     notes: list[str] = []
     reasons: list[str] = []
