@@ -34,7 +34,7 @@ NAME = "Classifier"  # of the deployment
 ONGOING = 256  # requests in a replica, whose own queue refuses long before; Ray's refusal is the second line
 # Share of a batch's time that the next one waits for more: whoever was answered asks again right away, and would else
 # come too late for it. A request that was alone waits for nobody.
-PATIENCE = 0.1
+LINGER = 0.1
 logger = logging.getLogger("ray.serve")
 
 
@@ -81,7 +81,7 @@ class Classifier:
             self.service.telemetry.batch(texts, tokens_of(done), seconds)
         self.service.telemetry.waiting(self.service.queue.waiting)
         batch: Any = self._batch
-        batch.set_batch_wait_timeout_s(PATIENCE * seconds if len(chunks) > 1 else 0)
+        batch.set_batch_wait_timeout_s(LINGER * seconds if len(chunks) > 1 else 0)
         return results
 
     async def _infer(self, chunk: Chunk) -> np.ndarray:
