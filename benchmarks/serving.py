@@ -359,7 +359,7 @@ def _rollouts(port: int, other: Path) -> list[str]:
             [sys.executable, "-m", "xlt_ray.cli", *command, "--port", str(port)],
             capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        told.append((done.stdout.strip() or done.stderr.strip()).splitlines()[-1])
+        told.append((done.stdout.strip() or done.stderr.strip()).splitlines()[-1].replace(f"{other.parent}/", ""))
     return told
 
 
