@@ -36,6 +36,8 @@ MARK = "XLT_SERVE_ON_LOOPBACK"  # in the environment of what `xlt serve` starts
 def correct(config: str, refusal: Path) -> str:
     """Bind what is open to every interface to loopback, answer 503 in our form, and hold a request until it is whole.
 
+    Nor is every request told to a syslog that nobody runs.
+
     A request can be repeated only where HAProxy has all of it, so it waits for the body before choosing a replica; not
     so for a stream, whose client may wait for answers before it sends more.
 
@@ -46,6 +48,7 @@ def correct(config: str, refusal: Path) -> str:
     <BLANKLINE>
     """
     config = re.sub(r"^(\s*)bind (?:\*|)?:(\d+)", r"\1bind 127.0.0.1:\2", config, flags=re.MULTILINE)
+    config = re.sub(r"^\s*log 127\.0\.0\.1:514 .*\n", "", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*errorfile 50[234]) .*$", rf"\1 {refusal}", config, flags=re.MULTILINE)
     whole = f"    http-request wait-for-body time 10s unless {{ path_end {STREAMED} }}\n"
     if whole not in config:
@@ -66,6 +69,8 @@ def install(folder: Path, port: int) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # nothing of ours blocks the event loop, so a second one in a thread of its own would only be hops between them
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        # else HAProxy tells every request to a process in Python, which counts what the replicas can count as well
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),

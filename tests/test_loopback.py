@@ -23,8 +23,12 @@ def test_ports_of_its_own_are_never_the_one_asked_for(
 
 
 def test_a_configuration_corrected_twice_is_corrected_once(tmp_path: Path) -> None:
-    config = "frontend http_frontend\n    bind 127.0.0.1:8000\n    errorfile 503 /else/500.http\n  bind *:8404\n"
+    config = (
+        "global\n    log 127.0.0.1:514 local0 info\nfrontend http_frontend\n    bind 127.0.0.1:8000\n"
+        "    errorfile 503 /else/500.http\n  bind *:8404\n"
+    )
     once = loopback.correct(config, tmp_path / "503.http")
     assert loopback.correct(once, tmp_path / "503.http") == once
     assert once.count("wait-for-body") == 1 and f"errorfile 503 {tmp_path / '503.http'}" in once
+    assert "514" not in once and once.startswith("global\nfrontend")
     assert "bind 127.0.0.1:8404" in once and "*" not in once.replace("unless", "")
