@@ -31,7 +31,7 @@ from serve.settings import Section, ServeArgs, from_builder
 from serve.telemetry import ServeTelemetry
 
 NAME = "Classifier"  # of the deployment
-ONGOING = 256  # requests in a replica, whose own queue refuses long before; Ray's refusal is the second line
+ONGOING = 256  # requests in a replica; as many more wait at its door, and Ray refuses the rest, in plain text
 # Share of a batch's time that the next one waits for more: whoever was answered asks again right away, and would else
 # come too late for it. A request that was alone waits for nobody.
 LINGER = 0.1
