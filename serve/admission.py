@@ -40,11 +40,15 @@ class Queue:
             return False
         return not self.waiting or self.wait() < MARGIN * deadline
 
-    @contextlib.contextmanager
-    def enter(self, texts: int, deadline: float) -> Iterator[None]:
-        """Count texts in, and out again; raise the Refusal `overloaded` where they do not fit."""
+    def check(self, texts: int, deadline: float) -> None:
+        """Raise the Refusal `overloaded` where so many more texts could not be answered within `deadline` seconds."""
         if not self.free(texts, deadline):
             raise overloaded(self.wait())
+
+    @contextlib.contextmanager
+    def enter(self, texts: int, deadline: float) -> Iterator[None]:
+        """Count texts in, and out again; raises what `check` raises."""
+        self.check(texts, deadline)
         self.waiting += texts
         try:
             yield

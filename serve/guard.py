@@ -13,13 +13,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.admission import Keys
-from serve.refusals import Refusal, overloaded
+from serve.refusals import Refusal
 from serve.service import Service
 from serve.settings import ServeArgs
 
 OPEN = {"/", "/healthz", "/readyz", "/page.js", "/page.css", "/favicon.ico", "/docs", "/openapi.json"}  # without a key
 ASSETS = "/docs/assets/"  # neither need one
-QUEUED = {"/v1/classify", "/v1/feedback"}
 STREAMED = "/v1/classify/stream"  # its body may be of any length
 # What a body must be said to be. A page of another site can make a browser post only what is none of these.
 JSON = ("application/json",)
@@ -91,9 +90,8 @@ class Guard:
         length = headers.get("content-length", "")
         if path != STREAMED and length.isdecimal() and int(length[:20]) > self.args.limits.body_bytes:
             raise _too_large(self.args.limits.body_bytes)
-        queue = self.service().queue
-        if path in QUEUED and not queue.free(1, self.args.limits.deadline_s):
-            raise overloaded(queue.wait())  # before its body is read: under overload refusals are most of the work
+        if path in KINDS and path != STREAMED:  # before the body is read: under overload most of the work is refusing
+            self.service().queue.check(1, self.args.limits.deadline_s)
 
 
 def _check_kind(headers: Headers, kinds: Sequence[str]) -> None:

@@ -62,8 +62,8 @@ def export(
         keep, kept = _vocabulary(found, folder, vocabulary, languages)
         for table in words if keep is not None else ():
             graph.weights[table] = graph.weights[table][keep]
-        sample = functools.cache(lambda: _sample(list(texts)))
-        kept |= _library(found, folder, sample)
+        texts = list(texts)
+        kept |= _library(found, folder, texts)
         made = replace(described, folder=folder, vocabulary=kept)
         _write(graph, made, "float32", words)
         if "int8" in precisions:
@@ -73,7 +73,7 @@ def export(
         _compare(found, made)
         if "int8" in precisions:
             progress("measuring where int8 is in doubt")
-            made = replace(made, margin=_margin(made, sample()))
+            made = replace(made, margin=_margin(made, texts))
         artefact.write(made)
     return artefact.read(out)
 
@@ -107,7 +107,7 @@ def _vocabulary(
     return keep, described | ({} if keep is None else {"scripts": list(trimming.scripts(codes))})
 
 
-def _library(found: Bundle, folder: Path, sample: Callable[[], list[str]]) -> dict[str, Any]:
+def _library(found: Bundle, folder: Path, texts: Sequence[str]) -> dict[str, Any]:
     """Say which library is to cut texts: SentencePiece, where the kind of tokenizer allows it and the pieces agree."""
     usual = {"library": "tokenizers"}
     text = (folder / artefact.TOKENIZER).read_text(encoding="utf-8")
@@ -115,8 +115,8 @@ def _library(found: Bundle, folder: Path, sample: Callable[[], list[str]]) -> di
     if types or found.experiment.corpus.text_pair is not None or not pieces.fits(text):
         return usual
     pieces.write(text, folder)
-    texts = [found.tokenize.prefix + one for one in sample()]
-    apart = pieces.differing(text, folder, texts) / len(texts)
+    sample = [found.tokenize.prefix + one for one in _sample(texts)]
+    apart = pieces.differing(text, folder, sample) / len(sample)
     if apart <= OTHERWISE:
         return {"library": pieces.LIBRARY, "cut_otherwise": apart}
     for name in (pieces.FILE, pieces.AROUND):
@@ -143,18 +143,20 @@ def _compare(found: Bundle, made: Artefact) -> None:
             )
 
 
-def _margin(made: Artefact, texts: list[str]) -> float:
+def _margin(made: Artefact, texts: Sequence[str]) -> float:
     """Find the margin below which int8 is to ask float32, from answers of both."""
     engine = OnnxEngine(replace(made, margin=np.inf), "int8")
-    rows = engine.encode(texts, texts[::-1] if made.pairs else None)
+    sample = _sample(texts)
+    rows = engine.encode(sample, sample[::-1] if made.pairs else None)
     return agreement.margin(engine.logits(engine.session, rows), engine.logits(engine.precise, rows))
 
 
-def _sample(texts: list[str]) -> list[str]:
+def _sample(texts: Sequence[str]) -> list[str]:
     texts = texts or _sentences()
     return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:CALIBRATING]]
 
 
+@functools.cache  # asked twice by an export
 def _sentences() -> list[str]:
     corpus = corpora.load(CorpusConfig(loader="voice_commands"))
     tables = corpus.unlabelled(corpus.languages("train"))

@@ -9,6 +9,7 @@ way; `differing` counts such texts.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,23 +63,22 @@ def write(tokenizer: str, folder: Path) -> None:
     added = content["added_tokens"]
     few = [SPACE + SPACE, *(one["content"] for one in added)]  # the first is what every other word comes out as
     ids = [model["unk_id"], *(one["id"] for one in added)]
-    before, after = _template(tokenizer)
     for number, one in enumerate(added, start=1):
         one["id"] = number
     content["model"] |= {"vocab": [[piece, 0.0] for piece in few], "unk_id": 0}
-    content |= {"truncation": None, "padding": None, "post_processor": None}
-    around = {"tokenizer": content, "ids": ids, "before": before, "after": after}
+    content |= {"truncation": None, "padding": None}
+    before, after = _template(content)
+    around = {"tokenizer": content | {"post_processor": None}, "ids": ids, "before": before, "after": after}
     write_text(folder / AROUND, json.dumps(around, ensure_ascii=False))
 
 
-def _template(tokenizer: str) -> tuple[list[int], list[int]]:
-    """Give the ids that a tokenizer puts before and after a text."""
+def _template(content: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Give the ids put before and after a text by a tokenizer with few pieces, whose template has its old ids still."""
     import tokenizers
 
-    whole = tokenizers.Tokenizer.from_str(tokenizer)
-    alone, framed = (whole.encode("x", add_special_tokens=add).ids for add in (False, True))
-    at = next(i for i in range(len(framed)) if framed[i : i + len(alone)] == alone)
-    return framed[:at], framed[at + len(alone) :]
+    framed = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("x")
+    at, body = framed.special_tokens_mask.index(0), framed.special_tokens_mask.count(0)
+    return framed.ids[:at], framed.ids[at + body :]
 
 
 class Pieces:
@@ -111,19 +111,13 @@ class Pieces:
         return rows
 
     def _body(self, ids: Sequence[int], words: Sequence[str]) -> list[int]:
-        if not any(ids):
-            cut: list[int] = self.cut.encode("".join(words))
-            return cut
         body: list[int] = []
-        held: list[str] = []
-        for number, word in zip(ids, words, strict=True):
-            if number == 0:
-                held.append(word)
-                continue
-            body += self.cut.encode("".join(held))
-            held = []
-            body.append(self.ids[number])
-        return body + self.cut.encode("".join(held))
+        for added, group in itertools.groupby(zip(ids, words, strict=True), key=lambda one: one[0] > 0):
+            if added:
+                body += [self.ids[number] for number, _ in group]
+            else:
+                body += self.cut.encode("".join(word for _, word in group))
+        return body
 
 
 def differing(tokenizer: str, folder: Path, texts: Sequence[str]) -> int:
