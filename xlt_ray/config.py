@@ -196,6 +196,9 @@ class Experiment(Section):
     mixture: MixtureConfig = MixtureConfig()
     network: NetworkConfig = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
+    techniques: Mapping[str, Mapping[str, Any]] = Field(
+        {}, description="what helps transfer, in this order: a name, or a name with its parameters; see xlt catalogue"
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -211,6 +214,11 @@ class Experiment(Section):
         if twice:
             raise ValueError(f"{', '.join(twice)} given twice; name each language once")
         return resolved
+
+    @field_validator("techniques", mode="before")
+    @classmethod
+    def _named(cls, techniques: Any) -> Any:
+        return config_keys.named(techniques)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -242,6 +250,10 @@ class Experiment(Section):
         deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
         deciding["resources"].pop("max_failures")
         deciding["corpus"].pop("cache_dir")
+        # a list, because they compose in their order, which sorted keys would hide
+        techniques = deciding.pop("techniques")
+        if techniques:
+            deciding["techniques"] = list(techniques.items())
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
         return f"{self.name}-{digest[:10]}"
 
@@ -281,6 +293,12 @@ def plain(data: Any, overrides: Iterable[str], place: str) -> dict[str, Any]:
         ) from None
     if not isinstance(merged, dict):
         raise InputError(f"{place}: holds {type(data).__name__}, not keys with values; it needs `sources` at least")
+    overrides = list(overrides)
+    if "techniques" in merged and any(one.startswith("techniques.") for one in overrides):
+        try:
+            merged["techniques"] = config_keys.named(merged["techniques"])  # so that they can be reached by name
+        except ValueError as error:
+            raise InputError(f"{place}:\n  techniques: {error}") from None
     for override in overrides:
         _apply(merged, override)
     return merged

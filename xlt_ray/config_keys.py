@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,6 +25,27 @@ def explain(fault: Any, section: type[BaseModel]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     shown = "" if fault["type"] == "value_error" else f" (got {fault['input']!r})"
     return f"{place}: {message}{shown}"
+
+
+def named(techniques: Any) -> Any:
+    """Read `techniques`, a list of names and of names with parameters, as name -> parameters, in the same order.
+
+    A technique that is null or false is left out, and one that is true has its default parameters.
+
+    >>> named(["centre", {"code_switch": {"rate": 0.3}}])
+    {'centre': {}, 'code_switch': {'rate': 0.3}}
+    """
+    if isinstance(techniques, list | tuple):
+        pairs = [pair for one in techniques for pair in (one.items() if isinstance(one, Mapping) else [(one, True)])]
+    elif isinstance(techniques, Mapping):
+        pairs = list(techniques.items())
+    else:
+        pairs = [(techniques, True)] if techniques else []
+    names = [str(name) for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} given twice; list each technique once")
+    given = {str(name): {} if value is True else value for name, value in pairs}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def describe(section: type[BaseModel], above: str = "") -> list[tuple[str, Any, str]]:

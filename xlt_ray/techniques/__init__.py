@@ -1,0 +1,125 @@
+"""Ways to better transfer: each is one file here and one line in CATALOGUE, switched on under `techniques:`.
+
+A technique has up to five hooks, each called at one place and each by default without effect. Those that a
+configuration lists compose in the order of the list.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from xlt_ray import config_keys
+from xlt_ray.config import Experiment, InputError, Section
+from xlt_ray.corpus import Corpus
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from xlt_ray.network import Network
+
+CATALOGUE = {
+    "centre": "xlt_ray.techniques.centre.Centre",
+}
+
+# (rows' texts by language) -> pooled features by language, (rows, width) float32, of the network as it is then
+Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training row as text, before it is tokenised."""
+
+    text: str
+    text_pair: str | None
+    language: str
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a technique may look at: an experiment, and texts without labels, of train (else dev) and never of test.
+
+    `texts[language]` has the columns `text`, `id` and, in pair tasks, `text_pair`; sources and targets are among them.
+    `shots[language]` are labelled train rows of the targets: empty unless a technique says that it `reads_labels`, and
+    with it nothing of the run is called zero-shot any more in those languages.
+    """
+
+    experiment: Experiment
+    texts: Mapping[str, pa.Table]
+    shots: Mapping[str, pa.Table]
+
+
+class Technique(Section):
+    """Hyperparameters of a technique, as fields with a description each, and its hooks.
+
+    The first line of a subclass's docstring is its purpose. Randomness comes from what a hook is given, or from
+    `np.random.default_rng([seed, ...])`, so that every worker and a resumed run do the same.
+    """
+
+    paper: ClassVar[str]
+    needs: ClassVar[str]  # what data
+    cost: ClassVar[str]  # time and memory, as measured
+    methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
+    reads_labels: ClassVar[bool] = False  # of targets
+
+    def check(self, experiment: Experiment, corpus: Corpus) -> None:
+        """Raise InputError where the technique cannot work with this experiment on this corpus; before any work."""
+
+    def corpus(self, corpus: Corpus, material: Material) -> Corpus:
+        """Change what is trained on: once, before sampling. `corpus` holds train and dev of the sources alone."""
+        return corpus
+
+    def prepare(self, material: Material) -> Technique:
+        """Give the technique with what its `example` needs, such as a lexicon; once a worker, before training."""
+        return self
+
+    def example(self, example: Example, rng: np.random.Generator) -> Example:
+        """Change a row each time it is drawn; `rng` is seeded by the draw's place in the run."""
+        return example
+
+    def network(self, network: Network, tokenizer: Any) -> None:
+        """Change the network in place: once, before DDP, and when a bundle is loaded."""
+
+    def loss_term(self, network: Network, material: Material) -> nn.Module | None:
+        """Give a module whose `forward(network, batch, pooled)` is a loss per row, (rows,), added to the task's."""
+        return None
+
+    def settle(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
+        """Compute what depends on trained weights: once, after training, before measuring; gives figures to record."""
+        return {}
+
+
+def build(experiment: Experiment) -> tuple[Technique, ...]:
+    """Make the techniques of an experiment, in their order; raise InputError listing every fault at once."""
+    found, faults = [], []
+    for name, parameters in experiment.techniques.items():
+        if name not in CATALOGUE:
+            faults.append(f"techniques.{name}: there is no such technique; there are {', '.join(CATALOGUE)}")
+            continue
+        kind = load(name)
+        try:
+            found.append(kind.model_validate(dict(parameters)))
+        except ValidationError as error:
+            faults += [
+                f"techniques.{name}.{config_keys.explain(fault, kind)}" for fault in error.errors(include_url=False)
+            ]
+        if experiment.training.method not in kind.methods:
+            faults.append(
+                f"techniques.{name}: has no effect with training.method: {experiment.training.method}; set it to "
+                f"{' or '.join(kind.methods)}, or take the technique out"
+            )
+    if faults:
+        raise InputError("\n".join(faults))
+    return tuple(found)
+
+
+def load(name: str) -> type[Technique]:
+    """Import the class of a technique of the catalogue."""
+    module, _, kind = CATALOGUE[name].rpartition(".")
+    return getattr(importlib.import_module(module), kind)
