@@ -37,6 +37,7 @@ ENDING = 2  # letters; after an apostrophe so few are part of a word, as in it's
 class CodeSwitch(Technique):
     """Replace words of training texts by translations into other languages, anew each time a row is drawn."""
 
+    name: ClassVar[str] = "code_switch"
     paper: ClassVar[str] = "Qin et al. 2020, CoSDA-ML, arXiv 2006.06402"
     needs: ClassVar[str] = (
         "unlabelled train (else dev) rows of targets with the ids of the source's, 100 or more; or dictionaries"
