@@ -23,7 +23,7 @@ from xlt_ray import cli, metrics
 Result = Any  # of a CliRunner
 Call = Callable[..., Result]
 
-VERBS = {"train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue"}
+VERBS = {"adapt", "lexicon", "train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue"}
 VERBS |= {"languages", "sync", "promote", "serve", "rollout", "rollback", "challenge", "key"}
 ROOT = Path(__file__).parents[1]
 

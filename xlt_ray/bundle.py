@@ -5,8 +5,10 @@ Only safetensors and JSON, never a pickle. `bundle.json` lists the SHA-256 of ev
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from xlt_ray import collate, encoders, evaluate
+from xlt_ray import collate, encoders, evaluate, techniques
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError, build
+from xlt_ray.encoders import Encoder
+from xlt_ray.identify import Identifier
 from xlt_ray.metrics import Scores
 from xlt_ray.network import Network
+from xlt_ray.techniques import lora
 
 FORMAT = 1
+CHANGES = "changes.safetensors"  # of the encoder, where the encoder itself is not in the bundle
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,22 @@ class Bundle:
     scores: Scores | None
     precision: str = "float32"
 
-    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-        """Give the probability of every label for every text: (texts, labels) float32, rows summing to 1."""
+    def probabilities(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        languages: Sequence[str | None] | None = None,
+    ) -> np.ndarray:
+        """Give the probability of every label for every text: (texts, labels) float32, rows summing to 1.
+
+        `languages` are codes of the texts, None where one is unknown. Where a technique depends on the language and
+        none are given, they are guessed.
+        """
         if not len(texts):
             return np.zeros((0, len(self.labels)), dtype=np.float32)
+        if languages is None:
+            languages = _guessed(texts) if len(self.network.steps) else [None] * len(texts)
+        indices = np.array([self.network.index(code) for code in languages])
         device = next(self.network.parameters()).device
         encoded = self.tokenize(texts, pairs)
         tokens = evaluate.token_budget(self.experiment.evaluation.tokens_per_step, device)
@@ -47,25 +65,49 @@ class Bundle:
         result = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
         with torch.inference_mode(), evaluate.autocast(device, self.precision):
             for positions, batch in collate.budgeted(encoded, tokens, pad_id):
+                batch["language"] = torch.from_numpy(indices[positions])
                 logits = self.network({key: value.to(device) for key, value in batch.items()})
                 result[positions] = logits.float().softmax(-1).cpu().numpy()
         return result
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str]:
-        """Give the most probable label of every text."""
-        return [self.labels[i] for i in self.probabilities(texts, pairs).argmax(1)]
+    def predict(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        languages: Sequence[str | None] | None = None,
+    ) -> list[str]:
+        """Give the most probable label of every text; `languages` as for `probabilities`."""
+        return [self.labels[i] for i in self.probabilities(texts, pairs, languages).argmax(1)]
+
+
+def _guessed(texts: Sequence[str]) -> list[str | None]:
+    return [guess.code for guess in _identifier().guess_all(texts)]
+
+
+@functools.cache
+def _identifier() -> Identifier:
+    return Identifier()
 
 
 def save(folder: Path, bundle: Bundle, identity: str) -> None:
-    """Write a bundle; `identity` is the encoder it started from. bundle.json comes last and makes it valid."""
+    """Write a bundle; `identity` is the encoder it started from. bundle.json comes last and makes it valid.
+
+    Of an encoder that only LoRA changed the change alone is written, unless the technique says `merge`; such a bundle
+    loads where `network.init` gives that encoder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bundle.json").unlink(missing_ok=True)
-    bundle.network.encoder.save_pretrained(folder / "encoder")
-    bundle.tokenize.tokenizer.save_pretrained(folder / "encoder")
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in bundle.network.head.state_dict().items()},
-        folder / "head.safetensors",
-    )
+    net = bundle.network
+    changed = "lora" in bundle.experiment.techniques and lora.adapted(net.encoder)
+    if changed and bundle.experiment.techniques["lora"].get("merge"):
+        lora.merge(net.encoder)
+        changed = False
+    if changed:
+        save_file(lora.changes(net.encoder), folder / CHANGES)
+    else:
+        net.encoder.save_pretrained(folder / "encoder")
+        bundle.tokenize.tokenizer.save_pretrained(folder / "encoder")
+    save_file(_state(net.head), folder / "head.safetensors")
     if bundle.scores is not None:
         (folder / "scores.json").write_text(bundle.scores.to_json(), encoding="utf-8")
     content = {
@@ -73,29 +115,89 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "labels": list(bundle.labels),
         "prefix": bundle.tokenize.prefix,
         "max_length": bundle.tokenize.max_length,
-        "pooling": bundle.network.pooling,
+        "pooling": net.pooling,
         "encoder": identity,
         "experiment": bundle.experiment.model_dump(mode="json"),
-        "sha256": {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()},
+        "languages": list(net.languages),
+        "steps": _save_steps(folder, net),
     }
-    (folder / "bundle.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    content["sha256"] = {str(p.relative_to(folder)): _digest(p) for p in files}
+    _write(folder, content)
+
+
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _save_steps(folder: Path, net: Network) -> str | None:
+    """Write what techniques do to features, under a name of its content; give the name, None where there is nothing."""
+    if not len(net.steps):
+        return None
+    draft = folder / "steps.safetensors"
+    save_file(_state(net.steps), draft)
+    file = folder / f"steps-{_digest(draft)[:12]}.safetensors"
+    draft.replace(file)
+    return file.name
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    draft = folder / f".bundle.json.{os.getpid()}"
+    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    draft.replace(folder / "bundle.json")
+
+
+def update_steps(folder: Path, bundle: Bundle) -> None:
+    """Write anew what techniques do to features and the languages that they know; at any moment the folder is valid."""
+    content = verify(folder)
+    old = content.get("steps")
+    content["steps"], content["languages"] = _save_steps(folder, bundle.network), list(bundle.network.languages)
+    content["sha256"].pop(old, None)
+    if content["steps"]:
+        content["sha256"][content["steps"]] = _digest(folder / content["steps"])
+    _write(folder, content)
+    if old and old != content["steps"]:
+        (folder / old).unlink()
 
 
 def load(folder: str | Path) -> Bundle:
     """Load a bundle after verifying every file; raise InputError naming the file that is missing or was changed."""
     folder = Path(folder)
     content = verify(folder)
-    encoder = encoders.load(str(folder / "encoder"))
-    network = Network(encoder.model, len(content["labels"]), content["pooling"])
+    experiment = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment")
+    encoder = encoders.load(str(folder / "encoder")) if (folder / "encoder").is_dir() else _unchanged(folder, content)
+    network = Network(encoder.model, len(content["labels"]), content["pooling"], languages=content.get("languages", ()))
     network.head.load_state_dict(load_file(folder / "head.safetensors"))
+    for one in techniques.build(experiment):
+        if one.name != "lora" or (folder / CHANGES).is_file():
+            one.network(network, encoder.tokenizer)
+    if (folder / CHANGES).is_file():
+        network.encoder.load_state_dict(load_file(folder / CHANGES), strict=False)
+    if content.get("steps"):
+        state = load_file(folder / content["steps"])
+        for name, tensor in state.items():  # `xlt adapt` may have added languages
+            step, _, buffer = name.partition(".")
+            setattr(network.steps[step], buffer, tensor)
     scores = folder / "scores.json"
     return Bundle(
         network.eval(),
         Tokenize(encoder.tokenizer, content["prefix"], content["max_length"]),
         tuple(content["labels"]),
-        build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment"),
+        experiment,
         Scores.from_json(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
     )
+
+
+def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
+    """Load the encoder that a bundle of changes belongs to, which must be the very same."""
+    init, revision = content["experiment"]["network"]["init"], content["experiment"]["network"]["revision"]
+    found = encoders.load(init, revision)
+    if found.identity != content["encoder"]:
+        raise InputError(
+            f"{folder}: holds changes to the encoder {content['encoder']}, but {init} is now {found.identity}; bring "
+            "the former back, or train again with techniques.lora.merge=true, which writes whole bundles"
+        )
+    return found
 
 
 def verify(folder: Path) -> dict[str, Any]:

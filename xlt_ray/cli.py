@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xlt_ray import cli_serving
+from xlt_ray import cli_lexicon, cli_serving, cli_techniques
 
 app = typer.Typer(
     name="xlt",
@@ -277,6 +277,8 @@ def sync(
 
 
 cli_serving.register(app, _told)
+cli_lexicon.register(app, _told)
+cli_techniques.register(app, _told)
 
 
 def main() -> None:

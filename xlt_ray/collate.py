@@ -37,9 +37,14 @@ class Tokenize:
 
     def rows(self, table: pa.Table, indices: np.ndarray) -> list[dict[str, list[int]]]:
         """Encode the rows of a corpus table at `indices`."""
-        taken = table.select([c for c in ("text", "text_pair") if c in table.column_names]).take(pa.array(indices))
-        pairs = taken["text_pair"].to_pylist() if "text_pair" in taken.column_names else None
-        return self(taken["text"].to_pylist(), pairs)
+        return self(*texts_of(table, indices))
+
+
+def texts_of(table: pa.Table, indices: np.ndarray) -> tuple[list[str], list[str] | None]:
+    """Take the texts at `indices` of a corpus table, and their pairs where it has any."""
+    taken = table.select([c for c in ("text", "text_pair") if c in table.column_names]).take(pa.array(indices))
+    pairs = taken["text_pair"].to_pylist() if "text_pair" in taken.column_names else None
+    return taken["text"].to_pylist(), pairs
 
 
 def lengths(table: pa.Table, tokenize: Tokenize) -> np.ndarray:

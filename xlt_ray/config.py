@@ -107,6 +107,7 @@ class NetworkConfig(Section):
 
     init: str = Field("bundled:e5-small", description="bundled:e5-small, a hub id, or a local directory or bundle")
     revision: str | None = None
+    head: Literal["fresh", "bundle"] = Field("fresh", description="bundle: go on with that of the bundle `init`")
     pooling: Literal["mean", "first"] = Field("mean", description="mean over tokens, or the first token")
     prefix: str | None = Field(
         None, description="put before every text; default 'query: ' for the bundled e5, else none"
@@ -137,6 +138,15 @@ class TrainingConfig(Section):
     decay: Literal["linear", "cosine", "constant"] = "linear"
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    language_id: float = Field(
+        0.0, ge=0, description="weight of a second head that names the text's language, a multi-task loss"
+    )
+    unlabelled_rows: int | None = Field(
+        None,
+        ge=0,
+        description="unlabelled train rows of sources and targets that join an update, for losses that need no label; "
+        "default: batch_size where there is such a loss, else none",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where measured faster"
     )
@@ -251,9 +261,7 @@ class Experiment(Section):
         deciding["resources"].pop("max_failures")
         deciding["corpus"].pop("cache_dir")
         # a list, because they compose in their order, which sorted keys would hide
-        techniques = deciding.pop("techniques")
-        if techniques:
-            deciding["techniques"] = list(techniques.items())
+        deciding["techniques"] = list(deciding["techniques"].items())
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
         return f"{self.name}-{digest[:10]}"
 

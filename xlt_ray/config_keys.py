@@ -44,7 +44,7 @@ def named(techniques: Any) -> Any:
     names = [str(name) for name, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} given twice; list each technique once")
-    given = {str(name): {} if value is True else value for name, value in pairs}
+    given: dict[str, Any] = {str(name): {} if value is True else value for name, value in pairs}
     return {name: value for name, value in given.items() if value is not None and value is not False}
 
 

@@ -77,17 +77,19 @@ class Corpus:
         """Keep test alone."""
         return replace(self, splits={"train": {}, "dev": {}, "test": self._only("test", self.languages("test"))})
 
-    def unlabelled(self, languages: Iterable[str]) -> dict[str, pa.Table]:
+    def unlabelled(self, languages: Iterable[str], ids: bool = False) -> dict[str, pa.Table]:
         """Give the texts of languages without their labels: rows of train, else of dev, never of test.
 
-        A table has `text` and, in pair tasks, `text_pair` alone; a language without such rows is absent.
+        A table has `text` and, in pair tasks, `text_pair` alone, besides `id` where `ids` asks for it; a language
+        without such rows is absent.
         """
+        columns = ("text", "text_pair", *(["id"] if ids else []))
         texts = {}
         for language in languages:
             tables = [self.splits.get(split, {}).get(language) for split in ("train", "dev")]
             table = next((table for table in tables if table is not None and table.num_rows), None)
             if table is not None:
-                texts[language] = table.select([c for c in ("text", "text_pair") if c in table.column_names])
+                texts[language] = table.select([c for c in columns if c in table.column_names])
         return texts
 
     def _only(self, split: str, languages: Iterable[str]) -> dict[str, pa.Table]:

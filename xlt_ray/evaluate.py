@@ -40,8 +40,12 @@ def outputs(
     tokenize: Tokenize,
     precision: str,
     tokens: int | None = None,
+    language: int = -1,
 ) -> np.ndarray:
-    """Compute `call` (a network for logits, its `features` for features) on rows of a table: (rows, width) float32."""
+    """Compute `call` (a network for logits, its `features` for features) on rows of a table: (rows, width) float32.
+
+    `language` is the place of the rows' language among the network's, -1 where it is not among them.
+    """
     parts: list[np.ndarray] = []
     for start in range(0, len(rows), CHUNK):
         encoded = tokenize.rows(table, rows[start : start + CHUNK])
@@ -49,6 +53,7 @@ def outputs(
         for positions, batch in collate.budgeted(
             encoded, token_budget(tokens, device), tokenize.tokenizer.pad_token_id
         ):
+            batch["language"] = torch.full((len(positions),), language)
             with autocast(device, precision):
                 found.append(call({key: value.to(device) for key, value in batch.items()}).float().cpu().numpy())
             order += positions
@@ -76,9 +81,11 @@ def predict(
     mine = [np.arange(rank, table.num_rows, world) for table in tables.values()]
     total, done = sum(map(len, mine)), 0
     device = next(network.parameters()).device
-    for table, rows, start in zip(tables.values(), mine, ends, strict=False):
+    for (language, table), rows, start in zip(tables.items(), mine, ends, strict=False):
         if len(rows):
-            answers[start + rows] = outputs(network, device, table, rows, tokenize, precision, tokens).argmax(1)
+            index = network.index(language)
+            logits = outputs(network, device, table, rows, tokenize, precision, tokens, index)
+            answers[start + rows] = logits.argmax(1)
         done += len(rows)
         progress(done, total)
     network.train(was_training)
@@ -92,6 +99,27 @@ def predict(
         )
         for (language, table), start in zip(tables.items(), ends, strict=False)
     }
+
+
+def embed(
+    network: Network, tables: Mapping[str, pa.Table], tokenize: Tokenize, precision: str, tokens: int | None = None
+) -> dict[str, np.ndarray]:
+    """Compute pooled features, not yet transformed, of every row: language -> (rows, width) float32.
+
+    Each of `torch.distributed`'s workers takes its part, and all are told the whole.
+    """
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    was_training, device = network.training, next(network.parameters()).device
+    network.eval()
+    found = {}
+    for language, table in tables.items():
+        whole = np.zeros((table.num_rows, network.head.in_features), dtype=np.float32)
+        rows = np.arange(rank, table.num_rows, world)
+        if len(rows):
+            whole[rows] = outputs(network.features, device, table, rows, tokenize, precision, tokens)
+        found[language] = _summed(whole, device) if world > 1 else whole
+    network.train(was_training)
+    return found
 
 
 def _summed(answers: np.ndarray, device: torch.device) -> np.ndarray:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,8 +20,10 @@ from xlt_ray.checkpoint import Progress, Weights
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, TrainingConfig
 from xlt_ray.corpus import Corpus
+from xlt_ray.feed import Feed
 from xlt_ray.network import Network
-from xlt_ray.objective import Objective
+from xlt_ray.objective import LanguageHead, Objective
+from xlt_ray.techniques import Material, Technique
 
 REPORTS = 50  # losses reported over a run
 BFLOAT16_GAIN = 1.2  # by which bfloat16 must be measured faster on a CPU before it is used there
@@ -31,8 +34,11 @@ Report = Callable[[dict[str, float], Save | None], None]
 
 @dataclass
 class Run:
-    """What the loop works on. `report(metrics, save)` is called on every rank at the same places, with `save` at
-    checkpoints: it writes one into a folder. `emit(metrics)` shows progress and promises nothing."""
+    """What the loop works on. `corpus` is what may be trained on, `material` what techniques may look at.
+
+    `report(metrics, save)` is called on every rank at the same places, with `save` at checkpoints: it writes one into a
+    folder. `emit(metrics)` shows progress and promises nothing.
+    """
 
     experiment: Experiment
     corpus: Corpus
@@ -40,6 +46,13 @@ class Run:
     tokenize: Tokenize
     report: Report
     emit: Callable[[dict[str, float]], None] = lambda metrics: None
+    techniques: tuple[Technique, ...] = ()
+    material: Material | None = None
+
+    def embed(self, tables: Mapping[str, pa.Table], precision: str) -> dict[str, np.ndarray]:
+        """Compute pooled features of unlabelled texts, (rows, width) a language, with the network as it is now."""
+        budget = self.experiment.evaluation.tokens_per_step
+        return evaluate.embed(self.network, tables, self.tokenize, precision, budget)
 
 
 def fit(run: Run, restored: Path | None = None) -> Progress:
@@ -50,26 +63,42 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
     trainee = begin(run, restored)
     trainee.advance(run.experiment.training.epochs)
     trainee.finish()
+    trainee.settle()
     return trainee.progress
 
 
 def begin(run: Run, restored: Path | None = None) -> Trainee:
     """Set up optimiser and workers' exchange of gradients for a run, at its start or where `restored` left it."""
     rank, world = _ranks()
+    progress = Progress(precision=choose_precision(run.experiment.training.precision, run.network))
+    _add_terms(run, progress.precision)
     objective = Objective(run.network, run.experiment.training.label_smoothing)
     optimizer = _optimizer(run.network, run.experiment.training)
-    progress = Progress()
     average: Weights = {}
     best: Weights = {}
     if restored is not None:
         progress, average, best = checkpoint.load(restored, run.network, optimizer)
-    progress.precision = progress.precision or choose_precision(run.experiment.training.precision, run.network)
     forward = (
         DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
         if world > 1
         else objective
     )
     return Trainee(run, forward, optimizer, progress, average, best, rank, world)
+
+
+def _add_terms(run: Run, precision: str) -> None:
+    """Put the losses that come on top of the task's into the network, where they are trained and saved with it."""
+    network, training = run.network, run.experiment.training
+    device = next(network.parameters()).device
+    network.terms.clear()  # of an earlier run of the same network
+    if training.language_id:
+        head = LanguageHead(network.head.in_features, len(network.languages), training.language_id, network.seed)
+        network.terms["language_id"] = head.to(device)
+    for one in run.techniques:
+        assert run.material is not None
+        term = one.loss_term(network, run.material, lambda tables: run.embed(tables, precision))
+        if term is not None:
+            network.terms[one.name] = term.to(device)
 
 
 def choose_precision(asked: str, network: Network) -> str:
@@ -149,8 +178,10 @@ class Trainee:
         self.experiment = self.run.experiment
         self.device = next(self.run.network.parameters()).device
         self.parameters = [p for p in self.run.network.parameters() if p.requires_grad]
-        train = {source: self.run.corpus.table("train", source) for source in self.experiment.sources}
+        train = {code: self.run.corpus.table("train", code) for code in self.run.corpus.languages("train")}
         self.train = {code: rows for code, rows in train.items() if self.experiment.mixture.weights.get(code, 1.0) > 0}
+        self.feed = Feed(self.run, self.train, self.rank, self.world)
+        self.total = 1  # updates of the whole run, known when the first epoch is laid out
         self.sizes = {code: rows.num_rows for code, rows in self.train.items()}
         self.lengths = {code: collate.lengths(rows, self.run.tokenize) for code, rows in self.train.items()}
         self.norm = torch.zeros((), device=self.device)  # of the gradient of the latest update
@@ -179,13 +210,21 @@ class Trainee:
             checkpoint.restore_weights(self.run.network, self.best)
         self.run.network.eval()
 
+    def settle(self) -> None:
+        """Let techniques compute what depends on the final weights, and keep the figures that they give."""
+        for one in self.run.techniques:
+            assert self.run.material is not None
+            embed = functools.partial(self.run.embed, precision=self.progress.precision)
+            found = one.settle(self.run.network, embed, self.run.material)
+            self.progress.facts |= {f"{one.name}/{key}": value for key, value in found.items()}
+
     def _epoch(self) -> None:
         """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""
         progress, training = self.progress, self.experiment.training
         seed, batch_size = self.experiment.seed, training.batch_size
         draws = mixture.epoch(self.sizes, self.experiment.mixture, seed, progress.epoch)
         plan = collate.updates(draws, self.lengths, batch_size, seed, progress.epoch)
-        total = training.epochs * len(plan)
+        total = self.total = training.epochs * len(plan)
         every = max(1, total // REPORTS)
         self.run.network.train()
         for positions in plan[progress.update :]:
@@ -209,31 +248,12 @@ class Trainee:
         # dropout has an address: the same masks come back after a restart
         address = np.random.SeedSequence([self.experiment.seed, self.progress.step, self.rank])
         torch.manual_seed(int(address.generate_state(1)[0]))
-        batches = list(self._batches(draws, positions))
+        batches = list(self.feed.batches(draws, positions, self.progress, self.total))
         for number, batch in enumerate(batches, start=1):
             self._step(batch, len(positions), last=number == len(batches))
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.experiment.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _batches(self, draws: mixture.Draws, positions: np.ndarray) -> Any:
-        own = positions[self.rank :: self.world]
-        idle = len(own) == 0  # a worker without rows runs one at weight 0: all must meet in the sum of gradients
-        own = positions[:1] if idle else own
-        encoded: list[dict[str, list[int]]] = [{}] * len(own)
-        labels = np.zeros(len(own), dtype=np.int64)
-        for index in np.unique(draws.language[own]):
-            at = np.flatnonzero(draws.language[own] == index)
-            rows, table = draws.row[own[at]], self.train[draws.languages[index]]
-            labels[at] = table["label"].take(rows).to_numpy()
-            for place, row in zip(at, self.run.tokenize.rows(table, rows), strict=True):
-                encoded[place] = row
-        tokens = evaluate.token_budget(self.experiment.training.tokens_per_step, self.device)
-        pad_id = self.run.tokenize.tokenizer.pad_token_id
-        for group, batch in collate.budgeted(encoded, tokens, pad_id):
-            batch["label"] = torch.from_numpy(labels[group])
-            batch["weight"] = torch.zeros(len(group)) if idle else torch.ones(len(group))
-            yield batch
 
     def _step(self, batch: dict[str, torch.Tensor], rows: int, last: bool) -> None:
         batch = {key: value.to(self.device) for key, value in batch.items()}

@@ -43,7 +43,7 @@ class LanguageScore:
     """What was measured in one language; fractions from 0 to 1, `low` and `high` bound the 95% interval."""
 
     code: str
-    role: str  # "source" or "zero-shot"
+    role: str  # "source", "few-shot" (some rows were trained on) or "zero-shot"
     support: int
     accuracy: float
     accuracy_low: float
@@ -137,18 +137,20 @@ def score(
     seen: frozenset[str] | None,
     resamples: int = 2000,
     seed: int = 0,
+    few_shot: Sequence[str] = (),
 ) -> Scores:
-    """Measure every language and sum up.
+    """Measure every language and sum up; in `few_shot` languages besides the sources some rows were trained on.
 
     Intervals are 95% percentile bootstrap intervals over test rows (Efron and Tibshirani 1993, chapter 13): they say
     how far a score could move with another test set of this size, not with another training seed. Resampled macro-F1 is
     centred on the measured one, because resampling loses rare classes and would put the whole interval below it. Where
     every row is right or every row is wrong, resampling shows no spread and the accuracy's Wilson interval stands in.
 
-    The summary holds, for `accuracy` and `macro_f1`: `mean` (all languages), `mean_zero_shot`, `mean_source`,
-    `mean_seen` and `mean_unseen` (zero-shot languages that the encoder met or did not meet in pre-training), each also
-    with `_low` and `_high`; `worst`; `std` (over all languages, dividing by their number). Besides, `transfer_gap/mean`
-    over the zero-shot languages, with `_low` and `_high`. A key is absent where no language belongs under it.
+    The summary holds, for `accuracy` and `macro_f1`: `mean` (all languages), `mean_zero_shot`, `mean_few_shot`,
+    `mean_source`, `mean_seen` and `mean_unseen` (zero-shot languages that the encoder met or did not meet in
+    pre-training), each also with `_low` and `_high`; `worst`; `std` (over all languages, dividing by their number).
+    Besides, `transfer_gap/mean` over the zero-shot languages, with `_low` and `_high`. A key is absent where no
+    language belongs under it.
 
     Where languages share row ids (parallel test sets) ids are resampled jointly for the means, because an item that is
     hard is hard in all languages: resampling each language alone would make the interval of a mean far too narrow.
@@ -169,7 +171,7 @@ def score(
     _centre(draws, tables)
     languages = {}
     for code in codes:
-        role = "source" if code in sources else "zero-shot"
+        role = "source" if code in sources else "few-shot" if code in few_shot else "zero-shot"
         known = None if seen is None else code in seen
         languages[code] = _language(code, role, tables[code], draws[code], best, known)
     if bootstrap.shared(ids):
@@ -223,6 +225,7 @@ def _summary(languages: Mapping[str, LanguageScore], draws: Mapping[str, np.ndar
     groups = {
         "mean": list(languages),
         "mean_zero_shot": zero_shot,
+        "mean_few_shot": [code for code, one in languages.items() if one.role == "few-shot"],
         "mean_source": source,
         "mean_seen": [code for code in zero_shot if languages[code].seen is True],
         "mean_unseen": [code for code in zero_shot if languages[code].seen is False],

@@ -1,12 +1,17 @@
-"""The network: an encoder, a pooling of its token features, and a linear head over labels."""
+"""The network: an encoder, a pooling of its token features, and a linear head over labels.
+
+Techniques put in between what they do to pooled features (`steps`) and beside it what they add to the loss (`terms`).
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from xlt_ray import encoders
@@ -15,11 +20,16 @@ from xlt_ray.config import InputError, NetworkConfig
 
 
 class Network(nn.Module):
-    """Classify texts: encode tokens, pool them to one vector, map it linearly to a score per label."""
+    """Classify texts: encode tokens, pool them to one vector, map it linearly to a score per label.
 
-    def __init__(self, encoder: Any, classes: int, pooling: str, seed: int = 0) -> None:
+    `languages` are those that a batch's `language`, (rows,) int64, indexes; -1 stands for any other and for unknown.
+    """
+
+    def __init__(self, encoder: Any, classes: int, pooling: str, seed: int = 0, languages: Sequence[str] = ()) -> None:
         super().__init__()
-        self.encoder, self.pooling = encoder, pooling
+        self.encoder, self.pooling, self.seed, self.languages = encoder, pooling, seed, tuple(languages)
+        self.steps = nn.ModuleDict()  # name of a technique -> (features, language) to features, in their order
+        self.terms = nn.ModuleDict()  # name of a technique -> (network, batch, features) to a loss per row
         settings = encoder.config
         self.dropout = nn.Dropout(getattr(settings, "hidden_dropout_prob", getattr(settings, "dropout_rate", 0.1)))
         # a generator of its own and none of nn.Linear's own numbers, so that building a network disturbs nothing
@@ -38,11 +48,51 @@ class Network(nn.Module):
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
+    def transform(self, features: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
+        """Do to pooled features (rows, width) what techniques ask for; without `language` it is unknown for all."""
+        if language is None and len(self.steps):
+            language = torch.full((len(features),), -1, device=features.device)
+        for step in self.steps.values():
+            features = step(features, language)
+        return features
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Score every label: transformed features (rows, width) to (rows, classes) float32 logits."""
+        features = self.dropout(features)
+        with torch.autocast(features.device.type, enabled=False):  # the head decides; it costs nothing in float32
+            return self.head(features)
+
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Score every label: a batch of (rows, tokens) tensors to (rows, classes) float32 logits."""
-        pooled = self.dropout(self.features(batch))
-        with torch.autocast(pooled.device.type, enabled=False):  # the head decides; it costs nothing in float32
-            return self.head(pooled)
+        return self.classify(self.transform(self.features(batch), batch.get("language")))
+
+    def index(self, language: str | None) -> int:
+        """Give the place of a language in `languages`, -1 where it is not there."""
+        return self.languages.index(language) if language in self.languages else -1
+
+
+def plain(network: Network) -> tuple[Network, dict[str, list[float]]]:
+    """Give a network without steps that answers the same where the language is unknown, and what languages add.
+
+    The second maps a language to what its logits, (classes,), are more than those of an unknown one. Raises InputError
+    where a step does more with a language than to shift features, which no constant can make up for.
+    """
+    width = network.head.in_features
+    probe = torch.cat([torch.zeros(1, width), torch.eye(width)]).to(network.head.weight)
+    with torch.no_grad():
+        unknown = network.transform(probe)
+        turned, moved = unknown[1:] - unknown[0], unknown[0]
+        result = Network(network.encoder, network.head.out_features, network.pooling)
+        result.head.weight.copy_(network.head.weight @ turned.T)
+        result.head.bias.copy_(network.head.bias + network.head.weight @ moved)
+        added = {}
+        for index, code in enumerate(network.languages if len(network.steps) else ()):
+            known = network.transform(probe, torch.full((len(probe),), index, device=probe.device))
+            shift = known - unknown
+            if (shift - shift[0]).abs().max() > 1e-4 * max(1.0, float(shift[0].abs().max())):
+                raise InputError("a technique does more with languages than to shift features; serve with torch")
+            added[code] = (network.head.weight @ shift[0]).tolist()
+    return result.train(network.training), added
 
 
 def prefix(config: NetworkConfig) -> str:
@@ -59,19 +109,47 @@ def prefix(config: NetworkConfig) -> str:
 
 
 def encoder_source(config: NetworkConfig) -> str:
-    """Name what `encoders.load` is to load: a bundle written by an earlier run stands for the encoder inside it."""
-    return str(Path(config.init) / "encoder") if (Path(config.init) / "bundle.json").is_file() else config.init
+    """Name what `encoders.load` is to load: a bundle written by an earlier run stands for the encoder inside it.
+
+    Raises InputError for a bundle that holds changes to an encoder alone.
+    """
+    if not (Path(config.init) / "bundle.json").is_file():
+        return config.init
+    if (Path(config.init) / "changes.safetensors").is_file():
+        raise InputError(
+            f"network.init: the bundle {config.init} holds only LoRA's changes to an encoder; train it again with "
+            "techniques.lora.merge=true to go on from it"
+        )
+    return str(Path(config.init) / "encoder")
 
 
-def build(config: NetworkConfig, classes: int, seed: int) -> tuple[Network, Any, str]:
-    """Load a configuration's encoder and put a fresh head on it; return (network, tokenizer, encoder identity)."""
+def build(config: NetworkConfig, classes: int, seed: int, languages: Sequence[str] = ()) -> tuple[Network, Any, str]:
+    """Load a configuration's encoder and put a head on it; return (network, tokenizer, encoder identity).
+
+    The head is fresh, or that of the bundle `config.init` where `config.head` asks for it.
+    """
     encoder = encoders.load(encoder_source(config), config.revision)
     _check_length(encoder.model, config.max_length)
-    network = Network(encoder.model, classes, config.pooling, seed)
+    network = Network(encoder.model, classes, config.pooling, seed, languages)
+    if config.head == "bundle":
+        _take_head(network, Path(config.init))
     if config.dropout is not None:
         _set_dropout(network, config.dropout)
     freeze(network, config.freeze)
     return network, encoder.tokenizer, encoder.identity
+
+
+def _take_head(network: Network, bundle: Path) -> None:
+    file = bundle / "head.safetensors"
+    if not file.is_file():
+        raise InputError(f"network.head: bundle, but {bundle} is none (no {file.name}); set network.init to a bundle")
+    state = load_file(file)
+    if state["weight"].shape != network.head.weight.shape:
+        raise InputError(
+            f"network.head: the bundle {bundle} has {len(state['weight'])} labels, the corpus "
+            f"{len(network.head.weight)}; take a bundle of the same labels, or network.head=fresh"
+        )
+    network.head.load_state_dict(state)
 
 
 def _check_length(encoder: nn.Module, asked: int) -> None:

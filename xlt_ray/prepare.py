@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from xlt_ray import corpora, mixture, soundness
+from xlt_ray import corpora, mixture, soundness, techniques
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.mixture import Share
+from xlt_ray.techniques import Material, Technique
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,19 @@ class Prepared:
     measured: tuple[str, ...]
     mixture: list[Share]
     dropped: dict[str, dict[str, int]]  # split -> language -> rows that also stood in test
+    techniques: tuple[Technique, ...]
+    visible: Corpus  # what is trained on: no label of a target, unless a technique reads some
+    material: Material
+
+    @property
+    def few_shot(self) -> tuple[str, ...]:
+        """The languages besides the sources that some rows are trained on."""
+        return tuple(code for code in self.visible.languages("train") if code not in self.experiment.sources)
 
     @property
     def zero_shot(self) -> tuple[str, ...]:
         """The measured languages that training sees no label of."""
-        return tuple(code for code in self.measured if code not in self.experiment.sources)
+        return tuple(code for code in self.measured if code not in (*self.experiment.sources, *self.few_shot))
 
     @property
     def updates(self) -> int:
@@ -56,10 +67,19 @@ def absolute(experiment: Experiment) -> Experiment:
     cache = cache if cache.startswith("~") else str(Path(cache).absolute())
     return experiment.model_copy(
         update={
+            "techniques": _absolute_lexicons(experiment.techniques),
             "network": experiment.network.model_copy(update={"init": init}),
             "corpus": experiment.corpus.model_copy(update={"path": path, "cache_dir": cache}),
         }
     )
+
+
+def _absolute_lexicons(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    fixed = {name: dict(parameters) for name, parameters in chosen.items()}
+    place = fixed.get("code_switch", {}).get("lexicons", "induced")
+    if place != "induced":
+        fixed["code_switch"]["lexicons"] = str(Path(place).expanduser().absolute())
+    return fixed
 
 
 def load_corpus(experiment: Experiment) -> tuple[Corpus, dict[str, dict[str, int]]]:
@@ -72,10 +92,15 @@ def prepare(experiment: Experiment) -> Prepared:
     """Load and check everything that can be checked without Ray; raise InputError with all faults found."""
     experiment = absolute(experiment)
     corpus, dropped = load_corpus(experiment)
+    chosen = techniques.build(experiment)
     soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
+    techniques.check(chosen, experiment, corpus)
+    visible, material = techniques.scene(chosen, experiment, corpus)
     measured = corpus.measured(experiment.sources, experiment.targets)
-    sizes = {code: corpus.table("train", code).num_rows for code in experiment.sources}
-    return Prepared(experiment, corpus, measured, mixture.table(sizes, experiment.mixture), dropped)
+    sizes = visible.sizes("train")
+    sizes = {code: sizes[code] for code in (*experiment.sources, *sizes) if code in sizes}  # sources come first
+    shares = mixture.table(sizes, experiment.mixture)
+    return Prepared(experiment, corpus, measured, shares, dropped, chosen, visible, material)
 
 
 def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:

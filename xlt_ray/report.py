@@ -28,22 +28,34 @@ ORACLE = (
     "Oracle: dev labels of the target languages chose the epoch that was kept, so these scores are an upper bound "
     "and not a zero-shot result."
 )
+FEW_SHOT = (
+    "Few-shot: some labelled rows of the languages with that role were trained on, so their scores are no zero-shot "
+    "results."
+)
 _SUMMARY = {
     "mean_zero_shot": "zero-shot languages, mean",
     "mean_seen": "seen by the encoder",
     "mean_unseen": "new to the encoder",
+    "mean_few_shot": "few-shot languages, mean",
     "mean_source": "source languages, mean",
 }
 
 
+def few_shot(scores: Scores) -> bool:
+    """Tell whether rows of a language besides the sources were trained on."""
+    return any(one.role == "few-shot" for one in scores.languages.values())
+
+
 def ranked(scores: Scores) -> list[LanguageScore]:
-    """List source languages, then zero-shot ones, each from best to worst."""
-    return sorted(scores.languages.values(), key=lambda one: (one.role != "source", -one.accuracy, one.code))
+    """List source languages, then few-shot, then zero-shot ones, each from best to worst."""
+    order = ("source", "few-shot", "zero-shot")
+    return sorted(scores.languages.values(), key=lambda one: (order.index(one.role), -one.accuracy, one.code))
 
 
 def table(scores: Scores, experiment: Experiment) -> Group:
     """Lay out scores in per cent for a terminal 80 columns wide or more; prints as plain text into a pipe."""
     title = f"{experiment.name}: test scores in %" + (" (oracle, an upper bound)" if experiment.oracle else "")
+    title += " (few-shot)" if few_shot(scores) else ""
     rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     rows.add_column("language")  # may wrap, so that a narrow terminal cuts names and not numbers
     for heading in ("code", "role", "seen"):
@@ -57,6 +69,7 @@ def table(scores: Scores, experiment: Experiment) -> Group:
         name = Text(plots.name(one.code), no_wrap=True, overflow="ellipsis")
         rows.add_row(name, one.code, one.role, _seen(one), *numbers)
     lines = [ORACLE, ""] if experiment.oracle else []
+    lines += [FEW_SHOT, ""] if few_shot(scores) else []
     return Group(rows, Text("\n".join(["", *lines, *_summary_lines(scores)])))
 
 
@@ -66,7 +79,7 @@ def _summary_lines(scores: Scores) -> list[str]:
     for key, title in _SUMMARY.items():
         if f"accuracy/{key}" in summary:
             mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
-            indent = "" if key in ("mean_zero_shot", "mean_source") else "  "
+            indent = "  " if key in ("mean_seen", "mean_unseen") else ""
             named = f"{indent}{title} ({counts[key]})"
             f1 = 100 * summary[f"macro_f1/{key}"]
             lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  F1 {f1:.1f}")
@@ -82,12 +95,13 @@ def _summary_lines(scores: Scores) -> list[str]:
 
 def _counts(scores: Scores) -> dict[str, int]:
     each = list(scores.languages.values())
-    zero_shot = [one for one in each if one.role != "source"]
+    zero_shot = [one for one in each if one.role == "zero-shot"]
     return {
         "mean_zero_shot": len(zero_shot),
+        "mean_few_shot": sum(one.role == "few-shot" for one in each),
         "mean_seen": sum(one.seen is True for one in zero_shot),
         "mean_unseen": sum(one.seen is False for one in zero_shot),
-        "mean_source": len(each) - len(zero_shot),
+        "mean_source": sum(one.role == "source" for one in each),
     }
 
 
@@ -119,6 +133,7 @@ def cautions(scores: Scores, experiment: Experiment) -> list[str]:
     """List, in sentences, what a reader of the scores should beware of."""
     each = ranked(scores)
     found = [ORACLE] if experiment.oracle else []
+    found += [FEW_SHOT] if few_shot(scores) else []
     if "accuracy/mean_zero_shot" not in scores.summary:
         found.append("Only source languages were measured, so nothing is known here about other languages.")
     if all(one.transfer_gap is None for one in each):

@@ -16,7 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from xlt_ray import bundle, checkpoint, cluster, encoders, metrics, network, probe, report, tracking, train
+from xlt_ray import (
+    bundle,
+    checkpoint,
+    cluster,
+    encoders,
+    frozen,
+    metrics,
+    network,
+    probe,
+    report,
+    techniques,
+    tracking,
+    train,
+)
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, dump
 from xlt_ray.corpora import LOADERS
@@ -58,9 +71,7 @@ def run(
     on_event({"stage": "check"})
     prepared = prepare(experiment)
     cluster.check_cpus(experiment)
-    network.build(
-        prepared.experiment.network, len(prepared.corpus.labels), experiment.seed
-    )  # what is wrong with it shows now
+    _network(prepared)  # what is wrong with it shows now
     folder.download("outbox.jsonl", "outbox.sent")
     (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
     run_key = f"{experiment.key()}-{folder.identity()}"
@@ -95,14 +106,15 @@ def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEve
 
     with cluster.ray_cluster(experiment), cluster.plain_errors():
         if experiment.training.method == "probe":
-            model, predictions, history = _probe(prepared, follow)
+            model, predictions, history = _probe(prepared, outbox, follow)
         else:
             model, predictions, history = _fine_tune(prepared, folder, outbox, follow)
     on_event({"stage": "score"})
     net, tokenizer, identity = model
     seen = encoders.seen_languages(net.encoder, tokenizer)
     labels, settings = prepared.corpus.labels, experiment.evaluation
-    scores = metrics.score(predictions, labels, experiment.sources, seen, settings.resamples, experiment.seed)
+    few = prepared.few_shot
+    scores = metrics.score(predictions, labels, experiment.sources, seen, settings.resamples, experiment.seed, few)
     on_event({"stage": "save"})
     tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
     bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores), identity)
@@ -128,28 +140,35 @@ def _fine_tune(
     trained = train.fine_tune(experiment, *folder.checkpoints(), on_event)
     for row in (*trained.reported, *trained.history):
         _record_event(outbox, row)  # an event on its way to a driver that was killed is never told again
-    model = network.build(experiment.network, len(prepared.corpus.labels), experiment.seed)
+    outbox.metrics({f"techniques/{name}": value for name, value in trained.facts.items()}, step=0)
+    model = _network(prepared)
     checkpoint.restore_weights(model[0], trained.weights)
     model[0].eval()
     return model, trained.predictions, trained.history
 
 
-def _probe(prepared: Prepared, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
+def _network(prepared: Prepared) -> Model:
     experiment, corpus = prepared.experiment, prepared.corpus
-    visible, test = corpus.for_training(experiment.sources), corpus.for_testing()
-    tables = {f"{split}/{code}": table for split, code, table in visible.tables()}
-    tables |= {f"test/{code}": test.table("test", code) for code in prepared.measured}
-    found, _ = train.features(experiment, tables, on_event)
+    languages = techniques.known_languages(experiment, corpus)
+    return techniques.network(prepared.techniques, experiment, len(corpus.labels), languages)
 
-    def part(split: str) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        named = {name.removeprefix(f"{split}/"): name for name in tables if name.startswith(f"{split}/")}
-        labels = {code: tables[name]["label"].to_numpy() for code, name in named.items()}
-        return {code: found[name] for code, name in named.items()}, labels
+
+def _probe(prepared: Prepared, outbox: Outbox, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
+    experiment, corpus = prepared.experiment, prepared.corpus
+    test = corpus.for_testing()
+    tables = frozen.training_tables(prepared)
+    tables |= {f"test/{code}": test.table("test", code) for code in prepared.measured}
+    texts = frozen.texts(prepared)
+    found, _ = train.features(experiment, {**tables, **texts}, on_event)
+    model = _network(prepared)
+    facts = frozen.settle(prepared, model[0], found)
+    outbox.metrics({f"techniques/{name}": value for name, value in facts.items()}, step=0)
+    found = {name: frozen.transform(model[0], name, found[name]) for name in tables}
 
     on_event({"stage": "fit"})
     strengths = experiment.training.probe_strengths
-    fitted = probe.fit(*part("train"), *part("dev"), len(corpus.labels), experiment.mixture, strengths)
-    model = network.build(experiment.network, len(corpus.labels), experiment.seed)
+    rows, dev = frozen.part(tables, found, "train"), frozen.part(tables, found, "dev")
+    fitted = probe.fit(*rows, *dev, len(corpus.labels), experiment.mixture, strengths)
     probe.install(model[0], fitted)
     model[0].eval()
     predictions = {
@@ -161,8 +180,8 @@ def _probe(prepared: Prepared, on_event: OnEvent) -> tuple[Model, dict[str, Pred
         for code in prepared.measured
     }
     for number, strength in enumerate(fitted.dev_loss):
-        dev = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
-        on_event({"stage": "fit", "step": number, "strength": strength, **dev})
+        dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
+        on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
     return model, predictions, []
 
 
@@ -194,6 +213,8 @@ def _record_start(outbox: Outbox, prepared: Prepared) -> None:
         {
             "xlt.selection": "oracle" if experiment.oracle else experiment.training.select,
             "xlt.method": experiment.training.method,
+            "xlt.supervision": "few-shot" if prepared.few_shot else "zero-shot",
+            "xlt.techniques": ", ".join(experiment.techniques) or "none",
         }
     )
     outbox.tags({f"xlt.environment.{name}": value for name, value in tracking.environment().items()})

@@ -23,7 +23,7 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from xlt_ray import checkpoint, encoders, evaluate, loop, network, probe
+from xlt_ray import checkpoint, encoders, evaluate, loop, network, probe, techniques
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError, TrainingError
 from xlt_ray.metrics import Predictions, load_predictions, save_predictions
@@ -38,13 +38,14 @@ LASTING = (InputError, FloatingPointError)  # come again however often workers a
 
 @dataclass(frozen=True)
 class Trained:
-    """What fine-tuning leaves: the weights it changed, its predictions on test, its losses and epochs."""
+    """What fine-tuning leaves: changed weights, predictions on test, losses, epochs, and what techniques tell."""
 
     weights: dict[str, torch.Tensor]
     predictions: dict[str, Predictions]
     reported: list[dict[str, float]]
     history: list[dict[str, float]]
     precision: str
+    facts: dict[str, float]
 
 
 def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
@@ -160,12 +161,20 @@ def _worker(settings: dict[str, Any]) -> None:
             return  # everything was done before; the driver finds this checkpoint
         emit({"stage": "load"})
         corpus, _ = load_corpus(experiment)
-        net, tokenizer, _ = network.build(experiment.network, len(corpus.labels), experiment.seed)
+        chosen, languages = techniques.build(experiment), techniques.known_languages(experiment, corpus)
+        net, tokenizer, _ = techniques.network(chosen, experiment, len(corpus.labels), languages)
         tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
         net.to(get_device())
-        visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
+        visible, material = techniques.scene(chosen, experiment, corpus)
         run = loop.Run(
-            experiment, visible, net, tokenize, _reporter(rank), lambda metrics: emit({"stage": "train", **metrics})
+            experiment,
+            visible,
+            net,
+            tokenize,
+            _reporter(rank),
+            lambda metrics: emit({"stage": "train", **metrics}),
+            chosen,
+            material,
         )
         progress = loop.fit(run, folder)
 
@@ -177,7 +186,7 @@ def _worker(settings: dict[str, Any]) -> None:
     predictions = evaluate.predict(
         net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step, tell
     )
-    facts = {"reported": progress.reported, "history": progress.history, "precision": progress.precision}
+    facts = {name: getattr(progress, name) for name in ("reported", "history", "precision", "facts")}
     _reporter(rank)({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
 
@@ -198,6 +207,7 @@ def _reporter(rank: int) -> loop.Report:
 def _write_final(
     folder: Path, net: network.Network, predictions: Mapping[str, Predictions], facts: dict[str, Any]
 ) -> None:
+    net.terms.clear()  # trained with the network, but no part of it
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.trained(net).items()}
     save_file(weights, folder / "weights.safetensors")
     save_predictions(folder / "predictions.npz", predictions)
@@ -207,7 +217,7 @@ def _write_final(
 def _read_final(folder: Path) -> Trained:
     facts = json.loads((folder / "final.json").read_text(encoding="utf-8"))
     weights, predictions = load_file(folder / "weights.safetensors"), load_predictions(folder / "predictions.npz")
-    return Trained(weights, predictions, facts["reported"], facts["history"], facts["precision"])
+    return Trained(weights, predictions, facts["reported"], facts["history"], facts["precision"], facts["facts"])
 
 
 class Embedder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from xlt_ray.network import Network
 
 CATALOGUE = {
+    "few_shot": "xlt_ray.techniques.few_shot.FewShot",
+    "code_switch": "xlt_ray.techniques.code_switch.CodeSwitch",
+    "lora": "xlt_ray.techniques.lora.Lora",
+    "adversarial": "xlt_ray.techniques.adversarial.Adversarial",
     "centre": "xlt_ray.techniques.centre.Centre",
 }
 
@@ -53,6 +57,7 @@ class Material:
     experiment: Experiment
     texts: Mapping[str, pa.Table]
     shots: Mapping[str, pa.Table]
+    trained: tuple[str, ...] = ()  # languages with labelled rows to train on, known once techniques made the corpus
 
 
 class Technique(Section):
@@ -62,14 +67,21 @@ class Technique(Section):
     `np.random.default_rng([seed, ...])`, so that every worker and a resumed run do the same.
     """
 
+    name: ClassVar[str]  # in CATALOGUE
     paper: ClassVar[str]
     needs: ClassVar[str]  # what data
     cost: ClassVar[str]  # time and memory, as measured
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
     reads_labels: ClassVar[bool] = False  # of targets
+    wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update
 
     def check(self, experiment: Experiment, corpus: Corpus) -> None:
         """Raise InputError where the technique cannot work with this experiment on this corpus; before any work."""
+
+    @property
+    def changes_examples(self) -> bool:
+        """Whether there is anything to call `example` for."""
+        return type(self).example is not Technique.example
 
     def corpus(self, corpus: Corpus, material: Material) -> Corpus:
         """Change what is trained on: once, before sampling. `corpus` holds train and dev of the sources alone."""
@@ -86,13 +98,24 @@ class Technique(Section):
     def network(self, network: Network, tokenizer: Any) -> None:
         """Change the network in place: once, before DDP, and when a bundle is loaded."""
 
-    def loss_term(self, network: Network, material: Material) -> nn.Module | None:
+    def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module | None:
         """Give a module whose `forward(network, batch, pooled)` is a loss per row, (rows,), added to the task's."""
         return None
+
+    def texts(self, material: Material) -> Mapping[str, pa.Table]:
+        """Give the unlabelled tables whose features `settle` asks `embed` for."""
+        return {}
 
     def settle(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
         """Compute what depends on trained weights: once, after training, before measuring; gives figures to record."""
         return {}
+
+
+def changed(techniques: Sequence[Technique], example: Example, rng: np.random.Generator) -> Example:
+    """Let techniques change an example, one after another."""
+    for one in techniques:
+        example = one.example(example, rng)
+    return example
 
 
 def build(experiment: Experiment) -> tuple[Technique, ...]:
@@ -117,6 +140,54 @@ def build(experiment: Experiment) -> tuple[Technique, ...]:
     if faults:
         raise InputError("\n".join(faults))
     return tuple(found)
+
+
+def check(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpus) -> None:
+    """Raise InputError where a technique cannot work with an experiment on its corpus, or there is nothing to train."""
+    for one in techniques:
+        one.check(experiment, corpus)
+    if experiment.training.language_id and len(known_languages(experiment, corpus)) < 2:
+        raise InputError("training.language_id: there is one language only; add sources or targets")
+
+
+def known_languages(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
+    """List, sorted, the languages of a run, sources and targets: what a network's `language` indexes."""
+    return tuple(sorted({*experiment.sources, *corpus.measured(experiment.sources, experiment.targets)}))
+
+
+def scene(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpus) -> tuple[Corpus, Material]:
+    """Give what is trained on, and what techniques may look at, of a whole corpus.
+
+    Labels of targets are in neither, unless a technique reads them or the run is an oracle.
+    """
+    codes = known_languages(experiment, corpus)
+    targets = [code for code in codes if code not in experiment.sources and code in corpus.languages("train")]
+    reading = any(one.reads_labels for one in techniques)
+    shots = {code: corpus.table("train", code) for code in targets} if reading else {}
+    wanted = techniques or experiment.training.language_id or experiment.training.unlabelled_rows
+    material = Material(experiment, corpus.unlabelled(codes, ids=True) if wanted else {}, shots)
+    visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
+    visible = with_techniques(techniques, visible, material)
+    return visible, replace(material, trained=visible.languages("train"))
+
+
+def with_techniques(techniques: Sequence[Technique], visible: Corpus, material: Material) -> Corpus:
+    """Let techniques change what is trained on, one after another."""
+    for one in techniques:
+        visible = one.corpus(visible, material)
+    return visible
+
+
+def network(
+    techniques: Sequence[Technique], experiment: Experiment, classes: int, languages: Sequence[str]
+) -> tuple[Network, Any, str]:
+    """Build an experiment's network as techniques want it; return (network, tokenizer, identity of the encoder)."""
+    from xlt_ray import network as networks
+
+    net, tokenizer, identity = networks.build(experiment.network, classes, experiment.seed, languages)
+    for one in techniques:
+        one.network(net, tokenizer)
+    return net, tokenizer, identity
 
 
 def load(name: str) -> type[Technique]:

@@ -1,0 +1,100 @@
+"""What an update is fed with: labelled draws, changed by techniques, and unlabelled rows beside them, as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from xlt_ray import collate, evaluate, mixture, techniques
+from xlt_ray.checkpoint import Progress
+from xlt_ray.techniques import Example
+
+if TYPE_CHECKING:
+    from xlt_ray.loop import Run
+
+
+class Feed:
+    """Makes the batches of one worker, `rank` of `world`; `train` are the tables that draws are taken of."""
+
+    def __init__(self, run: Run, train: Mapping[str, pa.Table], rank: int, world: int) -> None:
+        self.run, self.train, self.rank, self.world = run, train, rank, world
+        self.device = next(run.network.parameters()).device
+        changing = [one for one in run.techniques if one.changes_examples]
+        self.examples = [one.prepare(run.material) for one in changing if run.material is not None]
+        self.joining = _joining(run)
+        self.texts = dict(run.material.texts) if run.material is not None and self.joining else {}
+
+    def batches(
+        self, draws: mixture.Draws, positions: np.ndarray, progress: Progress, total: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield this worker's part of the update of `positions`, in steps under the token budget."""
+        own = positions[self.rank :: self.world]
+        more, there = self._unlabelled(progress.step)
+        idle = not len(own) and not len(there)  # a worker without rows runs one at weight 0: all must meet in the sum
+        own = positions[:1] if idle else own
+        encoded, labels, language = self._rows(draws, self.train, own, progress.epoch)
+        if len(there):
+            rows, _, others = self._rows(more, self.texts, there, None)
+            encoded, language = encoded + rows, np.concatenate([language, others])
+        labels = np.pad(labels, (0, len(there)))
+        weight = np.where(np.arange(len(encoded)) < len(own), 0.0 if idle else 1.0, 0.0).astype(np.float32)
+        share = 0.0 if idle else len(positions) / (len(positions) + len(more))
+        tokens = evaluate.token_budget(self.run.experiment.training.tokens_per_step, self.device)
+        for group, batch in collate.budgeted(encoded, tokens, self.run.tokenize.tokenizer.pad_token_id):
+            batch["label"], batch["weight"] = torch.from_numpy(labels[group]), torch.from_numpy(weight[group])
+            batch["language"] = torch.from_numpy(language[group])
+            batch["share"] = torch.full((len(group),), share)
+            batch["progress"] = torch.tensor(progress.step / total)
+            yield batch
+
+    def _unlabelled(self, step: int) -> tuple[mixture.Draws, np.ndarray]:
+        """Draw the unlabelled rows of this update, and give the places of those that are this worker's."""
+        if not self.texts:
+            return mixture.Draws((), np.empty(0, np.int32), np.empty(0, np.int64)), np.empty(0, np.int64)
+        sizes = {code: table.num_rows for code, table in self.texts.items()}
+        alpha, seed = self.run.experiment.mixture.alpha, self.run.experiment.seed
+        more = mixture.unlabelled(sizes, alpha, self.joining, seed, step)
+        return more, np.arange(len(more))[self.rank :: self.world]
+
+    def _rows(
+        self, draws: mixture.Draws, tables: Mapping[str, pa.Table], places: np.ndarray, epoch: int | None
+    ) -> tuple[list[dict[str, list[int]]], np.ndarray, np.ndarray]:
+        """Encode the draws at `places`, of an epoch or, with None, unlabelled; gives rows, labels and languages."""
+        encoded: list[dict[str, list[int]]] = [{}] * len(places)
+        labels, language = np.zeros(len(places), dtype=np.int64), np.zeros(len(places), dtype=np.int64)
+        for index in np.unique(draws.language[places]):
+            code = draws.languages[index]
+            at = np.flatnonzero(draws.language[places] == index)
+            rows, table = draws.row[places[at]], tables[code]
+            language[at] = self.run.network.index(code)
+            texts, pairs = collate.texts_of(table, rows)
+            if epoch is not None:
+                labels[at] = table["label"].take(rows).to_numpy()
+                texts, pairs = self._changed(texts, pairs, code, epoch, places[at])
+            for place, row in zip(at, self.run.tokenize(texts, pairs), strict=True):
+                encoded[place] = row
+        return encoded, labels, language
+
+    def _changed(
+        self, texts: list[str], pairs: list[str] | None, code: str, epoch: int, places: np.ndarray
+    ) -> tuple[list[str], list[str] | None]:
+        """Let techniques change the texts of draws; each draw has an address, so that a restart changes nothing."""
+        if not self.examples:
+            return texts, pairs
+        changed = []
+        for number, (text, place) in enumerate(zip(texts, places, strict=True)):
+            rng = np.random.default_rng([self.run.experiment.seed, epoch, 4, int(place)])
+            example = Example(text, pairs[number] if pairs else None, code)
+            changed.append(techniques.changed(self.examples, example, rng))
+        return [one.text for one in changed], pairs and [one.text_pair or "" for one in changed]
+
+
+def _joining(run: Run) -> int:
+    """Count the unlabelled rows that join an update: as configured, else where a loss wants them."""
+    training = run.experiment.training
+    wanted = bool(training.language_id) or any(one.wants_unlabelled for one in run.techniques)
+    return training.unlabelled_rows if training.unlabelled_rows is not None else training.batch_size if wanted else 0

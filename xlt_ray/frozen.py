@@ -1,0 +1,85 @@
+"""Techniques on frozen features: what a probe needs to be trained as fine-tuning is, without running the encoder twice.
+
+Features are computed once, by `train.features`, and kept by content; what a technique does to them comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from xlt_ray import techniques
+from xlt_ray.network import Network
+from xlt_ray.prepare import Prepared
+from xlt_ray.techniques import Example
+
+Features = Mapping[str, np.ndarray]
+
+
+def training_tables(prepared: Prepared) -> dict[str, pa.Table]:
+    """Give the tables that a probe is fitted on, by `split/language`.
+
+    Where techniques change examples as they are drawn, a language's train rows come once an epoch, each time changed
+    anew, under one name: what fine-tuning sees in as many epochs.
+    """
+    tables = {f"{split}/{code}": table for split, code, table in prepared.visible.tables()}
+    changing = [one.prepare(prepared.material) for one in prepared.techniques if one.changes_examples]
+    for name, table in tables.items() if changing else ():
+        split, code = name.split("/")
+        if split == "train":
+            epochs, seed = range(prepared.experiment.training.epochs), prepared.experiment.seed
+            tables[name] = pa.concat_tables(_changed(table, code, changing, [seed, epoch, 4]) for epoch in epochs)
+    return tables
+
+
+def _changed(table: pa.Table, code: str, changing: list[techniques.Technique], seed: list[int]) -> pa.Table:
+    plain = table.replace_schema_metadata(None)
+    texts, pairs = (
+        plain["text"].to_pylist(),
+        plain["text_pair"].to_pylist() if "text_pair" in plain.schema.names else [],
+    )
+    drawn = []
+    for row, text in enumerate(texts):
+        example = Example(text, pairs[row] if pairs else None, code)
+        drawn.append(techniques.changed(changing, example, np.random.default_rng([*seed, row])))
+    columns = {"text": [one.text for one in drawn]} | ({"text_pair": [one.text_pair for one in drawn]} if pairs else {})
+    for name, values in columns.items():
+        at = plain.schema.get_field_index(name)
+        plain = plain.set_column(at, name, pa.array(values, plain.schema.field(name).type))
+    return plain
+
+
+def texts(prepared: Prepared) -> dict[str, pa.Table]:
+    """Give the unlabelled tables that techniques want features of, by `texts/language`."""
+    wanted: dict[str, pa.Table] = {}
+    for one in prepared.techniques:
+        wanted |= one.texts(prepared.material)
+    return {f"texts/{code}": table for code, table in wanted.items()}
+
+
+def settle(prepared: Prepared, net: Network, found: Features) -> dict[str, float]:
+    """Let techniques compute what they need of frozen features; gives their figures."""
+    figures: dict[str, float] = {}
+    for one in prepared.techniques:
+        told = one.settle(net, lambda tables: {code: found[f"texts/{code}"] for code in tables}, prepared.material)
+        figures |= {f"{one.name}/{key}": value for key, value in told.items()}
+    return figures
+
+
+def transform(net: Network, name: str, features: np.ndarray) -> np.ndarray:
+    """Do to the features of a table, named `split/language`, what techniques ask for: (rows, width) float32."""
+    if not len(net.steps):
+        return features
+    language = torch.full((len(features),), net.index(name.split("/")[1]))
+    with torch.inference_mode():
+        return net.transform(torch.from_numpy(np.asarray(features)), language).numpy()
+
+
+def part(tables: Mapping[str, pa.Table], found: Features, split: str) -> tuple[Features, Features]:
+    """Take a split as (features, labels) by language."""
+    named = {name.removeprefix(f"{split}/"): name for name in tables if name.startswith(f"{split}/")}
+    labels = {code: tables[name]["label"].to_numpy() for code, name in named.items()}
+    return {code: found[name] for code, name in named.items()}, labels

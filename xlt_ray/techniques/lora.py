@@ -1,0 +1,96 @@
+"""LoRA: small matrices of low rank beside the encoder's, which alone are trained; merged into it to serve.
+
+Hu et al. 2021 ("LoRA: low-rank adaptation of large language models"): W + (alpha / rank) B A with B = 0 at the start.
+The layers are peft's. A bundle holds these matrices and the name of the encoder they belong to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from xlt_ray.config import InputError
+from xlt_ray.techniques import Technique
+
+if TYPE_CHECKING:
+    from xlt_ray.network import Network
+
+# kind of encoder (config.model_type) -> the linear layers of its attention that make queries and values
+ATTENTION = {
+    **dict.fromkeys(("bert", "xlm-roberta", "roberta", "electra", "camembert"), ("query", "value")),
+    **dict.fromkeys(("deberta", "deberta-v2"), ("query_proj", "value_proj")),
+    "distilbert": ("q_lin", "v_lin"),
+    **dict.fromkeys(("t5", "mt5", "umt5"), ("q", "v")),
+    "modernbert": ("Wqkv",),
+}
+
+
+class Lora(Technique):
+    """Train matrices of low rank beside the encoder's instead of the encoder: bundles of a megabyte."""
+
+    name: ClassVar[str] = "lora"
+    paper: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
+    needs: ClassVar[str] = "nothing more; the encoder must be at hand where the bundle is loaded"
+    cost: ClassVar[str] = "as fine-tuning; no optimiser state for the encoder"
+    methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
+
+    rank: int = Field(8, ge=1, description="of the matrices")
+    alpha: int = Field(16, gt=0, description="what is added is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into the matrices")
+    layers: Literal["attention", "all-linear"] | tuple[str, ...] = Field(
+        "attention", description="attention: queries and values; all-linear: every linear layer; or names of layers"
+    )
+    merge: bool = Field(
+        False, description="write a whole bundle, merged, which can be network.init of another run, and not the change"
+    )
+
+    def network(self, network: Network, tokenizer: Any) -> None:
+        """Put matrices beside layers of the encoder, and train only them and the head; InputError where none fits."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        kind = network.encoder.config.model_type
+        layers: Any = list(self.layers) if isinstance(self.layers, tuple) else self.layers
+        if layers == "attention":
+            if kind not in ATTENTION:
+                raise InputError(
+                    f"techniques.lora.layers: attention of a {kind} encoder is not known; give the names of layers, "
+                    "such as [query, value], or all-linear"
+                )
+            layers = list(ATTENTION[kind])
+        elif layers == "all-linear":
+            layers = sorted(
+                {n.rpartition(".")[2] for n, m in network.encoder.named_modules() if isinstance(m, nn.Linear)}
+            )
+        settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=layers)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(network.seed)
+            try:
+                inject_adapter_in_model(settings, network.encoder, adapter_name=self.name)
+            except ValueError as error:
+                raise InputError(f"techniques.lora.layers: {layers}: {error}; give names of layers of {kind}") from None
+
+
+def adapted(encoder: nn.Module) -> bool:
+    """Tell whether an encoder has such matrices."""
+    return any("lora_" in name for name, _ in encoder.named_parameters())
+
+
+def changes(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Take the matrices, by name."""
+    return {name: p.detach().cpu().contiguous() for name, p in encoder.named_parameters() if "lora_" in name}
+
+
+def merge(encoder: nn.Module) -> None:
+    """Add the matrices to the layers that they stand beside, in place, and leave plain layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(encoder.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge(safe_merge=True)
+            above, _, leaf = name.rpartition(".")
+            setattr(encoder.get_submodule(above), leaf, layer.get_base_layer())
+    if hasattr(encoder, "peft_config"):
+        del encoder.peft_config
