@@ -118,9 +118,11 @@ class Shift(nn.Module):
         self, languages: Sequence[str], means: Mapping[str, np.ndarray], origin: np.ndarray, fixed: Sequence[str]
     ) -> None:
         """Set the buffers from the means (width,) of languages; those in `fixed` are not shifted."""
-        shifts = {code: mean - origin for code, mean in means.items()}
-        everywhere = np.mean(list(shifts.values()), axis=0)
-        rows = [np.zeros_like(origin) if code in fixed else shifts.get(code, everywhere) for code in languages]
+        shifts: dict[str, np.ndarray] = {code: mean - origin for code, mean in means.items()}
+        everywhere: np.ndarray = np.mean(list(shifts.values()), axis=0)
+        rows: list[np.ndarray] = [
+            np.zeros_like(origin) if code in fixed else shifts.get(code, everywhere) for code in languages
+        ]
         self.shift.copy_(torch.from_numpy(np.stack([*rows, everywhere])))
         self.origin.copy_(torch.from_numpy(np.asarray(origin)))
         if len(self.directions):

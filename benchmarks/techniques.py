@@ -1,0 +1,245 @@
+"""What each technique does to zero-shot transfer on SIB-200, from English: alone and in pairs, against a baseline.
+
+    python benchmarks/techniques.py                                  all of it: hours on 2 cores, minutes on a GPU
+    python benchmarks/techniques.py --methods probe                  the probes alone
+    python benchmarks/techniques.py --arms baseline centre --seeds 1
+
+Half of the targets were seen by XLM-R in pre-training, whose vocabulary and text the bundled encoder has too, half were
+not; both halves are taken at even distances from the list of languages in alphabetical order. Every arm makes the same
+number of updates of the same number of labelled draws. Differences from the baseline come with a 95% interval of the
+paired bootstrap over test rows, seeds averaged first. Nothing is chosen on test: of the pairs, the one that is best on
+dev of the targets is marked, which is an oracle's choice and says so.
+
+Fine-tuning is the training loop of the product, `loop.fit`, in this process on a GPU and else in a process of its own
+for each run, whose largest resident memory is told. Runs that are done are kept beside the results and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xlt_ray import collate, config, evaluate, frozen, loop, metrics, network, prepare, probe, techniques
+from xlt_ray.comparison import compare_seeds
+from xlt_ray.config import Experiment
+from xlt_ray.metrics import Predictions
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+SHARED = Path(__file__).parents[2] / "shared"
+Techniques = dict[str, dict[str, Any]]
+ARMS: dict[str, Techniques] = {
+    "baseline": {},
+    "centre": {"centre": {}},
+    "centre, 8 directions removed": {"centre": {"remove": 8}},
+    "code_switch": {"code_switch": {}},
+    "lora": {"lora": {}},
+    "adversarial": {"adversarial": {}},
+    "self_training": {"self_training": {}},
+    "language_id": {},
+    "few_shot, 1 a class": {"few_shot": {"shots": 1}},
+    "few_shot, 10 a class": {"few_shot": {"shots": 10}},
+    "few_shot, 100 a class": {"few_shot": {"shots": 100}},
+    "code_switch + centre": {"code_switch": {}, "centre": {}},
+    "adversarial + centre": {"adversarial": {}, "centre": {}},
+    "self_training + centre": {"self_training": {}, "centre": {}},
+    "lora + centre": {"lora": {}, "centre": {}},
+    "code_switch + adversarial": {"code_switch": {}, "adversarial": {}},
+}
+OPTIONS: dict[str, dict[str, Any]] = {"language_id": {"language_id": 0.1}, "lora": {"learning_rate": 5e-4}}
+TUNED = {"lora", "adversarial", "self_training"}  # no effect on a probe
+PROBED = [name for name, one in ARMS.items() if TUNED.isdisjoint(one) and name != "language_id"]
+
+
+def main() -> None:
+    """Do every run that is not done yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "sib200")
+    parser.add_argument("--published", type=Path, default=SHARED / "facts" / "sib200_published.csv")
+    parser.add_argument("--languages", type=int, default=24, help="targets, half of them seen")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--methods", nargs="+", default=["probe", "fine_tune"], choices=["probe", "fine_tune"])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so long")
+    parser.add_argument("--work", type=Path, default=Path("runs/techniques"), help="where finished runs are kept")
+    parser.add_argument("--out", type=Path, help="folder to write the table to")
+    args = parser.parse_args()
+    with args.published.open(encoding="utf-8") as file:
+        seen = {row["code"]: row["in_xlmr"] == "1" for row in csv.DictReader(file)}
+    targets = chosen_targets(args.data, seen, args.languages)
+    print(f"targets: {', '.join(targets)}", flush=True)
+    began = time.monotonic()
+    for method in args.methods:
+        arms = [name for name in args.arms if method == "fine_tune" or name in PROBED]
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+        for seed in range(args.seeds):
+            for name in arms:
+                if time.monotonic() - began < 60 * args.minutes:
+                    found[name].append(_kept(args, method, name, seed, targets))
+        _print(method, found, {code: seen[code] for code in targets}, args)
+
+
+def chosen_targets(data: Path, seen: Mapping[str, bool], count: int) -> list[str]:
+    """Take half of the targets from each group, at even distances in alphabetical order; English is the source."""
+    there = sorted(folder.name for folder in data.iterdir() if folder.name in seen and folder.name != "eng_Latn")
+    groups = [[code for code in there if seen[code] is known] for known in (True, False)]
+    return sorted(one[i] for one in groups for i in np.linspace(0, len(one) - 1, count // 2).round().astype(int))
+
+
+def _kept(args: argparse.Namespace, method: str, name: str, seed: int, targets: Sequence[str]) -> dict[str, Any]:
+    experiment = _experiment(args, method, name, seed, targets)
+    folder = args.work / experiment.key()
+    if not (folder / "facts.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        if method == "fine_tune" and not torch.cuda.is_available():  # alone, so that its memory can be told
+            process = multiprocessing.get_context("spawn").Process(target=_run, args=(experiment, str(folder)))
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"{name}, seed {seed}: the run failed; see above")
+        else:
+            _run(experiment, str(folder))
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    splits = {split: metrics.load_predictions(folder / f"{split}.npz") for split in ("dev", "test")}
+    mean = np.mean([one.accuracy for code, one in splits["test"].items() if code != "eng_Latn"])
+    print(f"{method} {name} seed {seed}: {100 * mean:.1f} {json.dumps(facts)}", flush=True)
+    return facts | splits
+
+
+def _experiment(args: argparse.Namespace, method: str, name: str, seed: int, targets: Sequence[str]) -> Experiment:
+    training = {"method": method, "epochs": args.epochs, "batch_size": 16, "learning_rate": 5e-5, "average_last": 3}
+    options = OPTIONS.get("lora", {}) if "lora" in ARMS[name] else OPTIONS.get(name, {})
+    corpus = {"loader": "files", "path": str(args.data), "label": "category", "id": "index_id", "overlap": "drop_train"}
+    switched = {one: dict(parameters) for one, parameters in ARMS[name].items()}
+    if "few_shot" in switched:
+        switched["few_shot"]["draw"] = seed
+    return config.build(
+        {
+            "name": "techniques",
+            "seed": seed,
+            "corpus": corpus | {"languages": ["eng_Latn", *targets]},
+            "sources": ["eng_Latn"],
+            "mixture": {"draws_per_epoch": 701},
+            "training": training | options,
+            "techniques": switched,
+            "tracking": {"uri": "off"},
+        }
+    )
+
+
+def _run(experiment: Experiment, folder: str) -> None:
+    """Train, predict dev and test of all languages, and write both with what it cost."""
+    prepared = prepare.prepare(experiment)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.monotonic()
+    known = techniques.known_languages(experiment, prepared.corpus)
+    net, tokenizer, _ = techniques.network(prepared.techniques, experiment, len(prepared.corpus.labels), known)
+    net.to(device)
+    tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    if experiment.training.method == "probe":
+        figures, precision = _probe(prepared, net, tokenize)
+    else:
+        run = loop.Run(
+            prepared.experiment, prepared.visible, net, tokenize, lambda row, save: None,
+            techniques=prepared.techniques, material=prepared.material,
+        )  # fmt: skip
+        progress = loop.fit(run)
+        figures, precision = progress.facts, progress.precision
+    seconds = time.monotonic() - began
+    for split in ("dev", "test"):
+        tables = {code: prepared.corpus.table(split, code) for code in known}
+        metrics.save_predictions(Path(folder) / f"{split}.npz", evaluate.predict(net, tables, tokenize, precision))
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * _resident()
+    facts = {"minutes": seconds / 60, "gigabytes": memory / 2**30, "device": device.type, "precision": precision}
+    (Path(folder) / "facts.json").write_text(json.dumps(facts | {"figures": figures}), encoding="utf-8")
+
+
+def _resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
+
+
+def _probe(prepared: prepare.Prepared, net: Any, tokenize: collate.Tokenize) -> tuple[dict[str, float], str]:
+    experiment = prepared.experiment
+    precision = loop.choose_precision("auto", net)
+    tables = frozen.training_tables(prepared)
+    found = evaluate.embed(net, {**tables, **frozen.texts(prepared)}, tokenize, precision)
+    figures = frozen.settle(prepared, net, found)
+    net.to("cpu")
+    features = {name: frozen.transform(net, name, found[name]) for name in tables}
+    rows, dev = (frozen.part(tables, features, split) for split in ("train", "dev"))
+    strengths = experiment.training.probe_strengths
+    fitted = probe.fit(*rows, *dev, len(prepared.corpus.labels), experiment.mixture, strengths)
+    probe.install(net, fitted)
+    net.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return figures, precision
+
+
+def _print(
+    method: str, found: Mapping[str, list[dict[str, Any]]], seen: Mapping[str, bool], args: argparse.Namespace
+) -> None:
+    groups = {"seen": [c for c in seen if seen[c]], "unseen": [c for c in seen if not seen[c]]}
+    print(f"\n{method}: accuracy x 100 on test, mean over languages and seeds; difference from the baseline [95%]\n")
+    print("| arm | seeds | seen | unseen | seen, difference | unseen, difference | English | minutes | GB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for name, runs in found.items():
+        if not runs or not found.get("baseline"):
+            continue
+        means = {group: _mean(runs, "test", codes) for group, codes in groups.items()}
+        against = {group: _against(runs, found["baseline"], codes) for group, codes in groups.items()}
+        cost = [float(np.median([one[key] for one in runs])) for key in ("minutes", "gigabytes")]
+        cells = [name, str(len(runs)), *(f"{means[group]:.1f}" for group in groups), *against.values()]
+        cells += [f"{_mean(runs, 'test', ['eng_Latn']):.1f}", f"{cost[0]:.2f}", f"{cost[1]:.1f}"]
+        rows.append([method, *cells, runs[0]["device"], f"{_mean(runs, 'dev', list(seen)):.1f}", _figures(runs)])
+        print("| " + " | ".join(cells) + " |", flush=True)
+    pairs = {row[1]: float(row[-2]) for row in rows if " + " in row[1]}
+    if pairs:
+        best = max(pairs, key=lambda name: pairs[name])
+        print(f"\nbest pair on dev of the targets, an oracle's choice: {best}")
+    for row in rows:
+        if row[-1] != "{}":
+            print(f"{row[1]}: {row[-1]}")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with (args.out / f"techniques_{method}.tsv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+            heads = "method arm seeds seen unseen seen_difference unseen_difference english minutes gigabytes device"
+            writer.writerow([*heads.split(), "targets_dev", "figures"])
+            writer.writerows(rows)
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], split: str, codes: Sequence[str]) -> float:
+    return 100 * float(np.mean([one[split][code].accuracy for one in runs for code in codes]))
+
+
+def _against(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], codes: Sequence[str]) -> str:
+    if runs is base:
+        return ""
+    sides: list[list[dict[str, Predictions]]] = [
+        [{code: one["test"][code] for code in codes} for one in side[: min(len(runs), len(base))]]
+        for side in (runs, base)
+    ]
+    found = compare_seeds(*sides)
+    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def _figures(runs: Sequence[Mapping[str, Any]]) -> str:
+    names = runs[0]["figures"]
+    return json.dumps({name: round(float(np.mean([one["figures"][name] for one in runs])), 3) for name in names})
+
+
+if __name__ == "__main__":
+    main()
