@@ -23,7 +23,7 @@ from serve.refusals import Refusal, failed, late, not_ready, unfit
 from serve.settings import ServeArgs
 from serve.telemetry import Telemetry
 from xlt_ray import batching, languages
-from xlt_ray.artefact import Artefact
+from xlt_ray.artefact import Artefact, adjusted
 from xlt_ray.engine import Engine, Row
 from xlt_ray.identify import Guess, Identifier
 
@@ -191,7 +191,10 @@ class Service:
             logger.error("%s failed at %d texts: %s: %s", model.name, len(texts), type(error).__name__, error)
             raise failed() from None
         order = np.concatenate([np.asarray(group) for group in groups])
-        return Answer(model, np.concatenate(parts)[np.argsort(order)], guesses)
+        found = np.concatenate(parts)[np.argsort(order)]
+        if offsets := model.artefact.offsets:
+            found = adjusted(found, [guess.code for guess in guesses], offsets)
+        return Answer(model, found, guesses)
 
     def _check(self, model: Model, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
         if (pairs is not None) != model.artefact.pairs:

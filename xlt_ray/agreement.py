@@ -29,6 +29,8 @@ def check(
 ) -> dict[str, Any]:
     """Answer the rows of tables (language -> text, label, for pairs text_pair) by bundle and artefact, and compare.
 
+    Both answer as they do where the language of a row is known.
+
     Gives for every precision: `agreement` over all rows; `groups`, for all languages, the sources, the zero-shot ones
     and those of them seen and unseen in pre-training: rows, accuracy `before` and `after` and `change` between them;
     `worst`, the language with the least agreement; `asked`, the share of rows that int8 gave to float32; `texts`; and
@@ -49,7 +51,7 @@ def check(
         nonlocal done
         found = {}
         for code in rows:
-            found[code] = answers(model, tables[code])
+            found[code] = answers(model, tables[code], code)
             done += rows[code]
             progress(done, total)
         return found
@@ -64,13 +66,19 @@ def check(
     return found
 
 
-def answers(model: engine.Engine, table: pa.Table) -> np.ndarray:
-    """Give the number of the best label of every row: (rows,)."""
+def answers(model: engine.Engine, table: pa.Table, language: str) -> np.ndarray:
+    """Give the number of the best label of every row, (rows,), as it is served where the language is known.
+
+    That is the `language` of the table, or what its column `language` says of each row.
+    """
     found = []
+    offsets = model.artefact.offsets
     for start in range(0, table.num_rows, CHUNK):
         part = table.slice(start, CHUNK)
         pairs = part["text_pair"].to_pylist() if "text_pair" in part.column_names else None
-        found.append(model.probabilities(model.encode(part["text"].to_pylist(), pairs)).argmax(1))
+        rows = model.probabilities(model.encode(part["text"].to_pylist(), pairs))
+        codes = part["language"].to_pylist() if "language" in part.column_names else [language] * part.num_rows
+        found.append((artefact.adjusted(rows, codes, offsets) if offsets else rows).argmax(1))
     return np.concatenate(found)
 
 

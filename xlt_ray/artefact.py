@@ -12,12 +12,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xlt_ray.config import InputError, build
 
@@ -43,7 +45,8 @@ class Artefact:
     labels are nearer to each other than `margin`, in logits, are given again in float32. `vocabulary` holds mode
     ("exact" keeps every id, "trimmed" does not), pieces (of the encoder), kept, and the library that cuts texts.
     `languages` maps a code to what was measured there, fractions from 0 to 1. `checks` holds what `agreement.check`
-    found, {} before.
+    found, {} before. `offsets` maps a code to a number for every label, which is what a technique adds to the logits of
+    texts known to be in that language (`adjusted`); the networks answer as if it were unknown.
     """
 
     folder: Path
@@ -60,6 +63,7 @@ class Artefact:
     languages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
+    offsets: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def network(self, precision: str) -> Path:
         """Give the ONNX file of a precision; InputError names those there are."""
@@ -71,6 +75,29 @@ class Artefact:
 def network_file(precision: str) -> str:
     """Name the ONNX file of a precision."""
     return f"model.{precision}.onnx"
+
+
+def adjusted(
+    probabilities: np.ndarray, codes: Sequence[str | None], offsets: Mapping[str, Sequence[float]]
+) -> np.ndarray:
+    """Make of probabilities (texts, labels) where languages are unknown those of texts in these languages, float32.
+
+    Each row is multiplied by exp of its language's offsets and scaled to sum to 1; rows of other languages, or of none,
+    stay as they are. Nothing is lost by adding only now: centring subtracts a vector m of the language from the
+    features, the head is linear, W (x - m) + b = (W x + b) - W m, and softmax turns a sum into a product.
+
+    >>> adjusted(np.full((2, 2), 0.5), ["swh_Latn", None], {"swh_Latn": [np.log(3), 0.0]}).tolist()
+    [[0.75, 0.25], [0.5, 0.5]]
+    """
+    result = np.array(probabilities, dtype=np.float32)
+    moved = [i for i, code in enumerate(codes) if code in offsets]
+    if moved:
+        # by logarithms, and of no less than float32's least, so that no row can become 0 / 0
+        logits = np.log(np.maximum(result[moved].astype(np.float64), np.finfo(np.float32).tiny))
+        logits += np.array([offsets[codes[i] or ""] for i in moved])
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result[moved] = powers / powers.sum(axis=1, keepdims=True)
+    return result
 
 
 def write(artefact: Artefact) -> None:
@@ -153,6 +180,7 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
             "name": experiment.name,
             "sources": list(experiment.sources),
             "method": experiment.training.method,
+            "techniques": list(experiment.techniques),
             "seed": experiment.seed,
             "oracle": experiment.oracle,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -199,12 +227,16 @@ def _content(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{file}: format {found!r}, this version reads {FORMAT}; export the bundle again")
+    content.setdefault("offsets", {})  # artefacts written before there were any
     wanted = {one.name for one in fields(Artefact)} - {"folder"} | {"format", "files"}
     if set(content) != wanted:
         raise InputError(f"{file}: has other keys than it should ({', '.join(sorted(wanted ^ set(content)))}); {AGAIN}")
     for key, sound in _SOUND.items():
         if not sound(content[key]):
             raise InputError(f"{file}: {key}: {str(content[key])[:80]!r} cannot be meant; {AGAIN}")
+    for code, row in content["offsets"].items():
+        if len(row) != len(content["labels"]):
+            raise InputError(f"{file}: offsets: {code}: not a number for every label; {AGAIN}")
     return content
 
 
@@ -224,6 +256,13 @@ def _listed(files: Any) -> bool:
     )  # fmt: skip
 
 
+def _numbers(row: Any) -> bool:
+    # the bound keeps out infinities, what is not a number, and whole numbers that no float holds
+    return isinstance(row, list) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < 2**40 for one in row
+    )
+
+
 _SOUND = {
     "labels": lambda value: _texts(value) and len(set(value)) == len(value),
     "prefix": lambda value: isinstance(value, str),
@@ -240,6 +279,7 @@ _SOUND = {
     "languages": lambda value: isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()),
     "provenance": lambda value: isinstance(value, dict),
     "checks": lambda value: isinstance(value, dict),
+    "offsets": lambda value: isinstance(value, dict) and all(_numbers(row) for row in value.values()),
     "files": _listed,
 }
 

@@ -13,13 +13,18 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from xlt_ray import artefact, batching, pieces
 from xlt_ray.config import InputError
+
+if TYPE_CHECKING:
+    from xlt_ray.bundle import Bundle
+    from xlt_ray.network import Network
 
 # Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
 TOKENS = 160
@@ -33,7 +38,10 @@ Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types wher
 
 
 class Engine(Protocol):
-    """A model ready to answer; `encode` and `probabilities` may be called from several threads at once."""
+    """A model ready to answer; `encode` and `probabilities` may be called from several threads at once.
+
+    It answers as if no language were known; `artefact.adjusted` makes of that what it answers in a language.
+    """
 
     artefact: artefact.Artefact  # of a bundle what its artefact would say
     labels: tuple[str, ...]
@@ -169,6 +177,8 @@ class OnnxEngine:
 class TorchEngine:
     """Answer with torch from a bundle: on a GPU in bfloat16, on a CPU in float32 as `Bundle.probabilities` does.
 
+    What techniques left in the bundle is in the network and in `artefact.offsets`, as in an artefact.
+
     Let one thread call `probabilities`: torch's arithmetic suffers from several (docs/decisions.md).
     """
 
@@ -192,8 +202,9 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         found = bundle.load(folder)
-        self.network = found.network.to(self.device)
-        self.artefact = artefact.describe(folder, found.tokenize.tokenizer.pad_token_id)
+        network, offsets = plain(found)
+        self.network = network.to(self.device)
+        self.artefact = replace(artefact.describe(folder, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
         self.labels, self.max_length = found.labels, found.tokenize.max_length
         self.tokens = tokens or evaluate.token_budget(
             found.experiment.evaluation.tokens_per_step, torch.device(self.device)
@@ -220,6 +231,19 @@ class TorchEngine:
                 logits = self.call({key: value.to(device) for key, value in batch.items()})
                 result[group] = logits.float().softmax(-1).cpu().numpy()
         return result
+
+
+def plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
+    """Give a bundle's network without anything of techniques, and what languages add to its logits (`adjusted`).
+
+    LoRA's matrices are merged into the bundle's own encoder, in memory: it answers as before.
+    """
+    from xlt_ray import network
+    from xlt_ray.techniques import lora
+
+    if lora.adapted(found.network.encoder):
+        lora.merge(found.network.encoder)
+    return network.plain(found.network)
 
 
 def _device(asked: str) -> str:

@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xlt_ray import agreement, artefact, bert_graph, corpora, onnx_graph, pieces, quantising, tracing, trimming
+from xlt_ray import agreement, artefact, bert_graph, corpora, engine, onnx_graph, pieces, quantising, tracing, trimming
 from xlt_ray import bundle as bundles
 from xlt_ray.artefact import Artefact
 from xlt_ray.artefact import bundle_digest as bundle_digest
 from xlt_ray.bundle import Bundle
 from xlt_ray.config import CorpusConfig, InputError
 from xlt_ray.engine import OnnxEngine
+from xlt_ray.network import Network
 from xlt_ray.onnx_graph import Graph
 
 EMBEDDINGS = "embeddings.bin"
@@ -55,10 +56,11 @@ def export(
         raise InputError(f"vocabulary: {vocabulary!r}; give exact or trimmed")
     progress("reading the bundle")
     found = bundles.load(bundle)
-    described = artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id)
+    net, offsets = engine.plain(found)
+    described = replace(artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
     with _beside(out) as folder:
         progress("writing the float32 network")
-        graph, words = _graph(found, folder)
+        graph, words = _graph(net, "token_type_ids" in found.tokenize.tokenizer.model_input_names, folder)
         keep, kept = _vocabulary(found, folder, vocabulary, languages)
         for table in words if keep is not None else ():
             graph.weights[table] = graph.weights[table][keep]
@@ -78,13 +80,12 @@ def export(
     return artefact.read(out)
 
 
-def _graph(found: Bundle, folder: Path) -> tuple[Graph, list[str]]:
+def _graph(network: Network, types: bool, folder: Path) -> tuple[Graph, list[str]]:
     """Give the float32 graph and the names of its word-embedding tables, of which there is one as a rule."""
-    types = "token_type_ids" in found.tokenize.tokenizer.model_input_names
-    if bert_graph.fits(found.network.encoder.config):
-        return bert_graph.build(found.network, types), [bert_graph.WORDS]
-    graph = tracing.traced(found.network, types, folder / "traced")
-    shape = tuple(found.network.encoder.get_input_embeddings().weight.shape)
+    if bert_graph.fits(network.encoder.config):
+        return bert_graph.build(network, types), [bert_graph.WORDS]
+    graph = tracing.traced(network, types, folder / "traced")
+    shape = tuple(network.encoder.get_input_embeddings().weight.shape)
     tables = {node.input[0] for node in graph.nodes if node.op_type == "Gather"}
     return graph, sorted(name for name in tables & set(graph.weights) if graph.weights[name].shape == shape)
 
@@ -130,12 +131,18 @@ def _write(graph: Graph, made: Artefact, precision: str, words: Sequence[str]) -
 
 
 def _compare(found: Bundle, made: Artefact) -> None:
-    """Refuse a float32 network that answers otherwise than the bundle: the encoder does something export cannot."""
+    """Refuse a float32 network that answers otherwise than the bundle, its language being unknown or any known one."""
     texts = ["", "1", "A somewhat longer text, of which the others are padded to the length.", "1 2 3 " * 200]
-    engine = OnnxEngine(made, "float32")
-    for rows in (texts, texts[:1], texts[2:3]):
+    onnx = OnnxEngine(made, "float32")
+    asked: list[tuple[list[str], list[str | None]]] = [
+        (rows, [None] * len(rows)) for rows in (texts, texts[:1], texts[2:3])
+    ]
+    if made.offsets:
+        asked.append((texts[2:3] * len(made.offsets), [*made.offsets]))
+    for rows, codes in asked:
         pairs = rows[::-1] if made.pairs else None
-        apart = np.abs(engine.probabilities(engine.encode(rows, pairs)) - found.probabilities(rows, pairs)).max()
+        answers = artefact.adjusted(onnx.probabilities(onnx.encode(rows, pairs)), codes, made.offsets)
+        apart = np.abs(answers - found.probabilities(rows, pairs, codes)).max()
         if not apart <= ALIKE:
             raise InputError(
                 f"{type(found.network.encoder).__name__}: exported, it answers otherwise (probabilities are up to "
@@ -145,10 +152,10 @@ def _compare(found: Bundle, made: Artefact) -> None:
 
 def _margin(made: Artefact, texts: Sequence[str]) -> float:
     """Find the margin below which int8 is to ask float32, from answers of both."""
-    engine = OnnxEngine(replace(made, margin=np.inf), "int8")
+    onnx = OnnxEngine(replace(made, margin=np.inf), "int8")
     sample = _sample(texts)
-    rows = engine.encode(sample, sample[::-1] if made.pairs else None)
-    return agreement.margin(engine.logits(engine.session, rows), engine.logits(engine.precise, rows))
+    rows = onnx.encode(sample, sample[::-1] if made.pairs else None)
+    return agreement.margin(onnx.logits(onnx.session, rows), onnx.logits(onnx.precise, rows))
 
 
 def _sample(texts: Sequence[str]) -> list[str]:

@@ -26,6 +26,9 @@ text, pair = json.loads(sys.argv[2])
 model = engine.load(sys.argv[1], device="cpu")
 pair = text if model.artefact.pairs and pair is None else pair
 found = model.probabilities(model.encode([text], None if pair is None else [pair]))
+if model.artefact.offsets:
+    from xlt_ray import artefact, identify
+    found = artefact.adjusted(found, [identify.Identifier().guess(text).code], model.artefact.offsets)
 assert found.shape == (1, len(model.labels)) and abs(found.sum() - 1) < 0.01, f"its probabilities are {found!r}"
 print(json.dumps(model.labels[int(found[0].argmax())]))
 """
@@ -138,6 +141,8 @@ def _tables(model: Any, texts: Path | None) -> tuple[dict[str, Any], list[str]]:
             ) from None
     import pyarrow as pa
 
+    from xlt_ray.identify import Identifier
+
     try:
         lines = [line for line in texts.read_text(encoding="utf-8")[:TEXTS].splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -145,8 +150,10 @@ def _tables(model: Any, texts: Path | None) -> tuple[dict[str, Any], list[str]]:
     if not lines:
         raise InputError(f"--texts {texts}: holds no text; give one a line")
     pairs = lines if model.experiment.corpus.text_pair else None
-    answers = model.probabilities(lines, pairs).argmax(1)
-    columns = {"id": list(map(str, range(len(lines)))), "text": lines, "label": answers}
+    columns: dict[str, Any] = {"id": list(map(str, range(len(lines)))), "text": lines}
+    if len(model.network.steps):  # answers depend on languages, which are guessed as a server would
+        columns["language"] = pa.array([guess.code for guess in Identifier().guess_all(lines)], pa.string())
+    columns["label"] = model.probabilities(lines, pairs).argmax(1)
     return {"texts": pa.table(columns | ({"text_pair": pairs} if pairs else {}))}, []
 
 
