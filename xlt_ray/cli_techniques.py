@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as training.method=probe techniques=[centre]")
+]
 Told = Callable[[], contextlib.AbstractContextManager[None]]
 
 
@@ -33,3 +36,43 @@ def register(app: typer.Typer, told: Told) -> None:
                 f"{found.language}: {'added' if found.new else 'replaced'}, the mean of {found.texts} texts; the "
                 f"bundle knows {found.languages} languages now"
             )
+
+    @app.command("few-shot")
+    def few_shot(
+        config: Annotated[str, typer.Argument(help="YAML file; ready ones are under jobs/configs/")],
+        overrides: Overrides = None,
+        shots: Annotated[
+            str, typer.Option(help="labelled rows a class and target, several joined by commas")
+        ] = "1,2,5,10,20,50,100",
+        draws: Annotated[int, typer.Option(min=1, help="different draws of the shots, for each number of them")] = 5,
+        out: Annotated[
+            Path | None, typer.Option(help="folder for the results; default: one in the experiment's storage")
+        ] = None,
+    ) -> None:
+        """Measure how much labelled rows of the targets help: accuracy over shots, several draws of each.
+
+        Interrupted, the same command goes on.
+        """
+        with told():
+            from rich.console import Console
+
+            from xlt_ray import config as configuration
+
+            experiment, numbers = configuration.load(config, overrides or ()), _numbers(shots)
+            from xlt_ray import few_shot_sweep, progress
+
+            console = Console(highlight=False)
+            with progress.shown(console) as on_event:
+                found = few_shot_sweep.sweep(experiment, numbers, draws, out, on_event, console.print)
+            console.print(few_shot_sweep.table(found))
+            for name in ("few_shot.tsv", "few_shot.png"):
+                console.print(f"{name:<13} {found.folder.shown}/{name}", soft_wrap=True)
+
+
+def _numbers(text: str) -> list[int]:
+    from xlt_ray.config import InputError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--shots: {text!r}; give whole numbers joined by commas, such as 1,2,5,10") from None

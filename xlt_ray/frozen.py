@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from xlt_ray import techniques
+from xlt_ray import probe, techniques
+from xlt_ray.metrics import Predictions
 from xlt_ray.network import Network
 from xlt_ray.prepare import Prepared
 from xlt_ray.techniques import Example
@@ -52,6 +53,12 @@ def _changed(table: pa.Table, code: str, changing: list[techniques.Technique], s
     return plain
 
 
+def test_tables(prepared: Prepared) -> dict[str, pa.Table]:
+    """Give the tables that a fitted probe is measured on, by `test/language`."""
+    test = prepared.corpus.for_testing()
+    return {f"test/{code}": test.table("test", code) for code in prepared.measured}
+
+
 def texts(prepared: Prepared) -> dict[str, pa.Table]:
     """Give the unlabelled tables that techniques want features of, by `texts/language`."""
     wanted: dict[str, pa.Table] = {}
@@ -83,3 +90,25 @@ def part(tables: Mapping[str, pa.Table], found: Features, split: str) -> tuple[F
     named = {name.removeprefix(f"{split}/"): name for name in tables if name.startswith(f"{split}/")}
     labels = {code: tables[name]["label"].to_numpy() for code, name in named.items()}
     return {code: found[name] for code, name in named.items()}, labels
+
+
+def fit(
+    prepared: Prepared, net: Network, tables: Mapping[str, pa.Table], found: Features
+) -> tuple[probe.Fit, dict[str, Predictions]]:
+    """Fit a probe on features as the encoder gave them, by `split/language` as `tables` are, and predict test.
+
+    `net` is one whose techniques have settled; what they do to features is done here.
+    """
+    moved = {name: transform(net, name, found[name]) for name in tables}
+    rows, dev = part(tables, moved, "train"), part(tables, moved, "dev")
+    training, classes = prepared.experiment.training, len(prepared.corpus.labels)
+    fitted = probe.fit(*rows, *dev, classes, prepared.experiment.mixture, training.probe_strengths)
+    predictions = {
+        code: Predictions(
+            gold=tables[f"test/{code}"]["label"].to_numpy().astype(np.int64),
+            predicted=(moved[f"test/{code}"] @ fitted.weight.T + fitted.bias).argmax(1),
+            ids=np.asarray(tables[f"test/{code}"]["id"].to_pylist(), dtype=np.str_),
+        )
+        for code in prepared.measured
+    }
+    return fitted, predictions

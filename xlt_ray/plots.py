@@ -213,6 +213,51 @@ def _curves(axes: Axes, title: str, drawn: Mapping[str, Sequence[tuple[float, fl
         axes.legend(frameon=False, labelcolor=INK, fontsize=7.5)
 
 
+def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
+    """Draw accuracy against shots a class, on a log axis: for each line shots -> the values of its draws.
+
+    A line goes through the means of draws, a band from the smallest to the largest, a dot is one draw. No shots have no
+    place on a log axis: they stand apart at its left, and a dashed line carries them across to compare with.
+    """
+    shots = sorted({k for values in lines.values() for k in values if k})
+    apart = shots[0] / 2.2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.9, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        for (label, values), colour in zip(lines.items(), SCRIPTS.values(), strict=False):
+            _shots(axes, label, values, colour, apart)
+        zero = any(0 in values for values in lines.values())
+        ticks = ([apart] if zero else []) + shots
+        axes.set_xticks(ticks, [str(k) for k in ([0] if zero else []) + shots])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(ticks[0] / 1.25, shots[-1] * 1.15)
+        if zero:
+            axes.axvline(shots[0] / 1.5, color=INK, alpha=0.35, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("labelled rows a class and language (0: zero-shot)", color=INK)
+        axes.set_title("few-shot accuracy on test, %: mean over languages", loc="left", color=INK, fontsize=8.5)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None, decimals=None))
+        axes.tick_params(colors=INK, length=2, labelsize=7.5)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+        axes.spines[:].set_visible(False)
+        axes.patch.set_visible(False)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=7.5, loc="lower right")
+    return figure
+
+
+def _shots(axes: Axes, label: str, values: Mapping[int, Sequence[float]], colour: str, apart: float) -> None:
+    shots = sorted(k for k in values if k)
+    means = [sum(values[k]) / len(values[k]) for k in shots]
+    axes.plot(shots, means, color=colour, marker="o", markersize=3.5, label=label, zorder=3)
+    low, high = [min(values[k]) for k in shots], [max(values[k]) for k in shots]
+    axes.fill_between(shots, low, high, color=colour, alpha=0.16, linewidth=0)
+    for k in shots:
+        axes.plot([k] * len(values[k]), values[k], ".", color=colour, alpha=0.6, markersize=2.5, zorder=2.5)
+    for zero in values.get(0, ()):
+        axes.plot([apart, shots[-1]], [zero, zero], color=colour, linewidth=0.8, linestyle=_DASHES, alpha=0.7)
+        axes.plot(apart, zero, color=colour, marker="D", markersize=4)
+
+
 def svg(figure: Figure, identity: str, title: str) -> str:
     """Write a figure for inside a page: the text's colour, ids of its own, a title for those who cannot see it.
 
