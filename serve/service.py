@@ -23,7 +23,7 @@ from serve.refusals import Refusal, failed, late, not_ready, unfit
 from serve.settings import ServeArgs
 from serve.telemetry import Telemetry
 from xlt_ray import batching, languages
-from xlt_ray.artefact import Artefact, adjusted
+from xlt_ray.artefact import Artefact
 from xlt_ray.engine import Engine, Row
 from xlt_ray.identify import Guess, Identifier
 
@@ -49,11 +49,15 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows of one request that go into one batch; `until` is a time of `time.monotonic` after which nobody waits."""
+    """Rows of one request that go into one batch; `until` is a time of `time.monotonic` after which nobody waits.
+
+    `codes` are the languages of the rows, None where one is unknown; empty where all are.
+    """
 
     model: Model
     rows: Sequence[Row]
     until: float
+    codes: Sequence[str | None] = ()
     started: list[float] = field(default_factory=list)
 
     @property
@@ -89,19 +93,21 @@ def answer_all(chunks: Sequence[Chunk]) -> list[np.ndarray | Exception]:
     alive = [i for i, chunk in enumerate(chunks) if chunk.until > now]
     for model in {id(chunks[i].model): chunks[i].model for i in alive}.values():
         mine = [i for i in alive if chunks[i].model is model]
-        for i, part in zip(mine, _parts(model, [chunks[i].rows for i in mine]), strict=True):
+        for i, part in zip(mine, _parts(model, [chunks[i] for i in mine]), strict=True):
             results[i] = part
     return results
 
 
-def _parts(model: Model, parts: Sequence[Sequence[Row]]) -> Sequence[np.ndarray | Exception]:
+def _parts(model: Model, parts: Sequence[Chunk]) -> Sequence[np.ndarray | Exception]:
     try:
-        found = model.engine.probabilities([row for part in parts for row in part])
+        rows = [row for part in parts for row in part.rows]
+        codes = [code for part in parts for code in part.codes or [None] * len(part.rows)]
+        found = model.engine.probabilities(rows, codes)
         if not np.isfinite(found).all():
             raise ArithmeticError("the model's answer holds numbers that are none")
     except Exception as error:
         return [error] if len(parts) == 1 else [one for part in parts for one in _parts(model, [part])]
-    return np.split(found, np.cumsum([len(part) for part in parts])[:-1])
+    return np.split(found, np.cumsum([len(part.rows) for part in parts])[:-1])
 
 
 class Service:
@@ -178,7 +184,9 @@ class Service:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
                 rows, guesses = await self._preparing(Unprepared(model.engine, texts, pairs, given))
                 groups = batching.steps([len(row) for row in rows], self.budget(model))
-                chunks = [Chunk(model, [rows[i] for i in group], until) for group in groups]
+                chunks = [
+                    Chunk(model, [rows[i] for i in group], until, [guesses[i].code for i in group]) for group in groups
+                ]
                 if len(chunks) == 1:  # as a rule, and without a task of its own
                     parts = [await self.infer(chunks[0])]
                 else:
@@ -191,10 +199,7 @@ class Service:
             logger.error("%s failed at %d texts: %s: %s", model.name, len(texts), type(error).__name__, error)
             raise failed() from None
         order = np.concatenate([np.asarray(group) for group in groups])
-        found = np.concatenate(parts)[np.argsort(order)]
-        if offsets := model.artefact.offsets:
-            found = adjusted(found, [guess.code for guess in guesses], offsets)
-        return Answer(model, found, guesses)
+        return Answer(model, np.concatenate(parts)[np.argsort(order)], guesses)
 
     def _check(self, model: Model, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
         if (pairs is not None) != model.artefact.pairs:

@@ -35,9 +35,9 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def probabilities(self, rows: Any) -> Any:
+    def probabilities(self, rows: Any, codes: Any = None) -> Any:
         self._before(rows)
-        return self._engine.probabilities(rows)
+        return self._engine.probabilities(rows, codes)
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +349,7 @@ def test_a_failure_of_the_model_is_told_and_logged_and_over(
 
 def test_numbers_that_are_none_are_a_failure(model: Model, start: Any) -> None:
     class Broken(Slow):
-        def probabilities(self, rows: Any) -> Any:
+        def probabilities(self, rows: Any, codes: Any = None) -> Any:
             return np.full((len(rows), 3), np.nan, dtype=np.float32)
 
     broken = Model(Broken(model.engine, None), model.artefact, model.name, model.version)

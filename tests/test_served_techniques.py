@@ -60,10 +60,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     return folder
 
 
-def adjusted(one: Any, texts: list[str], codes: list[str | None]) -> np.ndarray:
-    return artefact.adjusted(one.probabilities(one.encode(texts)), codes, one.artefact.offsets)
-
-
 @pytest.mark.parametrize("name", ["lora", "centre", "both"])
 @pytest.mark.parametrize("kind", ["artefact", "bundle"])
 def test_an_engine_answers_as_the_bundle_in_every_language(place: Path, name: str, kind: str) -> None:
@@ -73,7 +69,7 @@ def test_an_engine_answers_as_the_bundle_in_every_language(place: Path, name: st
     assert one.artefact.provenance["techniques"] == list(model.experiment.techniques)
     found = {}
     for code in (None, *KNOWN, "xxx_Latn"):
-        found[code] = adjusted(one, TEXTS, [code] * len(TEXTS))
+        found[code] = one.probabilities(one.encode(TEXTS), [code] * len(TEXTS))
         assert found[code].dtype == np.float32
         np.testing.assert_allclose(found[code], model.probabilities(TEXTS, None, [code] * len(TEXTS)), atol=1e-5)
     moved = [np.abs(found[code] - found[None]).max() for code in KNOWN]
@@ -146,15 +142,31 @@ def test_damaged_offsets_are_refused(place: Path, tmp_path: Path, offsets: Any) 
         artefact.read(rewritten(place, tmp_path / "artefact", offsets=offsets))
 
 
-def test_probabilities_stay_probabilities_whatever_is_added() -> None:
-    rows = np.array([[1, 0, 0], [0.25, 0.25, 0.5], [0, 1e-30, 1]], dtype=np.float32)
-    for size in (0.1, 50, 1e4, 1e12):
-        found = artefact.adjusted(rows, ["a", "a", "b"], {"a": [-size, size, 0.0]})
-        assert np.isfinite(found).all() and (found[2] == rows[2]).all()
-        np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
-    same = artefact.adjusted(rows, ["a", "a", "a"], {"a": [7.0, 7.0, 7.0]})  # what all labels get changes nothing
-    np.testing.assert_allclose(same, rows, atol=1e-6)
-    assert artefact.adjusted(rows[:0], [], {"a": [1.0, 2.0, 3.0]}).shape == (0, 3)
+def test_int8_asks_float32_where_it_is_in_doubt_in_a_language(place: Path) -> None:
+    found = artefact.read(place / "centre" / "artefact")
+    exact, rough = (engine.OnnxEngine(found, precision) for precision in ("float32", "int8"))
+    rows = exact.encode([f"eng{i} swh{j}" for i in range(60) for j in range(0, 60, 6)])
+    logits = rough.logits(rough.session, rows)
+    asked = {}
+    for code in (None, *KNOWN):
+        moved = logits + np.array(found.offsets.get(code or "", [0.0] * 3), dtype=np.float32)
+        near = np.quantile(engine.margins(moved), 0.25)
+        doubting = engine.OnnxEngine(replace(found, margin=float(near)), "int8")
+        answers = doubting.probabilities(rows, [code] * len(rows))
+        wanted = exact.probabilities(rows, [code] * len(rows))
+        asked[code] = (answers == wanted).all(1)
+        assert doubting.asked == len(rows) // 4 and asked[code][engine.margins(moved) < near].all()
+    assert (asked["swh_Latn"] != asked[None]).any()
+
+
+def test_rows_of_one_batch_may_be_in_several_languages(place: Path) -> None:
+    for kind in ("artefact", "bundle"):
+        one = engine.load(place / "centre" / kind, device="cpu", precision="float32")
+        rows = one.encode(TEXTS)
+        codes = [None, "swh_Latn", "xxx_Latn", "eng_Latn", "swh_Latn", None, "deu_Latn"]
+        alone = [one.probabilities([row], [code])[0] for row, code in zip(rows, codes, strict=True)]
+        np.testing.assert_allclose(one.probabilities(rows, codes), alone, atol=1e-6)
+        assert one.probabilities([], []).shape == (0, 3)
 
 
 # served

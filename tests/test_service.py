@@ -32,12 +32,12 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def probabilities(self, rows: Any) -> Any:
+    def probabilities(self, rows: Any, codes: Any = None) -> Any:
         self.batches.append([len(row) for row in rows])
         time.sleep(self.pause)
         if any(len(row) == self.fails_at for row in rows):
             raise MemoryError("no room")
-        return self._engine.probabilities(rows)
+        return self._engine.probabilities(rows, codes)
 
 
 @pytest.fixture(scope="module")

@@ -72,13 +72,11 @@ def answers(model: engine.Engine, table: pa.Table, language: str) -> np.ndarray:
     That is the `language` of the table, or what its column `language` says of each row.
     """
     found = []
-    offsets = model.artefact.offsets
     for start in range(0, table.num_rows, CHUNK):
         part = table.slice(start, CHUNK)
         pairs = part["text_pair"].to_pylist() if "text_pair" in part.column_names else None
-        rows = model.probabilities(model.encode(part["text"].to_pylist(), pairs))
         codes = part["language"].to_pylist() if "language" in part.column_names else [language] * part.num_rows
-        found.append((artefact.adjusted(rows, codes, offsets) if offsets else rows).argmax(1))
+        found.append(model.probabilities(model.encode(part["text"].to_pylist(), pairs), codes).argmax(1))
     return np.concatenate(found)
 
 

@@ -19,8 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from xlt_ray.config import InputError, build
 
 FORMAT = 1
@@ -46,7 +44,7 @@ class Artefact:
     ("exact" keeps every id, "trimmed" does not), pieces (of the encoder), kept, and the library that cuts texts.
     `languages` maps a code to what was measured there, fractions from 0 to 1. `checks` holds what `agreement.check`
     found, {} before. `offsets` maps a code to a number for every label, which is what a technique adds to the logits of
-    texts known to be in that language (`adjusted`); the networks answer as if it were unknown.
+    texts known to be in that language; the networks answer as if it were unknown.
     """
 
     folder: Path
@@ -75,29 +73,6 @@ class Artefact:
 def network_file(precision: str) -> str:
     """Name the ONNX file of a precision."""
     return f"model.{precision}.onnx"
-
-
-def adjusted(
-    probabilities: np.ndarray, codes: Sequence[str | None], offsets: Mapping[str, Sequence[float]]
-) -> np.ndarray:
-    """Make of probabilities (texts, labels) where languages are unknown those of texts in these languages, float32.
-
-    Each row is multiplied by exp of its language's offsets and scaled to sum to 1; rows of other languages, or of none,
-    stay as they are. Nothing is lost by adding only now: centring subtracts a vector m of the language from the
-    features, the head is linear, W (x - m) + b = (W x + b) - W m, and softmax turns a sum into a product.
-
-    >>> adjusted(np.full((2, 2), 0.5), ["swh_Latn", None], {"swh_Latn": [np.log(3), 0.0]}).tolist()
-    [[0.75, 0.25], [0.5, 0.5]]
-    """
-    result = np.array(probabilities, dtype=np.float32)
-    moved = [i for i, code in enumerate(codes) if code in offsets]
-    if moved:
-        # by logarithms, and of no less than float32's least, so that no row can become 0 / 0
-        logits = np.log(np.maximum(result[moved].astype(np.float64), np.finfo(np.float32).tiny))
-        logits += np.array([offsets[codes[i] or ""] for i in moved])
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        result[moved] = powers / powers.sum(axis=1, keepdims=True)
-    return result
 
 
 def write(artefact: Artefact) -> None:

@@ -38,10 +38,7 @@ Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types wher
 
 
 class Engine(Protocol):
-    """A model ready to answer; `encode` and `probabilities` may be called from several threads at once.
-
-    It answers as if no language were known; `artefact.adjusted` makes of that what it answers in a language.
-    """
+    """A model ready to answer; `encode` and `probabilities` may be called from several threads at once."""
 
     artefact: artefact.Artefact  # of a bundle what its artefact would say
     labels: tuple[str, ...]
@@ -52,8 +49,11 @@ class Engine(Protocol):
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
         """Turn texts into rows of token ids, cut at `max_length`; `len` of a row is its tokens."""
 
-    def probabilities(self, rows: Sequence[Row]) -> np.ndarray:
-        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1."""
+    def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
+        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1.
+
+        `codes` are the languages of the rows, None where one is unknown; without any, all are.
+        """
 
 
 def load(
@@ -136,14 +136,19 @@ class OnnxEngine:
         tokenizer = tokenizers.Tokenizer.from_file(str(found.folder / artefact.TOKENIZER))
         return _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
 
-    def probabilities(self, rows: Sequence[Row]) -> np.ndarray:
-        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1."""
+    def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
+        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1.
+
+        `codes` are the languages of the rows, None where one is unknown; without any, all are.
+        """
         logits = self.logits(self.session, rows)
+        moves = added(self.artefact, codes)
         if self.precise is not None and len(rows):
-            close = np.flatnonzero(margins(logits) < self.artefact.margin)
+            # which calls are close is seen only when all is added up
+            close = np.flatnonzero(margins(logits if moves is None else logits + moves) < self.artefact.margin)
             self.asked += len(close)
             logits[close] = self.logits(self.precise, [rows[int(i)] for i in close])
-        return _softmax(logits)
+        return _softmax(logits if moves is None else logits + moves)
 
     def logits(self, session: Any, rows: Sequence[Row]) -> np.ndarray:
         """Score every label for every row by one of the networks: (rows, labels) float32."""
@@ -214,27 +219,33 @@ class TorchEngine:
         types = "token_type_ids" in tokenizer.model_input_names
         self.encode = _Encode(tokenizer.backend_tokenizer, found.tokenize.prefix, self.max_length, types)
 
-    def probabilities(self, rows: Sequence[Row]) -> np.ndarray:
-        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1."""
+    def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
+        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1.
+
+        `codes` are the languages of the rows, None where one is unknown; without any, all are.
+        """
         import torch
 
         from xlt_ray import collate, evaluate
 
         device = torch.device(self.device)
         result = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
+        moves = added(self.artefact, codes)
         encoded: list[Any] = [
             {"input_ids": row} if row.ndim == 1 else {"input_ids": row[:, 0], "token_type_ids": row[:, 1]}
             for row in rows
         ]
         with torch.inference_mode(), evaluate.autocast(device, self.precision):
             for group, batch in collate.budgeted(encoded, self.tokens, self.artefact.pad_id):
-                logits = self.call({key: value.to(device) for key, value in batch.items()})
-                result[group] = logits.float().softmax(-1).cpu().numpy()
+                logits = self.call({key: value.to(device) for key, value in batch.items()}).float()
+                if moves is not None:
+                    logits += torch.from_numpy(moves[group]).to(device)
+                result[group] = logits.softmax(-1).cpu().numpy()
         return result
 
 
 def plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
-    """Give a bundle's network without anything of techniques, and what languages add to its logits (`adjusted`).
+    """Give a bundle's network without anything of techniques, and what languages add to its logits (`offsets`).
 
     LoRA's matrices are merged into the bundle's own encoder, in memory: it answers as before.
     """
@@ -254,6 +265,18 @@ def _device(asked: str) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda, but torch finds no GPU here; give cpu or auto")
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def added(found: artefact.Artefact, codes: Sequence[str | None] | None) -> np.ndarray | None:
+    """Give what is to be added to the logits of texts in these languages, (texts, labels) float32; None for nothing.
+
+    That is all there is to centring when it is served: it subtracts a vector m of the language from the features x, the
+    head is linear, and W (x - m) + b = (W x + b) - W m. Other languages, and unknown ones, add 0.
+    """
+    if not codes or not found.offsets:
+        return None
+    nothing = [0.0] * len(found.labels)
+    return np.array([found.offsets.get(code or "", nothing) for code in codes], dtype=np.float32)
 
 
 def margins(logits: np.ndarray) -> np.ndarray:

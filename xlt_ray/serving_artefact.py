@@ -21,14 +21,12 @@ Question = tuple[str, str | None]  # a text, and its pair
 TEXTS = 10_000_000  # bytes of a file of texts that are looked at
 ASK = """
 import json, sys
-from xlt_ray import engine
+from xlt_ray import engine, identify
 text, pair = json.loads(sys.argv[2])
 model = engine.load(sys.argv[1], device="cpu")
 pair = text if model.artefact.pairs and pair is None else pair
-found = model.probabilities(model.encode([text], None if pair is None else [pair]))
-if model.artefact.offsets:
-    from xlt_ray import artefact, identify
-    found = artefact.adjusted(found, [identify.Identifier().guess(text).code], model.artefact.offsets)
+codes = [identify.Identifier().guess(text).code] if model.artefact.offsets else None
+found = model.probabilities(model.encode([text], None if pair is None else [pair]), codes)
 assert found.shape == (1, len(model.labels)) and abs(found.sum() - 1) < 0.01, f"its probabilities are {found!r}"
 print(json.dumps(model.labels[int(found[0].argmax())]))
 """
