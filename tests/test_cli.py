@@ -18,7 +18,7 @@ from conftest import LABELS, LANGUAGES, write_rows
 from ray_runs import Settings, environment, settings
 from typer.testing import CliRunner
 
-from xlt_ray import cli, metrics
+from xlt_ray import cli, metrics, techniques
 
 Result = Any  # of a CliRunner
 Call = Callable[..., Result]
@@ -146,6 +146,19 @@ def test_the_catalogue_lists_what_can_be_named(xlt: Call) -> None:
     assert done.exit_code == 0
     for named in ("voice_commands", "files", "hub", "fine_tune", "probe", "bundled:e5-small", "mixture.alpha"):
         assert f"│ {named} " in done.stdout
+
+
+def test_the_catalogue_tells_of_every_technique_and_its_keys(xlt: Call) -> None:
+    said = xlt("catalogue").stdout
+    words = " ".join(said.replace("│", " ").split())  # long facts go over two lines
+    for name in techniques.CATALOGUE:
+        kind = techniques.load(name)
+        assert f"│ {name} " in said
+        facts = {"paper": kind.paper, "needs": kind.needs, "cost": kind.cost, "methods": ", ".join(kind.methods)}
+        assert str(kind.__doc__).split("\n")[0] in words
+        assert [fact for key, fact in facts.items() if f"{key}: {' '.join(fact.split())}" not in words] == []
+        keys = [f"techniques.{name}.{field}" for field in kind.model_fields]
+        assert [key for key in keys if f"│ {key} " not in said] == []
 
 
 def test_language_codes_of_any_kind_are_understood(xlt: Call) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from xlt_ray import config, config_keys
+from xlt_ray import config, config_keys, techniques
 from xlt_ray import languages as known
 from xlt_ray.config import Experiment
 from xlt_ray.corpora import LOADERS
@@ -51,16 +51,34 @@ def catalogue(serving: type[BaseModel]) -> None:
         for name, purpose in rows.items():
             table.add_row(name, purpose)
         console.print(table)
+    console.print(_techniques())
     described_under = {
         "keys": config_keys.describe(Experiment),
+        "keys of techniques": [
+            row for kind in _kinds() for row in config_keys.describe(kind, f"techniques.{kind.name}.")
+        ],
         "keys of a search (xlt tune)": config_keys.describe(SearchConfig, "search."),
         "keys of a server (xlt serve)": config_keys.describe(serving),
     }
     for title, described in described_under.items():
-        keys = Table("key", "default", "meaning", title=title, title_justify="left")
+        # a key that is cut cannot be copied
+        keys = Table(Column("key", no_wrap=True), "default", "meaning", title=title, title_justify="left")
         for key, default, meaning in described:
             keys.add_row(key, str(default), meaning)
         console.print(keys)
+
+
+def _techniques() -> Table:
+    table = Table(title="techniques (techniques)", show_header=False, title_justify="left", show_lines=True)
+    for kind in _kinds():
+        purpose = (kind.__doc__ or "").strip().split("\n")[0]
+        facts = {"paper": kind.paper, "needs": kind.needs, "cost": kind.cost, "methods": ", ".join(kind.methods)}
+        table.add_row(kind.name, "\n".join([purpose, *(f"{name}: {fact}" for name, fact in facts.items())]))
+    return table
+
+
+def _kinds() -> list[type[techniques.Technique]]:
+    return [techniques.load(name) for name in techniques.CATALOGUE]
 
 
 def languages(codes: Sequence[str]) -> None:
