@@ -38,6 +38,7 @@ from xlt_ray.metrics import Predictions
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
 Techniques = dict[str, dict[str, Any]]
+Runs = dict[int, dict[str, Any]]  # seed -> what a run left
 ARMS: dict[str, Techniques] = {
     "baseline": {},
     "centre": {"centre": {}},
@@ -45,20 +46,18 @@ ARMS: dict[str, Techniques] = {
     "code_switch": {"code_switch": {}},
     "lora": {"lora": {}},
     "adversarial": {"adversarial": {}},
-    "self_training": {"self_training": {}},
     "language_id": {},
     "few_shot, 1 a class": {"few_shot": {"shots": 1}},
     "few_shot, 10 a class": {"few_shot": {"shots": 10}},
     "few_shot, 100 a class": {"few_shot": {"shots": 100}},
     "code_switch + centre": {"code_switch": {}, "centre": {}},
     "adversarial + centre": {"adversarial": {}, "centre": {}},
-    "self_training + centre": {"self_training": {}, "centre": {}},
     "lora + centre": {"lora": {}, "centre": {}},
     "code_switch + adversarial": {"code_switch": {}, "adversarial": {}},
 }
 OPTIONS: dict[str, dict[str, Any]] = {"language_id": {"language_id": 0.1}, "lora": {"learning_rate": 5e-4}}
-TUNED = {"lora", "adversarial", "self_training"}  # no effect on a probe
-PROBED = [name for name, one in ARMS.items() if TUNED.isdisjoint(one) and name != "language_id"]
+PROBE_ALONE = "centre, 8 directions removed"  # a head that was fine-tuned with them would fail
+PROBED = [name for name, one in ARMS.items() if {"lora", "adversarial"}.isdisjoint(one) and name != "language_id"]
 
 
 def main() -> None:
@@ -81,12 +80,14 @@ def main() -> None:
     print(f"targets: {', '.join(targets)}", flush=True)
     began = time.monotonic()
     for method in args.methods:
-        arms = [name for name in args.arms if method == "fine_tune" or name in PROBED]
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+        arms = [name for name in args.arms if (name in PROBED if method == "probe" else name != PROBE_ALONE)]
+        found: dict[str, Runs] = {name: {} for name in arms}
         for seed in range(args.seeds):
             for name in arms:
-                if time.monotonic() - began < 60 * args.minutes:
-                    found[name].append(_kept(args, method, name, seed, targets))
+                experiment = _experiment(args, method, name, seed, targets)
+                folder = args.work / experiment.key()
+                if (folder / "facts.json").is_file() or time.monotonic() - began < 60 * args.minutes:
+                    found[name][seed] = _kept(experiment, folder, name)
         _print(method, found, {code: seen[code] for code in targets}, args)
 
 
@@ -97,9 +98,8 @@ def chosen_targets(data: Path, seen: Mapping[str, bool], count: int) -> list[str
     return sorted(one[i] for one in groups for i in np.linspace(0, len(one) - 1, count // 2).round().astype(int))
 
 
-def _kept(args: argparse.Namespace, method: str, name: str, seed: int, targets: Sequence[str]) -> dict[str, Any]:
-    experiment = _experiment(args, method, name, seed, targets)
-    folder = args.work / experiment.key()
+def _kept(experiment: Experiment, folder: Path, name: str) -> dict[str, Any]:
+    method, seed = experiment.training.method, experiment.seed
     if not (folder / "facts.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         if method == "fine_tune" and not torch.cuda.is_available():  # alone, so that its memory can be told
@@ -187,19 +187,19 @@ def _probe(prepared: prepare.Prepared, net: Any, tokenize: collate.Tokenize) -> 
     return figures, precision
 
 
-def _print(
-    method: str, found: Mapping[str, list[dict[str, Any]]], seen: Mapping[str, bool], args: argparse.Namespace
-) -> None:
+def _print(method: str, found: Mapping[str, Runs], seen: Mapping[str, bool], args: argparse.Namespace) -> None:
     groups = {"seen": [c for c in seen if seen[c]], "unseen": [c for c in seen if not seen[c]]}
     print(f"\n{method}: accuracy x 100 on test, mean over languages and seeds; difference from the baseline [95%]\n")
     print("| arm | seeds | seen | unseen | seen, difference | unseen, difference | English | minutes | GB |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
-    for name, runs in found.items():
-        if not runs or not found.get("baseline"):
+    for name, each in found.items():
+        base = [found["baseline"][seed] for seed in each if seed in found.get("baseline", {})]
+        runs = [each[seed] for seed in each if seed in found.get("baseline", {})]
+        if not runs:
             continue
         means = {group: _mean(runs, "test", codes) for group, codes in groups.items()}
-        against = {group: _against(runs, found["baseline"], codes) for group, codes in groups.items()}
+        against = {group: "" if name == "baseline" else _against(runs, base, codes) for group, codes in groups.items()}
         cost = [float(np.median([one[key] for one in runs])) for key in ("minutes", "gigabytes")]
         cells = [name, str(len(runs)), *(f"{means[group]:.1f}" for group in groups), *against.values()]
         cells += [f"{_mean(runs, 'test', ['eng_Latn']):.1f}", f"{cost[0]:.2f}", f"{cost[1]:.1f}"]
@@ -226,11 +226,8 @@ def _mean(runs: Sequence[Mapping[str, Any]], split: str, codes: Sequence[str]) -
 
 
 def _against(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], codes: Sequence[str]) -> str:
-    if runs is base:
-        return ""
     sides: list[list[dict[str, Predictions]]] = [
-        [{code: one["test"][code] for code in codes} for one in side[: min(len(runs), len(base))]]
-        for side in (runs, base)
+        [{code: one["test"][code] for code in codes} for one in side] for side in (runs, base)
     ]
     found = compare_seeds(*sides)
     return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"

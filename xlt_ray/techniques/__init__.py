@@ -28,7 +28,6 @@ CATALOGUE = {
     "few_shot": "xlt_ray.techniques.few_shot.FewShot",
     "code_switch": "xlt_ray.techniques.code_switch.CodeSwitch",
     "lora": "xlt_ray.techniques.lora.Lora",
-    "self_training": "xlt_ray.techniques.self_training.SelfTraining",
     "adversarial": "xlt_ray.techniques.adversarial.Adversarial",
     "centre": "xlt_ray.techniques.centre.Centre",
 }
@@ -58,9 +57,7 @@ class Material:
     experiment: Experiment
     texts: Mapping[str, pa.Table]
     shots: Mapping[str, pa.Table]
-    # known once techniques have made the corpus: languages with labelled rows to train on, and the labels' shares there
-    trained: tuple[str, ...] = ()
-    label_shares: tuple[float, ...] = ()  # one a class, each language counting the same
+    trained: tuple[str, ...] = ()  # languages with labelled rows to train on, known once techniques made the corpus
 
 
 class Technique(Section):
@@ -171,10 +168,7 @@ def scene(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpu
     material = Material(experiment, corpus.unlabelled(codes, ids=True) if wanted else {}, shots)
     visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
     visible = with_techniques(techniques, visible, material)
-    tables = visible.splits["train"]
-    counts = [np.bincount(table["label"].to_numpy(), minlength=len(corpus.labels)) for table in tables.values()]
-    shares = tuple(np.mean([one / max(one.sum(), 1) for one in counts], axis=0).tolist())
-    return visible, replace(material, trained=visible.languages("train"), label_shares=shares)
+    return visible, replace(material, trained=visible.languages("train"))
 
 
 def with_techniques(techniques: Sequence[Technique], visible: Corpus, material: Material) -> Corpus:

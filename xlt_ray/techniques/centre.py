@@ -37,7 +37,9 @@ class Centre(Technique):
 
     rows: int = Field(500, ge=1, description="texts a language from which its mean is estimated; all, where fewer")
     remove: int = Field(
-        0, ge=0, description="directions to project out along which the means of languages differ most; 0: none"
+        0,
+        ge=0,
+        description="directions to project out along which the means of languages differ most; for a probe only",
     )
 
     def check(self, experiment: Experiment, corpus: Corpus) -> None:
@@ -48,6 +50,11 @@ class Centre(Technique):
             raise InputError(
                 f"techniques.centre: none of the targets ({', '.join(codes[:5])} ...) has train or dev rows to "
                 "estimate its mean from; add some, their labels are not looked at"
+            )
+        if self.remove and experiment.training.method != "probe":
+            raise InputError(
+                f"techniques.centre.remove: {self.remove}: directions cannot be taken from a head that was fine-tuned "
+                "with them; set remove to 0, or training.method to probe"
             )
         if self.remove and self.remove >= len(there):
             raise InputError(
