@@ -23,8 +23,12 @@ class Feed:
     def __init__(self, run: Run, train: Mapping[str, pa.Table], rank: int, world: int) -> None:
         self.run, self.train, self.rank, self.world = run, train, rank, world
         self.device = next(run.network.parameters()).device
+
+        def tell(done: int, total: int) -> None:
+            run.emit({"stage": "prepare", "done": done, "total": total})
+
         changing = [one for one in run.techniques if one.changes_examples]
-        self.examples = [one.prepare(run.material) for one in changing if run.material is not None]
+        self.examples = [one.prepare(run.material, tell) for one in changing if run.material is not None]
         self.joining = _joining(run)
         self.texts = dict(run.material.texts) if run.material is not None and self.joining else {}
 

@@ -15,19 +15,19 @@ from xlt_ray import probe, techniques
 from xlt_ray.metrics import Predictions
 from xlt_ray.network import Network
 from xlt_ray.prepare import Prepared
-from xlt_ray.techniques import Example
+from xlt_ray.techniques import Example, Tell
 
 Features = Mapping[str, np.ndarray]
 
 
-def training_tables(prepared: Prepared) -> dict[str, pa.Table]:
+def training_tables(prepared: Prepared, tell: Tell = lambda done, total: None) -> dict[str, pa.Table]:
     """Give the tables that a probe is fitted on, by `split/language`.
 
     Where techniques change examples as they are drawn, a language's train rows come once an epoch, each time changed
     anew, under one name: what fine-tuning sees in as many epochs.
     """
     tables = {f"{split}/{code}": table for split, code, table in prepared.visible.tables()}
-    changing = [one.prepare(prepared.material) for one in prepared.techniques if one.changes_examples]
+    changing = [one.prepare(prepared.material, tell) for one in prepared.techniques if one.changes_examples]
     for name, table in tables.items() if changing else ():
         split, code = name.split("/")
         if split == "train":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ class Run:
     network: Network
     tokenize: Tokenize
     report: Report
-    emit: Callable[[dict[str, float]], None] = lambda metrics: None
+    emit: Callable[[dict[str, Any]], None] = lambda metrics: None
     techniques: tuple[Technique, ...] = ()
     material: Material | None = None
 

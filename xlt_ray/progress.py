@@ -15,6 +15,7 @@ STAGES = {
     "start": "starting Ray",
     "load": "loading the encoder on the workers",
     "train": "training",
+    "prepare": "preparing techniques",
     "embed": "computing features",
     "fit": "fitting the probe",
     "screen": "trying mixes on frozen features",

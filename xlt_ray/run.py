@@ -156,7 +156,11 @@ def _network(prepared: Prepared) -> Model:
 def _probe(prepared: Prepared, outbox: Outbox, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
     experiment, corpus = prepared.experiment, prepared.corpus
     test = corpus.for_testing()
-    tables = frozen.training_tables(prepared)
+
+    def tell(done: int, total: int) -> None:
+        on_event({"stage": "prepare", "done": done, "total": total})
+
+    tables = frozen.training_tables(prepared, tell)
     tables |= {f"test/{code}": test.table("test", code) for code in prepared.measured}
     texts = frozen.texts(prepared)
     found, _ = train.features(experiment, {**tables, **texts}, on_event)

@@ -34,6 +34,7 @@ CATALOGUE = {
 
 # (rows' texts by language) -> pooled features by language, (rows, width) float32, of the network as it is then
 Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
+Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,11 @@ class Technique(Section):
         """Change what is trained on: once, before sampling. `corpus` holds train and dev of the sources alone."""
         return corpus
 
-    def prepare(self, material: Material) -> Technique:
-        """Give the technique with what its `example` needs, such as a lexicon; once a worker, before training."""
+    def prepare(self, material: Material, tell: Tell = lambda done, total: None) -> Technique:
+        """Give the technique with what its `example` needs, such as a lexicon; once a worker, before training.
+
+        What takes long calls `tell(done, total)`.
+        """
         return self
 
     def example(self, example: Example, rng: np.random.Generator) -> Example:

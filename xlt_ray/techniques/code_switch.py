@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +27,7 @@ from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus, column_digest
 from xlt_ray.lexicon import FEWEST_PAIRS, LONGEST, WORD, Lexicon, Translations, fold
 from xlt_ray.mixture import shares
-from xlt_ray.techniques import Example, Material, Technique
+from xlt_ray.techniques import Example, Material, Technique, Tell
 
 VERSION = 1  # of how lexicons are induced; part of the name of a cached one
 GAP = regex.compile(r"[\s\-]+")  # what may stand between the words of a phrase
@@ -79,15 +80,19 @@ class CodeSwitch(Technique):
         faults = {pair: self._fault(pair, rows, experiment) for pair in self._pairs(experiment, rows)}
         self._refuse(experiment, faults)
 
-    def prepare(self, material: Material) -> CodeSwitch:
+    def prepare(self, material: Material, tell: Tell = lambda done, total: None) -> CodeSwitch:
         """Give the technique with its lexicons: read, taken from the cache, or induced and put there."""
         experiment, found = material.experiment, {}
-        faults: dict[tuple[str, str], str | None] = {}
-        for pair in self._pairs(experiment, material.texts):
-            faults[pair] = self._fault(pair, material.texts, experiment)
-            if faults[pair] is None:
-                found[pair] = self._lexicon(pair, material.texts, experiment)
-                faults[pair] = None if found[pair].entries else "its lexicon has no entry"
+        pairs = self._pairs(experiment, material.texts)
+        faults = {pair: self._fault(pair, material.texts, experiment) for pair in pairs}
+        # workers begin at different places, so that each finds in the cache what others have induced meanwhile
+        able = [pair for pair in pairs if faults[pair] is None]
+        begin = os.getpid() * 7919 % max(1, len(able))
+        for number, pair in enumerate(able[begin:] + able[:begin]):
+            found[pair] = self._lexicon(pair, material.texts, experiment)
+            tell(number + 1, len(able))
+        found = {pair: found[pair] for pair in able}  # in their order, wherever the work began
+        faults |= {pair: "its lexicon has no entry" for pair in able if not found[pair].entries}
         self._refuse(experiment, faults)
         alpha = experiment.mixture.alpha if self.alpha is None else self.alpha
         ready = self.model_copy()
