@@ -13,7 +13,7 @@ import yaml
 from ray_runs import Settings, settings
 from typer.testing import CliRunner
 
-from xlt_ray import checkpoint, cli, evaluate, loop, network
+from xlt_ray import checkpoint, cli, evaluate, loop, network, techniques
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment
 from xlt_ray.corpus import Corpus
@@ -108,14 +108,22 @@ class Plain:
 
 
 def fit_plainly(experiment: Experiment, corpus: Corpus) -> Plain:
-    """Fit an experiment in this process, on one thread as a worker of one CPU does, without Ray and without Tune."""
-    net, tokenizer, _ = network.build(experiment.network, len(corpus.labels), experiment.seed)
+    """Fit an experiment in this process, on one thread as a worker of one CPU does, without Ray and without Tune.
+
+    `corpus` is a whole one where there are techniques, which may look at texts of targets.
+    """
+    chosen, languages = techniques.build(experiment), techniques.known_languages(experiment, corpus)
+    net, tokenizer, _ = techniques.network(chosen, experiment, len(corpus.labels), languages)
     tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        visible = corpus.for_training(experiment.sources)
-        progress = loop.fit(loop.Run(experiment, visible, net, tokenize, lambda metrics, save: None))
+        visible, material = techniques.scene(chosen, experiment, corpus)
+        run = loop.Run(
+            experiment, visible, net, tokenize, lambda metrics, save: None, techniques=chosen, material=material
+        )
+        progress = loop.fit(run)
+        net.terms.clear()
         tables = {code: corpus.table("dev", code) for code in corpus.languages("dev")}
         dev = evaluate.predict(net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step)
     finally:

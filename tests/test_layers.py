@@ -20,13 +20,15 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config config_keys languages",
-    1: "bootstrap comparison corpora corpus gate identify lexicon metrics mixture search_config soundness space "
-    "typology word_alignment",
-    2: "adapt agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoders engine evaluate "
-    "export feed frozen loop network objective onnx_graph pieces prepare probe quantising techniques tracing trimming",
-    3: "cluster courier delivery environment fetch journal listings measure outbox plots progress promotion proposals "
-    "registry report retraining rivals run screening search search_events search_plots search_records search_report "
-    "search_summary selection serving_artefact similarity storage tracking train trial tuning",
+    1: "bootstrap comparison corpora corpus dimensions gate identify lexicon metrics mixture search_config soundness "
+    "space typology word_alignment",
+    2: "adapt agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoders engine "
+    "evaluate export feed frozen loop network objective onnx_graph pieces prepare probe quantising techniques tracing "
+    "trimming",
+    3: "cluster courier delivery environment fetch few_shot_sweep journal listings measure outbox plots progress "
+    "promotion proposals registry report retraining rivals run screening search search_events search_plots "
+    "search_records search_report search_summary search_techniques selection serving_artefact similarity storage "
+    "tracking train trial tuning",
     4: "cli cli_lexicon cli_promote cli_serving cli_techniques jobs serve",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

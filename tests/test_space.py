@@ -97,6 +97,34 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         plain({**SUBSET, "training.decay": {"choice": ["linear", "cubic"]}}),
         ["search.space", "training.decay", "'linear', 'cosine' or 'constant'", "cubic"],
     ),
+    "a technique as a range": (
+        plain({**SUBSET, "techniques.centre": {"uniform": [0, 1]}}),
+        ["search.space.techniques.centre", "{'uniform': [0, 1]} is no choice", "{choice: [false, true]}"],
+    ),
+    "a technique that is neither on nor off": (
+        plain({**SUBSET, "techniques.centre": {"choice": [False, "sometimes"]}}),
+        ["search.space.techniques.centre", "'sometimes' is neither false, true nor parameters", "{choice: [false"],
+    ),
+    "a technique on twice": (
+        plain({**SUBSET, "techniques.centre": {"choice": [True, {}]}}),
+        ["search.space.techniques.centre", "names a value twice", "name each once"],
+    ),
+    "a parameter of a technique that is never on": (
+        plain({**SUBSET, "techniques.centre.rows": {"integers": [10, 20]}}),
+        ["search.space.techniques.centre.rows: centre is on in no mix", "add it to `techniques`", "{choice: [false"],
+    ),
+    "a parameter of a technique that the space keeps off": (
+        plain({**SUBSET, "techniques.lora": {"choice": [False]}, "techniques.lora.rank": {"integers": [1, 2]}}),
+        ["search.space.techniques.lora.rank: lora is on in no mix"],
+    ),
+    "a parameter given by an option as well": (
+        plain({**SUBSET, "techniques.lora": {"choice": [{"rank": 2}]}, "techniques.lora.rank": {"integers": [1, 2]}}),
+        ["search.space.techniques.lora.rank", "techniques.lora, {'rank': 2}, sets rank as well", "leave it out of one"],
+    ),
+    "a parameter of a parameter": (
+        plain({**SUBSET, "techniques.lora.rank.high": {"integers": [1, 2]}}, {"techniques": ["lora"]}),
+        ["search.space.techniques.lora.rank.high: cannot be searched", "techniques.NAME.PARAMETER"],
+    ),
     "sizes as a number": (plain({"sources": 2}), ["search.space.sources: 2", "{at_most: 3}"]),
     "sizes beyond the pool": (plain({"sources": {"at_most": 5}}), ["search.space.sources", "at_most <= 4", "5"]),
     "no size": (plain({"sources": {"at_least": 3, "at_most": 2}}), ["search.space.sources", "at_least <= at_most"]),
@@ -293,6 +321,88 @@ def test_an_unsound_point_is_refused() -> None:
         search().experiment({"mixture.alpha": 9.0})
 
 
+# techniques
+
+SWITCHED = {
+    "techniques.code_switch": {"choice": [True, False]},
+    "techniques.code_switch.rate": {"uniform": [0.1, 0.5]},
+    "techniques.centre": {"choice": [False, {"remove": 1}]},
+    "techniques.lora.rank": {"integers": [2, 8]},
+}
+ADAPTED = {"techniques": [{"lora": {"alpha": 4}}]}
+
+
+def test_techniques_are_as_the_point_says_and_else_as_in_the_base_in_its_order() -> None:
+    asked = search({**SUBSET, **SWITCHED}, ADAPTED)
+    found = asked.experiment(
+        {"techniques.centre": {"remove": 1}, "techniques.code_switch": True, "techniques.code_switch.rate": 0.2}
+    )
+    assert list(found.techniques.items()) == [
+        ("lora", {"alpha": 4}),
+        ("code_switch", {"rate": 0.2}),
+        ("centre", {"remove": 1}),
+    ]
+    assert asked.experiment({"techniques.lora.rank": 3}).techniques == {"lora": {"alpha": 4, "rank": 3}}
+    assert asked.experiment({"techniques.lora": False, "techniques.lora.rank": 3}).techniques == {}
+    assert asked.experiment({"techniques.lora": {"rank": 5}}).techniques == {"lora": {"rank": 5}}, "an option is whole"
+    assert asked.experiment({}) == asked.base
+
+
+def test_parameters_of_a_technique_that_is_off_are_no_part_of_a_point() -> None:
+    asked = search({**SUBSET, **SWITCHED}, ADAPTED)
+    usual = asked.encode({"sources": ["eng_Latn"]})
+    off = asked.decode({**usual, "techniques.code_switch.rate": 0.2})
+    assert off["techniques.code_switch"] is False and "techniques.code_switch.rate" not in off
+    assert off == asked.decode({**usual, "techniques.code_switch.rate": 0.4})
+    on = asked.decode({**usual, "techniques.code_switch": 1, "techniques.code_switch.rate": 0.2})
+    assert (on["techniques.code_switch"], on["techniques.code_switch.rate"]) == (True, 0.2)
+    assert (off["techniques.centre"], off["techniques.lora.rank"]) == (False, 5), "as the base has it, or the middle"
+    for point in (off, on):
+        assert asked.decode(asked.encode(point)) == point
+
+
+@pytest.mark.parametrize(
+    ("configured", "options", "usual"),
+    [
+        ([], [False, True], False),
+        (["centre"], [True, False], True),
+        ([{"centre": {"rows": 9}}], [False, True], True),
+        ([{"centre": {"rows": 9}}], [False, {"rows": 9}, {"rows": 8}], {"rows": 9}),
+    ],
+)
+def test_a_technique_is_usually_as_configured(configured: list[Any], options: list[Any], usual: Any) -> None:
+    asked = search({**SUBSET, "techniques.centre": {"choice": options}}, {"techniques": configured})
+    found = asked.decode(asked.encode({"sources": ["eng_Latn"]}))
+    assert found["techniques.centre"] == usual
+    assert asked.experiment(found).techniques == asked.base.techniques
+
+
+def test_a_grid_has_every_mix_of_techniques_once() -> None:
+    ranges = {
+        "sources": {"at_least": 3, "at_most": 3},
+        "techniques.lora": {"choice": [False, True]},
+        "techniques.lora.rank": {"choice": [2, 4]},
+    }
+    found = search(ranges, searcher="grid").grid()
+    made = [{key: value for key, value in point.items() if key != "sources"} for point in found]
+    for each in (
+        {"techniques.lora": False},
+        {"techniques.lora": True, "techniques.lora.rank": 2},
+        {"techniques.lora": True, "techniques.lora.rank": 4},
+    ):
+        assert made.count(each) == 4
+    assert len(made) == 3 * 4
+
+
+def test_every_option_and_bound_is_tried_with_its_technique_on() -> None:
+    asked = search({**SUBSET, **SWITCHED}, ADAPTED)
+    found = [(key, asked.experiment(point).techniques) for key, point in asked.extremes()]
+    rates = [made["code_switch"]["rate"] for key, made in found if key == "techniques.code_switch.rate"]
+    assert rates == pytest.approx([0.1, 0.5, 0.22])
+    assert [made["lora"]["rank"] for key, made in found if key == "techniques.lora.rank"] == [2, 8]
+    assert [made.get("centre") for key, made in found if key == "techniques.centre"] == [None, {"remove": 1}]
+
+
 # names
 
 
@@ -337,6 +447,10 @@ def test_a_mix_is_a_point_without_what_frozen_features_cannot_tell() -> None:
         ({"mixture.alpha": 0.25}, "alpha 0.25"),
         ({"sources": ["eng_Latn"], "mixture.weights": {"eng_Latn": 1.0}}, "eng_Latn 1.00"),
         ({"sources": ["eng_Latn"], "network.dropout": None, "training.batch_size": 16}, "eng_Latn, dropout None, bat"),
+        (
+            {"techniques.lora": True, "techniques.lora.alpha": 4, "techniques.centre": False},
+            "lora, lora.alpha 4, no ce",
+        ),
         ({}, "as configured"),
     ],
 )

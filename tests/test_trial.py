@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
 from ray import tune
 from search_runs import Plain, fit_plainly, search_settings
 
-from xlt_ray import checkpoint, mixture, search, space, trial, tuning
+from xlt_ray import checkpoint, mixture, screening, search, search_techniques, space, trial, tuning
+from xlt_ray.config import InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.selection import Judge
 from xlt_ray.space import Point, Search
@@ -45,11 +48,13 @@ class Asked:
     search: Search
     corpus: Corpus
     plain: dict[str, Plain]
+    texts: Mapping[str, pa.Table] = field(default_factory=dict)
 
     def trial(self, point: Point) -> trial.Trial:
         """Start a trial of one worker in this process, where its weights can be seen."""
         rungs = tuning.rungs(self.search)
-        made: Any = tune.with_parameters(trial.Trial, judge=Judge(self.search), corpus=self.corpus, rungs=rungs)
+        handed = {"judge": Judge(self.search), "corpus": self.corpus, "texts": self.texts, "rungs": rungs}
+        made: Any = tune.with_parameters(trial.Trial, **handed)
         return made(config={"point": point})  # type: ignore[no-any-return]
 
 
@@ -169,7 +174,7 @@ def test_two_workers_give_the_model_of_one(asked: Asked, tiny_encoder: Path, tin
     expected = fit_plainly(experiment, asked.corpus)
     remote: Any = ray.remote(trial.Worker)
     address = f"127.0.0.1:{trial._free_port()}"
-    workers = [remote.options(num_cpus=1).remote(asked.corpus, rank, address, 2, 1, 0) for rank in range(2)]
+    workers = [remote.options(num_cpus=1).remote(asked.corpus, {}, rank, address, 2, 1, 0) for rank in range(2)]
     try:
         ray.get([one.begin.remote(experiment) for one in workers])
         for epochs in (1, 3):
@@ -184,3 +189,161 @@ def test_two_workers_give_the_model_of_one(asked: Asked, tiny_encoder: Path, tin
     for code, one in expected.dev.items():
         assert (dev[code].predicted == other[code].predicted).all()
         assert (dev[code].predicted == one.predicted).mean() > 0.9
+
+
+# techniques
+
+MANY: Point = {
+    "sources": ["eng_Latn"],
+    "techniques.centre": True,
+    "techniques.code_switch": True,
+    "techniques.code_switch.rate": 0.5,
+    "techniques.lora": False,
+}
+LOSSES: Point = {"sources": ["deu_Latn", "eng_Latn"], "techniques.adversarial": True}
+ADAPTED: Point = {"sources": ["deu_Latn"], "techniques.lora": True, "techniques.centre": {"rows": 8}}
+SPACE = {
+    "sources": {"at_most": 2},
+    "techniques.code_switch": {"choice": [False, True]},
+    "techniques.code_switch.rate": {"uniform": [0.1, 0.9]},
+    "techniques.adversarial": {"choice": [False, True]},
+    "techniques.lora": {"choice": [False, True]},
+    "techniques.centre": {"choice": [False, True, {"rows": 8}]},
+}
+
+
+def lexicons(folder: Path) -> Path:
+    """Write dictionaries from every language of the pool into the target."""
+    for code in ("eng", "deu", "swh"):
+        lines = [f"{code}{word}\thin{word}\n" for word in range(0, 60, 2)]
+        (folder / f"{code}_Latn-hin_Deva.tsv").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def varied(tiny_encoder: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    """A search over techniques."""
+    folder = tmp_path_factory.mktemp("techniques")
+    data = search_settings(
+        tiny_encoder, tiny_corpus, folder, training={"average_last": 2}, network={"dropout": 0.2},
+        techniques={"code_switch": {"lexicons": str(lexicons(folder)), "languages": ["hin_Deva"]}},
+        search={"space": SPACE},
+    )  # fmt: skip
+    found, corpus = search.prepared(space.build(data))
+    texts = search_techniques.texts(found, corpus)
+    plain = {sums(one): fit_plainly(found.experiment(one), corpus) for one in (MANY, LOSSES, ADAPTED)}
+    return Asked(found, corpus.for_training(found.pool), plain, {"hin_Deva": texts["hin_Deva"]})
+
+
+def known(one: trial.Trial) -> checkpoint.Weights:
+    one.worker.net.terms.clear()  # which no bundle holds
+    return checkpoint.trained(one.worker.net)
+
+
+def test_a_trial_with_techniques_gives_the_bits_of_the_loop_whatever_was_tried_before(varied: Asked) -> None:
+    one = varied.trial(MANY)
+    for point in (MANY, LOSSES, ADAPTED, {**MANY, "techniques.centre": False}, LOSSES, MANY):
+        assert one.reset({"point": point})
+        last = to_the_end(one)
+        if sums(point) in varied.plain:
+            same_bits(known(one), varied.plain[sums(point)].weights)
+            assert last["accuracy"]["eng_Latn"] == varied.plain[sums(point)].accuracy["eng_Latn"] or point == ADAPTED
+
+
+def test_what_is_settled_to_measure_at_a_rung_is_not_trained_or_saved(varied: Asked, tmp_path: Path) -> None:
+    one = varied.trial(ADAPTED)
+    one.step()
+    shift: Any = one.worker.net.steps["centre"].shift
+    assert not shift.any() and len(shift) == 3, "a source, the target, and any other"
+    one.save_checkpoint(str(tmp_path))
+    assert one.reset({"point": LOSSES})
+    assert one.reset({"point": ADAPTED})
+    one.load_checkpoint(str(tmp_path))
+    to_the_end(one)
+    same_bits(known(one), varied.plain[sums(ADAPTED)].weights)
+
+
+def test_languages_that_a_mix_leaves_out_are_centred_as_targets(varied: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[tuple[str, ...], torch.Tensor]] = []
+    predict = trial.evaluate.predict
+
+    def watched(net: Any, *others: Any) -> Any:
+        seen.append((net.languages, net.steps["centre"].shift.clone()))
+        return predict(net, *others)
+
+    monkeypatch.setattr(trial.evaluate, "predict", watched)
+    one = varied.trial(MANY)
+    to_the_end(one)
+    languages, shift = seen[-1]
+    assert languages == ("eng_Latn", "hin_Deva", "deu_Latn", "swh_Latn")
+    tables = varied.corpus.unlabelled(languages)
+    means = {code: rows.mean(0) for code, rows in one.worker.trainee.run.embed(tables, "float32").items()}
+    for place, code in enumerate(languages):
+        if code in means and code != "eng_Latn":  # a source stays where the head has learned it
+            assert np.allclose(shift[place], means[code] - means["eng_Latn"], atol=1e-5)
+    assert not shift[0].any() and shift[2:4].abs().max() > 1e-4
+    assert len(seen) == 2 and seen[0][0] == languages, "at the first rung likewise"
+    assert one.worker.net.languages == ("eng_Latn", "hin_Deva")
+
+
+def test_probes_see_features_centred_where_the_base_centres(varied: Asked) -> None:
+    plain = screening.embed(varied.search.base, varied.corpus, lambda event: None, varied.texts)
+    base = varied.search.base.model_copy(update={"techniques": {"centre": {}}})
+    texts = {**varied.corpus.unlabelled(varied.search.pool, ids=True), **varied.texts}
+    centred = screening.embed(base, varied.corpus, lambda event: None, texts)
+    origins = np.stack([centred.features[f"train/{code}"].mean(0) for code in varied.search.pool])
+    assert np.ptp(origins, axis=0).max() < 1e-4, "the languages lie on one another"
+    assert np.ptp([plain.features[f"train/{code}"].mean(0) for code in varied.search.pool], axis=0).max() > 1e-2
+    moved = centred.features["dev/deu_Latn"] - plain.features["dev/deu_Latn"]
+    assert np.ptp(moved, axis=0).max() < 1e-4
+
+
+REFUSED: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
+    "unknown technique": (
+        [], {"techniques.center": {"choice": [False, True]}},
+        ["search.space.techniques.center: ", "techniques.center: there is no such technique; there are few_shot"],
+    ),
+    "unknown parameter": (
+        ["centre"], {"techniques.centre.row": {"integers": [5, 9]}},
+        ["search.space.techniques.centre.row: ", "unknown key", "rows"],
+    ),
+    "bound out of range": (
+        [], {"techniques.lora": {"choice": [False, True]}, "techniques.lora.rank": {"integers": [0, 4]}},
+        ["search.space.techniques.lora.rank: ", "greater than or equal to 1", "0"],
+    ),
+    "option out of range": (
+        [], {"techniques.centre": {"choice": [False, {"rows": -1}]}},
+        ["search.space.techniques.centre: ", "techniques.centre.rows", "-1"],
+    ),
+    "labels of targets": (["few_shot"], {}, ["techniques.few_shot: reads labels of targets", "`xlt few-shot`"]),
+    "labels of targets as an option": (
+        [], {"techniques.few_shot": {"choice": [False, True]}},
+        ["search.space.techniques.few_shot: ", "reads labels of targets", "`xlt few-shot`"],
+    ),
+    "what fine-tuning cannot do": (
+        [], {"techniques.centre": {"choice": [{"remove": 4}]}},
+        ["search.space.techniques.centre: ", "techniques.centre.remove: 4"],
+    ),
+    "a dictionary of no mix but one": (
+        [{"code_switch": {"lexicons": "induced"}}], {}, ["techniques.code_switch", "fewer than 100"],
+    ),
+    "a dictionary from one language alone": (
+        [{"code_switch": {"lexicons": "LEXICONS"}}], {},
+        ["no lexicon from deu_Latn", "in the mix of deu_Latn alone", "search.space.sources.at_least to 2"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_technique_that_cannot_be_is_refused_before_ray_starts(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, fault: str
+) -> None:
+    configured, ranges, said = REFUSED[fault]
+    (tmp_path / "eng_Latn-hin_Deva.tsv").write_text("eng0\thin0\n", encoding="utf-8")
+    if "LEXICONS" in str(configured):
+        configured = [{"code_switch": {"lexicons": str(tmp_path)}}]
+    asked = {"space": {"sources": {"at_most": 2}, **ranges}}
+    data = search_settings(tiny_encoder, tiny_corpus, tmp_path, techniques=configured, search=asked)
+    with pytest.raises(InputError) as refused:
+        search.prepared(space.build(data))
+    assert [words for words in said if words not in str(refused.value)] == [], str(refused.value)

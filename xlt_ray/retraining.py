@@ -13,8 +13,9 @@ from xlt_ray import metrics, mixture, run
 from xlt_ray.comparison import Comparison, compare_seeds
 from xlt_ray.config import Experiment
 from xlt_ray.corpus import Corpus
+from xlt_ray.dimensions import MIX
 from xlt_ray.selection import CHOSEN, Judge, Retrained, Tried
-from xlt_ray.space import MIX, Point, Search
+from xlt_ray.space import Point, Search
 from xlt_ray.storage import RunFolder, open_run
 from xlt_ray.train import OnEvent
 

@@ -2,6 +2,9 @@
 
 Every row of the pool is embedded once, in parallel, and kept by content (`train.features`); a trial is then a few fits
 of tens of milliseconds, or a second where the mix is large.
+
+Techniques of the base that change features, as `centre` does, change them here, the same for every mix. Whatever else
+techniques do, and whatever the space varies of them, is left to fine-tuning.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from xlt_ray import cluster, probe, train
+from xlt_ray import cluster, probe, techniques, train
 from xlt_ray.config import Experiment
 from xlt_ray.corpus import Corpus
+from xlt_ray.frozen import transform
 from xlt_ray.metrics import Predictions
 from xlt_ray.proposals import Proposal, Proposals
 from xlt_ray.selection import FIDELITIES, Fidelity, Judge, Tried
 from xlt_ray.space import Point, Search, mix_of
+from xlt_ray.techniques import Material
 from xlt_ray.train import OnEvent
 
 FOLDS = 4  # of row ids, where languages left out have rows that the mix trains on in translation
@@ -44,18 +49,32 @@ class Frozen:
 
 
 def embed(
-    experiment: Experiment, corpus: Corpus, on_event: OnEvent, also: Mapping[str, pa.Table] | None = None
+    experiment: Experiment,
+    corpus: Corpus,
+    on_event: OnEvent,
+    texts: Mapping[str, pa.Table] | None = None,
+    also: Mapping[str, pa.Table] | None = None,
 ) -> Frozen:
     """Compute the features of everything in a corpus, from the cache where they are known, on the whole cluster.
 
-    `also` are more texts to embed in the same go, and to leave in the cache for whoever asks for them next.
+    `texts`, by language and without labels, are what techniques estimate on how they change features. `also` are more
+    texts to embed in the same go, and to leave in the cache for whoever asks for them next.
     """
     asked = experiment.resources
     workers = max(1, cluster.slots(1, asked.cpus_per_worker, asked.gpus_per_worker))
     experiment = experiment.model_copy(update={"resources": asked.model_copy(update={"workers": workers})})
     tables = {f"{split}/{code}": table for split, code, table in corpus.tables()}
-    known, _ = train.features(experiment, {**(also or {}), **tables}, on_event)
+    material = Material(experiment, texts or {}, {})
+    moving = [(one, one.texts(material)) for one in techniques.build(experiment)] if texts else []
+    wanted = {f"texts/{code}": table for _, asked in moving for code, table in asked.items()}
+    known, _ = train.features(experiment, {**(also or {}), **wanted, **tables}, on_event)
     found = {name: known[name] for name in tables}
+    if wanted:
+        settling = tuple(one for one, asked in moving if asked)
+        net, _, _ = techniques.network(settling, experiment, len(corpus.labels), sorted(material.texts))
+        for one in settling:  # no language is named as trained on, so all are moved, as for any probe
+            one.settle(net, lambda asked: {code: known[f"texts/{code}"] for code in asked}, material)
+        found = {name: transform(net, name, features) for name, features in found.items()}
     labels = {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()}
     ids = {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()}
     return Frozen(found, labels, ids, len(corpus.labels))

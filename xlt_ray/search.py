@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from xlt_ray import (
     cluster,
     network,
@@ -23,6 +25,7 @@ from xlt_ray import (
     search_events,
     search_records,
     search_report,
+    search_techniques,
     selection,
     similarity,
     tracking,
@@ -111,6 +114,7 @@ def prepared(search: Search) -> tuple[Search, Corpus]:
     base = base.model_copy(update={"targets": targets, "mixture": mixture})
     search = replace(search, base=base)
     cluster.check_cpus(base)
+    search_techniques.check(search, corpus)
     network.build(base.network, len(corpus.labels), base.seed)  # what is wrong with it shows now
     return search, replace(corpus, splits={**corpus.splits, "test": {}})  # nothing below can read a row of test
 
@@ -175,13 +179,15 @@ def _try_mixes(
     # where every mix is tried anyway, nothing has to say which to try first
     every = proposals.whole_space(search) or not search.settings.screening.trials
     early = not every or selection.breaks_ties(search)
+    texts = search_techniques.texts(search, corpus)
     ranking = _ranking(search, corpus, folder.local, on_event, visible) if early else None
     judge = Judge(search, nearness=ranking.scores if ranking else {})
-    judge = _screen(judge, visible, journal, folder.local, ranking, on_event)
+    judge = _screen(judge, visible, texts, journal, folder.local, ranking, on_event)
     folder.upload()
     notes, busy = [], None
     if fine:
-        notes = _tune(judge, visible, journal, folder, on_event)
+        of_targets = {code: table for code, table in texts.items() if code not in search.pool}
+        notes = _tune(judge, visible, of_targets, journal, folder, on_event)
         search_records.trials(judge, journal, folder.local, run_key)
         began = max((one.seconds for one in journal.probes()), default=0.0)
         busy = sum(one.cost for one in journal.tuned().values()) / max(1e-9, (journal.seconds() - began) * slots)
@@ -218,6 +224,7 @@ def _ranking(
 def _screen(
     judge: Judge,
     visible: Corpus,
+    texts: Mapping[str, pa.Table],
     journal: Journal,
     folder: Path,
     ranking: similarity.Ranking | None,
@@ -227,7 +234,7 @@ def _screen(
     trials = search.settings.screening.trials if search.mix_dimensions else 0
     if not trials and search.settings.selection.languages != "held_out_sources":
         return judge
-    frozen = screening.embed(search.base, visible, on_event)
+    frozen = screening.embed(search.base, visible, on_event, texts)
     probers = screening.Screening(judge, frozen)
     if (folder / JUDGE).is_file():
         judge = _kept_judge(folder, search)
@@ -265,13 +272,20 @@ def _time_left(search: Search, journal: Journal) -> float | None:
     return None if search.settings.minutes is None else 60 * search.settings.minutes - journal.seconds()
 
 
-def _tune(judge: Judge, visible: Corpus, journal: Journal, folder: RunFolder, on_event: OnEvent) -> list[str]:
+def _tune(
+    judge: Judge,
+    visible: Corpus,
+    texts: Mapping[str, pa.Table],
+    journal: Journal,
+    folder: RunFolder,
+    on_event: OnEvent,
+) -> list[str]:
     search = judge.search
     left = _time_left(search, journal)
     if left is not None and left <= 0:
         return ["search.minutes were used up by screening; nothing was fine-tuned"]
     trials = search_events.Trials(judge, journal, on_event)
-    failed = tuning.fine_tune(judge, visible, journal.probes(), folder.checkpoints(), trials, left)
+    failed = tuning.fine_tune(judge, visible, texts, journal.probes(), folder.checkpoints(), trials, left)
     return trials.notes + failed
 
 
@@ -301,7 +315,7 @@ def _rules(
                 "test": {},
             },
         )
-        frozen = screening.embed(search.base, both, on_event)
+        frozen = screening.embed(search.base, both, on_event, search_techniques.texts(search, corpus))
         probers = screening.Screening(judge, frozen)
         found = probers.map([one.point for one in probes], dev_alone=True)
         kept = {one.key: {code: one.accuracy[code] for code in codes} for one in found}

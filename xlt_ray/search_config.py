@@ -35,7 +35,11 @@ class SelectionConfig(Section):
 
 
 class ScreeningConfig(Section):
-    """The cheap fidelity: logistic regressions on frozen features, about a second or less each."""
+    """The cheap fidelity: logistic regressions on frozen features, about a second or less each.
+
+    Features are centred where the base has the technique `centre`. Mixes are ranked without the other techniques, and
+    without any that only `search.space` switches on: fine-tuning alone tells those apart.
+    """
 
     trials: int = Field(1000, ge=0, description="mixes to try so before any fine-tuning; 0: none")
     strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -69,7 +73,8 @@ class SearchConfig(Section):
     """What is searched, by what, and for how long."""
 
     space: Mapping[str, Any] = Field(
-        min_length=1, description="dotted key -> its range; sources, mixture.weights: mixes"
+        min_length=1,
+        description="dotted key -> its range; sources, mixture.weights: mixes; techniques.NAME: on or off",
     )
     searcher: Literal["tpe", "random", "grid"] = Field("tpe", description="random and grid are for comparison")
     minutes: float | None = Field(

@@ -2,7 +2,9 @@
 
 A search file is an experiment whose `sources` are the pool, with a section `search` below it. A point of the space is
 plain data, dotted key -> value, such as {"sources": ["eng_Latn", "swh_Latn"], "mixture.alpha": 0.4}. Mixes are
-dimensions of their own: a subset of the pool, and weights drawn from the simplex.
+dimensions of their own: a subset of the pool, and weights drawn from the simplex. So are techniques: `techniques.NAME`
+is false for off, true for on as the base has it (else with its defaults), or a mapping of parameters for on with those;
+`techniques.NAME.PARAMETER` sets one where it is on. Whether there are such is seen by `search.prepared`.
 """
 
 from __future__ import annotations
@@ -11,37 +13,19 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
-from xlt_ray import config, config_keys
+from xlt_ray import config, config_keys, dimensions
 from xlt_ray.config import Experiment, InputError
+from xlt_ray.dimensions import MIX, SWITCH, Dimension, is_switch
 from xlt_ray.search_config import SearchConfig
 
 Point = Mapping[str, Any]
-
-MIX = ("sources", "mixture.alpha", "mixture.weights")
-FREE = (
-    *("training." + name for name in ("batch_size", "learning_rate", "head_learning_rate", "weight_decay", "warmup")),
-    *("training." + name for name in ("decay", "clip", "label_smoothing")),
-    *("network." + name for name in ("dropout", "freeze", "pooling", "max_length", "prefix")),
-)
-FORMS = "{uniform: [0, 1]}, {loguniform: [1.0e-5, 1.0e-3]}, {integers: [1, 8]} or {choice: [16, 32]}"
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One key that is varied. `low` and `high` bound numbers (for a subset: its size); `options` are choices."""
-
-    key: str
-    kind: Literal["uniform", "loguniform", "integers", "choice", "subset", "simplex"]
-    low: float = 0.0
-    high: float = 1.0
-    options: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,15 +63,59 @@ class Search:
         data = self.base.model_dump(mode="json")
         for key, value in point.items():
             *parents, leaf = key.split(".")
+            if parents[:1] == ["techniques"]:
+                continue
             section = data
             for parent in parents:
                 section = section[parent]
             section[leaf] = value
+        data["techniques"] = self._techniques(point)
         weights = data["mixture"]["weights"]
         data["mixture"]["weights"] = {code: weights[code] for code in weights if code in data["sources"]}
         data["seed"] = self.base.seed if seed is None else seed
         data["name"] = name or self.base.name
         return config.build(data, place="search.space")
+
+    def _techniques(self, point: Point) -> dict[str, dict[str, Any]]:
+        """Give what a point makes of techniques: those of the base in their order, then those only the space names."""
+        keys = [key for key in (*(one.key for one in self.dimensions), *point) if key.startswith("techniques.")]
+        found = {}
+        for name in dict.fromkeys([*self.base.techniques, *(key.split(".")[1] for key in keys)]):
+            if not self._on(point, name):
+                continue
+            asked, above = point.get(f"techniques.{name}"), f"techniques.{name}."
+            parameters = asked if isinstance(asked, Mapping) else self.base.techniques.get(name, {})
+            given = {key.removeprefix(above): value for key, value in point.items() if key.startswith(above)}
+            found[name] = {**parameters, **given}
+        return found
+
+    def _on(self, point: Point, name: str) -> bool:
+        return point.get(f"techniques.{name}", name in self.base.techniques) is not False
+
+    def _plainest(self, point: dict[str, Any]) -> dict[str, Any]:
+        """Drop what has no effect, so that equal experiments have equal points and none is trained twice.
+
+        That is alpha and weights of a mix of one language, and parameters of techniques that are off.
+        """
+        single = len(point.get("sources", ())) == 1
+        idle = {key for key in point if key.count(".") == 2 and not self._on(point, key.split(".")[1])}
+        idle |= {key for key in MIX if single and key != "sources"}
+        return {key: value for key, value in point.items() if key not in idle}
+
+    def extremes(self) -> Iterator[tuple[str, Point]]:
+        """Go through the options, or bounds and a number between, of every dimension: (key, point), the rest as usual.
+
+        A point that sets a parameter of a technique switches it on.
+        """
+        switches = {one.key: one.options for one in self.dimensions if is_switch(one.key)}
+        for one in self.dimensions:
+            if one.kind in ("subset", "simplex"):
+                continue
+            within = () if one.kind == "integers" else (one.low + 0.3 * (one.high - one.low),)  # rarely a whole number
+            above = one.key.rpartition(".")[0]
+            on = {above: switches[above][-1]} if above in switches else {}
+            for value in one.options if one.kind == "choice" else (one.low, one.high, *within):
+                yield one.key, {**on, one.key: value}
 
     def decode(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Turn a searcher's parameters, as `optuna` names them, into a point.
@@ -111,7 +139,7 @@ class Search:
                 point[one.key] = one.options[parameters[one.key]]
             elif one.kind != "subset":
                 point[one.key] = parameters[one.key]
-        return _plainest(point)
+        return self._plainest(point)
 
     def point(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Give the point that a trial of Tune was asked for: of a grid itself, else from a searcher's parameters."""
@@ -119,7 +147,7 @@ class Search:
 
     def encode(self, point: Point) -> dict[str, Any]:
         """Give parameters that `decode` turns into a point; keys it does not name get the base's value."""
-        given = {one.key: self._usual(one.key) for one in self.dimensions} | dict(point)
+        given = {one.key: self._usual(one) for one in self.dimensions} | dict(point)
         parameters: dict[str, Any] = {}
         sources = list(point.get("sources", self.pool))
         for one in self.dimensions:
@@ -137,11 +165,13 @@ class Search:
                 parameters[one.key] = _within(one, given[one.key])
         return parameters
 
-    def _usual(self, key: str) -> Any:
+    def _usual(self, one: Dimension) -> Any:
         value: Any = self.base.model_dump(mode="json")
-        for part in key.split("."):
-            value = value[part]
-        return value
+        for part in one.key.split("."):
+            value = (value or {}).get(part)  # None where a technique is absent, or leaves a parameter at its default
+        if not is_switch(one.key):
+            return value
+        return False if value is None else value if value in one.options else True
 
     def grid(self) -> list[dict[str, Any]]:
         """List every point of a space of subsets, choices and whole numbers; raise InputError for a continuous one."""
@@ -160,15 +190,8 @@ class Search:
                     "write {choice: [...]}, or search by tpe or random"
                 )
             axes.append([(one.key, value) for value in values])
-        points = [_plainest(dict(values)) for values in itertools.product(*axes)]
+        points = [self._plainest(dict(values)) for values in itertools.product(*axes)]
         return list({point_key(point): point for point in points}.values())
-
-
-def _plainest(point: dict[str, Any]) -> dict[str, Any]:
-    # alpha and weights mean nothing to a mix of one language, which would else be trained again under other names
-    if len(point.get("sources", ())) != 1:
-        return point
-    return {key: value for key, value in point.items() if key not in MIX or key == "sources"}
 
 
 def mix_of(point: Point) -> dict[str, Any]:
@@ -189,13 +212,24 @@ def describe(point: Point) -> str:
     'eng_Latn .25 + swh_Latn .75'
     >>> describe({"sources": ["eng_Latn"], "mixture.alpha": 0.3, "training.learning_rate": 5e-5})
     'eng_Latn, alpha 0.3, learning_rate 5e-05'
+    >>> describe({"techniques.lora": False, "techniques.centre": {"remove": 2}, "techniques.code_switch.rate": 0.5})
+    'no lora, centre(remove=2), code_switch.rate 0.5'
     """
     weights = point.get("mixture.weights") or {}
     codes = sorted(point.get("sources") or weights)
     shown = [f"{code} {weights[code]:.2f}".replace(" 0.", " .") if code in weights else code for code in codes]
     rest = {key: value for key, value in point.items() if key not in ("sources", "mixture.weights")}
-    settings = [f"{key.split('.')[-1]} {_number(value)}" for key, value in rest.items()]
+    settings = [_setting(key, value) for key, value in rest.items()]
     return ", ".join([*([" + ".join(shown)] if shown else []), *settings]) or "as configured"
+
+
+def _setting(key: str, value: Any) -> str:
+    if not key.startswith("techniques."):
+        return f"{key.split('.')[-1]} {_number(value)}"
+    name = key.removeprefix("techniques.")  # whole, as parameters of two techniques may have one name
+    if isinstance(value, Mapping) and is_switch(key):
+        return f"{name}({', '.join(f'{inner}={_number(one)}' for inner, one in value.items())})"
+    return f"{name} {_number(value)}" if not is_switch(key) else name if value else f"no {name}"
 
 
 def _number(value: Any) -> str:
@@ -220,50 +254,9 @@ def build(data: Mapping[str, Any], place: str = "configuration") -> Search:
     except ValidationError as error:
         faults = "\n".join("  search." + config_keys.explain(fault, SearchConfig) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
-    dimensions = tuple(_dimension(key, form, base) for key, form in settings.space.items())
-    search = Search(base, settings, dimensions)
+    search = Search(base, settings, tuple(dimensions.read(key, form, base) for key, form in settings.space.items()))
     _check(search)
     return search
-
-
-def _dimension(key: str, form: Any, base: Experiment) -> Dimension:
-    place = f"search.space.{key}"
-    if key not in (*MIX, *FREE):
-        raise InputError(f"{place}: cannot be searched; these can: {', '.join((*MIX, *FREE))}")
-    if key == "sources":
-        return _subset(place, form, base)
-    if key == "mixture.weights":
-        if form != "simplex":
-            raise InputError(f"{place}: {form!r}; write simplex, which draws weights from the uniform Dirichlet")
-        return Dimension(key, "simplex")
-    if not isinstance(form, Mapping) or len(form) != 1:
-        raise InputError(f"{place}: {form!r} is no range; write {FORMS}")
-    ((kind, values),) = form.items()
-    if kind == "choice" and isinstance(values, list | tuple) and values:
-        if any(value in values[:at] for at, value in enumerate(values)):
-            raise InputError(f"{place}: {form!r} names a value twice; name each once")
-        return Dimension(key, "choice", options=tuple(values))
-    types = (int,) if kind == "integers" else (int, float)
-    numbers = isinstance(values, list | tuple) and len(values) == 2 and all(type(v) in types for v in values)
-    if kind not in ("uniform", "loguniform", "integers") or not numbers:
-        raise InputError(f"{place}: {form!r} is no range; write {FORMS}")
-    low, high = values
-    if not low < high < math.inf or low == -math.inf or (kind == "loguniform" and low <= 0):
-        raise InputError(
-            f"{place}: {form!r} is empty or endless; the first number is the smaller, above 0 for loguniform"
-        )
-    return Dimension(key, kind, low, high)
-
-
-def _subset(place: str, form: Any, base: Experiment) -> Dimension:
-    sizes = dict(form) if isinstance(form, Mapping) else {}
-    least, most = sizes.pop("at_least", 1), sizes.pop("at_most", None)
-    if sizes or not (type(most) is type(least) is int and 1 <= least <= most <= len(base.sources)):
-        raise InputError(
-            f"{place}: {form!r} is no range of sizes; write {{at_most: 3}} or {{at_least: 2, at_most: 4}}, with "
-            f"1 <= at_least <= at_most <= {len(base.sources)}, the pool in `sources`"
-        )
-    return Dimension("sources", "subset", least, most)
 
 
 def _check(search: Search) -> None:
@@ -282,11 +275,27 @@ def _check(search: Search) -> None:
         raise InputError("search: no trial of any kind is asked for; raise screening.trials or fine_tuning.trials")
     if settings.searcher == "grid":
         search.grid()
+    _check_techniques(search)
+    for _, point in search.extremes():
+        search.experiment(point)
+
+
+def _check_techniques(search: Search) -> None:
+    switches = {one.key: one.options for one in search.dimensions if is_switch(one.key)}
     for one in search.dimensions:
-        within = () if one.kind == "integers" else (one.low + 0.3 * (one.high - one.low),)  # rarely a whole number
-        values = one.options if one.kind == "choice" else (one.low, one.high, *within)
-        for value in values if one.kind not in ("subset", "simplex") else ():
-            search.experiment({one.key: value})
+        above, _, leaf = one.key.rpartition(".")
+        if one.key.count(".") < 2:
+            continue
+        name = above.removeprefix("techniques.")
+        if not any(option is not False for option in switches.get(above, (name in search.base.techniques,))):
+            raise InputError(
+                f"search.space.{one.key}: {name} is on in no mix; add it to `techniques`, or search.space.{above}: "
+                f"{SWITCH}"
+            )
+        if twice := next((o for o in switches.get(above, ()) if isinstance(o, Mapping) and leaf in o), None):
+            raise InputError(
+                f"search.space.{one.key}: an option of {above}, {dict(twice)}, sets {leaf} as well; leave it out of one"
+            )
 
 
 def _within(one: Dimension, value: Any) -> Any:

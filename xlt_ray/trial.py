@@ -1,21 +1,25 @@
 """One trial of a search: a mix fine-tuned from rung to rung on one or more workers, measured on dev, never on test.
 
 A trial gets a corpus in which there is no test split and no label of a language outside the pool (dev of the targets in
-an oracle search alone). Its workers live in the placement group that Tune made for it, so Tune frees everything when it
-stops a trial; and they outlive it: the next trial finds the encoder loaded and the rows tokenised.
+an oracle search alone), and beside it the targets' texts without labels, for techniques. Its workers live in the
+placement group that Tune made for it, so Tune frees everything when it stops a trial; and they outlive it: the next
+trial finds the encoder loaded and the rows tokenised.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 import torch
 from ray import tune
@@ -23,12 +27,14 @@ from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import distributed
 
-from xlt_ray import checkpoint, evaluate, loop, network
+from xlt_ray import checkpoint, evaluate, loop, network, techniques
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.metrics import Predictions
 from xlt_ray.selection import Judge, Tried
+from xlt_ray.techniques import Technique
+from xlt_ray.techniques.centre import Shift
 
 
 class Remembered(Tokenize):
@@ -47,6 +53,10 @@ class Remembered(Tokenize):
             self._known |= {keys[i]: row for i, row in zip(new, found, strict=True)}
         return [self._known[key] for key in keys]
 
+    def forgetful(self) -> Tokenize:
+        """Give one that encodes alike and keeps nothing."""
+        return Tokenize(self.tokenizer, self.prefix, self.max_length)
+
 
 class Worker:
     """One worker of a trial, and of the trials after it."""
@@ -55,8 +65,17 @@ class Worker:
     tokenize: Remembered
     trainee: loop.Trainee
 
-    def __init__(self, corpus: Corpus, rank: int, address: str, workers: int, cpus: float, gpus: float) -> None:
-        self.corpus = corpus
+    def __init__(
+        self,
+        corpus: Corpus,
+        texts: Mapping[str, pa.Table],
+        rank: int,
+        address: str,
+        workers: int,
+        cpus: float,
+        gpus: float,
+    ) -> None:
+        self.corpus, self.texts = corpus, texts
         self.device = torch.device("cuda" if gpus else "cpu")
         torch.set_num_threads(max(1, int(cpus)))
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -68,30 +87,86 @@ class Worker:
 
     def begin(self, experiment: Experiment, restored: Path | None = None) -> None:
         """Take up a mix, from the encoder's own weights or from a checkpoint."""
-        if self.built != experiment.network:
-            for old in ("net", "tokenize", "trainee"):  # held meanwhile, the old network would double the memory
-                self.__dict__.pop(old, None)
-            self.net, tokenizer, _ = network.build(experiment.network, len(self.corpus.labels), experiment.seed)
-            self.net.to(self.device)
-            self.tokenize = Remembered(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
-            self.initial = {name: tensor.clone() for name, tensor in checkpoint.trained(self.net).items()}
-            self.built = experiment.network
+        # texts of targets are no labels, so the place of train rows, where techniques look for them, is open to them
+        known = replace(
+            self.corpus, splits={**self.corpus.splits, "train": {**self.texts, **self.corpus.splits["train"]}}
+        )
+        chosen, languages = techniques.build(experiment), techniques.known_languages(experiment, known)
+        self._build(experiment, chosen, languages)
+        self.net.languages = languages
+        self.net.terms.clear()  # of the trial before, which are no part of what this one begins with
         checkpoint.restore_weights(self.net, self.initial)
         self.net.zero_grad(set_to_none=True)
-        visible = self.corpus.for_training(experiment.sources)
+        visible, material = techniques.scene(chosen, experiment, known)
         visible = replace(visible, splits={**visible.splits, "dev": {}})  # measured here, at rungs alone
-        run = loop.Run(experiment, visible, self.net, self.tokenize, lambda metrics, save: None)
+        # rows that are new in every epoch are not worth remembering
+        fresh = any(one.changes_examples for one in chosen)
+        tokenize = self.tokenize.forgetful() if fresh else self.tokenize
+        run = loop.Run(
+            experiment, visible, self.net, tokenize, lambda metrics, save: None, techniques=chosen, material=material
+        )
         self.trainee = loop.begin(run, restored)
         self.experiment = experiment
+
+    def _build(self, experiment: Experiment, chosen: Sequence[Technique], languages: Sequence[str]) -> None:
+        """Build the network, unless the one of the trial before is the same."""
+        changing = [one for one in chosen if type(one).network is not Technique.network]
+        wanted = (experiment.network, changing, languages if changing else ())
+        if self.built == wanted:
+            return
+        for old in ("net", "tokenize", "trainee"):  # held meanwhile, the old network would double the memory
+            self.__dict__.pop(old, None)
+        classes = len(self.corpus.labels)
+        self.net, tokenizer, _ = techniques.network(chosen, experiment, classes, languages)
+        self.net.to(self.device)
+        self.tokenize = Remembered(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+        self.initial = {name: tensor.clone() for name, tensor in checkpoint.trained(self.net).items()}
+        self.built = wanted
 
     def advance(self, epochs: int) -> dict[str, Predictions]:
         """Train until so many epochs are done, and predict every dev split there is."""
         self.trainee.advance(epochs)
-        if epochs >= self.experiment.training.epochs:
+        whole = epochs >= self.experiment.training.epochs
+        if whole:
             self.trainee.finish()
-        tables = {code: self.corpus.table("dev", code) for code in self.corpus.languages("dev")}
-        precision, budget = self.trainee.progress.precision, self.experiment.evaluation.tokens_per_step
-        return evaluate.predict(self.net, tables, self.tokenize, precision, budget)
+            self.trainee.settle()
+        return self._measure(settled=whole)
+
+    def _measure(self, settled: bool) -> dict[str, Predictions]:
+        """Predict dev with what techniques do to features as it is now.
+
+        Before the end of training they have not settled. So they settle here, on a copy that is thrown away: training
+        goes on, and is saved, as if nothing had been measured. Languages that the mix leaves out stand in for targets,
+        and their unlabelled texts are as open; so on the copy they are taken up as `xlt adapt` does it.
+        """
+        net, progress = self.net, self.trainee.progress
+        steps, languages, facts = net.steps, net.languages, dict(progress.facts)
+        net.steps = copy.deepcopy(steps)
+        try:
+            if len(steps) and not settled:
+                self.trainee.settle()
+            self._take_up_left_out()
+            tables = {code: self.corpus.table("dev", code) for code in self.corpus.languages("dev")}
+            budget = self.experiment.evaluation.tokens_per_step
+            return evaluate.predict(net, tables, self.tokenize, progress.precision, budget)
+        finally:
+            net.steps, net.languages, progress.facts = steps, languages, facts
+
+    def _take_up_left_out(self) -> None:
+        """Add to the steps the means of languages that the network does not know."""
+        net, run = self.net, self.trainee.run
+        left = self.corpus.unlabelled([c for c in self.corpus.languages("dev") if net.index(c) < 0], ids=True)
+        shifts = {name: step for name, step in net.steps.items() if isinstance(step, Shift)}
+        if not left or not shifts or len(shifts) < len(net.steps):  # another step may know no way to add a language
+            return
+        assert run.material is not None
+        known, net.languages = len(net.languages), (*net.languages, *left)
+        for one in run.techniques:
+            if one.name in shifts:
+                sample = one.texts(replace(run.material, texts=left))
+                features = run.embed(sample, self.trainee.progress.precision)
+                for place, code in enumerate(left, start=known):
+                    shifts[one.name].add(place, features[code].mean(0, dtype=np.float64))
 
     def begin_from(self, experiment: Experiment, saved: bytes | None) -> None:
         """Take up a mix as `begin` does, the checkpoint given as a file's content: workers may share no disk."""
@@ -106,7 +181,14 @@ class Worker:
 class Trial(tune.Trainable):
     """What Tune runs: the first worker, with the others as actors beside it."""
 
-    def setup(self, config: dict[str, Any], judge: Judge, corpus: Corpus, rungs: Sequence[int]) -> None:  # type: ignore[override]
+    def setup(  # type: ignore[override]
+        self,
+        config: dict[str, Any],
+        judge: Judge,
+        corpus: Corpus,
+        texts: Mapping[str, pa.Table],
+        rungs: Sequence[int],
+    ) -> None:
         """Start the workers and take up the first mix."""
         search = judge.search
         asked, workers = search.base.resources, search.settings.fine_tuning.workers
@@ -120,10 +202,10 @@ class Trial(tune.Trainable):
                 num_cpus=asked.cpus_per_worker,
                 num_gpus=asked.gpus_per_worker,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            ).remote(corpus, rank, *place)
+            ).remote(corpus, texts, rank, *place)
             for rank in range(1, workers)
         ]
-        self.worker = Worker(corpus, 0, *place)
+        self.worker = Worker(corpus, texts, 0, *place)
         self._take_up(config)
 
     def _take_up(self, config: dict[str, Any], saved: bytes | None = None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
+import pyarrow as pa
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
@@ -157,6 +158,7 @@ def concurrent(search: Search) -> int:
 def fine_tune(
     judge: Judge,
     corpus: Corpus,
+    texts: Mapping[str, pa.Table],
     screened: Sequence[Tried],
     storage: tuple[str, Any],
     listener: Listener,
@@ -164,7 +166,8 @@ def fine_tune(
 ) -> list[str]:
     """Fine-tune mixes, or go on with it; `listener` is told of every rung, and failures come back as sentences.
 
-    The searcher begins with the best of `screened`. Raises TrainingError where every trial failed.
+    `texts` are those of the targets without labels, for techniques. The searcher begins with the best of `screened`.
+    Raises TrainingError where every trial failed.
     """
     search = judge.search
     os.environ.update(TUNE_SETTINGS)
@@ -174,7 +177,8 @@ def fine_tune(
     bundle = {"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})}
     group = tune.PlacementGroupFactory([bundle] * search.settings.fine_tuning.workers)
     # what is common to all trials is put into the object store once
-    trainable = tune.with_resources(tune.with_parameters(Trial, judge=judge, corpus=corpus, rungs=rungs(search)), group)
+    common = {"judge": judge, "corpus": corpus, "texts": texts, "rungs": rungs(search)}
+    trainable = tune.with_resources(tune.with_parameters(Trial, **common), group)
     path = f"{storage[0]}/tune"
     LISTENERS[key] = listener
     if seconds is not None:
