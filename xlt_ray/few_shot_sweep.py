@@ -278,7 +278,7 @@ def write(found: Sweep) -> dict[str, Path]:
 def table(found: Sweep) -> Group:
     """Lay out, for each number of shots, the mean over languages and draws and how far draws lie apart, in points."""
     groups = found.groups()
-    title = f"{found.name}: test accuracy in % of {len(found.languages)} target languages (few-shot where k > 0)"
+    title = f"{found.name}: test accuracy in %, {len(found.languages)} targets (few-shot where k > 0)"
     rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     rows.add_column("k", justify="right", no_wrap=True)
     rows.add_column("rows", justify="right", no_wrap=True)

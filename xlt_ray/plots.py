@@ -241,7 +241,7 @@ def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
         axes.grid(color=INK, alpha=0.12, linewidth=0.6)
         axes.spines[:].set_visible(False)
         axes.patch.set_visible(False)
-        axes.legend(frameon=False, labelcolor=INK, fontsize=7.5, loc="lower right")
+        figure.legend(frameon=False, labelcolor=INK, fontsize=7.5, loc="outside lower center", ncols=len(lines))
     return figure
 
 
