@@ -23,7 +23,8 @@ from xlt_ray import cli, metrics, techniques
 Result = Any  # of a CliRunner
 Call = Callable[..., Result]
 
-VERBS = {"adapt", "lexicon", "train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue"}
+VERBS = {"train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue"}
+VERBS |= {"adapt", "few-shot", "lexicon"}
 VERBS |= {"languages", "sync", "promote", "serve", "rollout", "rollback", "challenge", "key"}
 ROOT = Path(__file__).parents[1]
 

@@ -301,13 +301,12 @@ def plain(data: Any, overrides: Iterable[str], place: str) -> dict[str, Any]:
         ) from None
     if not isinstance(merged, dict):
         raise InputError(f"{place}: holds {type(data).__name__}, not keys with values; it needs `sources` at least")
-    overrides = list(overrides)
-    if "techniques" in merged and any(one.startswith("techniques.") for one in overrides):
-        try:
-            merged["techniques"] = config_keys.named(merged["techniques"])  # so that they can be reached by name
-        except ValueError as error:
-            raise InputError(f"{place}:\n  techniques: {error}") from None
     for override in overrides:
+        if override.startswith("techniques.") and "techniques" in merged:
+            try:
+                merged["techniques"] = config_keys.named(merged["techniques"])  # so that they can be reached by name
+            except ValueError as error:
+                raise InputError(f"{place}:\n  techniques: {error}") from None
         _apply(merged, override)
     return merged
 
