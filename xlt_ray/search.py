@@ -285,7 +285,7 @@ def _tune(
     if left is not None and left <= 0:
         return ["search.minutes were used up by screening; nothing was fine-tuned"]
     trials = search_events.Trials(judge, journal, on_event)
-    failed = tuning.fine_tune(judge, visible, texts, journal.probes(), folder.checkpoints(), trials, left)
+    failed = tuning.fine_tune(judge, visible, journal.probes(), folder.checkpoints(), trials, left, texts)
     return trials.notes + failed
 
 

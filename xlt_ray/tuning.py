@@ -158,11 +158,11 @@ def concurrent(search: Search) -> int:
 def fine_tune(
     judge: Judge,
     corpus: Corpus,
-    texts: Mapping[str, pa.Table],
     screened: Sequence[Tried],
     storage: tuple[str, Any],
     listener: Listener,
     seconds: float | None = None,
+    texts: Mapping[str, pa.Table] | None = None,
 ) -> list[str]:
     """Fine-tune mixes, or go on with it; `listener` is told of every rung, and failures come back as sentences.
 
@@ -177,7 +177,7 @@ def fine_tune(
     bundle = {"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})}
     group = tune.PlacementGroupFactory([bundle] * search.settings.fine_tuning.workers)
     # what is common to all trials is put into the object store once
-    common = {"judge": judge, "corpus": corpus, "texts": texts, "rungs": rungs(search)}
+    common = {"judge": judge, "corpus": corpus, "texts": texts or {}, "rungs": rungs(search)}
     trainable = tune.with_resources(tune.with_parameters(Trial, **common), group)
     path = f"{storage[0]}/tune"
     LISTENERS[key] = listener
