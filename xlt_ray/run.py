@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from xlt_ray import (
     bundle,
     checkpoint,
@@ -154,35 +152,21 @@ def _network(prepared: Prepared) -> Model:
 
 
 def _probe(prepared: Prepared, outbox: Outbox, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
-    experiment, corpus = prepared.experiment, prepared.corpus
-    test = corpus.for_testing()
 
     def tell(done: int, total: int) -> None:
         on_event({"stage": "prepare", "done": done, "total": total})
 
     tables = frozen.training_tables(prepared, tell)
-    tables |= {f"test/{code}": test.table("test", code) for code in prepared.measured}
+    tables |= frozen.test_tables(prepared)
     texts = frozen.texts(prepared)
-    found, _ = train.features(experiment, {**tables, **texts}, on_event)
+    found, _ = train.features(prepared.experiment, {**tables, **texts}, on_event)
     model = _network(prepared)
     facts = frozen.settle(prepared, model[0], found)
     outbox.metrics({f"techniques/{name}": value for name, value in facts.items()}, step=0)
-    found = {name: frozen.transform(model[0], name, found[name]) for name in tables}
-
     on_event({"stage": "fit"})
-    strengths = experiment.training.probe_strengths
-    rows, dev = frozen.part(tables, found, "train"), frozen.part(tables, found, "dev")
-    fitted = probe.fit(*rows, *dev, len(corpus.labels), experiment.mixture, strengths)
+    fitted, predictions = frozen.fit(prepared, model[0], tables, found)
     probe.install(model[0], fitted)
     model[0].eval()
-    predictions = {
-        code: Predictions(
-            gold=tables[f"test/{code}"]["label"].to_numpy().astype(np.int64),
-            predicted=(found[f"test/{code}"] @ fitted.weight.T + fitted.bias).argmax(1),
-            ids=np.asarray(tables[f"test/{code}"]["id"].to_pylist(), dtype=np.str_),
-        )
-        for code in prepared.measured
-    }
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
