@@ -95,6 +95,7 @@ def test_no_text_of_test_is_trained_on(tiny_settings: Settings) -> None:
         assert scene.zero_shot == (TARGETS if setting == (0, 0) else ())
 
 
+@pytest.mark.long
 def test_fine_tunings_are_runs_whose_weights_are_not_kept(tiny_settings: Settings, tmp_path: Path) -> None:
     data = settings(tiny_settings, "fine_tune", storage=str(tmp_path / "runs"), mixture={"draws_per_epoch": 32})
     said: list[str] = []
