@@ -108,9 +108,11 @@ def check(config: Config, overrides: Overrides = None) -> None:
 
         prepared = prepare(_experiment(config, overrides))
         rows = sum(share.rows for share in prepared.mixture)
+        few = f", {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
         typer.echo(
-            f"sound: {len(prepared.mixture)} sources with {rows} train rows, {len(prepared.corpus.labels)} labels, "
-            f"{len(prepared.measured)} languages to measure, {len(prepared.zero_shot)} of them zero-shot"
+            f"sound: {len(prepared.experiment.sources)} sources{few} with {rows} train rows, "
+            f"{len(prepared.corpus.labels)} labels, {len(prepared.measured)} languages to measure, "
+            f"{len(prepared.zero_shot)} of them zero-shot"
         )
 
 

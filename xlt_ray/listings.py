@@ -25,7 +25,8 @@ def plan(experiment: Experiment) -> None:
         cells = (share.rows, f"{share.weight:g}", f"{share.share:.3f}", f"{share.draws:.0f}", f"{share.repeats:.2f}")
         mixture.add_row(share.language, *map(str, cells))
     console.print(mixture)
-    console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot")
+    few = f" and {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
+    console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot{few}")
     console.print(
         f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}"
     )
