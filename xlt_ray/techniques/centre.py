@@ -4,6 +4,8 @@ Much of what tells the features of a sentence from those of its translation is t
 Libovicky et al. 2020 ("On the language neutrality of pre-trained multilingual representations") subtract the mean of
 each language; Zhao et al. 2021 ("Inducing language-agnostic multilingual representations") align and normalise
 likewise. The means are estimated on unlabelled train text, after training, and are buffers of the network.
+
+Where classes are more or less frequent from language to language, means differ by that too, and centring does harm.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Centre(Technique):
 
     name: ClassVar[str] = "centre"
     paper: ClassVar[str] = "Libovicky et al. 2020, arXiv 2004.05160; Zhao et al. 2021, arXiv 2008.09112"
-    needs: ClassVar[str] = "some hundred unlabelled train (else dev) texts of every target"
+    needs: ClassVar[str] = (
+        "some hundred unlabelled train (else dev) texts of every target, classes about as frequent as in the sources"
+    )
     cost: ClassVar[str] = "one pass of the encoder over those texts"
 
     rows: int = Field(500, ge=1, description="texts a language from which its mean is estimated; all, where fewer")
