@@ -172,16 +172,12 @@ def _resident() -> int:
 
 
 def _probe(prepared: prepare.Prepared, net: Any, tokenize: collate.Tokenize) -> tuple[dict[str, float], str]:
-    experiment = prepared.experiment
     precision = loop.choose_precision("auto", net)
     tables = frozen.training_tables(prepared)
     found = evaluate.embed(net, {**tables, **frozen.texts(prepared)}, tokenize, precision)
     figures = frozen.settle(prepared, net, found)
     net.to("cpu")
-    features = {name: frozen.transform(net, name, found[name]) for name in tables}
-    rows, dev = (frozen.part(tables, features, split) for split in ("train", "dev"))
-    strengths = experiment.training.probe_strengths
-    fitted = probe.fit(*rows, *dev, len(prepared.corpus.labels), experiment.mixture, strengths)
+    fitted, _ = frozen.fit(prepared, net, tables, found)
     probe.install(net, fitted)
     net.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return figures, precision

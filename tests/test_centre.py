@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,16 +282,16 @@ def test_a_bundle_without_centre_and_texts_too_few_are_refused(
 def test_an_update_that_is_stopped_leaves_a_whole_bundle(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, done: bool
 ) -> None:
-    before, file, usual, calls = bundle.load(made), texts(tmp_path / "wolof.txt"), getattr(Path, call), []
+    before, file, usual, calls = bundle.load(made), texts(tmp_path / "wolof.txt"), getattr(os, call), []
 
-    def stopped(path: Path, *arguments: Any) -> Any:
-        calls.append(path.name)
+    def stopped(path: Any, *arguments: Any) -> Any:
+        calls.append(path)
         if len(calls) == number:
             raise KeyboardInterrupt
         return usual(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, call, stopped)
+        patch.setattr(os, call, stopped)
         with pytest.raises(KeyboardInterrupt):
             adapt.adapt(made, "wo", file)
     after = bundle.load(made)

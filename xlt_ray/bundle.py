@@ -6,9 +6,7 @@ Only safetensors and JSON, never a pickle. `bundle.json` lists the SHA-256 of ev
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +16,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from xlt_ray import collate, encoders, evaluate, techniques
+from xlt_ray import artefact, collate, encoders, evaluate, techniques
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError, build
 from xlt_ray.encoders import Encoder
 from xlt_ray.identify import Identifier
 from xlt_ray.metrics import Scores
-from xlt_ray.network import Network
+from xlt_ray.network import CHANGES, Network
 from xlt_ray.techniques import lora
 
 FORMAT = 1
-CHANGES = "changes.safetensors"  # of the encoder, where the encoder itself is not in the bundle
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bundle.json").unlink(missing_ok=True)
     net = bundle.network
-    changed = "lora" in bundle.experiment.techniques and lora.adapted(net.encoder)
+    changed = lora.adapted(net.encoder)
     if changed and bundle.experiment.techniques["lora"].get("merge"):
         lora.merge(net.encoder)
         changed = False
@@ -122,7 +119,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "steps": _save_steps(folder, net),
     }
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    content["sha256"] = {str(p.relative_to(folder)): _digest(p) for p in files}
+    content["sha256"] = {str(p.relative_to(folder)): artefact.digest(p) for p in files}
     _write(folder, content)
 
 
@@ -136,15 +133,13 @@ def _save_steps(folder: Path, net: Network) -> str | None:
         return None
     draft = folder / "steps.safetensors"
     save_file(_state(net.steps), draft)
-    file = folder / f"steps-{_digest(draft)[:12]}.safetensors"
+    file = folder / f"steps-{artefact.digest(draft)[:12]}.safetensors"
     draft.replace(file)
     return file.name
 
 
 def _write(folder: Path, content: dict[str, Any]) -> None:
-    draft = folder / f".bundle.json.{os.getpid()}"
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    draft.replace(folder / "bundle.json")
+    artefact.write_text(folder / "bundle.json", json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def update_steps(folder: Path, bundle: Bundle) -> None:
@@ -154,7 +149,7 @@ def update_steps(folder: Path, bundle: Bundle) -> None:
     content["steps"], content["languages"] = _save_steps(folder, bundle.network), list(bundle.network.languages)
     content["sha256"].pop(old, None)
     if content["steps"]:
-        content["sha256"][content["steps"]] = _digest(folder / content["steps"])
+        content["sha256"][content["steps"]] = artefact.digest(folder / content["steps"])
     _write(folder, content)
     if old and old != content["steps"]:
         (folder / old).unlink()
@@ -216,14 +211,9 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, digest in content["sha256"].items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; copy the bundle again")
-        if _digest(folder / name) != digest:
+        if artefact.digest(folder / name) != digest:
             raise InputError(f"{folder / name}: not the file that was saved (SHA-256 differs); copy the bundle again")
     return content
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _PyFunc:

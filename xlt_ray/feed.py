@@ -11,7 +11,6 @@ import torch
 
 from xlt_ray import collate, evaluate, mixture, techniques
 from xlt_ray.checkpoint import Progress
-from xlt_ray.techniques import Example
 
 if TYPE_CHECKING:
     from xlt_ray.loop import Run
@@ -31,6 +30,7 @@ class Feed:
         self.examples = [one.prepare(run.material, tell) for one in changing if run.material is not None]
         self.joining = _joining(run)
         self.texts = dict(run.material.texts) if run.material is not None and self.joining else {}
+        self.sizes = {code: table.num_rows for code, table in self.texts.items()}
 
     def batches(
         self, draws: mixture.Draws, positions: np.ndarray, progress: Progress, total: int
@@ -59,9 +59,8 @@ class Feed:
         """Draw the unlabelled rows of this update, and give the places of those that are this worker's."""
         if not self.texts:
             return mixture.Draws((), np.empty(0, np.int32), np.empty(0, np.int64)), np.empty(0, np.int64)
-        sizes = {code: table.num_rows for code, table in self.texts.items()}
         alpha, seed = self.run.experiment.mixture.alpha, self.run.experiment.seed
-        more = mixture.unlabelled(sizes, alpha, self.joining, seed, step)
+        more = mixture.unlabelled(self.sizes, alpha, self.joining, seed, step)
         return more, np.arange(len(more))[self.rank :: self.world]
 
     def _rows(
@@ -78,23 +77,11 @@ class Feed:
             texts, pairs = collate.texts_of(table, rows)
             if epoch is not None:
                 labels[at] = table["label"].take(rows).to_numpy()
-                texts, pairs = self._changed(texts, pairs, code, epoch, places[at])
+                address = (self.run.experiment.seed, epoch)
+                texts, pairs = techniques.changed(self.examples, texts, pairs, code, address, places[at])
             for place, row in zip(at, self.run.tokenize(texts, pairs), strict=True):
                 encoded[place] = row
         return encoded, labels, language
-
-    def _changed(
-        self, texts: list[str], pairs: list[str] | None, code: str, epoch: int, places: np.ndarray
-    ) -> tuple[list[str], list[str] | None]:
-        """Let techniques change the texts of draws; each draw has an address, so that a restart changes nothing."""
-        if not self.examples:
-            return texts, pairs
-        changed = []
-        for number, (text, place) in enumerate(zip(texts, places, strict=True)):
-            rng = np.random.default_rng([self.run.experiment.seed, epoch, 4, int(place)])
-            example = Example(text, pairs[number] if pairs else None, code)
-            changed.append(techniques.changed(self.examples, example, rng))
-        return [one.text for one in changed], pairs and [one.text_pair or "" for one in changed]
 
 
 def _joining(run: Run) -> int:

@@ -24,7 +24,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from xlt_ray import cluster, encoders, frozen, mixture, plots, prepare, run, techniques, train
+from xlt_ray import cluster, encoders, frozen, metrics, plots, prepare, run, techniques, train
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.prepare import Prepared
 from xlt_ray.storage import RunFolder, open_folder
@@ -167,12 +167,7 @@ def _append(file: Path, line: Line) -> None:
 def _scene(prepared: Prepared, setting: Setting) -> Prepared:
     """Give what was prepared with other shots; the corpus is neither read nor checked again."""
     experiment = at(prepared.experiment, *setting)
-    chosen = techniques.build(experiment)
-    visible, material = techniques.scene(chosen, experiment, prepared.corpus)
-    shares = mixture.table(visible.sizes("train"), experiment.mixture)
-    return replace(
-        prepared, experiment=experiment, techniques=chosen, visible=visible, material=material, mixture=shares
-    )
+    return prepare.laid_out(techniques.build(experiment), experiment, prepared.corpus, prepared.dropped)
 
 
 def _rows(scene: Prepared) -> dict[str, int]:
@@ -205,8 +200,7 @@ def _probes(
             found[name] = features[name][pc.index_in(_keys(table), value_set=places[name]).to_numpy()]
         frozen.settle(scene, net, found)
         _, predictions = frozen.fit(scene, net, {**tables, **test}, found)
-        roles = {c: "source" if c in experiment.sources else "zero-shot" for c in predictions}
-        roles |= {c: "few-shot" for c in scene.few_shot if c in roles}
+        roles = {code: metrics.role(code, experiment.sources, scene.few_shot) for code in predictions}
         accuracy = {code: one.accuracy for code, one in predictions.items()}
         seen = {code: None if known is None else code in known for code in predictions}
         yield setting, Line(*setting, "", "", accuracy, roles, seen, _rows(scene))

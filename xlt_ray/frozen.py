@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from xlt_ray import probe, techniques
+from xlt_ray import collate, probe, techniques
 from xlt_ray.metrics import Predictions
 from xlt_ray.network import Network
 from xlt_ray.prepare import Prepared
-from xlt_ray.techniques import Example, Tell
+from xlt_ray.techniques import Tell
 
 Features = Mapping[str, np.ndarray]
 
@@ -32,24 +32,17 @@ def training_tables(prepared: Prepared, tell: Tell = lambda done, total: None) -
         split, code = name.split("/")
         if split == "train":
             epochs, seed = range(prepared.experiment.training.epochs), prepared.experiment.seed
-            tables[name] = pa.concat_tables(_changed(table, code, changing, [seed, epoch, 4]) for epoch in epochs)
+            tables[name] = pa.concat_tables(_changed(table, code, changing, (seed, epoch)) for epoch in epochs)
     return tables
 
 
-def _changed(table: pa.Table, code: str, changing: list[techniques.Technique], seed: list[int]) -> pa.Table:
-    plain = table.replace_schema_metadata(None)
-    texts, pairs = (
-        plain["text"].to_pylist(),
-        plain["text_pair"].to_pylist() if "text_pair" in plain.schema.names else [],
-    )
-    drawn = []
-    for row, text in enumerate(texts):
-        example = Example(text, pairs[row] if pairs else None, code)
-        drawn.append(techniques.changed(changing, example, np.random.default_rng([*seed, row])))
-    columns = {"text": [one.text for one in drawn]} | ({"text_pair": [one.text_pair for one in drawn]} if pairs else {})
-    for name, values in columns.items():
-        at = plain.schema.get_field_index(name)
-        plain = plain.set_column(at, name, pa.array(values, plain.schema.field(name).type))
+def _changed(table: pa.Table, code: str, changing: list[techniques.Technique], address: tuple[int, int]) -> pa.Table:
+    plain, rows = table.replace_schema_metadata(None), np.arange(table.num_rows)
+    texts, pairs = techniques.changed(changing, *collate.texts_of(plain, rows), code, address, rows)
+    for name, values in {"text": texts, "text_pair": pairs}.items():
+        if values is not None:
+            at = plain.schema.get_field_index(name)
+            plain = plain.set_column(at, name, pa.array(values, plain.schema.field(name).type))
     return plain
 
 
@@ -69,11 +62,9 @@ def texts(prepared: Prepared) -> dict[str, pa.Table]:
 
 def settle(prepared: Prepared, net: Network, found: Features) -> dict[str, float]:
     """Let techniques compute what they need of frozen features; gives their figures."""
-    figures: dict[str, float] = {}
-    for one in prepared.techniques:
-        told = one.settle(net, lambda tables: {code: found[f"texts/{code}"] for code in tables}, prepared.material)
-        figures |= {f"{one.name}/{key}": value for key, value in told.items()}
-    return figures
+    return techniques.settle(
+        prepared.techniques, net, lambda tables: {code: found[f"texts/{code}"] for code in tables}, prepared.material
+    )
 
 
 def transform(net: Network, name: str, features: np.ndarray) -> np.ndarray:
@@ -95,7 +86,7 @@ def part(tables: Mapping[str, pa.Table], found: Features, split: str) -> tuple[F
 def fit(
     prepared: Prepared, net: Network, tables: Mapping[str, pa.Table], found: Features
 ) -> tuple[probe.Fit, dict[str, Predictions]]:
-    """Fit a probe on features as the encoder gave them, by `split/language` as `tables` are, and predict test.
+    """Fit a probe on features as the encoder gave them, by `split/language` as `tables` are, and predict those of test.
 
     `net` is one whose techniques have settled; what they do to features is done here.
     """
@@ -103,12 +94,13 @@ def fit(
     rows, dev = part(tables, moved, "train"), part(tables, moved, "dev")
     training, classes = prepared.experiment.training, len(prepared.corpus.labels)
     fitted = probe.fit(*rows, *dev, classes, prepared.experiment.mixture, training.probe_strengths)
+    gold = part(tables, moved, "test")[1]
     predictions = {
         code: Predictions(
-            gold=tables[f"test/{code}"]["label"].to_numpy().astype(np.int64),
+            gold=gold[code].astype(np.int64),
             predicted=(moved[f"test/{code}"] @ fitted.weight.T + fitted.bias).argmax(1),
             ids=np.asarray(tables[f"test/{code}"]["id"].to_pylist(), dtype=np.str_),
         )
-        for code in prepared.measured
+        for code in gold
     }
     return fitted, predictions

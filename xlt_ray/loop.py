@@ -16,7 +16,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xlt_ray import checkpoint, collate, cpu_training, evaluate, mixture
+from xlt_ray import checkpoint, collate, cpu_training, evaluate, mixture, techniques
 from xlt_ray.checkpoint import Progress, Weights
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, TrainingConfig
@@ -182,7 +182,6 @@ class Trainee:
         train = {code: self.run.corpus.table("train", code) for code in self.run.corpus.languages("train")}
         self.train = {code: rows for code, rows in train.items() if self.experiment.mixture.weights.get(code, 1.0) > 0}
         self.feed = Feed(self.run, self.train, self.rank, self.world)
-        self.total = 1  # updates of the whole run, known when the first epoch is laid out
         self.sizes = {code: rows.num_rows for code, rows in self.train.items()}
         self.lengths = {code: collate.lengths(rows, self.run.tokenize) for code, rows in self.train.items()}
         self.norm = torch.zeros((), device=self.device)  # of the gradient of the latest update
@@ -213,11 +212,9 @@ class Trainee:
 
     def settle(self) -> None:
         """Let techniques compute what depends on the final weights, and keep the figures that they give."""
-        for one in self.run.techniques:
-            assert self.run.material is not None
+        if self.run.material is not None:
             embed = functools.partial(self.run.embed, precision=self.progress.precision)
-            found = one.settle(self.run.network, embed, self.run.material)
-            self.progress.facts |= {f"{one.name}/{key}": value for key, value in found.items()}
+            self.progress.facts |= techniques.settle(self.run.techniques, self.run.network, embed, self.run.material)
 
     def _epoch(self) -> None:
         """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""
@@ -225,11 +222,11 @@ class Trainee:
         seed, batch_size = self.experiment.seed, training.batch_size
         draws = mixture.epoch(self.sizes, self.experiment.mixture, seed, progress.epoch)
         plan = collate.updates(draws, self.lengths, batch_size, seed, progress.epoch)
-        total = self.total = training.epochs * len(plan)
+        total = training.epochs * len(plan)
         every = max(1, total // REPORTS)
         self.run.network.train()
         for positions in plan[progress.update :]:
-            self._update(draws, positions, rate(training, progress.step, total))
+            self._update(draws, positions, total)
             progress.update += 1
             progress.step += 1
             if progress.step % every == 0:
@@ -243,13 +240,14 @@ class Trainee:
                 self.run.report({"step": progress.step}, self.save)
         self._end_epoch()
 
-    def _update(self, draws: mixture.Draws, positions: np.ndarray, factor: float) -> None:
+    def _update(self, draws: mixture.Draws, positions: np.ndarray, total: int) -> None:
+        factor = rate(self.experiment.training, self.progress.step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         # dropout has an address: the same masks come back after a restart
         address = np.random.SeedSequence([self.experiment.seed, self.progress.step, self.rank])
         torch.manual_seed(int(address.generate_state(1)[0]))
-        batches = list(self.feed.batches(draws, positions, self.progress, self.total))
+        batches = list(self.feed.batches(draws, positions, self.progress, total))
         for number, batch in enumerate(batches, start=1):
             self._step(batch, len(positions), last=number == len(batches))
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.experiment.training.clip)

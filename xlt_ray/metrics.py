@@ -171,13 +171,17 @@ def score(
     _centre(draws, tables)
     languages = {}
     for code in codes:
-        role = "source" if code in sources else "few-shot" if code in few_shot else "zero-shot"
         known = None if seen is None else code in seen
-        languages[code] = _language(code, role, tables[code], draws[code], best, known)
+        languages[code] = _language(code, role(code, sources, few_shot), tables[code], draws[code], best, known)
     if bootstrap.shared(ids):
         draws = bootstrap.together(cells, ids, measure, resamples, seed)
         _centre(draws, tables)
     return Scores(tuple(labels), languages, _summary(languages, draws))
+
+
+def role(code: str, sources: Sequence[str], few_shot: Sequence[str]) -> str:
+    """Say what a language is to a run: "source", "few-shot" (some rows of a target were trained on) or "zero-shot"."""
+    return "source" if code in sources else "few-shot" if code in few_shot else "zero-shot"
 
 
 def _centre(draws: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]) -> None:

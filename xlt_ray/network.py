@@ -18,6 +18,8 @@ from xlt_ray import encoders
 from xlt_ray.batching import MULTIPLE
 from xlt_ray.config import InputError, NetworkConfig
 
+CHANGES = "changes.safetensors"  # in a bundle: of the encoder, where the encoder itself is not
+
 
 class Network(nn.Module):
     """Classify texts: encode tokens, pool them to one vector, map it linearly to a score per label.
@@ -115,7 +117,7 @@ def encoder_source(config: NetworkConfig) -> str:
     """
     if not (Path(config.init) / "bundle.json").is_file():
         return config.init
-    if (Path(config.init) / "changes.safetensors").is_file():
+    if (Path(config.init) / CHANGES).is_file():
         raise InputError(
             f"network.init: the bundle {config.init} holds only LoRA's changes to an encoder; train it again with "
             "techniques.lora.merge=true to go on from it"

@@ -95,6 +95,13 @@ def prepare(experiment: Experiment) -> Prepared:
     chosen = techniques.build(experiment)
     soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
     techniques.check(chosen, experiment, corpus)
+    return laid_out(chosen, experiment, corpus, dropped)
+
+
+def laid_out(
+    chosen: tuple[Technique, ...], experiment: Experiment, corpus: Corpus, dropped: dict[str, dict[str, int]]
+) -> Prepared:
+    """Give what an experiment with these techniques makes of a corpus; nothing is read or checked."""
     visible, material = techniques.scene(chosen, experiment, corpus)
     measured = corpus.measured(experiment.sources, experiment.targets)
     sizes = visible.sizes("train")

@@ -72,8 +72,8 @@ def embed(
     if wanted:
         settling = tuple(one for one, asked in moving if asked)
         net, _, _ = techniques.network(settling, experiment, len(corpus.labels), sorted(material.texts))
-        for one in settling:  # no language is named as trained on, so all are moved, as for any probe
-            one.settle(net, lambda asked: {code: known[f"texts/{code}"] for code in asked}, material)
+        # no language is named as trained on, so all are moved, as for any probe
+        techniques.settle(settling, net, lambda asked: {code: known[f"texts/{code}"] for code in asked}, material)
         found = {name: transform(net, name, features) for name, features in found.items()}
     labels = {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()}
     ids = {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()}

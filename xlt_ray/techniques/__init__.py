@@ -115,11 +115,38 @@ class Technique(Section):
         return {}
 
 
-def changed(techniques: Sequence[Technique], example: Example, rng: np.random.Generator) -> Example:
-    """Let techniques change an example, one after another."""
+def changed(
+    techniques: Sequence[Technique],
+    texts: list[str],
+    pairs: list[str] | None,
+    language: str,
+    address: tuple[int, int],
+    places: np.ndarray,
+) -> tuple[list[str], list[str] | None]:
+    """Let techniques change the texts of a language's draws, one technique after another.
+
+    `address` is the seed and the epoch, and `places` are those of the draws in it: every draw has an address of its
+    own, so that a restart changes nothing.
+    """
+    if not techniques:
+        return texts, pairs
+    drawn = []
+    for number, place in enumerate(places):
+        example = Example(texts[number], pairs[number] if pairs else None, language)
+        rng = np.random.default_rng([*address, 4, int(place)])
+        for one in techniques:
+            example = one.example(example, rng)
+        drawn.append(example)
+    return [one.text for one in drawn], pairs and [one.text_pair or "" for one in drawn]
+
+
+def settle(techniques: Sequence[Technique], network: Network, embed: Embed, material: Material) -> dict[str, float]:
+    """Let techniques compute what depends on trained weights; gives their figures as `technique/figure`."""
+    figures: dict[str, float] = {}
     for one in techniques:
-        example = one.example(example, rng)
-    return example
+        found = one.settle(network, embed, material)
+        figures |= {f"{one.name}/{key}": value for key, value in found.items()}
+    return figures
 
 
 def build(experiment: Experiment) -> tuple[Technique, ...]:
@@ -171,15 +198,9 @@ def scene(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpu
     wanted = techniques or experiment.training.language_id or experiment.training.unlabelled_rows
     material = Material(experiment, corpus.unlabelled(codes, ids=True) if wanted else {}, shots)
     visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
-    visible = with_techniques(techniques, visible, material)
-    return visible, replace(material, trained=visible.languages("train"))
-
-
-def with_techniques(techniques: Sequence[Technique], visible: Corpus, material: Material) -> Corpus:
-    """Let techniques change what is trained on, one after another."""
     for one in techniques:
         visible = one.corpus(visible, material)
-    return visible
+    return visible, replace(material, trained=visible.languages("train"))
 
 
 def network(
