@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from test_catalogue import run_of
 
-from xlt_ray import bundle, corpora, evaluate, loop, metrics, network, prepare, report, techniques
+from xlt_ray import bundle, corpora, evaluate, loop, metrics, network, plots, prepare, report, techniques
 from xlt_ray.bundle import Bundle
 from xlt_ray.config import InputError, build
 from xlt_ray.techniques.few_shot import FewShot
@@ -103,6 +103,8 @@ def test_scores_and_the_table_call_them_few_shot(tiny_settings: Settings) -> Non
     text = console.export_text()
     assert "tiny: test scores in % (few-shot)" in text and report.FEW_SHOT.split(",")[0] in text
     assert any("swh_Latn" in line and "few-shot" in line for line in text.splitlines())
+    shown = {title: [one.code for one in members] for title, members in plots.groups(scores).items()}
+    assert shown["Few-shot languages"] == ["swh_Latn"] and shown["Zero-shot languages"] == ["hin_Deva"]
 
 
 # the second stage

@@ -66,10 +66,14 @@ def _colour(code: str) -> str:
 
 
 def groups(scores: Scores) -> dict[str, list[LanguageScore]]:
-    """Group languages for reading: sources first, then zero-shot ones by family, the largest first; best to worst."""
+    """Group languages for reading: sources, few-shot ones, then zero-shot ones by family, the largest first.
+
+    Within a group they go from best to worst.
+    """
     ranked = sorted(scores.languages.values(), key=lambda one: (-one.accuracy, one.code))
     source = [one for one in ranked if one.role == "source"]
-    zero_shot = [one for one in ranked if one.role != "source"]
+    few_shot = [one for one in ranked if one.role == "few-shot"]
+    zero_shot = [one for one in ranked if one.role == "zero-shot"]
     found: dict[str, list[LanguageScore]] = {}
     for one in zero_shot:
         title = family(one.code) if len(zero_shot) >= _GROUP_FROM else "Zero-shot languages"
@@ -79,7 +83,8 @@ def groups(scores: Scores) -> dict[str, list[LanguageScore]]:
         found["Families of one language here"] = [found.pop(title)[0] for title in single]
     last = "Families of one language here"
     by_size = sorted(found.items(), key=lambda item: (item[0] == last, -len(item[1]), item[0]))
-    return ({"Source languages": source} if source else {}) | dict(by_size)
+    first = {"Source languages": source, "Few-shot languages": few_shot}
+    return {title: members for title, members in first.items() if members} | dict(by_size)
 
 
 def bars(scores: Scores, baseline: Scores | None = None) -> Figure:

@@ -259,7 +259,7 @@ def _language(one: LanguageScore, baseline: Scores | None) -> dict[str, Any]:
 
 def _classes(scores: Scores) -> list[dict[str, Any]]:
     # over the zero-shot languages, for that is where labels get lost; over all where there are none
-    zero_shot = [one for one in scores.languages.values() if one.role != "source"]
+    zero_shot = [one for one in scores.languages.values() if one.role == "zero-shot"]
     together = np.sum([one.confusion for one in zero_shot or scores.languages.values()], axis=0)
     return classification_report(together, scores.labels)
 
