@@ -76,7 +76,7 @@ class CodeSwitch(Technique):
     def check(self, experiment: Experiment, corpus: Corpus) -> None:
         """Raise InputError where no language has what a lexicon is made of, or one that is named has none."""
         there = corpus.measured(experiment.sources, experiment.targets)
-        rows = _unlabelled(corpus, {*experiment.sources, *there, *self._named})
+        rows = corpus.unlabelled({*experiment.sources, *there, *self._named}, ids=True)
         faults = {pair: self._fault(pair, rows, experiment) for pair in self._pairs(experiment, rows)}
         self._refuse(experiment, faults)
 
@@ -249,20 +249,7 @@ class Vocabulary:
 
     def draw(self, numbers: Sequence[int], rng: np.random.Generator) -> int:
         """Draw one of these lexicons by their shares."""
-        if len(numbers) == 1:
-            return numbers[0]
-        upto = np.cumsum(self.p[list(numbers)])
-        return numbers[min(int(np.searchsorted(upto, rng.random() * upto[-1], side="right")), len(numbers) - 1)]
-
-
-def _unlabelled(corpus: Corpus, wanted: set[str]) -> dict[str, pa.Table]:
-    found = {}
-    for code in wanted:
-        tables = [corpus.splits.get(split, {}).get(code) for split in ("train", "dev")]
-        table = next((one for one in tables if one is not None and one.num_rows), None)
-        if table is not None:
-            found[code] = table
-    return found
+        return numbers[_drawn(self.p[list(numbers)], rng)]
 
 
 def _ends(text: str, spans: Sequence[tuple[int, int]], longest: int) -> list[int]:
@@ -290,7 +277,12 @@ def _cased(before: str, translation: str) -> str:
 
 
 def _choose(options: Translations, rng: np.random.Generator) -> str:
-    if len(options) == 1:
-        return options[0][0]
-    upto = np.cumsum([score for _, score in options])
-    return options[min(int(np.searchsorted(upto, rng.random() * upto[-1], side="right")), len(options) - 1)][0]
+    return options[_drawn([score for _, score in options], rng)][0]
+
+
+def _drawn(weights: Sequence[float] | np.ndarray, rng: np.random.Generator) -> int:
+    """Draw a place with a chance in proportion to its weight; the only one costs no random number."""
+    if len(weights) == 1:
+        return 0
+    upto = np.cumsum(weights)
+    return min(int(np.searchsorted(upto, rng.random() * upto[-1], side="right")), len(weights) - 1)
