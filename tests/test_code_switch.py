@@ -152,6 +152,29 @@ def test_lexicons_are_induced_from_unlabelled_rows_and_kept(tmp_path: Path) -> N
     assert len(list(kept[0].parent.iterdir())) == 2
 
 
+def test_workers_begin_with_different_lexicons_and_end_with_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    english, german, _ = parallel(150)
+    others = ["afr_Latn", "dan_Latn", "deu_Latn", "isl_Latn", "nld_Latn", "swe_Latn"]
+    there = corpus(eng_Latn=english, **dict.fromkeys(others, german))
+    induce, induced = lexicon.induce_tables, []
+
+    def watched(source: pa.Table, target: pa.Table, pair: tuple[str, str], *settings: Any) -> lexicon.Lexicon:
+        induced.append(pair[1])
+        return induce(source, target, pair, *settings)
+
+    monkeypatch.setattr(lexicon, "induce_tables", watched)
+    found = []
+    for worker in (1, 2):
+        monkeypatch.setattr("os.getpid", lambda worker=worker: worker)
+        found.append(CodeSwitch(phrases=False).prepare(material(experiment(tmp_path / str(worker)), there)))
+    orders = induced[: len(others)], induced[len(others) :]
+    assert sorted(orders[0]) == sorted(orders[1]) == others and orders[0] != orders[1]
+    first, second = ([switched(one, text) for text in english[:20]] for one in found)
+    assert first == second != english[:20]
+
+
 def test_each_source_has_lexicons_of_its_own(tmp_path: Path) -> None:
     english, german, _ = parallel(200)
     swahili = [text.replace("t", "z") for text in german]

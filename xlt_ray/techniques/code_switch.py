@@ -85,11 +85,10 @@ class CodeSwitch(Technique):
         experiment, found = material.experiment, {}
         pairs = self._pairs(experiment, material.texts)
         faults = {pair: self._fault(pair, material.texts, experiment) for pair in pairs}
-        # workers begin at different places, so that each finds in the cache what others have induced meanwhile
         able = [pair for pair in pairs if faults[pair] is None]
-        begin = os.getpid() * 7919 % max(1, len(able))
-        for number, pair in enumerate(able[begin:] + able[:begin]):
-            found[pair] = self._lexicon(pair, material.texts, experiment)
+        # each worker in an order of its own, so that they seldom induce the same one and find the others' in the cache
+        for number, place in enumerate(np.random.default_rng(os.getpid()).permutation(len(able))):
+            found[able[place]] = self._lexicon(able[place], material.texts, experiment)
             tell(number + 1, len(able))
         found = {pair: found[pair] for pair in able}  # in their order, wherever the work began
         faults |= {pair: "its lexicon has no entry" for pair in able if not found[pair].entries}
