@@ -11,7 +11,9 @@ paired bootstrap over test rows, seeds averaged first. Nothing is chosen on test
 dev of the targets is marked, which is an oracle's choice and says so.
 
 Fine-tuning is the training loop of the product, `loop.fit`, in this process on a GPU and else in a process of its own
-for each run, whose largest resident memory is told. Runs that are done are kept beside the results and not repeated.
+for each run, whose largest resident memory is told. Probes share the features of texts, which are computed once and
+left out of their minutes. Runs that are done are kept in `--work` and not repeated; they may be of several machines,
+and the column of devices tells.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ import multiprocessing
 import os
 import resource
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from xlt_ray import collate, config, evaluate, frozen, loop, metrics, network, prepare, probe, techniques
+from xlt_ray import collate, config, evaluate, frozen, loop, metrics, network, prepare, techniques
 from xlt_ray.comparison import compare_seeds
 from xlt_ray.config import Experiment
 from xlt_ray.metrics import Predictions
@@ -39,6 +43,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
 Techniques = dict[str, dict[str, Any]]
 Runs = dict[int, dict[str, Any]]  # seed -> what a run left
+KNOWN: dict[str, np.ndarray] = {}  # features of texts, of the encoder that all probes share
 ARMS: dict[str, Techniques] = {
     "baseline": {},
     "centre": {"centre": {}},
@@ -85,7 +90,7 @@ def main() -> None:
         for seed in range(args.seeds):
             for name in arms:
                 experiment = _experiment(args, method, name, seed, targets)
-                folder = args.work / experiment.key()
+                folder = args.work / _key(experiment)
                 if (folder / "facts.json").is_file() or time.monotonic() - began < 60 * args.minutes:
                     found[name][seed] = _kept(experiment, folder, name)
         _print(method, found, {code: seen[code] for code in targets}, args)
@@ -117,6 +122,11 @@ def _kept(experiment: Experiment, folder: Path, name: str) -> dict[str, Any]:
     return facts | splits
 
 
+def _key(experiment: Experiment) -> str:
+    """Name a run by what decides its result, wherever the corpus lies."""
+    return experiment.model_copy(update={"corpus": experiment.corpus.model_copy(update={"path": "sib200"})}).key()
+
+
 def _experiment(args: argparse.Namespace, method: str, name: str, seed: int, targets: Sequence[str]) -> Experiment:
     training = {"method": method, "epochs": args.epochs, "batch_size": 16, "learning_rate": 5e-5, "average_last": 3}
     options = OPTIONS.get("lora", {}) if "lora" in ARMS[name] else OPTIONS.get(name, {})
@@ -144,24 +154,24 @@ def _run(experiment: Experiment, folder: str) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    began = time.monotonic()
     known = techniques.known_languages(experiment, prepared.corpus)
     net, tokenizer, _ = techniques.network(prepared.techniques, experiment, len(prepared.corpus.labels), known)
     net.to(device)
     tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    measured = {split: {code: prepared.corpus.table(split, code) for code in known} for split in ("dev", "test")}
+    began = time.monotonic()
     if experiment.training.method == "probe":
-        figures, precision = _probe(prepared, net, tokenize)
+        figures, precision, seconds, predictions = _probe(prepared, net, tokenize, measured)
     else:
         run = loop.Run(
             prepared.experiment, prepared.visible, net, tokenize, lambda row, save: None,
             techniques=prepared.techniques, material=prepared.material,
         )  # fmt: skip
         progress = loop.fit(run)
-        figures, precision = progress.facts, progress.precision
-    seconds = time.monotonic() - began
-    for split in ("dev", "test"):
-        tables = {code: prepared.corpus.table(split, code) for code in known}
-        metrics.save_predictions(Path(folder) / f"{split}.npz", evaluate.predict(net, tables, tokenize, precision))
+        figures, precision, seconds = progress.facts, progress.precision, time.monotonic() - began
+        predictions = {split: evaluate.predict(net, each, tokenize, precision) for split, each in measured.items()}
+    for split, each in predictions.items():
+        metrics.save_predictions(Path(folder) / f"{split}.npz", each)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * _resident()
     facts = {"minutes": seconds / 60, "gigabytes": memory / 2**30, "device": device.type, "precision": precision}
     (Path(folder) / "facts.json").write_text(json.dumps(facts | {"figures": figures}), encoding="utf-8")
@@ -171,23 +181,50 @@ def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
 
 
-def _probe(prepared: prepare.Prepared, net: Any, tokenize: collate.Tokenize) -> tuple[dict[str, float], str]:
+def _probe(
+    prepared: prepare.Prepared, net: Any, tokenize: collate.Tokenize, measured: Mapping[str, Mapping[str, pa.Table]]
+) -> tuple[dict[str, float], str, float, dict[str, dict[str, Predictions]]]:
+    """Fit a probe; gives its figures, the precision of features, seconds without these, and predictions by split."""
     precision = loop.choose_precision("auto", net)
     tables = frozen.training_tables(prepared)
-    found = evaluate.embed(net, {**tables, **frozen.texts(prepared)}, tokenize, precision)
-    figures = frozen.settle(prepared, net, found)
+    asked = {f"{split}/{code}": table for split, each in measured.items() for code, table in each.items()}
+    found = _features(net, {**asked, **tables, **frozen.texts(prepared)}, tokenize, precision)
     net.to("cpu")
+    began = time.monotonic()
+    figures = frozen.settle(prepared, net, found)
     fitted, _ = frozen.fit(prepared, net, tables, found)
-    probe.install(net, fitted)
-    net.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return figures, precision
+    seconds, predictions = time.monotonic() - began, {}
+    for split, each in measured.items():
+        moved = {code: frozen.transform(net, f"{split}/{code}", found[f"{split}/{code}"]) for code in each}
+        predictions[split] = {
+            code: Predictions(
+                gold=table["label"].to_numpy().astype(np.int64),
+                predicted=(moved[code] @ fitted.weight.T + fitted.bias).argmax(1),
+                ids=np.asarray(table["id"].to_pylist(), dtype=np.str_),
+            )
+            for code, table in each.items()
+        }
+    return figures, precision, seconds, predictions
+
+
+def _features(
+    net: Any, tables: Mapping[str, pa.Table], tokenize: collate.Tokenize, precision: str
+) -> dict[str, np.ndarray]:
+    """Embed what no earlier probe of this process has embedded."""
+    texts = {name: table["text"].to_pylist() for name, table in tables.items()}
+    new = sorted({text for each in texts.values() for text in each} - KNOWN.keys())
+    if new:
+        KNOWN.update(
+            zip(new, evaluate.embed(net, {"new": pa.table({"text": new})}, tokenize, precision)["new"], strict=True)
+        )
+    return {name: np.stack([KNOWN[text] for text in each]) for name, each in texts.items()}
 
 
 def _print(method: str, found: Mapping[str, Runs], seen: Mapping[str, bool], args: argparse.Namespace) -> None:
     groups = {"seen": [c for c in seen if seen[c]], "unseen": [c for c in seen if not seen[c]]}
     print(f"\n{method}: accuracy x 100 on test, mean over languages and seeds; difference from the baseline [95%]\n")
-    print("| arm | seeds | seen | unseen | seen, difference | unseen, difference | English | minutes | GB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| arm | seeds | seen | unseen | seen, difference | unseen, difference | English | minutes | GB | runs on |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     rows = []
     for name, each in found.items():
         base = [found["baseline"][seed] for seed in each if seed in found.get("baseline", {})]
@@ -196,10 +233,12 @@ def _print(method: str, found: Mapping[str, Runs], seen: Mapping[str, bool], arg
             continue
         means = {group: _mean(runs, "test", codes) for group, codes in groups.items()}
         against = {group: "" if name == "baseline" else _against(runs, base, codes) for group, codes in groups.items()}
-        cost = [float(np.median([one[key] for one in runs])) for key in ("minutes", "gigabytes")]
+        costly = [one for one in runs if one["device"] == "cpu"] or runs  # what a machine without a GPU takes, if known
+        cost = [float(np.median([one[key] for one in costly])) for key in ("minutes", "gigabytes")]
+        devices = ", ".join(f"{count} {device}" for device, count in Counter(one["device"] for one in runs).items())
         cells = [name, str(len(runs)), *(f"{means[group]:.1f}" for group in groups), *against.values()]
-        cells += [f"{_mean(runs, 'test', ['eng_Latn']):.1f}", f"{cost[0]:.2f}", f"{cost[1]:.1f}"]
-        rows.append([method, *cells, runs[0]["device"], f"{_mean(runs, 'dev', list(seen)):.1f}", _figures(runs)])
+        cells += [f"{_mean(runs, 'test', ['eng_Latn']):.1f}", f"{cost[0]:.2f}", f"{cost[1]:.1f}", devices]
+        rows.append([method, *cells, f"{_mean(runs, 'dev', list(seen)):.1f}", _figures(runs)])
         print("| " + " | ".join(cells) + " |", flush=True)
     pairs = {row[1]: float(row[-2]) for row in rows if " + " in row[1]}
     if pairs:
