@@ -193,17 +193,8 @@ def _probe(
     began = time.monotonic()
     figures = frozen.settle(prepared, net, found)
     fitted, _ = frozen.fit(prepared, net, tables, found)
-    seconds, predictions = time.monotonic() - began, {}
-    for split, each in measured.items():
-        moved = {code: frozen.transform(net, f"{split}/{code}", found[f"{split}/{code}"]) for code in each}
-        predictions[split] = {
-            code: Predictions(
-                gold=table["label"].to_numpy().astype(np.int64),
-                predicted=(moved[code] @ fitted.weight.T + fitted.bias).argmax(1),
-                ids=np.asarray(table["id"].to_pylist(), dtype=np.str_),
-            )
-            for code, table in each.items()
-        }
+    seconds = time.monotonic() - began
+    predictions = {split: frozen.predict(net, fitted, asked, found, split) for split in measured}
     return figures, precision, seconds, predictions
 
 

@@ -90,17 +90,27 @@ def fit(
 
     `net` is one whose techniques have settled; what they do to features is done here.
     """
-    moved = {name: transform(net, name, found[name]) for name in tables}
-    rows, dev = part(tables, moved, "train"), part(tables, moved, "dev")
+    rows, dev = (_moved(net, tables, found, split) for split in ("train", "dev"))
     training, classes = prepared.experiment.training, len(prepared.corpus.labels)
     fitted = probe.fit(*rows, *dev, classes, prepared.experiment.mixture, training.probe_strengths)
-    gold = part(tables, moved, "test")[1]
-    predictions = {
+    return fitted, predict(net, fitted, tables, found, "test")
+
+
+def predict(
+    net: Network, fitted: probe.Fit, tables: Mapping[str, pa.Table], found: Features, split: str
+) -> dict[str, Predictions]:
+    """Predict the rows of a split by language, of tables and features as `fit` takes them."""
+    features, gold = _moved(net, tables, found, split)
+    return {
         code: Predictions(
             gold=gold[code].astype(np.int64),
-            predicted=(moved[f"test/{code}"] @ fitted.weight.T + fitted.bias).argmax(1),
-            ids=np.asarray(tables[f"test/{code}"]["id"].to_pylist(), dtype=np.str_),
+            predicted=(features[code] @ fitted.weight.T + fitted.bias).argmax(1),
+            ids=np.asarray(tables[f"{split}/{code}"]["id"].to_pylist(), dtype=np.str_),
         )
         for code in gold
     }
-    return fitted, predictions
+
+
+def _moved(net: Network, tables: Mapping[str, pa.Table], found: Features, split: str) -> tuple[Features, Features]:
+    features, labels = part(tables, found, split)
+    return {code: transform(net, f"{split}/{code}", rows) for code, rows in features.items()}, labels
