@@ -398,13 +398,18 @@ def test_a_long_parameter_is_cut_with_a_note_and_kept_whole_beside_it(tmp_path: 
     assert Path(run.info.artifact_uri.removeprefix("file://"), "params", "prompt.txt").read_text() == "ab" * 4000
 
 
-def test_a_child_finds_its_parent_even_when_the_parent_comes_later(tmp_path: Path, uri: str) -> None:
+@pytest.mark.parametrize("over", [False, True])
+def test_a_child_is_below_a_parent_that_comes_later(tmp_path: Path, uri: str, over: bool) -> None:
+    """A delivery gives way to training, so that of a search can still be starting when a short run below it is over."""
     child = begin(tmp_path / "child", uri, "child", parent_key="search")
+    if over:
+        child.finish()
     Delivery(tmp_path / "child", uri).send()
-    begin(tmp_path / "parent", uri, "search")
+    parent = begin(tmp_path / "parent", uri, "search")
     Delivery(tmp_path / "parent", uri).send()
-    child.finish()
-    Delivery(tmp_path / "child", uri).send()
+    (parent if over else child).finish()
+    for name in ("child", "parent"):
+        Delivery(tmp_path / name, uri).send()
     known = {run.data.tags["xlt.run_key"]: run for run in runs(uri)}
     assert known["child"].data.tags["mlflow.parentRunId"] == known["search"].info.run_id
 

@@ -93,8 +93,9 @@ class Run:
             raise
 
     def end(self, status: str, time_ms: int | None = None) -> None:
-        """Set how and when the run ended."""
+        """Set how and when the run ended, and tie it to its parent and its children, whichever came first."""
         self._tag(self._parent())
+        self._adopt()
         self.client.set_terminated(self.id, status, time_ms)
 
     def _search(self, run_key: str) -> list[MlflowRun]:
@@ -123,10 +124,17 @@ class Run:
         return str(found.experiment_id)
 
     def _parent(self) -> dict[str, str]:
-        # asked more than once, because the parent may come to MLflow after its child
+        # asked at the begin and the end; a parent that comes to MLflow after both adopts, at its own end
         key = self.where["parent_key"]
         runs = self._search(key) if key else []
         return {"xlt.parent_key": key, **({"mlflow.parentRunId": runs[0].info.run_id} if runs else {})} if key else {}
+
+    def _adopt(self) -> None:
+        """Nest children that came to MLflow, and perhaps to their end, before this run was there for them to find."""
+        below = f"tags.`xlt.parent_key` = '{self.where['run_key']}'"
+        for child in self.client.search_runs([self.experiment], below, max_results=50_000):
+            if "mlflow.parentRunId" not in child.data.tags:
+                self.client.set_tag(child.info.run_id, "mlflow.parentRunId", self.id)
 
     def _tag(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
