@@ -104,7 +104,7 @@ def predict(
     return {
         code: Predictions(
             gold=gold[code].astype(np.int64),
-            predicted=(features[code] @ fitted.weight.T + fitted.bias).argmax(1),
+            predicted=fitted.predict(features[code]),
             ids=np.asarray(tables[f"{split}/{code}"]["id"].to_pylist(), dtype=np.str_),
         )
         for code in gold

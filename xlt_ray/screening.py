@@ -92,7 +92,7 @@ def predict(frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[s
     """Predict a split of some languages with a probe."""
     features, labels = frozen.part(split, languages)
     return {
-        code: Predictions(labels[code], (features[code] @ fitted.weight.T + fitted.bias).argmax(1), frozen.ids[name])
+        code: Predictions(labels[code], fitted.predict(features[code]), frozen.ids[name])
         for code in labels
         if (name := f"{split}/{code}")
     }
@@ -121,8 +121,7 @@ def predict_left_out(
             rest = fit(kept, experiment, (fitted.strength,), start=fitted)
         for code in others:
             here = part[code] == number
-            rows = frozen.features[f"train/{code}"][here]
-            found[code][here] = (rows @ rest.weight.T + rest.bias).argmax(1)
+            found[code][here] = rest.predict(frozen.features[f"train/{code}"][here])
     told = {code: found[code] >= 0 for code in others}
     return {
         code: Predictions(frozen.labels[name][told[code]], found[code][told[code]], frozen.ids[name][told[code]])
