@@ -192,7 +192,7 @@ def _probe(
     net.to("cpu")
     began = time.monotonic()
     figures = frozen.settle(prepared, net, found)
-    fitted, _ = frozen.fit(prepared, net, tables, found)
+    fitted = frozen.fit(prepared, net, tables, found)
     seconds = time.monotonic() - began
     predictions = {split: frozen.predict(net, fitted, asked, found, split) for split in measured}
     return figures, precision, seconds, predictions

@@ -199,7 +199,7 @@ def _probes(
         for name, table in tables.items():
             found[name] = features[name][pc.index_in(_keys(table), value_set=places[name]).to_numpy()]
         frozen.settle(scene, net, found)
-        _, predictions = frozen.fit(scene, net, {**tables, **test}, found)
+        predictions = frozen.predict(net, frozen.fit(scene, net, tables, found), test, found, "test")
         roles = {code: metrics.role(code, experiment.sources, scene.few_shot) for code in predictions}
         accuracy = {code: one.accuracy for code, one in predictions.items()}
         seen = {code: None if known is None else code in known for code in predictions}

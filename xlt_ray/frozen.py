@@ -76,31 +76,21 @@ def transform(net: Network, name: str, features: np.ndarray) -> np.ndarray:
         return net.transform(torch.from_numpy(np.asarray(features)), language).numpy()
 
 
-def part(tables: Mapping[str, pa.Table], found: Features, split: str) -> tuple[Features, Features]:
-    """Take a split as (features, labels) by language."""
-    named = {name.removeprefix(f"{split}/"): name for name in tables if name.startswith(f"{split}/")}
-    labels = {code: tables[name]["label"].to_numpy() for code, name in named.items()}
-    return {code: found[name] for code, name in named.items()}, labels
-
-
-def fit(
-    prepared: Prepared, net: Network, tables: Mapping[str, pa.Table], found: Features
-) -> tuple[probe.Fit, dict[str, Predictions]]:
-    """Fit a probe on features as the encoder gave them, by `split/language` as `tables` are, and predict those of test.
+def fit(prepared: Prepared, net: Network, tables: Mapping[str, pa.Table], found: Features) -> probe.Fit:
+    """Fit a probe on features as the encoder gave them, by `split/language` as `tables` are.
 
     `net` is one whose techniques have settled; what they do to features is done here.
     """
-    rows, dev = (_moved(net, tables, found, split) for split in ("train", "dev"))
+    rows, dev = (_part(net, tables, found, split) for split in ("train", "dev"))
     training, classes = prepared.experiment.training, len(prepared.corpus.labels)
-    fitted = probe.fit(*rows, *dev, classes, prepared.experiment.mixture, training.probe_strengths)
-    return fitted, predict(net, fitted, tables, found, "test")
+    return probe.fit(*rows, *dev, classes, prepared.experiment.mixture, training.probe_strengths)
 
 
 def predict(
     net: Network, fitted: probe.Fit, tables: Mapping[str, pa.Table], found: Features, split: str
 ) -> dict[str, Predictions]:
     """Predict the rows of a split by language, of tables and features as `fit` takes them."""
-    features, gold = _moved(net, tables, found, split)
+    features, gold = _part(net, tables, found, split)
     return {
         code: Predictions(
             gold=gold[code].astype(np.int64),
@@ -111,6 +101,8 @@ def predict(
     }
 
 
-def _moved(net: Network, tables: Mapping[str, pa.Table], found: Features, split: str) -> tuple[Features, Features]:
-    features, labels = part(tables, found, split)
-    return {code: transform(net, f"{split}/{code}", rows) for code, rows in features.items()}, labels
+def _part(net: Network, tables: Mapping[str, pa.Table], found: Features, split: str) -> tuple[Features, Features]:
+    """Take a split as (features as techniques leave them, labels) by language."""
+    named = {name.removeprefix(f"{split}/"): name for name in tables if name.startswith(f"{split}/")}
+    features = {code: transform(net, name, found[name]) for code, name in named.items()}
+    return features, {code: tables[name]["label"].to_numpy() for code, name in named.items()}
