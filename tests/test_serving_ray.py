@@ -261,7 +261,7 @@ def test_ctrl_c_answers_what_is_in_hand_and_leaves_nothing_behind(server: Runnin
         work.join()
     assert answers[0].status_code in (200, 503)
     with contextlib.suppress(subprocess.TimeoutExpired):  # then what it told shows where it hangs
-        server.process.wait(120)
+        server.process.wait(60)
     assert server.process.poll() == 0, server.told()
     assert "stopping" in server.told()
     until(lambda: not [one for one in server.family.values() if one.now()], "the end of what it started", 30)

@@ -124,7 +124,7 @@ class Run:
         return str(found.experiment_id)
 
     def _parent(self) -> dict[str, str]:
-        # asked at the begin and the end; a parent that comes to MLflow after both adopts, at its own end
+        # asked at the beginning and at the end; a parent that comes to MLflow after both adopts at its own end
         key = self.where["parent_key"]
         runs = self._search(key) if key else []
         return {"xlt.parent_key": key, **({"mlflow.parentRunId": runs[0].info.run_id} if runs else {})} if key else {}
