@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from xlt_ray.config import Experiment, build
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# A shell without job control starts `make test &` with SIGINT ignored, and what tests start would inherit that and be
+# deaf to the Ctrl-C that they send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LABELS = ("sport", "food", "travel")
 LANGUAGES = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
