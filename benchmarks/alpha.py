@@ -25,8 +25,8 @@ import ray
 from scipy import stats
 
 from xlt_ray import cluster, plots, run, screening, search, space
+from xlt_ray.frozen import Frozen, fit, predict
 from xlt_ray.prepare import prepare
-from xlt_ray.screening import Frozen
 from xlt_ray.space import Search
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -104,8 +104,8 @@ def _probe(frozen: Frozen, base: Any, alpha: float, draw: int, targets: Sequence
         labels={f"train/{code}": frozen.labels[f"train/{code}"][rows[code]] for code in pool},
     )
     mixture = base.mixture.model_copy(update={"alpha": alpha})
-    fitted = screening.fit(cut, base.model_copy(update={"mixture": mixture}), (0.01,))
-    predicted = screening.predict(frozen, fitted, "test", (*pool, *targets))
+    fitted = fit(cut, base.model_copy(update={"mixture": mixture}), (0.01,))
+    predicted = predict(frozen, fitted, "test", (*pool, *targets))
     return _groups({code: float((one.gold == one.predicted).mean()) for code, one in predicted.items()}, dealt, targets)
 
 

@@ -192,9 +192,12 @@ def _probe(
     net.to("cpu")
     began = time.monotonic()
     figures = frozen.settle(prepared, net, found)
-    fitted = frozen.fit(prepared, net, tables, found)
+    experiment, classes = prepared.experiment, len(prepared.corpus.labels)
+    taught = frozen.gathered(tables, found, classes, net)
+    fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
     seconds = time.monotonic() - began
-    predictions = {split: frozen.predict(net, fitted, asked, found, split) for split in measured}
+    features = frozen.gathered(asked, found, classes, net)
+    predictions = {split: frozen.predict(features, fitted, split) for split in measured}
     return figures, precision, seconds, predictions
 
 

@@ -52,7 +52,7 @@ def test_probes_are_those_of_single_runs_and_a_stopped_sweep_goes_on(
     kept, fit = [], few_shot_sweep.frozen.fit
 
     def stopped(*arguments: Any) -> Any:
-        kept.append(arguments[0].experiment.techniques)
+        kept.append(arguments[1].techniques)
         if len(kept) == 3:
             raise KeyboardInterrupt
         return fit(*arguments)

@@ -16,8 +16,9 @@ import ray
 from sklearn.linear_model import LogisticRegression
 
 from xlt_ray import space
+from xlt_ray.frozen import Frozen, fit, predict
 from xlt_ray.proposals import Proposals
-from xlt_ray.screening import FOLDS, Frozen, Screening, fit, predict, predict_left_out, try_mix
+from xlt_ray.screening import FOLDS, Screening, predict_left_out, try_mix
 from xlt_ray.selection import Judge, Tried
 from xlt_ray.space import Point, point_key
 
@@ -93,7 +94,7 @@ def test_a_mix_is_a_different_one_with_other_languages_or_weights(frozen: Frozen
 def test_a_left_out_language_is_measured_on_all_its_rows_none_seen_in_another_language(frozen: Frozen) -> None:
     point = {"sources": [ENG, DEU]}
     experiment = judge().search.experiment(point)
-    fitted = fit(frozen, experiment, (0.01,))
+    fitted = fit(frozen, experiment, (0.01,), experiment.sources)
     found = predict_left_out(frozen, experiment, fitted, POOL)
     assert set(found) == {SWH, HIN}
     for code, one in found.items():
@@ -120,7 +121,7 @@ def test_a_left_out_language_is_measured_on_all_its_rows_none_seen_in_another_la
 def test_rows_of_their_own_are_predicted_by_the_whole_fit(frozen: Frozen) -> None:
     apart = replace(frozen, ids={name: np.char.add(name, ids) for name, ids in frozen.ids.items()})
     experiment = judge().search.experiment({"sources": [ENG]})
-    fitted = fit(apart, experiment, (0.01,))
+    fitted = fit(apart, experiment, (0.01,), experiment.sources)
     found = predict_left_out(apart, experiment, fitted, POOL)
     usual = predict(apart, fitted, "train", [DEU, SWH, HIN])
     assert {code: one.predicted.tolist() for code, one in found.items()} == {

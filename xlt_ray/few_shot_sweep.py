@@ -187,8 +187,8 @@ def _probes(
             rows[name] = _distinct(table, rows.get(name))
     with cluster.ray_cluster(experiment), cluster.plain_errors():
         features, _ = train.features(experiment, {**rows, **test, **frozen.texts(prepared)}, on_event)
-    languages = techniques.known_languages(experiment, prepared.corpus)
-    net, tokenizer, _ = techniques.network(prepared.techniques, experiment, len(prepared.corpus.labels), languages)
+    languages, classes = techniques.known_languages(experiment, prepared.corpus), len(prepared.corpus.labels)
+    net, tokenizer, _ = techniques.network(prepared.techniques, experiment, classes, languages)
     known = encoders.seen_languages(net.encoder, tokenizer)
     places = {name: _keys(table).combine_chunks() for name, table in rows.items()}
     for number, setting in enumerate(missing):
@@ -199,7 +199,9 @@ def _probes(
         for name, table in tables.items():
             found[name] = features[name][pc.index_in(_keys(table), value_set=places[name]).to_numpy()]
         frozen.settle(scene, net, found)
-        predictions = frozen.predict(net, frozen.fit(scene, net, tables, found), test, found, "test")
+        taught = frozen.gathered(tables, found, classes, net)
+        fitted = frozen.fit(taught, scene.experiment, scene.experiment.training.probe_strengths)
+        predictions = frozen.predict(frozen.gathered(test, found, classes, net), fitted, "test")
         roles = {code: metrics.role(code, experiment.sources, scene.few_shot) for code in predictions}
         accuracy = {code: one.accuracy for code, one in predictions.items()}
         seen = {code: None if known is None else code in known for code in predictions}

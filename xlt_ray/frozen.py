@@ -5,19 +5,37 @@ Features are computed once, by `train.features`, and kept by content; what a tec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from xlt_ray import collate, probe, techniques
+from xlt_ray.config import Experiment
 from xlt_ray.metrics import Predictions
 from xlt_ray.network import Network
 from xlt_ray.prepare import Prepared
+from xlt_ray.probe import Features
 from xlt_ray.techniques import Tell
 
-Features = Mapping[str, np.ndarray]
+
+@dataclass(frozen=True)
+class Frozen:
+    """Features as techniques leave them, labels and ids, by `split/language`: (rows, width), (rows,) and (rows,)."""
+
+    features: Features
+    labels: Features
+    ids: Features
+    classes: int
+
+    def part(self, split: str, languages: Sequence[str] | None = None) -> tuple[Features, Features]:
+        """Take a split as (features, labels) by language: of all languages, or of those asked for that have it."""
+        if languages is None:
+            languages = [name.removeprefix(f"{split}/") for name in self.labels if name.startswith(f"{split}/")]
+        there = [code for code in languages if f"{split}/{code}" in self.labels]
+        return {c: self.features[f"{split}/{c}"] for c in there}, {c: self.labels[f"{split}/{c}"] for c in there}
 
 
 def training_tables(prepared: Prepared, tell: Tell = lambda done, total: None) -> dict[str, pa.Table]:
@@ -67,8 +85,20 @@ def settle(prepared: Prepared, net: Network, found: Features) -> dict[str, float
     )
 
 
-def transform(net: Network, name: str, features: np.ndarray) -> np.ndarray:
-    """Do to the features of a table, named `split/language`, what techniques ask for: (rows, width) float32."""
+def gathered(tables: Mapping[str, pa.Table], found: Features, classes: int, net: Network | None = None) -> Frozen:
+    """Put labels and ids of tables, by `split/language`, beside their features as the encoder gave them.
+
+    `net`, whose techniques have settled, does to the features what these ask for.
+    """
+    return Frozen(
+        {name: found[name] if net is None else _transformed(net, name, found[name]) for name in tables},
+        {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()},
+        {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()},
+        classes,
+    )
+
+
+def _transformed(net: Network, name: str, features: np.ndarray) -> np.ndarray:
     if not len(net.steps):
         return features
     language = torch.full((len(features),), net.index(name.split("/")[1]))
@@ -76,33 +106,24 @@ def transform(net: Network, name: str, features: np.ndarray) -> np.ndarray:
         return net.transform(torch.from_numpy(np.asarray(features)), language).numpy()
 
 
-def fit(prepared: Prepared, net: Network, tables: Mapping[str, pa.Table], found: Features) -> probe.Fit:
-    """Fit a probe on features as the encoder gave them, by `split/language` as `tables` are.
-
-    `net` is one whose techniques have settled; what they do to features is done here.
-    """
-    rows, dev = (_part(net, tables, found, split) for split in ("train", "dev"))
-    training, classes = prepared.experiment.training, len(prepared.corpus.labels)
-    return probe.fit(*rows, *dev, classes, prepared.experiment.mixture, training.probe_strengths)
+def fit(
+    frozen: Frozen,
+    experiment: Experiment,
+    strengths: tuple[float, ...],
+    languages: Sequence[str] | None = None,
+    start: probe.Fit | None = None,
+) -> probe.Fit:
+    """Fit a probe on an experiment's mix of all languages, or of some, without touching rows of others."""
+    train, dev = (frozen.part(split, languages) for split in ("train", "dev"))
+    return probe.fit(*train, *dev, frozen.classes, experiment.mixture, strengths, start)
 
 
 def predict(
-    net: Network, fitted: probe.Fit, tables: Mapping[str, pa.Table], found: Features, split: str
+    frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[str] | None = None
 ) -> dict[str, Predictions]:
-    """Predict the rows of a split by language, of tables and features as `fit` takes them."""
-    features, gold = _part(net, tables, found, split)
+    """Predict a split of all languages, or of some, with a probe."""
+    features, labels = frozen.part(split, languages)
     return {
-        code: Predictions(
-            gold=gold[code].astype(np.int64),
-            predicted=fitted.predict(features[code]),
-            ids=np.asarray(tables[f"{split}/{code}"]["id"].to_pylist(), dtype=np.str_),
-        )
-        for code in gold
+        code: Predictions(labels[code], fitted.predict(features[code]), frozen.ids[f"{split}/{code}"])
+        for code in labels
     }
-
-
-def _part(net: Network, tables: Mapping[str, pa.Table], found: Features, split: str) -> tuple[Features, Features]:
-    """Take a split as (features as techniques leave them, labels) by language."""
-    named = {name.removeprefix(f"{split}/"): name for name in tables if name.startswith(f"{split}/")}
-    features = {code: transform(net, name, found[name]) for code, name in named.items()}
-    return features, {code: tables[name]["label"].to_numpy() for code, name in named.items()}

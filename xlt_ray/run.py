@@ -156,19 +156,21 @@ def _probe(prepared: Prepared, outbox: Outbox, on_event: OnEvent) -> tuple[Model
     def tell(done: int, total: int) -> None:
         on_event({"stage": "prepare", "done": done, "total": total})
 
+    experiment, classes = prepared.experiment, len(prepared.corpus.labels)
     tables, test = frozen.training_tables(prepared, tell), frozen.test_tables(prepared)
-    found, _ = train.features(prepared.experiment, {**tables, **test, **frozen.texts(prepared)}, on_event)
+    found, _ = train.features(experiment, {**tables, **test, **frozen.texts(prepared)}, on_event)
     model = _network(prepared)
     facts = frozen.settle(prepared, model[0], found)
     outbox.metrics({f"techniques/{name}": value for name, value in facts.items()}, step=0)
     on_event({"stage": "fit"})
-    fitted = frozen.fit(prepared, model[0], tables, found)
+    taught = frozen.gathered(tables, found, classes, model[0])
+    fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
     probe.install(model[0], fitted)
     model[0].eval()
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
-    return model, frozen.predict(model[0], fitted, test, found, "test"), []
+    return model, frozen.predict(frozen.gathered(test, found, classes, model[0]), fitted, "test"), []
 
 
 def corpus_facts(prepared: Prepared) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import ray
 from xlt_ray import cluster, probe, techniques, train
 from xlt_ray.config import Experiment
 from xlt_ray.corpus import Corpus
-from xlt_ray.frozen import transform
+from xlt_ray.frozen import Frozen, fit, gathered, predict
 from xlt_ray.metrics import Predictions
 from xlt_ray.proposals import Proposal, Proposals
 from xlt_ray.selection import FIDELITIES, Fidelity, Judge, Tried
@@ -31,21 +31,6 @@ from xlt_ray.techniques import Material
 from xlt_ray.train import OnEvent
 
 FOLDS = 4  # of row ids, where languages left out have rows that the mix trains on in translation
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Features and labels of train and dev, by `split/language`: arrays (rows, width), (rows,) and (rows,)."""
-
-    features: Mapping[str, np.ndarray]
-    labels: Mapping[str, np.ndarray]
-    ids: Mapping[str, np.ndarray]
-    classes: int
-
-    def part(self, split: str, languages: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Take a split of some languages as (features, labels) by language, leaving out those that lack it."""
-        there = [code for code in languages if f"{split}/{code}" in self.labels]
-        return {c: self.features[f"{split}/{c}"] for c in there}, {c: self.labels[f"{split}/{c}"] for c in there}
 
 
 def embed(
@@ -68,34 +53,13 @@ def embed(
     moving = [(one, one.texts(material)) for one in techniques.build(experiment)] if texts else []
     wanted = {f"texts/{code}": table for _, asked in moving for code, table in asked.items()}
     known, _ = train.features(experiment, {**(also or {}), **wanted, **tables}, on_event)
-    found = {name: known[name] for name in tables}
+    net = None
     if wanted:
         settling = tuple(one for one, asked in moving if asked)
         net, _, _ = techniques.network(settling, experiment, len(corpus.labels), sorted(material.texts))
         # no language is named as trained on, so all are moved, as for any probe
         techniques.settle(settling, net, lambda asked: {code: known[f"texts/{code}"] for code in asked}, material)
-        found = {name: transform(net, name, features) for name, features in found.items()}
-    labels = {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()}
-    ids = {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()}
-    return Frozen(found, labels, ids, len(corpus.labels))
-
-
-def fit(
-    frozen: Frozen, experiment: Experiment, strengths: tuple[float, ...], start: probe.Fit | None = None
-) -> probe.Fit:
-    """Fit a probe on an experiment's mix, without touching rows of other languages."""
-    train_rows, dev_rows = (frozen.part(split, experiment.sources) for split in ("train", "dev"))
-    return probe.fit(*train_rows, *dev_rows, frozen.classes, experiment.mixture, strengths, start)
-
-
-def predict(frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[str]) -> dict[str, Predictions]:
-    """Predict a split of some languages with a probe."""
-    features, labels = frozen.part(split, languages)
-    return {
-        code: Predictions(labels[code], fitted.predict(features[code]), frozen.ids[name])
-        for code in labels
-        if (name := f"{split}/{code}")
-    }
+    return gathered(tables, known, len(corpus.labels), net)
 
 
 def predict_left_out(
@@ -118,7 +82,7 @@ def predict_left_out(
             kept = _without(frozen, {code: dealt[code] == number for code in experiment.sources})
             if len(np.unique(np.concatenate([kept.labels[f"train/{code}"] for code in experiment.sources]))) < 2:
                 continue  # too few rows to teach anything
-            rest = fit(kept, experiment, (fitted.strength,), start=fitted)
+            rest = fit(kept, experiment, (fitted.strength,), experiment.sources, start=fitted)
         for code in others:
             here = part[code] == number
             found[code][here] = rest.predict(frozen.features[f"train/{code}"][here])
@@ -154,9 +118,8 @@ def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False)
     """
     began = time.monotonic()
     experiment = judge.search.experiment(mix_of(point))
-    fitted = fit(frozen, experiment, judge.search.settings.screening.strengths)
-    codes = [name.removeprefix("dev/") for name in frozen.labels if name.startswith("dev/")]
-    predictions = predict(frozen, fitted, "dev", codes)
+    fitted = fit(frozen, experiment, judge.search.settings.screening.strengths, experiment.sources)
+    predictions = predict(frozen, fitted, "dev")
     if not dev_alone:
         predictions = _with_train(judge.search, frozen, experiment, fitted, predictions)
     accuracy = {code: one.accuracy for code, one in predictions.items()}
@@ -172,7 +135,7 @@ def left_out(search: Search, frozen: Frozen, code: str) -> dict[Fidelity, float]
     Empty where the language has no dev rows; without a probe's score where the search screens nothing.
     """
     experiment = search.experiment({"sources": [other for other in search.pool if other != code]})
-    fitted = fit(frozen, experiment, search.settings.screening.strengths)
+    fitted = fit(frozen, experiment, search.settings.screening.strengths, experiment.sources)
     predictions = predict(frozen, fitted, "dev", [code])
     found: dict[Fidelity, float] = {"fine_tune": predictions[code].accuracy} if predictions else {}
     if found and search.settings.screening.trials:
