@@ -13,6 +13,7 @@ from xlt_ray.config import build
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_lives_at_a_url(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     # `local://` is a file system of fsspec like any other here: only file:// and plain paths are taken as directories
     experiment = build(tiny_settings | {"storage": f"local://{tmp_path / 'bucket'}"})

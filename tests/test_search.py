@@ -226,6 +226,7 @@ def oracle(place: Place) -> Called:
     return tune(place.config("oracle", tracked=True, search=asked))
 
 
+@pytest.mark.long
 def test_a_search_by_target_labels_says_so_everywhere(oracle: Called, place: Place) -> None:
     assert "oracle" in oracle.table.splitlines()[0].lower()
     assert all("oracle" in line.lower() for line in oracle.table.splitlines() if line.startswith("Retrained"))
@@ -243,6 +244,7 @@ def test_a_search_by_target_labels_says_so_everywhere(oracle: Called, place: Pla
     assert "oracle_dev/objective" in top.data.metrics and "dev/objective" not in top.data.metrics
 
 
+@pytest.mark.long
 def test_a_random_search_tries_distinct_mixes(oracle: Called) -> None:
     points = {tuple(line["point"]["sources"]) for line in oracle.tuned().values()}
     assert len(points) == len(oracle.tuned()) == 4

@@ -240,6 +240,7 @@ def test_a_probe_computes_every_feature_once(
     assert embedded == [{"stage": "embed", "done": embedded[0]["total"], "total": embedded[0]["total"]}]
 
 
+@pytest.mark.long
 def test_a_worker_that_diverges_ends_the_run_with_its_own_words(data: Settings, tmp_path: Path) -> None:
     file = tmp_path / "diverges.yaml"
     file.write_text(yaml.safe_dump(data | {"storage": str(tmp_path / "runs")}))
@@ -267,6 +268,7 @@ def test_what_is_wrong_for_a_worker_alone_is_still_an_input_error(data: Settings
         run.run(build(changed), lose_it)
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_too_often_is_told_of_in_one_sentence(data: Settings, tmp_path: Path) -> None:
     def kill(event: train.Event) -> None:
         if event["stage"] == "load":
