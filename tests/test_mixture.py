@@ -171,3 +171,22 @@ def test_small_languages_repeat_whole_rounds_before_any_row_comes_again() -> Non
     draws = mixture.epoch({"a": 1000, "b": 7}, MixtureConfig(alpha=0, draws_per_epoch=42), 0, 0)
     assert Counter(rows_of(draws, "b")) == dict.fromkeys(range(7), 3)
     assert len(set(rows_of(draws, "a"))) == 21
+
+
+# labels
+
+
+def test_label_balance_of_one_gives_every_label_the_same_say_and_of_zero_changes_nothing() -> None:
+    labels = {"eng_Latn": np.repeat([0, 1, 2], [60, 30, 10]), "swh_Latn": np.repeat([0, 2], [9, 1])}
+    even = MixtureConfig(alpha=1, label_balance=1)
+    share = np.bincount(np.concatenate(list(labels.values())), minlength=4) / 110
+    say = mixture.label_weights(labels, 4, even) * share
+    assert say == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+    assert mixture.label_weights(labels, 4, even)[3] == 1  # a label that no row has
+    assert mixture.label_weights(labels, 4, MixtureConfig(alpha=1)).tolist() == [1, 1, 1, 1]
+
+
+def test_label_weights_follow_the_mixture_and_not_the_sizes() -> None:
+    labels = {"eng_Latn": np.zeros(900, dtype=int), "swh_Latn": np.ones(100, dtype=int)}
+    weights = mixture.label_weights(labels, 2, MixtureConfig(alpha=0, label_balance=1))
+    assert weights == pytest.approx([1, 1])  # alpha has evened out what they would have to

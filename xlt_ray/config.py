@@ -89,6 +89,9 @@ class MixtureConfig(Section):
     alpha: float = Field(0.3, ge=0, le=5, description="1 keeps the corpus sizes, 0 gives every language the same share")
     weights: Mapping[str, float] = Field({}, description="per language, default 1; 0 leaves a language out")
     draws_per_epoch: int | None = Field(None, ge=1, description="default: as many as the sources have rows")
+    label_balance: float = Field(
+        0.0, ge=0, le=1, description="weight of rows in the loss: 0 the same for all, 1 the same for every label"
+    )
 
     @field_validator("weights")
     @classmethod

@@ -26,6 +26,9 @@ class Feed:
         def tell(done: int, total: int) -> None:
             run.emit({"stage": "prepare", "done": done, "total": total})
 
+        known = {code: table["label"].to_numpy() for code, table in train.items()}
+        classes = run.network.head.out_features
+        self.weights = mixture.label_weights(known, classes, run.experiment.mixture) if known else np.ones(classes)
         changing = [one for one in run.techniques if one.changes_examples]
         self.examples = [one.prepare(run.material, tell) for one in changing if run.material is not None]
         self.joining = _joining(run)
@@ -45,7 +48,8 @@ class Feed:
             rows, _, others = self._rows(more, self.texts, there, None)
             encoded, language = encoded + rows, np.concatenate([language, others])
         labels = np.pad(labels, (0, len(there)))
-        weight = np.where(np.arange(len(encoded)) < len(own), 0.0 if idle else 1.0, 0.0).astype(np.float32)
+        labelled = np.arange(len(encoded)) < (0 if idle else len(own))
+        weight = np.where(labelled, self.weights[labels], 0.0).astype(np.float32)
         share = 0.0 if idle else len(positions) / (len(positions) + len(more))
         tokens = evaluate.token_budget(self.run.experiment.training.tokens_per_step, self.device)
         for group, batch in collate.budgeted(encoded, tokens, self.run.tokenize.tokenizer.pad_token_id):

@@ -94,6 +94,27 @@ def epoch(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: in
     return Draws(names, language[order], np.concatenate(rows)[order])
 
 
+def label_weights(labels: Mapping[str, np.ndarray], classes: int, config: MixtureConfig) -> np.ndarray:
+    """Weigh labels in the loss, (classes,) float32: w ~ frequency ** -label_balance, of mean 1 over the draws.
+
+    `labels[language]` are those of its rows, (rows,), and a label's frequency is that among the mixture's draws.
+    label_balance = 0 weighs every row alike; with 1 every label counts the same in sum, however rare (inverse
+    frequency, King and Zeng 2001, "Logistic regression in rare events data"). A label without rows has weight 1.
+
+    >>> label_weights({"eng_Latn": np.array([0, 0, 0, 0, 1])}, 2, MixtureConfig(label_balance=1)).tolist()
+    [0.625, 2.5]
+    """
+    if not config.label_balance:
+        return np.ones(classes, dtype=np.float32)
+    share = shares({code: len(rows) for code, rows in labels.items()}, config.alpha, config.weights)
+    counts = [share[code] * np.bincount(rows, minlength=classes) / max(len(rows), 1) for code, rows in labels.items()]
+    frequency = np.sum(counts, axis=0)
+    there = frequency > 0
+    weights = np.where(there, np.power(frequency, -config.label_balance, where=there, out=np.ones(classes)), 1.0)
+    weights[there] /= (weights * frequency)[there].sum()
+    return weights.astype(np.float32)
+
+
 def unlabelled(sizes: Mapping[str, int], alpha: float, rows: int, seed: int, step: int) -> Draws:
     """Draw the rows without labels that join update `step`, languages by p ~ rows ** alpha, independently each.
 

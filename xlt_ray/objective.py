@@ -12,8 +12,9 @@ from xlt_ray.network import Network
 class Objective(nn.Module):
     """Sum the losses of a batch's rows: cross-entropy by `weight`, terms of techniques by `share`.
 
-    `weight` is 1 for a labelled row and 0 for one that has no label or only keeps workers in step; `share` sums over an
-    update to its number of labelled rows, so that a term counts as much as the task whatever rows it is computed on.
+    `weight` is that of a labelled row's label, 1 on average over the mixture, and 0 for a row that has none or only
+    keeps workers in step; `share` sums over an update to its number of labelled rows, so that a term counts as much as
+    the task whatever rows it is computed on.
     """
 
     def __init__(self, network: Network, label_smoothing: float = 0.0) -> None:

@@ -86,8 +86,9 @@ def fit(
     """Fit a multinomial logistic regression on standardised source features, its L2 strength chosen on source dev.
 
     `train[language]` is (rows, width), `train_labels[language]` (rows,). Rows are weighted so that every language
-    counts by its share of the mixture, as draws do in fine-tuning. The strength with the best dev accuracy, the mean
-    over the sources, is taken; where several tie, as they do on some hundred dev rows, the one of least cross-entropy.
+    counts by its share of the mixture, as draws do in fine-tuning, and every label by `label_balance`. The strength
+    with the best dev accuracy, the mean over the sources, is taken; where several tie, as they do on some hundred dev
+    rows, the one of least cross-entropy.
     `start`, a fit of the same classes on similar rows, is where to begin: the optimum is the same, found sooner.
     Raises InputError where no source has dev rows and there is more than one strength to choose from.
     """
@@ -95,7 +96,7 @@ def fit(
         raise InputError(
             "training.probe_strengths: no source has dev rows to choose by; add dev rows or give one strength"
         )
-    x, y, weights = _stack(train, train_labels, mixture_config)
+    x, y, weights = _stack(train, train_labels, classes, mixture_config)
     centre, scale = x.mean(0), x.std(0) + 1e-6
     x = (x - centre) / scale
     dev_loss: dict[float, float] = {}
@@ -127,14 +128,17 @@ def install(network: Network, fitted: Fit) -> None:
         network.head.bias.copy_(torch.from_numpy(fitted.bias))
 
 
-def _stack(features: Features, labels: Features, config: MixtureConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _stack(
+    features: Features, labels: Features, classes: int, config: MixtureConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     sizes = {code: len(rows) for code, rows in labels.items()}
     share = mixture.shares(sizes, config.alpha, config.weights)
     used = [code for code in features if share[code] > 0]
     total = sum(sizes[code] for code in used)
     weights = np.concatenate([np.full(sizes[code], share[code] * total / sizes[code]) for code in used])
     x = np.concatenate([features[code] for code in used]).astype(np.float64)
-    return x, np.concatenate([labels[code] for code in used]), weights
+    y = np.concatenate([labels[code] for code in used])
+    return x, y, weights * mixture.label_weights(labels, classes, config)[y]
 
 
 def _regress(
