@@ -71,6 +71,9 @@ def _print_outcome(console: Any, found: Any) -> None:
             "little: who promotes often on one test set should renew it.",
             soft_wrap=True,
         )
+        if any(row.verdict == "unclear" for row in found.gate.rows):
+            far = f"{100 * found.gate.tolerance:g} points"
+            console.print(f"[yellow]unclear[/]: falls by more than {far}, which may be chance; --strict refuses it")
     for note in found.notes:
         console.print(f"note: {note}", soft_wrap=True)
     for reason in found.reasons:
@@ -82,8 +85,11 @@ def _print_outcome(console: Any, found: Any) -> None:
         return
     served, *others = found.artefact.precisions
     also = f", {', '.join(others)} on demand" if others else ""
-    console.print(f"artefact     {served}{also}; {_checked(found.artefact.checks)}", soft_wrap=True)
-    before = f", before version {found.previous.version}" if found.previous else ""
+    console.print(f"artefact     served in {served}{also}; {_checked(found.artefact.checks)}", soft_wrap=True)
+    if found.present == found.version.version:
+        console.print(f"{address} means version {found.present}, as it did", soft_wrap=True)
+        return
+    before = f" instead of version {found.present}" if found.present else ""
     console.print(f"{address} now means version {found.version.version}{before}", soft_wrap=True)
 
 
