@@ -150,25 +150,26 @@ def evaluate(
             if not alone:
                 console.print(report.table(scores, experiment))
         for code in codes:
-            console.print(_classes(scores, code))
+            console.print(*_classes(scores, code), sep="\n", soft_wrap=True)
         if out is not None:
             out.write_text(scores.to_json(), encoding="utf-8")
 
 
-def _classes(scores: Any, code: str) -> Any:
+def _classes(scores: Any, code: str) -> tuple[Any, Any]:
     from rich.table import Table
+    from rich.text import Text
 
     from xlt_ray import metrics
 
     one = scores.languages[code]
-    interval = f"\\[{100 * one.accuracy_low:.1f}, {100 * one.accuracy_high:.1f}]"
-    title = f"{code} ({one.role}): accuracy {100 * one.accuracy:.1f} {interval}, macro-F1 {100 * one.macro_f1:.1f}"
-    table = Table("label", "precision", "recall", "F1", "rows", title=title)
+    interval = f"[{100 * one.accuracy_low:.1f}, {100 * one.accuracy_high:.1f}]"
+    head = f"\n{code} ({one.role}): accuracy {100 * one.accuracy:.1f} {interval}, macro-F1 {100 * one.macro_f1:.1f}"
+    table = Table("label", "precision", "recall", "F1", "rows")
     for row in metrics.classification_report(one, scores.labels):
         table.add_row(
             row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"])
         )
-    return table
+    return Text(head), table
 
 
 @app.command()
