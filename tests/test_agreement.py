@@ -81,8 +81,8 @@ def test_what_chance_explains_does_not_count_in_a_group_of_any_size(rows: int, l
 )
 def test_other_labels_are_counted_by_what_chance_explains_too(rows: int, changed: int, passed: bool) -> None:
     gold = sized(a=rows)
-    both = [flipped("a", changed, gold), {"a": (gold["a"] + 2 * (np.arange(rows) < changed)) % 3}]  # wrong both times
-    found = agreement.compare(gold, *both, LANGUAGES)
+    after = {"a": (gold["a"] + 2 * (np.arange(rows) < changed)) % 3}  # wrong before and after
+    found = agreement.compare(gold, flipped("a", changed, gold), after, LANGUAGES)
     assert found["passed"] is passed and found["groups"]["all"]["change"] == 0
     line = f"{changed} of {rows} rows get another label, more than 0.5%"
     assert found["unclear" if passed else "reasons"] == [line]

@@ -117,7 +117,7 @@ def compare(
         figures = {"rows": len(was), "before": float(was.mean()), "after": float(now.mean())}
         change = figures["after"] - figures["before"]
         groups[name] = figures | {"change": change, "lost": int((was & ~now).sum()), "won": int((now & ~was).sum())}
-    texts, kept = groups["all"]["rows"], int(sum(one.sum() for one in same.values()))
+    texts, kept = sum(map(len, gold.values())), sum(int(one.sum()) for one in same.values())
     worst = min(same, key=lambda code: (same[code].mean(), code))
     distinct = {tuple(codes): name for name, codes in reversed(members.items())}  # those of the same languages are one
     looked_at = {name: one for name, one in groups.items() if name in distinct.values()}
