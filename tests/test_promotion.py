@@ -145,8 +145,8 @@ def test_a_better_run_is_promoted_under_each_alias_apart(home: Home) -> None:
     asked = ["promote", "models:/aliases/2", "--uri", home.uri, "--cache", str(home.cache)]
     done = CliRunner().invoke(cli.app, asked)
     assert done.exit_code == 0, done.output
-    assert "models:/aliases@champion now means version 2\n" in done.output
-    assert "float32 agrees on 100.00% of 180 texts" in done.output
+    assert "models:/aliases@champion means version 2, as it did\n" in done.output
+    assert "float32 agrees on 100.00% of 180 rows" in done.output
     tags = registry.resolve("models:/aliases/2", home.uri).tags
     assert (tags["xlt.promoted_from.champion"], tags["xlt.promoted_from.rival"]) == ("1", "1")
     gate = json.loads(tags["xlt.gate.champion"])
@@ -216,7 +216,12 @@ def test_a_champion_measured_on_other_rows_is_measured_anew(home: Home) -> None:
 
 def checked(int8: bool, float32: bool) -> Any:
     return lambda *arguments, **options: {
-        name: {"passed": passed, "agreement": 0.999 if passed else 0.97, "texts": 180}
+        name: {
+            "passed": passed,
+            "agreement": 0.999 if passed else 0.97,
+            "texts": 180,
+            "reasons": [] if passed else ["5 of 180 rows get another label, more than 0.5%"],
+        }
         for name, passed in (("int8", int8), ("float32", float32))
     }
 
@@ -228,14 +233,36 @@ def test_an_int8_that_does_not_agree_is_dropped_and_a_float32_refuses(
     monkeypatch.setattr(agreement, "check", checked(False, False))
     found = home.promote("good", "checks")
     assert not found.promoted and home.champion("checks") is None
-    assert found.reasons == ("float32 agrees with the original on 97.00% of 180 texts",)
+    why = "5 of 180 rows get another label, more than 0.5%"
+    assert found.reasons == (f"float32 is not the original: {why}",)
     assert "xlt.serving" not in registry.resolve("models:/checks/1", home.uri).tags
     monkeypatch.setattr(agreement, "check", checked(False, True))
     found = home.promote("good", "checks")
     assert found.promoted and found.artefact is not None and found.artefact.precisions == ("float32",)
-    assert "int8 agrees with the original on 97.00% of 180 texts: dropped, float32 is served" in found.notes
+    assert f"int8 is dropped and float32 served: {why}" in found.notes
+    tags = registry.resolve("models:/checks/1", home.uri).tags
+    agreed = "int8 agrees on 97.00% of 180 rows; float32 agrees on 99.90% of 180 rows"
+    assert tags["xlt.checked"] == f"{agreed}; int8 is dropped and float32 served: {why}"
     kept = fetch.fetch("models:/checks@champion", home.uri, cache=home.cache)
     assert not list(Path(kept.folder).glob("*int8*"))
+
+
+@pytest.mark.usefixtures("untried")
+def test_fewer_rows_are_said_to_be_fewer_and_do_not_count_as_all_of_them(home: Home) -> None:
+    asked = ["promote", str(home.folder / "good"), "--name", "sampled", "--cache", str(home.cache), "--rows", "10"]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    agreed = "float32 agrees on 100.00% of 40 rows drawn from 180 (95% interval from 91.2%)"
+    assert agreed in done.output and "models:/sampled@champion now means version 1\n" in done.output
+    tags = registry.resolve("models:/sampled/1", home.uri).tags
+    assert agreed in tags["xlt.checked"]
+    fewer = home.promote("good", "sampled", rows=5)
+    assert "its artefact was made and checked before" in fewer.notes
+    assert fewer.artefact is not None and fewer.artefact.checks["float32"]["texts"] == 40
+    whole = home.promote("good", "sampled")
+    assert whole.artefact is not None and whole.artefact.checks["float32"]["texts"] == 180
+    assert "its artefact was made and checked before" not in whole.notes
+    assert "its artefact was made and checked before" in home.promote("good", "sampled", rows=10).notes
 
 
 def test_what_does_not_load_is_never_promoted_not_even_by_force(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

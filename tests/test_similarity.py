@@ -145,7 +145,35 @@ def test_reasons_name_the_nearest_kin() -> None:
     sources, targets = ["swh_Latn"], ["zul_Latn", "sot_Latn", "bam_Latn", "ewe_Latn"]
     kin = [[typology.kinship("swh_Latn", target) for target in targets]]
     text = ranked(sources, targets, values(family=kin)).rows[0].reasons
-    assert text == "same family as 3 (East Bantu: Zulu, Southern Sotho)"
+    assert text == "same family as 3 (Atlantic-Congo; Bantu: Zulu, Southern Sotho)"
+
+
+@pytest.mark.parametrize(
+    ("source", "targets", "told"),
+    [
+        ("fra_Latn", ["ita_Latn", "deu_Latn", "swh_Latn"], "same family as 2 (Indo-European; Romance: Italian)"),
+        ("fra_Latn", ["deu_Latn", "hin_Deva"], "same family as 2 (Indo-European: German, Hindi)"),
+        ("spa_Latn", ["ron_Latn", "por_Latn"], "same family as 2 (Romance: Portuguese, Romanian)"),  # the nearest first
+        ("rus_Cyrl", ["lit_Latn", "ell_Grek"], "same family as 2 (Indo-European; Balto-Slavic: Lithuanian)"),
+        ("arb_Arab", ["amh_Ethi", "hau_Latn"], "same family as 2 (Afro-Asiatic; Semitic: Amharic)"),
+        ("tur_Latn", ["kaz_Cyrl", "azj_Latn"], "same family as 2 (Turkic; Oghuz: Azerbaijani)"),
+        ("tam_Taml", ["tel_Telu"], "same family as 1 (Dravidian: Telugu)"),
+        ("fin_Latn", ["hun_Latn"], "same family as 1 (Uralic: Hungarian)"),
+        ("jpn_Jpan", ["kor_Hang"], "same family as none"),
+    ],
+)
+def test_kin_are_named_by_a_family_or_branch_that_people_know(source: str, targets: list[str], told: str) -> None:
+    kin = [[typology.kinship(source, target) for target in targets]]
+    assert ranked([source], targets, values(family=kin)).rows[0].reasons == told
+
+
+def test_branches_are_those_of_the_tree() -> None:
+    known = {
+        "fra_Latn": "Romance", "deu_Latn": "Germanic", "rus_Cyrl": "Slavic", "hin_Deva": "Indo-Aryan",
+        "pes_Arab": "Iranian", "cym_Latn": "Celtic", "hye_Armn": "Armenian", "swh_Latn": "Bantu", "tha_Thai": "Tai",
+        "lvs_Latn": "Baltic", "khk_Cyrl": "Mongolic", "kaz_Cyrl": "Kipchak", "eus_Latn": "Basque",
+    }  # fmt: skip
+    assert {code: typology.branch(typology.lineage(code)) for code in known} == known
 
 
 @given(

@@ -122,37 +122,54 @@ def evaluate(
     config: Annotated[str | None, typer.Option(help="YAML with another corpus; default: the bundle's own")] = None,
     overrides: Overrides = None,
     by_class: Annotated[
-        list[str] | None, typer.Option("--report", help="language whose per-class table to print")
+        list[str] | None, typer.Option("--report", help="language whose per-class table alone to print")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="write the scores as JSON")] = None,
+    out: Annotated[Path | None, typer.Option(help="measure all languages and write the scores as JSON")] = None,
 ) -> None:
-    """Measure a bundle on the test split of a corpus, language by language."""
+    """Measure a bundle on the test split of a corpus, language by language.
+
+    With --report alone the answer is what the bundle's own run measured, where the bundle holds that.
+    """
     with _told():
         from rich.console import Console
 
         from xlt_ray import config as configuration
-        from xlt_ray import fetch, measure, metrics, progress, report
+        from xlt_ray import fetch, measure, progress, report
 
-        console = Console(highlight=False)
+        console, bundle = Console(highlight=False), fetch.bundle_in(folder)
         codes = [configuration.languages.resolve(code) for code in by_class or ()]
-        with progress.shown(console) as on_event:
-            scores, experiment = measure.measure(fetch.bundle_in(folder), config, overrides or [], on_event, codes)
-        console.print(report.table(scores, experiment))
+        alone = bool(codes) and out is None
+        scores = measure.kept(bundle, codes) if alone and config is None and not overrides else None
+        if scores is not None:
+            console.print(
+                f"as the finished run measured it; `xlt evaluate {folder}` measures the bundle again", soft_wrap=True
+            )
+        else:
+            with progress.shown(console) as on_event:
+                scores, experiment = measure.measure(bundle, config, overrides or [], on_event, codes, alone)
+            if not alone:
+                console.print(report.table(scores, experiment))
         for code in codes:
-            console.print(_classes(scores, code, metrics))
+            console.print(*_classes(scores, code), sep="\n", soft_wrap=True)
         if out is not None:
             out.write_text(scores.to_json(), encoding="utf-8")
 
 
-def _classes(scores: Any, code: str, metrics: Any) -> Any:
+def _classes(scores: Any, code: str) -> tuple[Any, Any]:
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("label", "precision", "recall", "F1", "rows", title=code)
-    for row in metrics.classification_report(scores.languages[code], scores.labels):
+    from xlt_ray import metrics
+
+    one = scores.languages[code]
+    interval = f"[{100 * one.accuracy_low:.1f}, {100 * one.accuracy_high:.1f}]"
+    head = f"\n{code} ({one.role}): accuracy {100 * one.accuracy:.1f} {interval}, macro-F1 {100 * one.macro_f1:.1f}"
+    table = Table("label", "precision", "recall", "F1", "rows")
+    for row in metrics.classification_report(one, scores.labels):
         table.add_row(
             row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"])
         )
-    return table
+    return Text(head), table
 
 
 @app.command()

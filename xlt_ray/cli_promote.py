@@ -30,6 +30,9 @@ def register(app: typer.Typer, told: Told) -> None:
         texts: Annotated[
             Path | None, typer.Option(help="texts, one a line, to check the artefact on where the corpus is gone")
         ] = None,
+        rows: Annotated[
+            int | None, typer.Option(min=1, help="test rows a language to check the artefact on; default: all")
+        ] = None,
         uri: Annotated[
             str | None,
             typer.Option(help="tracking server; default: the run's own. Another is sent all of the run first"),
@@ -47,7 +50,7 @@ def register(app: typer.Typer, told: Told) -> None:
             with progress.shown(console) as on_event:
                 found = promotion.promote(
                     run, alias, name=name, uri=uri, served=served, tolerance=tolerance / 100, strict=strict,
-                    force=force, texts=texts, cache=cache, on_event=on_event,
+                    force=force, texts=texts, cache=cache, rows=rows, on_event=on_event,
                 )  # fmt: skip
             _print_outcome(console, found)
             if not found.promoted:
@@ -57,15 +60,20 @@ def register(app: typer.Typer, told: Told) -> None:
 def _print_outcome(console: Any, found: Any) -> None:
     if found.gate is not None:
         console.print(_table(found.gate, found.previous, found.version))
+        unclear = "  [yellow]unclear[/]: chance explains so small a fall" if found.gate.unclear else ""
         console.print(
             f"\nmean over the served languages  {100 * found.gate.difference:+.2f} points "
-            f"[{100 * found.gate.low:.2f}, {100 * found.gate.high:.2f}]"
+            f"\\[{100 * found.gate.low:z.2f}, {100 * found.gate.high:z.2f}]{unclear}",
+            soft_wrap=True,
         )
         console.print(
             "The test rows were asked once, after all other choices. Each promotion that they decide wears them out a "
             "little: who promotes often on one test set should renew it.",
             soft_wrap=True,
         )
+        if any(row.verdict == "unclear" for row in found.gate.rows):
+            far = f"{100 * found.gate.tolerance:g} points"
+            console.print(f"[yellow]unclear[/]: falls by more than {far}, which may be chance; --strict refuses it")
     for note in found.notes:
         console.print(f"note: {note}", soft_wrap=True)
     for reason in found.reasons:
@@ -77,14 +85,18 @@ def _print_outcome(console: Any, found: Any) -> None:
         return
     served, *others = found.artefact.precisions
     also = f", {', '.join(others)} on demand" if others else ""
-    console.print(f"artefact     {served}{also}; {_checked(found.artefact.checks)}", soft_wrap=True)
-    before = f", before version {found.previous.version}" if found.previous else ""
+    console.print(f"artefact     served in {served}{also}; {_checked(found.artefact.checks)}", soft_wrap=True)
+    if found.present == found.version.version:
+        console.print(f"{address} means version {found.present}, as it did", soft_wrap=True)
+        return
+    before = f" instead of version {found.present}" if found.present else ""
     console.print(f"{address} now means version {found.version.version}{before}", soft_wrap=True)
 
 
 def _checked(checks: Any) -> str:
-    told = [f"{name} agrees on {100 * one['agreement']:.2f}% of {one['texts']} texts" for name, one in checks.items()]
-    return ", ".join(told) or "not checked"
+    from xlt_ray.serving_artefact import agrees
+
+    return ", ".join(agrees(name, one) for name, one in checks.items()) or "not checked"
 
 
 def _table(gate: Any, champion: Any, candidate: Any) -> Any:

@@ -1,9 +1,11 @@
 """Decide whether a candidate may take the champion's place: paired on the same test rows, language by language.
 
-The mean over the served languages must not fall, and no served language may fall by more than the tolerance. With a
-hundred test rows a language and dozens of languages, some of two equally good models' languages differ by five points
-by luck alone. So a language counts against the candidate only if its fall exceeds the tolerance *and* is more than
-chance among all the languages looked at; a fall that may be chance is marked `unclear` and refuses only when asked to.
+No served language may fall by more than the tolerance, and the mean over them not by more than `MEAN`. With a hundred
+test rows a language and dozens of languages, some of two equally good models' languages differ by five points by luck
+alone, and every second of their means is below the other by some. So a language counts against the candidate only if
+its fall exceeds the tolerance *and* is more than chance among all the languages looked at. The mean is held tighter, as
+small falls add up from promotion to promotion: it may fall by `MEAN` at most, and not even that if it is more than
+chance. A fall that may be chance is marked `unclear` and refuses only when asked to.
 
 The test rows speak once, after all other choices were made. Each promotion that they decide makes them a little more
 like dev rows: who promotes often on one test set should renew it.
@@ -12,7 +14,7 @@ like dev rows: who promotes often on one test set should renew it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ from xlt_ray.comparison import pair, resampled_means
 from xlt_ray.config import InputError
 from xlt_ray.metrics import Predictions
 
+MEAN = 0.002  # that the mean may fall by, where chance explains it; a tenth of the tolerance where that is less
 ALPHA = 0.05  # chance that any language at all of an equally good candidate is called fallen
 Verdict = Literal["holds", "unclear", "falls", "lost", "new"]
 
@@ -46,7 +49,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the comparison found: `difference` is that of the mean over the languages both were measured in."""
+    """What the comparison found: `difference` is that of the mean over the languages both were measured in.
+
+    `low` and `high` bound its 95% interval.
+    """
 
     rows: tuple[Row, ...]
     difference: float
@@ -55,6 +61,16 @@ class Gate:
     tolerance: float
     strict: bool
     reasons: tuple[str, ...]  # why the candidate is refused; empty when it passes
+
+    @property
+    def allowed(self) -> float:
+        """By how much the mean may fall where chance explains it."""
+        return min(MEAN, self.tolerance / 10)
+
+    @property
+    def unclear(self) -> bool:
+        """Whether the mean falls, by as little as it may and no more than chance explains."""
+        return -self.allowed - 1e-9 <= self.difference < -1e-9 and self.high >= -1e-9
 
     @property
     def passed(self) -> bool:
@@ -75,12 +91,13 @@ def judge(
     """Compare two models on the rows both predicted; `labels` are the candidate's and the champion's.
 
     `served` are the languages that matter, by default all that the champion was measured in. `tolerance` is a fraction:
-    0 lets no significant fall pass, 1 looks at the mean alone. A fall is tested one-sided by a paired bootstrap of
-    studentised differences: the largest over all languages, each shifted to have no effect, is what a language's own is
-    held against, from the largest down (Westfall and Young 1993, "Resampling-based multiple testing"; Romano and Wolf
-    2005, "Stepwise multiple testing as formalized data snooping", algorithm 4.1). So the chance that any language of an
-    equally good candidate is called fallen is `ALPHA` at most. Ids that languages share are drawn jointly. An interval
-    of a language where both models answer alike is a point, which says little where rows are few.
+    0 lets no significant fall pass and the mean not fall at all, 1 looks at the mean alone. A fall is tested one-sided
+    by a paired bootstrap of studentised differences: the largest over all languages, each shifted to have no effect, is
+    what a language's own is held against, from the largest down (Westfall and Young 1993, "Resampling-based multiple
+    testing"; Romano and Wolf 2005, "Stepwise multiple testing as formalized data snooping", algorithm 4.1). So the
+    chance that any language of an equally good candidate is called fallen is `ALPHA` at most. Ids that languages share
+    are drawn jointly. An interval of a language where both models answer alike is a point, which says little where rows
+    are few.
 
     Raises InputError where labels differ, gold labels differ, or no language can be compared.
     """
@@ -109,8 +126,8 @@ def judge(
             rows.append(_alone(code, candidate.get(code), champion.get(code)))
     difference = float(np.mean([gain.mean() for gain in gains.values()]))
     low, high = np.nanquantile(bootstrap.mean(np.stack(list(draws.values()))), bootstrap.TAILS).tolist()
-    reasons = tuple(_reasons(rows, difference, tolerance, strict))
-    return Gate(tuple(rows), difference, low, high, tolerance, strict, reasons)
+    found = Gate(tuple(rows), difference, low, high, tolerance, strict, ())
+    return replace(found, reasons=tuple(_reasons(found)))
 
 
 def _same(candidate: Sequence[str], champion: Sequence[str]) -> None:
@@ -164,17 +181,22 @@ def _alone(code: str, candidate: Predictions | None, champion: Predictions | Non
     return Row(code, rows, there[0], there[1], None, None, None, None, "lost" if lost else "new")
 
 
-def _reasons(rows: Sequence[Row], difference: float, tolerance: float, strict: bool) -> list[str]:
+def _reasons(found: Gate) -> list[str]:
     reasons = []
-    if difference < -1e-9:
-        reasons.append(f"the mean over the served languages falls by {-100 * difference:.2f} points")
-    for row in rows:
+    chance = ", which may be chance, but --strict"
+    if found.difference < -1e-9 and (found.strict or not found.unclear):
+        interval = f"[{100 * found.low:z.2f}, {100 * found.high:z.2f}]"
+        why = chance if found.unclear else f"; {100 * found.allowed:g} at most is let pass, where chance explains it"
+        reasons.append(
+            f"the mean over the served languages falls by {-100 * found.difference:.2f} points {interval}{why}"
+        )
+    for row in found.rows:
         if row.verdict == "lost":
             why = "the candidate was not measured in it" if row.candidate is None else "no test row in common"
             reasons.append(f"{row.code}: served, but {why}")
-        elif row.difference is not None and (row.verdict == "falls" or row.verdict == "unclear" and strict):
-            sure = "" if row.verdict == "falls" else ", which may be chance, but --strict"
+        elif row.difference is not None and (row.verdict == "falls" or row.verdict == "unclear" and found.strict):
             reasons.append(
-                f"{row.code}: falls by {-100 * row.difference:.1f} points, more than {100 * tolerance:g}{sure}"
+                f"{row.code}: falls by {-100 * row.difference:.1f} points, more than {100 * found.tolerance:g}"
+                f"{'' if row.verdict == 'falls' else chance}"
             )
     return reasons

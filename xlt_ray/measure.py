@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,44 @@ from xlt_ray.prepare import absolute, load_corpus
 from xlt_ray.train import OnEvent
 
 
+def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
+    """Give what a bundle's run measured on its own corpus, None where that is not known to be what it answers now.
+
+    That is a bundle saved without scores, or one whose techniques know languages: `xlt adapt` may have changed those
+    since. Raises InputError where the bundle is damaged or a `wanted` language was not measured.
+    """
+    content = bundle.verify(folder)
+    if content.get("steps") or "scores.json" not in content["sha256"]:
+        return None
+    scores = _scores(folder)
+    _refuse_unmeasured(wanted, scores.languages)
+    return scores
+
+
 def measure(
-    folder: Path, other: str | None, overrides: Sequence[str], on_event: OnEvent, wanted: Sequence[str] = ()
+    folder: Path,
+    other: str | None,
+    overrides: Sequence[str],
+    on_event: OnEvent,
+    wanted: Sequence[str] = (),
+    alone: bool = False,
 ) -> tuple[Scores, Experiment]:
     """Predict and score every measured language of the bundle's corpus, or of the one in the configuration `other`.
 
-    The corpus must have the bundle's labels; InputError names those it lacks or adds, and `wanted` languages that would
-    not be measured.
+    With `alone` only the `wanted` languages are measured. The corpus must have the bundle's labels; InputError names
+    those it lacks or adds, and wanted languages that would not be measured.
     """
     on_event({"stage": "check"})
     model = bundle.load(folder)
     data = config.load(other).model_dump(mode="json") if other else model.experiment.model_dump(mode="json")
     experiment, tables = rows(model, config.build(data, overrides, place=other or str(folder)), wanted)
+    tables = {code: table for code, table in tables.items() if not alone or code in wanted}
     predictions = predict(model, experiment, tables, on_event)
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
+    few_shot = [code for code, one in model.scores.languages.items() if one.role == "few-shot"] if model.scores else []
     sources, settings = model.experiment.sources, experiment.evaluation
-    return metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed), experiment
+    scores = metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed, few_shot)
+    return scores, experiment
 
 
 def rows(
@@ -48,11 +70,15 @@ def rows(
     """
     experiment, corpus = corpus_for(model, experiment)
     measured = corpus.measured(model.experiment.sources if sources is None else sources, experiment.targets)
-    if missing := [code for code in wanted if code not in measured]:
-        raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(measured))}")
+    _refuse_unmeasured(wanted, measured)
     test = corpus.for_testing()
     soundness.check(test, (), experiment.targets)
     return experiment, {code: test.table("test", code) for code in measured}
+
+
+def _refuse_unmeasured(wanted: Sequence[str], measured: Collection[str]) -> None:
+    if missing := [code for code in wanted if code not in measured]:
+        raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(measured))}")
 
 
 def corpus_for(model: Bundle, experiment: Experiment) -> tuple[Experiment, Corpus]:

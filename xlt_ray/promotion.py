@@ -61,6 +61,7 @@ def promote(
     force: bool = False,
     texts: Path | None = None,
     cache: Path | None = None,
+    rows: int | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> Outcome:
     """Register a run's model where needed, hold it against the alias's present version, and move the alias to it.
@@ -68,7 +69,8 @@ def promote(
     `run` is the folder of a finished run or models:/NAME/VERSION; `served` are the languages that matter, by default
     all that the present version was measured in; `tolerance` is a fraction. With `force` reasons against are recorded
     and overruled, but for one: a model that does not load and answer is never promoted. `texts` is a file of one text
-    a line to check the artefact on where the run's corpus is out of reach. Refused: `promoted` is False and the alias
+    a line to check the artefact on where the run's corpus is out of reach; with `rows` at most so many rows of each
+    language are compared for that, which is recorded. Refused: `promoted` is False and the alias
     is where it was. Raises InputError for what cannot be meant, RegistryError where MLflow fails.
     """
     if not ALIAS.fullmatch(alias):
@@ -88,7 +90,7 @@ def promote(
     if reasons and not force:
         return outcome
     folder = None if run.startswith("models:") else Path(run) / "bundle"
-    made = serving_artefact.make(candidate, folder, texts, force, cache, on_event)
+    made = serving_artefact.make(candidate, folder, texts, force, cache, on_event, rows)
     reasons += made.reasons
     outcome = replace(outcome, artefact=made, reasons=tuple(reasons), notes=(*note, *made.notes))
     if not made.answers or (reasons and not force):

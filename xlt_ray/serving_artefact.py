@@ -18,6 +18,7 @@ from xlt_ray.registry import Version
 
 OnEvent = Callable[[dict[str, Any]], None]
 Question = tuple[str, str | None]  # a text, and its pair
+CHECKED = "xlt.checked"  # tag of a version: what its artefact was checked on, and what came of it
 TEXTS = 10_000_000  # bytes of a file of texts that are looked at
 ASK = """
 import json, sys
@@ -50,12 +51,15 @@ def make(
     force: bool = False,
     cache: Path | None = None,
     on_event: OnEvent = lambda event: None,
+    rows: int | None = None,
 ) -> Made:
     """Make, check, log and try a version's artefact; one that was made and passed before is only tried.
 
     `bundle` is the version's folder if it is at hand. Networks are checked on the test rows of the bundle's corpus,
-    else on the `texts` of a file; InputError says so where there are neither, unless with `force`. An int8 network that
-    does not agree is dropped; where float32 does not, nothing is logged unless with `force`.
+    else on the `texts` of a file; InputError says so where there are neither, unless with `force`. With `rows` at most
+    so many of each language are compared, and what passed on fewer rows than are asked for now is made and checked
+    again. An int8 network that does not agree is dropped; where float32 does not, nothing is logged unless with
+    `force`.
     """
     from xlt_ray import bundle as bundles
 
@@ -73,16 +77,17 @@ def make(
         notes.append(f"the artefact is not checked against the original: {error}")
     question, expected = _question(model, tables)
     del model  # half a gigabyte, and export loads its own
-    made = _earlier(version)
+    made = _earlier(version, sum(min(table.num_rows, rows or table.num_rows) for table in tables.values()))
     with tempfile.TemporaryDirectory() as scratch:
         if made is None:
-            made = _export(bundle, Path(scratch) / "artefact", tables, unlabelled, on_event)
+            made = _export(bundle, Path(scratch) / "artefact", tables, unlabelled, on_event, rows)
             if made.reasons and not force:
                 return replace(made, notes=(*notes, *made.notes))
             on_event({"stage": "upload"})
             place = f"serving/{artefact.read(Path(scratch) / 'artefact').digest}"
             registry.upload(version, Path(scratch) / "artefact", place)
-            registry.tag(version, {registry.SERVING: place})
+            told = [agrees(name, one) for name, one in made.checks.items()]
+            registry.tag(version, {CHECKED: "; ".join([*told, *made.notes, *made.reasons]), registry.SERVING: place})
         on_event({"stage": "ask"})
         why = trial(version, question, expected, cache, Path(scratch))
     if why:
@@ -168,21 +173,26 @@ def _question(model: Any, tables: Mapping[str, Any]) -> tuple[Question, str]:
     return (texts[best], pairs[best] if pairs else None), model.labels[int(found[best].argmax())]
 
 
-def _earlier(version: Version) -> Made | None:
-    """Give what was made of this version before, if it passed its checks."""
+def _earlier(version: Version, wanted: int) -> Made | None:
+    """Give what was made of this version before, if it passed its checks on all rows or on as many as are wanted."""
     content = registry.listing(version, "serving")
     if content is None:
         return None
     try:
         card = json.loads(content)
         precisions, checks = tuple(card["precisions"]), card["checks"]
-        passed = bool(precisions) and all(checks[one]["passed"] is True for one in precisions)
-    except (ValueError, KeyError, TypeError):
+        kept = [checks[one] for one in precisions]
+        enough = all(one["texts"] >= min(one.get("of", 0), wanted) for one in kept)
+        passed = bool(kept) and enough and all(one["passed"] is True for one in kept)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Made(precisions, checks, (), ("the artefact was made and checked before",), False) if passed else None
+    notes = ("its artefact was made and checked before", *_notes(checks, precisions)) if passed else ()
+    return Made(precisions, checks, (), notes, False) if passed else None
 
 
-def _export(bundle: Path, out: Path, tables: Mapping[str, Any], texts: Sequence[str], on_event: OnEvent) -> Made:
+def _export(
+    bundle: Path, out: Path, tables: Mapping[str, Any], texts: Sequence[str], on_event: OnEvent, rows: int | None
+) -> Made:
     """Export in both precisions, check both and drop an int8 that does not agree."""
     from xlt_ray import agreement, export
 
@@ -193,20 +203,38 @@ def _export(bundle: Path, out: Path, tables: Mapping[str, Any], texts: Sequence[
         return Made(made.precisions, {}, ("the artefact was not checked against the original",), (), False)
     on_event({"stage": "agree"})
     checks = agreement.check(
-        bundle, out, tables, lambda done, total: on_event({"stage": "agree", "done": done, "total": total})
+        bundle, out, tables, lambda done, total: on_event({"stage": "agree", "done": done, "total": total}), rows
     )
     made = artefact.record(out, checks)
-    notes: list[str] = []
-    reasons: list[str] = []
-    for one in made.precisions:
-        found = checks[one]
-        if not found["passed"]:
-            text = f"{one} agrees with the original on {100 * found['agreement']:.2f}% of {found['texts']} texts"
-            (reasons if one == "float32" else notes).append(text)
-    if notes:
-        notes = [f"{notes[0]}: dropped, float32 is served"]
+    if not checks["int8"]["passed"]:
         made = _drop(made, "int8")
-    return Made(made.precisions, made.checks, tuple(reasons), tuple(notes), False)
+    reasons = tuple(f"float32 is not the original: {one}" for one in checks["float32"]["reasons"])
+    return Made(made.precisions, made.checks, reasons, _notes(checks, made.precisions), False)
+
+
+def _notes(checks: Mapping[str, Any], precisions: Sequence[str]) -> tuple[str, ...]:
+    """Say which precisions were dropped and why, and what in the others only chance explains."""
+    notes = []
+    for name, one in checks.items():
+        if name not in precisions:
+            notes.append(f"{name} is dropped and float32 served: {'; '.join(one.get('reasons', [])) or 'disagrees'}")
+        elif one.get("passed") and one.get("unclear"):
+            notes.append(f"{name} passes, as chance explains this: {'; '.join(one['unclear'])}")
+    return tuple(notes)
+
+
+def agrees(name: str, found: Mapping[str, Any]) -> str:
+    """Say in a line how far a precision agrees with the original, and on how many rows of how many that was looked at.
+
+    >>> agrees("int8", {"agreement": 0.999, "low": 0.9944, "texts": 1000, "of": 1000})
+    'int8 agrees on 99.90% of 1000 rows'
+    >>> agrees("int8", {"agreement": 0.999, "low": 0.9944, "texts": 1000, "of": 14319})
+    'int8 agrees on 99.90% of 1000 rows drawn from 14319 (95% interval from 99.4%)'
+    """
+    text = f"{name} agrees on {100 * found['agreement']:.2f}% of {found['texts']} rows"
+    if found["texts"] >= found.get("of", 0):
+        return text
+    return f"{text} drawn from {found['of']} (95% interval from {100 * found['low']:.1f}%)"
 
 
 def _drop(made: artefact.Artefact, precision: str) -> artefact.Artefact:

@@ -254,11 +254,14 @@ def _kin(source: str, related: Sequence[str]) -> str:
     if not related:
         return "same family as none"
     line = typology.lineage(source)
-    shared = {target: typology.shared(line, typology.lineage(target)) for target in related}
-    deepest = max(shared.values())
-    names = [_name(target) for target in related if shared[target] == deepest]
+    depth = {target: typology.shared(line, typology.lineage(target)) for target in related}
+    near = typology.branch(line[: max(depth.values())])
+    # as near as the branch says, the nearest first; sorting keeps the order of equals
+    there = [code for code in sorted(related, key=lambda t: -depth[t]) if typology.branch(line[: depth[code]]) == near]
+    names = [_name(code) for code in there]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"same family as {len(related)} ({line[deepest - 1]}: {', '.join(names[:3])}{more})"
+    family = f"{line[0]}; " if near != line[0] and len(there) < len(related) else ""
+    return f"same family as {len(related)} ({family}{near}: {', '.join(names[:3])}{more})"
 
 
 def _name(code: str) -> str:

@@ -20,6 +20,20 @@ EARTH_RADIUS_KM = 6371.0
 CODE = re.compile(r"[a-z]{3}(_[A-Z][a-z]{3})?")  # other names of languages would be looked up as something else
 NO_ANCESTORS = {"Artificial Language", "Pidgin", "Mixed Language", "Unclassifiable", "Unattested", "Sign Language"}
 
+# Of the tree's 5 to 20 levels these are the branches that people speak of, and no level holds them all: Romance is the
+# seventh, Slavic the fourth, Turkic the first.
+BRANCHES = {
+    "Albanian", "Balto-Slavic", "Benue-Congo", "Berber", "Celtic", "Chadic", "Cushitic", "Ethiosemitic", "Finnic",
+    "Germanic", "Greek", "Indo-Aryan", "Indo-Iranian", "Iranian", "Italic", "Kipchak", "Lolo-Burmese", "Malayic",
+    "Malayo-Polynesian", "Mongolic", "Oghuz", "Romance", "Semitic", "Sinitic", "Slavic", "Tupi-Guarani",
+}  # fmt: skip
+RENAMED = {
+    "Armenic": "Armenian",
+    "Central-Southwestern Tai": "Tai",
+    "Eastern Baltic": "Baltic",
+    "Narrow Bantu": "Bantu",
+}
+
 
 def kinship(source: str, target: str) -> float:
     """Give the share of the target's line of descent, from the root of its family to itself, that the source shares.
@@ -40,6 +54,18 @@ def shared(first: Sequence[str], second: Sequence[str]) -> int:
     return next(
         (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
+
+
+def branch(line: Sequence[str]) -> str:
+    """Name the nearest branch on a line of descent that people know by name; its family where there is none nearer.
+
+    >>> branch(("Indo-European", "Classical Indo-European", "Italic", "Latino-Faliscan", "Romance", "Gallo-Rhaetian"))
+    'Romance'
+    >>> branch(("Indo-European", "Classical Indo-European"))
+    'Indo-European'
+    """
+    nearest = next((name for name in reversed(line) if name in BRANCHES or name in RENAMED), line[0])
+    return RENAMED.get(nearest, nearest)
 
 
 @functools.cache
