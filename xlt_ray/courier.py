@@ -23,6 +23,7 @@ from pathlib import Path
 from xlt_ray import outbox as journal
 from xlt_ray.delivery import Delivery, Unreachable
 from xlt_ray.outbox import Outbox
+from xlt_ray.tracking_uri import absolute
 
 NICENESS = 10  # a tenth of a core that training wants too, for the few seconds that delivery needs
 POLL_S = 2.0  # between two looks at a growing outbox
@@ -65,7 +66,7 @@ def sync(folders: Iterable[Path], uri: str | None = None, report: Callable[[str]
     With a `uri` everything ever recorded goes there, and stays addressed there. What could not be delivered is reported
     with its reason and kept.
     """
-    uri = journal.absolute(uri) if uri else None
+    uri = absolute(uri, "--uri") if uri else None
     found = sorted({file.parent.absolute() for folder in folders for file in Path(folder).rglob(journal.FILE)})
     due = [folder for folder in found if journal.pending(folder, uri)]
     if not due:

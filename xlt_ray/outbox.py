@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from xlt_ray.config import InputError, TrackingConfig
+from xlt_ray.tracking_uri import absolute
 
 FILE = "outbox.jsonl"
 NAME_LIMIT = 250  # characters MLflow allows in the name of a metric or parameter
@@ -261,25 +262,6 @@ def locked(file: Path, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def absolute(uri: str) -> str:
-    """Make a tracking URI independent of the current directory; raise InputError for one that cannot work.
-
-    >>> absolute("http://localhost:5000")
-    'http://localhost:5000'
-    """
-    lite = re.fullmatch(r"(sqlite(?:\+\w+)?):///([^?]*)(\?.*)?", uri)
-    if lite or uri.startswith("sqlite"):
-        scheme, path, options = lite.groups(default="") if lite else ("", "", "")
-        if path in ("", ":memory:"):
-            raise InputError(f"tracking.uri: {uri} ends with the process; name a file, as sqlite:///xlt.db does")
-        return f"{scheme}:///{Path(path).expanduser().absolute()}{options}"
-    if "://" in uri and not uri.startswith("file:") or uri.startswith("databricks"):
-        return uri
-    if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
-        raise InputError(f"tracking.uri: {uri}: MLflow has given up plain directories; use sqlite:///xlt.db")
-    return Path(uri.removeprefix("file://").removeprefix("file:")).expanduser().absolute().as_uri()
 
 
 def clean(name: str) -> str:

@@ -11,22 +11,20 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xlt_ray import gate, languages, outbox, registry, serving_artefact, tracking
+from xlt_ray import gate, languages, outbox, registry, serving_artefact, tracking, tracking_check
 from xlt_ray.config import InputError
 from xlt_ray.delivery import Refused
 from xlt_ray.gate import Gate
 from xlt_ray.registry import RegistryError, Version
+from xlt_ray.tracking_uri import absolute
 
 OnEvent = Callable[[dict[str, Any]], None]
-NAME = re.compile(r"\w[\w. -]{0,199}")
-ALIAS = re.compile(r"(?!latest$|[vV]\d+$)[\w-]{1,100}", re.ASCII)  # what MLflow takes
 PREVIOUS, GATE, FORCED, ROLLED_BACK = "xlt.promoted_from", "xlt.gate", "xlt.forced", "xlt.rolled_back"
 
 
@@ -71,8 +69,8 @@ def promote(
     a line to check the artefact on where the run's corpus is out of reach. Refused: `promoted` is False and the alias
     is where it was. Raises InputError for what cannot be meant, RegistryError where MLflow fails.
     """
-    if not ALIAS.fullmatch(alias):
-        raise InputError(f"alias: {alias!r}; letters, digits, _ and -, and neither latest nor a version such as v1")
+    if wrong := tracking_check.alias_fault(alias):
+        raise InputError(f"--alias: {wrong}")
     if not 0 <= tolerance <= 1:
         raise InputError(f"tolerance: {100 * tolerance:g} points; give 0 to 100")
     served = tuple(languages.resolve(code) for code in served)
@@ -126,12 +124,12 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
         raise InputError(f"{run}: was not tracked, so MLflow knows nothing of it; train it with a tracking.uri")
     known = [record for _, record in outbox.records(folder, 0) if record["kind"] == "model" and record["name"]]
     experiment = json.loads((folder / "bundle" / "bundle.json").read_text(encoding="utf-8"))["experiment"]
-    if name is not None and not NAME.fullmatch(name):
-        raise InputError(f"--name {name!r}: letters, digits, spaces and _ . - only")
+    if name is not None and (wrong := tracking_check.name_fault(name)):
+        raise InputError(f"--name: {wrong}")
     name = name or (known[-1]["name"] if known else experiment["tracking"]["register_as"])
     if name is None:
         raise InputError(f"{run}: tracking.register_as was not set; name the registered model with --name")
-    target = outbox.absolute(uri) if uri else str(where["uri"])
+    target = absolute(uri, "--uri") if uri else str(where["uri"])
     said: list[str] = []
     if tracking.sync([folder], uri, said.append):
         raise RegistryError(f"{run}: not all of it is in MLflow, which the gate needs: {'; '.join(said)[-700:]}")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlt_ray.config import InputError
-from xlt_ray.outbox import absolute, clean
+from xlt_ray.outbox import clean
+from xlt_ray.tracking_uri import absolute
 
 What = Literal["serving", "bundle"]
 LISTING: dict[What, str] = {"serving": "artefact.json", "bundle": "bundle.json"}
