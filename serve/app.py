@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -134,11 +135,13 @@ async def load(spec: str, args: ServeArgs) -> Model:
 
     Raises RuntimeError with what that process said, or what `engine.load` raises.
     """
-    command = [sys.executable, "-m", "xlt_ray.fetch", spec, "--tracking", args.tracking_uri, "--device", args.device]
+    command = [sys.executable, "-m", "xlt_ray.fetch", spec, "--device", args.device]
     command += ["--precision", args.precision, "--vocabulary", args.vocabulary, "--cache", args.cache_dir]
     command += ["--languages", ",".join(args.languages)]
+    pipe = asyncio.subprocess.PIPE
+    environment = os.environ | {"MLFLOW_TRACKING_URI": args.tracking_uri}  # an argument could be read by anybody
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment
     )
     try:
         told, problem = await process.communicate()

@@ -27,6 +27,7 @@ from serve.links import Driver, Link, Rest, on_loopback
 from serve.loopback import MARK, install
 from serve.settings import ServeArgs, parse
 from xlt_ray.config import InputError
+from xlt_ray.masking import masked, public
 
 APP = "xlt"
 Tell = Callable[[str], None]
@@ -105,6 +106,8 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
         environment = install(Path(scratch), port) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
         for name, value in (environment | {MARK: "1"}).items():
             os.environ.setdefault(name, value)
+        if masked(settings.tracking_uri) != settings.tracking_uri:
+            os.environ["MLFLOW_TRACKING_URI"] = settings.tracking_uri
         tell("starting Ray")
         with on_loopback("local") as ray_address:
             from ray import serve
@@ -139,7 +142,7 @@ def deploy(server: Server, settings: ServeArgs, choice: Choice) -> None:
         "name": APP,
         "route_prefix": "/",
         "import_path": "serve.app:build",
-        "args": settings.model_dump(mode="json"),
+        "args": public(settings.model_dump(mode="json")),  # Ray shows them; the secret is in our environment
         "deployments": [{"name": NAME, "user_config": choice.model_dump(mode="json")}],
     }
     server.link.deploy({"logging_config": {"enable_access_log": False}, "applications": [application]})

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from xlt_ray import artefact, registry
 from xlt_ray.config import InputError
+from xlt_ray.masking import masked
 from xlt_ray.outbox import locked
 
 CACHE = Path("~/.cache/xlt_ray/serving")
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         line = json.dumps(asdict(fetch(**asked)))
     except Exception as error:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr, flush=True)
+        print(masked(f"error: {' '.join(str(error).split()) or type(error).__name__}"), file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
     finally:
         sys.stdout.flush()

@@ -21,8 +21,9 @@ from xlt_ray import gate, languages, outbox, registry, serving_artefact, trackin
 from xlt_ray.config import InputError
 from xlt_ray.delivery import Refused
 from xlt_ray.gate import Gate
+from xlt_ray.masking import masked
 from xlt_ray.registry import RegistryError, Version
-from xlt_ray.tracking_uri import absolute
+from xlt_ray.tracking_uri import absolute, whole
 
 OnEvent = Callable[[dict[str, Any]], None]
 PREVIOUS, GATE, FORCED, ROLLED_BACK = "xlt.promoted_from", "xlt.gate", "xlt.forced", "xlt.rolled_back"
@@ -129,9 +130,12 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
     name = name or (known[-1]["name"] if known else experiment["tracking"]["register_as"])
     if name is None:
         raise InputError(f"{run}: tracking.register_as was not set; name the registered model with --name")
-    target = absolute(uri, "--uri") if uri else str(where["uri"])
+    target = absolute(uri, "--uri") if uri else whole(str(where["uri"]))
     said: list[str] = []
-    if tracking.sync([folder], uri, said.append):
+    tracking.sync([folder], uri, said.append)
+    # a model refused under the name or alias it was trained with is what another name and alias are given for
+    refused = outbox.Sent.load(folder, target).failed.values()
+    if outbox.waiting(folder, target) or any(not one.startswith("model: ") for one in refused):
         raise RegistryError(f"{run}: not all of it is in MLflow, which the gate needs: {'; '.join(said)[-700:]}")
     return _registered(folder, target, name, bool(experiment["corpus"]["text_pair"]))
 
@@ -149,7 +153,7 @@ def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
             raise RegistryError(f"{folder}: {error}") from error
     found = registry.of_run(name, run.id, tracking.bundle_digest(folder / "bundle"), uri)
     if found is None:
-        raise RegistryError(f"{folder}: was registered as {name}, but {uri} has no such version; try again")
+        raise RegistryError(f"{folder}: was registered as {name}, but {masked(uri)} has no such version; try again")
     return found
 
 
@@ -229,7 +233,7 @@ def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: 
     uri = uri or registry.default_uri()
     present = registry.aliased(name, alias, uri)
     if present is None:
-        raise InputError(f"models:/{name}@{alias}: no such alias in {uri}; `xlt promote` moves one")
+        raise InputError(f"models:/{name}@{alias}: no such alias in {masked(uri)}; `xlt promote` moves one")
     number = present.tags.get(f"{PREVIOUS}.{alias}", "none")
     if not number.isdecimal():
         raise InputError(f"{present.model}: was not promoted from another version, so there is none to go back to")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlt_ray.config import InputError
+from xlt_ray.masking import masked
 from xlt_ray.outbox import clean
 from xlt_ray.tracking_uri import absolute
 
@@ -77,7 +78,9 @@ def resolve(spec: str, uri: str) -> Version:
         client = _client(uri)
         model = _present(lambda: client.get_registered_model(name))
         if model is None:
-            raise InputError(f"{spec}: no registered model {name!r} in {uri}; register one with `xlt promote RUN`")
+            raise InputError(
+                f"{spec}: no registered model {name!r} in {masked(uri)}; register one with `xlt promote RUN`"
+            )
         aliases = {key: str(value) for key, value in model.aliases.items()}
         if alias is not None:
             number = aliases.get(alias)
@@ -164,12 +167,14 @@ def download(version: Version, what: What, into: Path, content: bytes | None = N
     place = _place(version, what)
     content = content if content is not None else listing(version, what)
     if content is None or place is None:
-        raise InputError(f"{version.model}: has no {LISTING[what]} in {version.uri}; promote it, or register it again")
+        raise InputError(
+            f"{version.model}: has no {LISTING[what]} in {masked(version.uri)}; promote it, or register it again"
+        )
     into.mkdir(parents=True, exist_ok=True)
     for name, sha256 in listed(content, version.model).items():
         file = _fetch(version, place, name, into)
         if file is None:
-            raise RegistryError(f"{version.model}: {name} is listed but missing in {version.uri}")
+            raise RegistryError(f"{version.model}: {name} is listed but missing in {masked(version.uri)}")
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                 raise RegistryError(f"{version.model}: {name} is not the file that was logged (SHA-256 differs)")
@@ -228,7 +233,7 @@ def _client(uri: str) -> Any:
 
     database = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     if database and not Path(database[1]).exists():
-        raise InputError(f"{uri}: no such database; name the tracking server of the run with --uri")
+        raise InputError(f"{masked(uri)}: no such database; name the tracking server of the run with --uri")
     mlflow.set_tracking_uri(uri)  # what a version's `source` names is looked up there, behind the client's back
     return mlflow.MlflowClient(uri)
 
@@ -241,7 +246,8 @@ def _told(uri: str) -> Iterator[None]:
     except (InputError, RegistryError):
         raise
     except Exception as error:  # also of the client's parts: sqlalchemy, requests, cloud storage
-        raise RegistryError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
+        what = masked(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        raise RegistryError(what) from error
 
 
 def _present(ask: Any) -> Any:

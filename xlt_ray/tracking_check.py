@@ -50,10 +50,8 @@ def _uri(config: TrackingConfig) -> Iterator[str]:
     if wrong := tracking_uri.fault(config.uri):
         yield f"tracking.uri: {wrong}"
     elif config.uri.startswith("sqlite") and (number := _deleted(config)):
-        yield (
-            f"tracking.experiment: {config.experiment!r} is deleted in {config.uri}; name another, or restore it: "
-            f"MLFLOW_TRACKING_URI={config.uri} mlflow experiments restore --experiment-id {number}"
-        )
+        restore = tracking_uri.restoring(config.uri, number)
+        yield f"tracking.experiment: {config.experiment!r} is deleted in {config.uri}; {restore}, or name another"
 
 
 def _deleted(config: TrackingConfig) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from xlt_ray.config import InputError
+from xlt_ray.masking import HIDDEN, masked
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 HERE = "sqlite:///xlt.db"
@@ -34,34 +35,9 @@ HOST = r"(?:[^/@\s]*@)?(?:[\w-]+(?:\.[\w-]+)*|\[[0-9A-Fa-f:]+\])"
 SERVER = re.compile(rf"(?:{HOST}:\d+|localhost|{HOST}\.[A-Za-z]{{2,}}|\d+(?:\.\d+){{3}})(?:/.*)?")
 DATABASE_FILE = re.compile(r"[^:]+\.(?:db|sqlite3?)", re.IGNORECASE)
 
-# up to the last @, as a password may hold one; but a port, a path or the end says that there is no user
-USER = re.compile(r"(?P<scheme>\b[A-Za-z][\w+.-]*)://(?![^/?#@\s:]*(?::\d+)?(?:[/?#\s]|$))(?P<user>\S*)@")
-QUERY = re.compile(
-    r"([?&;#][^=&;#\s]*(?:pass|pwd|token|secret|sig|cred|auth|api_?key|connect)[^=&;#\s]*=)[^&;#\s]*", re.IGNORECASE
-)
-HIDDEN = "***"
-
-
-def masked(text: str) -> str:
-    """Replace what is secret in a URI, or in a text that holds some: passwords, and values of keys such as `token`.
-
-    >>> masked("postgresql://ann:pw@db/x?sslmode=require"), masked("https://ann:pw@host/mlflow")
-    ('postgresql://ann:***@db/x?sslmode=require', 'https://***@host/mlflow')
-    >>> masked(masked("mysql://ann:pw@db/x?password=pw")), masked("sqlite:///xlt.db")
-    ('mysql://ann:***@db/x?password=***', 'sqlite:///xlt.db')
-    """
-
-    def user(found: re.Match[str]) -> str:
-        name, colon, _ = found["user"].partition(":")
-        # a name alone is often a token on the web, and never with a database
-        shown = HIDDEN if found["scheme"].lower().startswith("http") else name + (colon and f":{HIDDEN}")
-        return f"{found['scheme']}://{shown}@"
-
-    return QUERY.sub(rf"\1{HIDDEN}", USER.sub(user, text))
-
 
 def whole(uri: str, given: str | None = None) -> str:
-    """Give a recorded URI back its secret, from one `given` now or from MLFLOW_TRACKING_URI, for the same place.
+    """Give a recorded URI back its secret, from one `given` now or from MLFLOW_TRACKING_URI, where that is the same.
 
     Nothing of ours stores a secret, so that none comes into a report, a bundle or a log. Raises InputError where one is
     needed and neither has it.
@@ -71,7 +47,13 @@ def whole(uri: str, given: str | None = None) -> str:
     for known in (given, os.environ.get("MLFLOW_TRACKING_URI")):
         if known and HIDDEN not in known and masked(known) == uri:
             return known
-    raise InputError(f"{uri}: its secret is not stored; set MLFLOW_TRACKING_URI to the whole URI, or give it by --uri")
+    raise InputError(f"{uri}: its secret is not stored; set MLFLOW_TRACKING_URI to the same URI, whole")
+
+
+def restoring(uri: str, experiment_id: str) -> str:
+    """Say how a deleted experiment comes back."""
+    restore = f"mlflow experiments restore --experiment-id {experiment_id}"
+    return f"restore it by `MLFLOW_TRACKING_URI={masked(uri)} {restore}`"
 
 
 def absolute(uri: str, place: str = "tracking.uri") -> str:
@@ -82,6 +64,7 @@ def absolute(uri: str, place: str = "tracking.uri") -> str:
     """
     if wrong := fault(uri):
         raise InputError(f"{place}: {wrong}")
+    uri = whole(uri)
     if uri.startswith("sqlite"):
         scheme, _, rest = uri.partition(":///")
         path, mark, options = rest.partition("?")
@@ -96,6 +79,10 @@ def fault(uri: str) -> str | None:
     shown = masked(uri) if "://" in uri or "@" not in uri else f"{HIDDEN}@{uri.rpartition('@')[2]}"
     if not uri or re.search(r"\s", uri) and not uri.startswith("sqlite:"):
         return f"empty, or with spaces (%20 in a password); write {HERE}, http://HOST:5000, or off"
+    try:
+        uri = whole(uri)
+    except InputError as error:
+        return str(error)
     if uri.lower() in ("off", "none", "null", "no", "false", "disabled"):
         return f"{uri}: no place; write off to track nothing"
     if WINDOWS.fullmatch(uri):
