@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -26,6 +27,7 @@ from serve.challenge import ChallengeArgs
 from serve.links import Driver, Link, Rest, on_loopback
 from serve.loopback import MARK, install
 from serve.settings import ServeArgs, parse
+from xlt_ray import fetch
 from xlt_ray.config import InputError
 from xlt_ray.masking import masked, public
 
@@ -102,6 +104,8 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
     """
     _check_port(port)
     choice = Choice(model=resolve(settings))
+    if not settings.model.startswith("models:"):
+        fetch.bundle_in(Path(choice.model))  # here is where it is loaded, so what is wrong with it shows now
     with tempfile.TemporaryDirectory(prefix="xlt-serve-") as scratch:
         environment = install(Path(scratch), port) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
         for name, value in (environment | {MARK: "1"}).items():
@@ -165,10 +169,10 @@ def _wait_running(server: Server, limit: float) -> None:
 
 
 def _reason(message: str) -> str:
-    """Pick out of Ray's message, which holds a traceback, the line that says what went wrong."""
+    """Pick out of Ray's message, which holds a traceback, what went wrong in the words of who raised it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     told = [line for line in lines if "Error:" in line or "error: " in line]
-    return (told or lines or ["no reason was given"])[-1][-1500:]
+    return re.sub(r"^[\w.]*(Error|Exception): ", "", (told or lines or ["no reason was given"])[-1])[-1500:]
 
 
 @dataclass(frozen=True)

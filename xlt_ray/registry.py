@@ -233,7 +233,10 @@ def _client(uri: str) -> Any:
 
     database = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     if database and not Path(database[1]).exists():
-        raise InputError(f"{masked(uri)}: no such database; name the tracking server of the run with --uri")
+        raise InputError(
+            f"{masked(uri)}: no such database; name the run's tracking server by --uri, or where a "
+            "server is started by tracking_uri=URI"
+        )
     mlflow.set_tracking_uri(uri)  # what a version's `source` names is looked up there, behind the client's back
     return mlflow.MlflowClient(uri)
 
@@ -246,8 +249,14 @@ def _told(uri: str) -> Iterator[None]:
     except (InputError, RegistryError):
         raise
     except Exception as error:  # also of the client's parts: sqlalchemy, requests, cloud storage
-        what = masked(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        raise RegistryError(what) from error
+        raise RegistryError(masked(f"{uri}: {_why(error)}")) from error
+
+
+def _why(error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if found := re.search(r"Connection refused|timed out|Name or service not known|Failed to resolve", reason):
+        return f"does not answer ({found[0]}); start the tracking server, or correct its address"
+    return f"{type(error).__name__}: {reason[:500]}"
 
 
 def _present(ask: Any) -> Any:
