@@ -11,6 +11,7 @@ from pathlib import Path
 
 from xlt_ray import tracking_uri
 from xlt_ray.config import TrackingConfig
+from xlt_ray.masking import masked
 
 ALIAS = re.compile(r"(?!latest$|v\d+$)[\w-]{1,100}", re.ASCII | re.IGNORECASE)  # what MLflow takes
 NAME_LIMIT, EXPERIMENT_LIMIT = 256, 500  # characters MLflow keeps
@@ -50,8 +51,8 @@ def _uri(config: TrackingConfig) -> Iterator[str]:
     if wrong := tracking_uri.fault(config.uri):
         yield f"tracking.uri: {wrong}"
     elif config.uri.startswith("sqlite") and (number := _deleted(config)):
-        restore = tracking_uri.restoring(config.uri, number)
-        yield f"tracking.experiment: {config.experiment!r} is deleted in {config.uri}; {restore}, or name another"
+        where, restore = masked(config.uri), tracking_uri.restoring(config.uri, number)
+        yield f"tracking.experiment: {config.experiment!r} is deleted in {where}; {restore}, or name another"
 
 
 def _deleted(config: TrackingConfig) -> str | None:

@@ -10,6 +10,7 @@ import configparser
 import difflib
 import os
 import re
+import shlex
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -53,7 +54,7 @@ def whole(uri: str, given: str | None = None) -> str:
 def restoring(uri: str, experiment_id: str) -> str:
     """Say how a deleted experiment comes back."""
     restore = f"mlflow experiments restore --experiment-id {experiment_id}"
-    return f"restore it by `MLFLOW_TRACKING_URI={masked(uri)} {restore}`"
+    return f"restore it by `MLFLOW_TRACKING_URI={shlex.quote(masked(uri))} {restore}`"
 
 
 def absolute(uri: str, place: str = "tracking.uri") -> str:
@@ -84,7 +85,7 @@ def fault(uri: str) -> str | None:
     except InputError as error:
         return str(error)
     if uri.lower() in ("off", "none", "null", "no", "false", "disabled"):
-        return f"{uri}: no place; write off to track nothing"
+        return f"{uri}: no place; to track nothing write off"
     if WINDOWS.fullmatch(uri):
         return f"{uri}: a Windows path; MLflow needs a database, such as {HERE}"
     if uri.partition(":")[0] in ("databricks", "databricks-uc", "uc"):
