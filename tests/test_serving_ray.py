@@ -35,7 +35,7 @@ class Running:
     def __init__(self, folder: Path, model: Path) -> None:
         (self.port,) = free_ports(1)
         self.folder, self.log, self.family = folder, folder / "serve.log", dict[int, Process]()
-        self.scratch = Path(tempfile.mkdtemp(prefix="xlt-"))  # short: Ray's sockets lie in it
+        self.scratch = Path(tempfile.mkdtemp(prefix="x"))  # short: Ray's sockets lie in it
         # a home of its own for the address it leaves, and so a token that is not the user's
         self.environment = environment(HOME=str(folder), TMPDIR=str(self.scratch), PYTHONPATH=str(ROOT))
         options = ["--port", str(self.port), "scaling.min_replicas=2", "scaling.max_replicas=2", "scaling.cpus=0.5"]
@@ -254,6 +254,7 @@ def test_a_challenger_in_the_shadow_is_compared_and_recorded(server: Running, mo
 @pytest.mark.slow
 def test_ctrl_c_answers_what_is_in_hand_and_leaves_nothing_behind(server: Running) -> None:
     server.look()
+    proxied = list(server.scratch.glob("xlt-*/*/haproxy.cfg"))
     with httpx.Client(base_url=server.url, timeout=60) as client:
         answers: list[Any] = []
         work = threading.Thread(
@@ -270,5 +271,6 @@ def test_ctrl_c_answers_what_is_in_hand_and_leaves_nothing_behind(server: Runnin
     until(lambda: not [one for one in server.family.values() if one.now()], "the end of what it started", 30)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.port), timeout=2)
+    assert proxied, "HAProxy's files lay where they are tidied up"
     left = sorted(str(one.relative_to(server.scratch)) for one in server.scratch.rglob("*"))
     assert [one for one in left if one.split("/")[0] != "ray"] == [], "Ray keeps its logs, and nothing else stays"
