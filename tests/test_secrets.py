@@ -38,6 +38,7 @@ def ask() -> Ask:
 def config(tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "1000")  # where lines break, a secret could hide from the test
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(tiny_settings))
     return file

@@ -73,7 +73,7 @@ def parse(spec: str) -> tuple[str, str | None, str | None]:
 def resolve(spec: str, uri: str) -> Version:
     """Find the version that an address means; InputError lists what there is where it means none."""
     name, alias, number = parse(spec)
-    uri = absolute(uri)
+    uri = absolute(uri, "tracking server")
     with _told(uri):
         client = _client(uri)
         model = _present(lambda: client.get_registered_model(name))
@@ -93,7 +93,7 @@ def resolve(spec: str, uri: str) -> Version:
 
 def of_run(name: str, run_id: str, digest: str, uri: str) -> Version | None:
     """Find the newest version of a model that a run made of the bundle with this digest."""
-    uri = absolute(uri)
+    uri = absolute(uri, "tracking server")
     with _told(uri):
         found = _client(uri).search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         ours = [one for one in found if one.tags.get("xlt.bundle") == digest]
@@ -112,7 +112,7 @@ def held_before(version: Version, alias: str) -> Version | None:
 
 def aliased(name: str, alias: str, uri: str) -> Version | None:
     """Find the version an alias points at; None where there is no such model or alias."""
-    uri = absolute(uri)
+    uri = absolute(uri, "tracking server")
     with _told(uri):
         client = _client(uri)
         model = _present(lambda: client.get_registered_model(name))
