@@ -273,4 +273,5 @@ def test_ctrl_c_answers_what_is_in_hand_and_leaves_nothing_behind(server: Runnin
         socket.create_connection(("127.0.0.1", server.port), timeout=2)
     assert proxied, "HAProxy's files lay where they are tidied up"
     left = sorted(str(one.relative_to(server.scratch)) for one in server.scratch.rglob("*"))
-    assert [one for one in left if one.split("/")[0] != "ray"] == [], "Ray keeps its logs, and nothing else stays"
+    # Ray keeps its logs, and onnxruntime the number of a session, one file whatever runs; nothing else stays
+    assert [one for one in left if one.split("/")[0] not in ("ray", ".ses")] == []

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xlt_ray import gate, languages, outbox, registry, serving_artefact, tracking, tracking_check
+from xlt_ray import fetch, gate, languages, outbox, registry, serving_artefact, tracking, tracking_check
 from xlt_ray.config import InputError
 from xlt_ray.delivery import Refused
 from xlt_ray.gate import Gate
@@ -119,6 +119,8 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
         return registry.resolve(run, uri or registry.default_uri())
     folder = Path(run)
     if not (folder / "bundle" / "bundle.json").is_file():
+        if folder.is_dir():
+            fetch.bundle_in(folder)  # which says what it is instead
         raise InputError(f"{run}: no finished run (no bundle/bundle.json); give a run's folder or models:/NAME/VERSION")
     where = outbox.address(folder)
     if where is None:
