@@ -60,7 +60,7 @@ class Run:
         import mlflow
 
         self.folder, self.uri, self.where = folder, uri, where
-        if wrong := tracking_uri.fault(uri):
+        if wrong := tracking_uri.fault(uri) or tracking_uri.unwritable(uri):
             raise Refused(f"{wrong}; or send elsewhere by `xlt sync {folder} --uri URI`")
         _create_database(uri)
         _connect(uri)

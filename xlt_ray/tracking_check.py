@@ -48,7 +48,7 @@ def name_fault(name: str) -> str | None:
 
 
 def _uri(config: TrackingConfig) -> Iterator[str]:
-    if wrong := tracking_uri.fault(config.uri):
+    if wrong := tracking_uri.fault(config.uri) or tracking_uri.unwritable(config.uri):
         yield f"tracking.uri: {wrong}"
     elif config.uri.startswith("sqlite") and (number := _deleted(config)):
         where, restore = masked(config.uri), tracking_uri.restoring(config.uri, number)

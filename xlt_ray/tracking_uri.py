@@ -178,13 +178,22 @@ def _sqlite(uri: str, shown: str) -> str | None:
         return f"{shown} ends with the process; name a file, as {HERE} does"
     if not rest.startswith("///") or scheme not in ("sqlite", "sqlite+pysqlite"):
         return f"{shown}: write sqlite:///{path if rest.startswith('///') else path.lstrip('/')}"
+    return None
+
+
+def unwritable(uri: str) -> str | None:
+    """Say why a run cannot be recorded in an SQLite file, which who only reads does not need; None where it can."""
+    if not uri.startswith("sqlite"):
+        return None
+    shown, path = masked(uri), uri.partition(":///")[2].partition("?")[0]
     file = Path(path).expanduser().absolute()
-    if file.is_dir():
+    if os.path.isdir(file):
         return f"{shown}: a directory; name a file in it, as sqlite:///{path.rstrip('/')}/xlt.db"
-    there = next(place for place in (file, *file.parents) if place.exists())
-    if there != file and not there.is_dir():
+    # not Path.exists, which raises where a directory may not be entered
+    there = next(place for place in (file, *file.parents) if os.path.exists(place))
+    if there != file and not os.path.isdir(there):
         return f"{shown}: {there} is no directory; name a file in one"
-    if not os.access(there, os.W_OK):
+    if not os.access(there, os.R_OK | os.W_OK):
         return f"{shown}: {there} may not be written; make it writable, or name another file"
     if there == file and file.stat().st_size:
         with file.open("rb") as stream:
