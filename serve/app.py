@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -134,11 +135,13 @@ async def load(spec: str, args: ServeArgs) -> Model:
 
     Raises RuntimeError with what that process said, or what `engine.load` raises.
     """
-    command = [sys.executable, "-m", "xlt_ray.fetch", spec, "--tracking", args.tracking_uri, "--device", args.device]
+    command = [sys.executable, "-m", "xlt_ray.fetch", spec, "--device", args.device]
     command += ["--precision", args.precision, "--vocabulary", args.vocabulary, "--cache", args.cache_dir]
     command += ["--languages", ",".join(args.languages)]
+    pipe = asyncio.subprocess.PIPE
+    environment = os.environ | {"MLFLOW_TRACKING_URI": args.tracking_uri}  # an argument could be read by anybody
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment
     )
     try:
         told, problem = await process.communicate()
@@ -146,7 +149,8 @@ async def load(spec: str, args: ServeArgs) -> Model:
         process.kill()
         raise
     if process.returncode:
-        raise RuntimeError(problem.decode(errors="replace").strip()[-1000:] or f"exit code {process.returncode}")
+        lines = problem.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(lines[-1].removeprefix("error: ")[-1000:] if lines else f"exit code {process.returncode}")
     found = json.loads(told.decode().strip().splitlines()[-1])
     return await asyncio.to_thread(_open, found, args)
 
@@ -193,10 +197,11 @@ def build(args: dict[str, Any]) -> Application:
 def resolve(settings: ServeArgs, spec: str | None = None) -> str:
     """Name a model, by default the one of the settings, so that all replicas mean the same: no alias, a whole path."""
     spec = spec or settings.model
-    if not spec.startswith("models:"):
-        return str(Path(spec).expanduser().absolute())
-    from xlt_ray import registry
+    from xlt_ray import fetch, registry
 
+    if not spec.startswith("models:"):
+        folder = Path(spec).expanduser().absolute()
+        return str(fetch.bundle_in(folder) if folder.exists() else folder)  # it may lie on the server's machine alone
     found = registry.resolve(spec, settings.tracking_uri)
     return f"models:/{found.name}/{found.version}"
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -26,7 +27,9 @@ from serve.challenge import ChallengeArgs
 from serve.links import Driver, Link, Rest, on_loopback
 from serve.loopback import MARK, install
 from serve.settings import ServeArgs, parse
+from xlt_ray import fetch
 from xlt_ray.config import InputError
+from xlt_ray.masking import masked, public
 
 APP = "xlt"
 Tell = Callable[[str], None]
@@ -101,10 +104,14 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
     """
     _check_port(port)
     choice = Choice(model=resolve(settings))
-    with tempfile.TemporaryDirectory(prefix="xlt-serve-") as scratch:
+    if not settings.model.startswith("models:"):
+        fetch.bundle_in(Path(choice.model))  # here is where it is loaded, so what is wrong with it shows now
+    with tempfile.TemporaryDirectory(prefix="xlt-", ignore_cleanup_errors=True) as scratch:
         environment = install(Path(scratch), port) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
         for name, value in (environment | {MARK: "1"}).items():
             os.environ.setdefault(name, value)
+        if masked(settings.tracking_uri) != settings.tracking_uri:
+            os.environ["MLFLOW_TRACKING_URI"] = settings.tracking_uri
         tell("starting Ray")
         with on_loopback("local") as ray_address:
             from ray import serve
@@ -139,7 +146,7 @@ def deploy(server: Server, settings: ServeArgs, choice: Choice) -> None:
         "name": APP,
         "route_prefix": "/",
         "import_path": "serve.app:build",
-        "args": settings.model_dump(mode="json"),
+        "args": public(settings.model_dump(mode="json")),  # Ray shows them; the secret is in our environment
         "deployments": [{"name": NAME, "user_config": choice.model_dump(mode="json")}],
     }
     server.link.deploy({"logging_config": {"enable_access_log": False}, "applications": [application]})
@@ -162,10 +169,10 @@ def _wait_running(server: Server, limit: float) -> None:
 
 
 def _reason(message: str) -> str:
-    """Pick out of Ray's message, which holds a traceback, the line that says what went wrong."""
+    """Pick out of Ray's message, which holds a traceback, what went wrong in the words of who raised it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     told = [line for line in lines if "Error:" in line or "error: " in line]
-    return (told or lines or ["no reason was given"])[-1][-1500:]
+    return re.sub(r"^[\w.]*(Error|Exception): ", "", (told or lines or ["no reason was given"])[-1])[-1500:]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,14 @@ REFUSAL = "\r\n".join(
 RETRY_ON = "conn-failure empty-response junk-response"
 RETRIES = 10
 STREAMED = "/v1/classify/stream"
+FILES = {
+    "CONFIG_FILE_LOC": "haproxy.cfg",
+    "SOCKET_PATH": "admin.sock",
+    "SERVER_STATE_BASE": "",
+    "SERVER_STATE_FILE": "server-state",
+    "METRICS_SOCKET_PATH": "metrics.sock",
+}
+NODE_ID, SOCKET_PATH = 56, 107  # characters of the first, which Ray puts into these paths, and at most of the second
 MARK = "XLT_SERVE_ON_LOOPBACK"  # in the environment of what `xlt serve` starts
 
 
@@ -57,7 +65,11 @@ def correct(config: str, refusal: Path) -> str:
 
 
 def install(folder: Path, port: int) -> dict[str, str]:
-    """Write the script into a folder, and give the environment under which Ray Serve uses it to listen on a port."""
+    """Write the script into a folder, and give the environment under which Ray Serve uses it to listen on a port.
+
+    HAProxy's own files come into the folder too, where its path leaves room for that of a socket; Ray's place for them
+    is one for all users of the machine, and is never tidied up.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "haproxy"
     # -I -S: nothing but the standard library is needed, and this runs at every change of the replicas
@@ -65,7 +77,8 @@ def install(folder: Path, port: int) -> dict[str, str]:
     script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
     script.chmod(0o755)
     stats, metrics = [one for one in free_ports(3) if one != port][:2]
-    return {
+    roomy = len(f"{folder}/{'0' * NODE_ID}/admin.sock.1234567.tmp") <= SOCKET_PATH
+    return ({f"RAY_SERVE_HAPROXY_{key}": str(folder / name) for key, name in FILES.items()} if roomy else {}) | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # nothing of ours blocks the event loop, so a second one in a thread of its own would only be hops between them
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

@@ -17,6 +17,7 @@ from serve import challenge, control
 from serve.service import name
 from xlt_ray import tracking
 from xlt_ray.config import TrackingConfig
+from xlt_ray.masking import masked
 
 HISTORY = "~/.cache/xlt_ray/challenges"
 
@@ -112,6 +113,5 @@ def record(board: Board) -> str:
     outbox.metrics(values, step=int(time.time()))
     outbox.finish("FINISHED")
     left = tracking.start(outbox).close(60)
-    return (
-        f"{left} records are kept in {folder} for `xlt sync {folder}`" if left else f"recorded at {board.tracking_uri}"
-    )
+    kept = f"{left} records are kept in {folder} for `xlt sync {folder}`"
+    return kept if left else f"recorded at {masked(board.tracking_uri)}"

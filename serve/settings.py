@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from xlt_ray import config, config_keys, languages, outbox
+from xlt_ray import config, config_keys, languages
 from xlt_ray.config import InputError
+from xlt_ray.tracking_uri import absolute
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -121,7 +122,7 @@ def parse(data: Mapping[str, Any], place: str = "args") -> ServeArgs:
         raise InputError(f"{place}:\n{faults}") from None
     args.check_replicas()
     # replicas have another working directory
-    return args.model_copy(update={"tracking_uri": outbox.absolute(args.tracking_uri)})
+    return args.model_copy(update={"tracking_uri": absolute(args.tracking_uri, "tracking_uri")})
 
 
 def load(file: Path | None, model: str, overrides: Sequence[str] = ()) -> ServeArgs:

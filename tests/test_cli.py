@@ -258,7 +258,7 @@ def test_a_corpus_without_any_source_language_can_be_measured(
 def test_what_cannot_be_evaluated_is_refused(
     xlt: Call, trained: Path, tiny_corpus: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    refused(xlt("evaluate", tmp_path), "not a bundle (no bundle.json)")
+    refused(xlt("evaluate", tmp_path), "neither an artefact nor a bundle, nor a finished run")
     unmeasured = xlt("evaluate", trained, "--report", "fra_Latn")
     refused(unmeasured, "--report fra_Latn: not measured", "eng_Latn")
     assert "measuring on test" not in unmeasured.output, "refused before any work"

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests import registered
-from xlt_ray import artefact, export, fetch, promotion, registry, tracking
+from xlt_ray import artefact, cli, export, fetch, promotion, registry, tracking
 from xlt_ray.config import InputError
 from xlt_ray.registry import RegistryError, Version
 
@@ -91,14 +92,14 @@ def test_an_address_is_resolved_or_what_there_is_is_listed(home: Home) -> None:
 
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"xlt\.db: no such database; name the tracking server"):
+    with pytest.raises(InputError, match=r"xlt\.db: no such database; name the run's tracking server"):
         registry.resolve("models:/tiny@champion", f"sqlite:///{tmp_path}/xlt.db")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_does_not_answer_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(RegistryError, match=r"^http://127\.0\.0\.1:9: MlflowException: .*\S$"):
+    with pytest.raises(RegistryError, match=r"^http://127\.0\.0\.1:9: does not answer \(Connection refused\); start"):
         registry.resolve("models:/tiny@champion", "http://127.0.0.1:9")
 
 
@@ -192,6 +193,43 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str, 
         fetch.fetch(str(tmp_path), cache=tmp_path, **changes)
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (
+            "aborted",
+            r"a run that is not finished; `xlt train .*aborted/experiment\.yaml` goes on with it, or give a fini",
+        ),
+        ("search", r"a search; give one of its runs, such as .*search/retrained/best$"),
+        ("young", r"a search; `xlt tune .*young/search\.yaml` goes on with it"),
+        ("search/retrained", r"nor a finished run that holds one; give a run in it, such as .*retrained/best$"),
+        ("nowhere", r"no such folder; give that of a finished run, or models:/NAME@ALIAS"),
+        ("quickstart@champion", r"a registered model is written models:/quickstart@champion$"),
+        ("file.txt", r"a file; give the folder of a run"),
+        ("runs:/abc/model", r"^runs:/\.\.\.: .*write a folder, or models:/NAME@ALIAS"),
+        ("https://host/model", r"^https:/\.\.\.: .*write a folder, or models:/NAME@ALIAS"),
+    ],
+)
+def test_a_folder_without_a_model_is_refused_with_a_way_out(place: str, message: str, tmp_path: Path) -> None:
+    for name in ("aborted/experiment.yaml", "search/search.yaml", "young/search.yaml", "file.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("name: x\n")
+    (tmp_path / "search/retrained/best/bundle").mkdir(parents=True)
+    (tmp_path / "search/retrained/best/bundle/bundle.json").write_text("{}")
+    with pytest.raises(InputError, match=message):
+        fetch.bundle_in(tmp_path / place)
+
+
+def test_serving_an_aborted_run_is_refused_in_one_line_before_ray(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text("name: x\n")
+    for verb in (["serve", str(tmp_path)], ["predict", str(tmp_path), "-"]):
+        done = CliRunner().invoke(cli.app, verb)
+        assert done.exit_code == 2 and done.stdout == ""
+        assert (
+            done.stderr.startswith(f"error: {tmp_path}: a run that is not finished; ") and done.stderr.count("\n") == 1
+        )
+
+
 def test_a_precision_that_was_dropped_is_not_given(home: Home, tmp_path: Path) -> None:
     shutil.copytree(home.artefact, tmp_path / "one")
     found = artefact.read(tmp_path / "one")
@@ -238,7 +276,7 @@ def test_errors_are_one_line_with_a_status_and_light_where_nothing_heavy_is_need
     for status, arguments in (
         (2, ["--device", "tpu", "x"]),
         (2, [tmp_path / "nowhere"]),
-        (1, ["models:/a@b", "--tracking", "http://["]),
+        (2, ["models:/a@b", "--tracking", "http://["]),
     ):
         process = run(*arguments, cwd=tmp_path)
         out, err = process.communicate(timeout=60)

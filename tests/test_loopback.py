@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ def test_ports_of_its_own_are_never_the_one_asked_for(
     told = loopback.install(tmp_path / "new", asked)
     own = {told["RAY_SERVE_HAPROXY_STATS_PORT"], told["RAY_SERVE_HAPROXY_METRICS_PORT"]}
     assert len(own) == 2 and str(asked) not in own
+    deep = loopback.install(tmp_path / "deep" / ("x" * 40), asked)
+    assert "RAY_SERVE_HAPROXY_SOCKET_PATH" not in deep, "a socket's path would be too long there"
+    with tempfile.TemporaryDirectory(prefix="x") as short:
+        assert loopback.install(Path(short), asked)["RAY_SERVE_HAPROXY_SOCKET_PATH"] == f"{short}/admin.sock"
     script = Path(told["RAY_SERVE_HAPROXY_BINARY_PATH"])
     assert os.access(script, os.X_OK) and str(Path(loopback.__file__).resolve()) in script.read_text()
 

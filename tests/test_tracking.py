@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from xlt_ray import outbox, tracking
+from xlt_ray import courier, outbox, tracking
 from xlt_ray.config import InputError, TrackingConfig
-from xlt_ray.delivery import Delivery
+from xlt_ray.delivery import Delivery, _way_out
 from xlt_ray.outbox import Outbox
 
 KEY = "trial-0123456789"
@@ -371,6 +372,71 @@ def test_a_refused_record_is_set_aside_and_sent_when_it_can_be(tmp_path: Path, u
     Delivery(tmp_path / "run", uri).send(again=True)
     assert outbox.pending(tmp_path / "run") == 0
     assert_once(uri)
+
+
+def test_what_is_refused_can_be_given_up(tmp_path: Path, uri: str) -> None:
+    box = begin(tmp_path / "run", uri)
+    box.artifact(tmp_path / "run" / "report.html", "reports")
+    box.finish()
+    said: list[str] = []
+    assert tracking.sync([tmp_path], report=said.append, give_up=True) == outbox.pending(tmp_path / "run") == 0
+    assert said[0].endswith("2 records sent, 0 left, 1 given up")
+    assert runs(uri)[0].info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_refuses_a_run_and_another_takes_it(tmp_path: Path, uri: str) -> None:
+    store(uri).delete_experiment(store(uri).create_experiment("xlt"))
+    record_all(begin(tmp_path / "run", uri))
+    delivery = Delivery(tmp_path / "run", uri)
+    at_its_end = SimpleNamespace(closing=threading.Event(), orphaned=False)
+    at_its_end.closing.set()
+    courier._deliver(delivery, at_its_end, 0)  # type: ignore[arg-type]  # which comes back, so nobody waits for it
+    why = outbox.reason(tmp_path / "run")
+    assert "Refused: experiment 'xlt' is deleted" in why
+    assert f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id 1`" in why
+    assert f"`xlt sync {tmp_path}/run --experiment NAME`" in why
+    assert tracking.sync([tmp_path], experiment="another") == 0
+    assert_once(uri, experiment="another")
+    store(uri).restore_experiment("1")
+    begin(tmp_path / "later", uri, "later")
+    Delivery(tmp_path / "later", uri).send()
+    assert [run.data.tags["xlt.run_key"] for run in runs(uri)] == ["later"]
+
+
+def test_a_missing_driver_is_no_outage_and_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(tmp_path, "http://unused")
+    elsewhere = "mysql+aiomysql://ann:hunter2@db/x"
+    outbox.move(tmp_path, uri=elsewhere)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    said: list[str] = []
+    assert tracking.sync([tmp_path], report=said.append) == 2
+    assert "Refused: mysql+aiomysql://ann:***@db/x: its driver is missing; `pip install 'aiomysql'`" in said[0]
+    assert not [file for file in tmp_path.iterdir() if "hunter2" in file.read_text()]
+
+
+def test_refusals_are_told_from_outages() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos import databricks_pb2 as codes
+    from sqlalchemy.exc import OperationalError
+
+    def of(code: str) -> MlflowException:
+        return MlflowException("no", error_code=getattr(codes, code))
+
+    outages: list[Exception] = [of("TEMPORARILY_UNAVAILABLE"), of("INTERNAL_ERROR"), of("REQUEST_LIMIT_EXCEEDED")]
+    outages += [ConnectionError("Connection refused"), TimeoutError("timed out")]
+    outages += [OperationalError("SELECT 1", {}, Exception("database is locked"))]
+    assert [_way_out(one) for one in outages] == [None] * len(outages)
+    refusals = {
+        "MLFLOW_TRACKING_USERNAME": of("UNAUTHENTICATED"),
+        "right to write": of("PERMISSION_DENIED"),
+        "no MLflow server": of("ENDPOINT_NOT_FOUND"),
+        "--allowed-hosts": MlflowException("Invalid Host header", error_code=codes.PERMISSION_DENIED),
+        "right user and password": OperationalError("", {}, Exception('password authentication failed for user "ann"')),
+        "create the database": OperationalError("", {}, Exception('database "x" does not exist')),
+        "": of("INVALID_PARAMETER_VALUE"),
+    }
+    for remedy, error in refusals.items():
+        assert remedy in str(_way_out(error)) and _way_out(error) is not None
 
 
 def test_a_value_the_database_refuses_does_not_take_its_batch_along(tmp_path: Path, uri: str) -> None:

@@ -21,6 +21,7 @@ from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError, build
 from xlt_ray.encoders import Encoder
 from xlt_ray.identify import Identifier
+from xlt_ray.masking import public
 from xlt_ray.metrics import Scores
 from xlt_ray.network import CHANGES, Network
 from xlt_ray.techniques import lora
@@ -114,7 +115,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "max_length": bundle.tokenize.max_length,
         "pooling": net.pooling,
         "encoder": identity,
-        "experiment": bundle.experiment.model_dump(mode="json"),
+        "experiment": public(bundle.experiment.model_dump(mode="json")),
         "languages": list(net.languages),
         "steps": _save_steps(folder, net),
     }

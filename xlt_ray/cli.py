@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from xlt_ray import cli_lexicon, cli_serving, cli_techniques
+from xlt_ray.masking import masked
 
 app = typer.Typer(
     name="xlt",
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Config = Annotated[str, typer.Argument(help="YAML file; ready ones are under jobs/configs/")]
+UNSENT = 3  # exit code of a run that is finished while MLflow has not all of it
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as mixture.alpha=0.5")]
 Folder = Annotated[Path, typer.Argument(help="folder of a bundle, or of a run that holds one")]
 
@@ -33,14 +35,14 @@ def _told() -> Iterator[None]:
     from xlt_ray.registry import RegistryError
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress is shown instead
-    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *place: f"warning: {message}\n"
+    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *place: masked(f"warning: {message}\n")
     try:
         yield
     except InputError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(masked(f"error: {error}"), err=True)
         raise typer.Exit(2) from None
     except (TrainingError, RegistryError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(masked(f"error: {error}"), err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from what is done", err=True)
@@ -63,7 +65,11 @@ def train(
         bool, typer.Option("--dry-run", help="print configuration, mixture and resources, then stop")
     ] = False,
 ) -> None:
-    """Train, measure every language, record, report and bundle. The same command goes on after any interruption."""
+    """Train, measure every language, record, report and bundle. The same command goes on after any interruption.
+
+    Exit codes: 0 all is done; 3 the run is finished but MLflow has not all of it yet, see `xlt sync`; 2 the
+    configuration is refused; 1 the work stopped; 130 interrupted.
+    """
     from rich.console import Console
 
     with _told():
@@ -89,14 +95,21 @@ def train(
 
 
 def _print_tracking(console: Any, experiment: Any, outcome: Any) -> None:
+    from xlt_ray.outbox import FILE, reason
+
     if outcome.unsent:
+        why = next(filter(None, (reason(file.parent) for file in outcome.folder.local.rglob(FILE))), "no time was left")
         console.print(
-            f"tracking     {outcome.unsent} records are not sent yet and are kept; "
-            f"`xlt sync {outcome.folder.local}` sends them"
+            f"tracking     {outcome.unsent} records are not sent and are kept ({why}); "
+            f"`xlt sync {outcome.folder.local}` sends them",
+            soft_wrap=True,
+            markup=False,
         )
-    elif experiment.tracking.uri != "off":
+        raise typer.Exit(UNSENT)
+    if experiment.tracking.uri != "off":
         console.print(
-            f"tracking     {experiment.tracking.uri}, experiment {experiment.tracking.experiment}", soft_wrap=True
+            f"tracking     {masked(experiment.tracking.uri)}, experiment {experiment.tracking.experiment}",
+            soft_wrap=True,
         )
 
 
@@ -220,7 +233,10 @@ def tune(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as search.searcher=random")
     ] = None,
 ) -> None:
-    """Search the mix of sources that serves the targets best, retrain it, and say how sure that is."""
+    """Search the mix of sources that serves the targets best, retrain it, and say how sure that is.
+
+    Exit codes are those of `xlt train`.
+    """
     with _told():
         from rich.console import Console
 
@@ -284,12 +300,16 @@ def sync(
         list[Path] | None, typer.Argument(help="folders of runs, or folders that hold them; default: runs")
     ] = None,
     uri: Annotated[str | None, typer.Option(help="tracking server to send to instead of the configured one")] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="experiment to send to, as where the own one is deleted")
+    ] = None,
+    give_up: Annotated[bool, typer.Option("--give-up", help="forget the records that the server refuses")] = False,
 ) -> None:
-    """Send to MLflow what could not be sent while its server was slow or down."""
+    """Send to MLflow what could not be sent while its server was slow or down; exit code 1 while something is left."""
     with _told():
         from xlt_ray import tracking
 
-        left = tracking.sync(folders or [Path("runs")], uri, typer.echo)
+        left = tracking.sync(folders or [Path("runs")], uri, typer.echo, experiment, give_up)
         if left:
             typer.echo(f"{left} records are still not sent; they are kept", err=True)
             raise typer.Exit(1)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from xlt_ray import cli_promote
+from xlt_ray.masking import masked
 
 Told = Callable[[], contextlib.AbstractContextManager[None]]
 Port = Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65535)]
@@ -47,7 +48,7 @@ def _served(told: Told) -> Iterator[None]:
         try:
             yield
         except ServingError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(masked(f"error: {error}"), err=True)
             raise typer.Exit(1) from None
 
 

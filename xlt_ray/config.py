@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from xlt_ray import config_keys, languages
+from xlt_ray.masking import public
 
 
 class InputError(ValueError):
@@ -179,7 +180,7 @@ class EvaluationConfig(Section):
 class TrackingConfig(Section):
     """Where results go in MLflow."""
 
-    uri: str = Field("sqlite:///xlt.db", description="any MLflow tracking URI; 'off' for none")
+    uri: str = Field("sqlite:///xlt.db", repr=False, description="any MLflow tracking URI; 'off' for none")
     experiment: str = "xlt"
     register_as: str | None = Field(None, description="name of the registered model; default: none is registered")
     alias: str | None = Field(None, description="alias to move to the new version, such as champion")
@@ -343,5 +344,5 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def dump(experiment: Experiment) -> str:
-    """Write an experiment as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """Write an experiment as YAML that `load` reads back to an equal one, but for secrets in URIs, which it masks."""
+    return yaml.safe_dump(public(experiment.model_dump(mode="json")), sort_keys=False, allow_unicode=True)

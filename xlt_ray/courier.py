@@ -21,8 +21,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from xlt_ray import outbox as journal
-from xlt_ray.delivery import Delivery, Unreachable
+from xlt_ray.config import InputError
+from xlt_ray.delivery import Delivery, Refused, Unreachable
+from xlt_ray.masking import masked
 from xlt_ray.outbox import Outbox
+from xlt_ray.tracking_uri import absolute, whole
 
 NICENESS = 10  # a tenth of a core that training wants too, for the few seconds that delivery needs
 POLL_S = 2.0  # between two looks at a growing outbox
@@ -35,7 +38,7 @@ class Sender:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._process = _launch(outbox.folder) if outbox.on else None
+        self._process = _launch(outbox) if outbox.on else None
 
     @property
     def pid(self) -> int | None:
@@ -48,7 +51,7 @@ class Sender:
         process, self._process = self._process, None
         crashed = process is not None and _finish(process, timeout_s)
         if crashed and self._outbox.pending() and time.monotonic() < deadline:
-            process = _launch(self._outbox.folder)  # it may have been killed for memory, which there is now more of
+            process = _launch(self._outbox)  # it may have been killed for memory, which there is now more of
             if process is not None:
                 _finish(process, deadline - time.monotonic())
         return self._outbox.pending()
@@ -59,29 +62,39 @@ def start(outbox: Outbox) -> Sender:
     return Sender(outbox)
 
 
-def sync(folders: Iterable[Path], uri: str | None = None, report: Callable[[str], None] = print) -> int:
+def sync(
+    folders: Iterable[Path],
+    uri: str | None = None,
+    report: Callable[[str], None] = print,
+    experiment: str | None = None,
+    give_up: bool = False,
+) -> int:
     """Deliver what is pending in every outbox below these folders and return the number of records still left.
 
-    With a `uri` everything ever recorded goes there, and stays addressed there. What could not be delivered is reported
-    with its reason and kept.
+    With a `uri` everything ever recorded goes there, and stays addressed there; so it is with an `experiment`, for what
+    is pending. What could not be delivered is reported with its reason and kept, or with `give_up` forgotten where the
+    server refuses it.
     """
-    uri = journal.absolute(uri) if uri else None
+    uri = absolute(uri, "--uri") if uri else None
+    if experiment is not None and not experiment.strip():
+        raise InputError("--experiment: empty; name one, such as xlt")
     found = sorted({file.parent.absolute() for folder in folders for file in Path(folder).rglob(journal.FILE)})
     due = [folder for folder in found if journal.pending(folder, uri)]
     if not due:
         return 0
-    command = [*_command(), *(["--uri", uri] if uri else []), *map(str, due)]
+    command = [*_command(), *(["--uri", masked(uri)] if uri else []), *(["--give-up"] if give_up else [])]
+    command += [*(["--experiment", experiment] if experiment else []), *map(str, due)]
     with (
         tempfile.TemporaryFile("w+") as noise,
         subprocess.Popen(
-            command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=noise, text=True
+            command, env=_environment(uri), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=noise, text=True
         ) as process,
     ):
         for line in process.stdout or ():
             report(line.rstrip("\n"))
         if process.wait():
             noise.seek(0)
-            report(f"delivery stopped with status {process.returncode}:\n{noise.read()[-2000:]}")
+            report(masked(f"delivery stopped with status {process.returncode}:\n{noise.read()[-2000:]}"))
     return sum(journal.pending(folder, uri) for folder in due)
 
 
@@ -89,15 +102,17 @@ def _command() -> list[str]:
     return [sys.executable, "-P", "-m", "xlt_ray.courier"]
 
 
-def _environment() -> dict[str, str]:
+def _environment(uri: str | None) -> dict[str, str]:
     defaults = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     # MLflow's own retries could create a run twice; a model that is only tried out must not take a GPU
     forced = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-    return defaults | os.environ | forced
+    # the whole URI goes this way, as arguments can be read by anybody
+    return defaults | os.environ | forced | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
 
 
-def _launch(folder: Path) -> subprocess.Popen[bytes] | None:
+def _launch(outbox: Outbox) -> subprocess.Popen[bytes] | None:
+    folder = outbox.folder
     try:
         with (folder / "outbox.log").open("ab") as log:
             return subprocess.Popen(
@@ -105,7 +120,7 @@ def _launch(folder: Path) -> subprocess.Popen[bytes] | None:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env=_environment(outbox.uri),
                 cwd=folder,
                 start_new_session=True,  # a Ctrl-C meant for the driver must not end the delivery of its last words
             )
@@ -158,7 +173,7 @@ def follow(folder: Path, driver: int) -> None:
     while True:
         with journal.locked(folder / "outbox.lock", wait=False) as mine:
             if mine:
-                _deliver(Delivery(folder, where["uri"]), orders, driver)
+                _deliver(Delivery(folder, whole(where["uri"])), orders, driver)
                 return
         if orders.closing.is_set() and not journal.waiting(folder, where["uri"]):
             return
@@ -179,6 +194,8 @@ def _deliver(delivery: Delivery, orders: Orders, driver: int) -> None:
         except Exception as error:  # whatever it is, the records are kept, the reason is shown, and it is tried again
             failures += 1
             print(f"attempt {failures}: {delivery.note(error)}", flush=True)
+            if last and isinstance(error, Refused):
+                return
         pause = min(0.5 * 2 ** min(failures, 10), LONGEST_PAUSE_S) if failures else POLL_S
         if last:
             time.sleep(min(pause, 5.0))
@@ -203,36 +220,56 @@ def _be_nice(niceness: int) -> None:
             time.sleep(0.2)  # the kernel takes no more than ten changes a second from the whole machine
 
 
-def deliver_once(folder: Path, uri: str | None, dead: dict[str, Exception]) -> str:
-    """Deliver one outbox now and say in a line how it went; servers in `dead`, which did not answer, are left alone."""
+def deliver_once(
+    folder: Path,
+    dead: dict[str, Exception],
+    uri: str | None = None,
+    experiment: str | None = None,
+    give_up: bool = False,
+) -> str:
+    """Deliver one outbox now and say in a line how it went; servers in `dead`, which did not answer, are left alone.
+
+    What is refused after that is forgotten with `give_up`.
+    """
     where = journal.address(folder)
     if where is None:
         return f"{folder}: no outbox"
-    target = uri or str(where["uri"])
     with journal.locked(folder / "outbox.lock", wait=False) as mine:
+        before = journal.pending(folder, uri)
         if not mine:
-            return f"{folder}: its run is sending it at this moment; {journal.pending(folder, target)} records are left"
+            return f"{folder}: its run is sending it at this moment; {before} records are left"
+        if experiment is not None:
+            journal.move(folder, experiment=experiment)
+        try:
+            target = whole(uri or str(where["uri"]))
+        except InputError as error:
+            return f"{folder}: 0 records sent, {before} left: {error}"
         delivery = Delivery(folder, target)
-        before = journal.pending(folder, target)
-        if target in dead:
-            delivery.note(dead[target])
-        for attempt in range(0 if target in dead else ATTEMPTS):
-            try:
-                delivery.send(again=attempt == 0)
-                if target != where["uri"]:
-                    journal.move(folder, target)
-                    delivery.send()
-                break
-            except Unreachable as error:
-                delivery.note(error)
-                dead[target] = error
-                break
-            except Exception as error:
-                delivery.note(error)
-                time.sleep(0.25 * 2**attempt)
-    left = journal.pending(folder, target)
-    why = "; ".join(filter(None, (delivery.sent.error, *delivery.sent.failed.values())))
-    return f"{folder}: {before - left} records sent, {left} left" + (f": {why}" if left else "")
+        _attempt(delivery, dead, moved=masked(target) != where["uri"])
+        given_up = delivery.give_up() if give_up else 0
+    left, why = journal.pending(folder, target), journal.reason(folder)
+    told = f"{folder}: {before - left - given_up} records sent, {left} left"
+    return told + (f", {given_up} given up" if given_up else "") + (f": {why}" if left and why else "")
+
+
+def _attempt(delivery: Delivery, dead: dict[str, Exception], moved: bool) -> None:
+    if delivery.uri in dead:
+        delivery.note(dead[delivery.uri])
+        return
+    for attempt in range(ATTEMPTS):
+        try:
+            delivery.send(again=attempt == 0)
+            if moved:
+                journal.move(delivery.folder, uri=delivery.uri)
+                delivery.send()
+            return
+        except Exception as error:
+            delivery.note(error)
+            if isinstance(error, Unreachable):
+                dead[delivery.uri] = error
+            if isinstance(error, Unreachable | Refused):
+                return
+            time.sleep(0.25 * 2**attempt)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -241,13 +278,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--follow", type=int, metavar="PID", help="until this driver, at the far end of stdin, is done")
     parser.add_argument("--uri", help="deliver to this server and not the recorded one")
+    parser.add_argument("--experiment", help="deliver into this experiment and not the recorded one")
+    parser.add_argument("--give-up", action="store_true", help="forget what is refused")
     asked = parser.parse_args(arguments)
     if asked.follow:
         follow(asked.folders[0], asked.follow)
         return
     dead: dict[str, Exception] = {}
     for folder in asked.folders:
-        print(deliver_once(folder, asked.uri, dead), flush=True)
+        print(deliver_once(folder, dead, asked.uri, asked.experiment, asked.give_up), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """Take the records of one outbox to one server in order, keep the place, and decide who is at fault when it fails.
 
 A server that does not answer holds everything up, and nothing is lost. A record that the server refuses is set aside
-with the reason, and the records after it go on; `xlt sync` tries it again.
+with the reason, and the records after it go on; `xlt sync` tries it again. A server that refuses the whole run, because
+nobody may write there or the experiment is deleted, is not waited for: the reason says what to do.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlt_ray import outbox as journal
+from xlt_ray.config import InputError
+from xlt_ray.masking import masked
 from xlt_ray.outbox import Sent
 
 if TYPE_CHECKING:
@@ -24,8 +28,31 @@ ATTEMPTS = 4  # at a record, while the server answers other questions
 Entry = tuple[int, int, dict[str, Any]]  # offset, offset of the next, record
 
 
+HOPELESS = (  # what MLflow answers again however often it is asked
+    *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "FEATURE_DISABLED", "RESOURCE_ALREADY_EXISTS"),
+)
+REMEDIES = (  # what the reason holds -> what to do; also where it does not come as an error of MLflow
+    ("Invalid Host header", "start the server with --allowed-hosts and the name it is called by"),
+    (
+        r"UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED|error code 401|not authenticated",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    ),
+    (r"PERMISSION_DENIED|error code 403", "ask for the right to write there, or name another server by --uri"),
+    (
+        r"authentication failed|Access denied for user|no password supplied|Login failed|role .* does not exist",
+        "give the right user and password by --uri",
+    ),
+    (r"database .* does not exist|Unknown database", "create the database, or name another by --uri"),
+    ("out-of-date database schema", "run `mlflow db upgrade URI`"),
+    ("CERTIFICATE_VERIFY_FAILED", "set MLFLOW_TRACKING_SERVER_CERT_PATH to the server's certificate"),
+    ("WRONG_VERSION_NUMBER|record layer failure", "the server speaks http: write http:// by --uri"),
+    ("ENDPOINT_NOT_FOUND|not in a valid JSON format", "this is no MLflow server; give its address by --uri"),
+)
+
+
 class Refused(Exception):
-    """A record that no further attempt can deliver."""
+    """A record, or a whole run, that no further attempt can deliver as things are."""
 
 
 class Unreachable(Exception):
@@ -58,6 +85,13 @@ class Delivery:
             self.sent.error = text
             self._save()
         return text
+
+    def give_up(self) -> int:
+        """Forget the records that were refused, and say how many."""
+        count = len(self.sent.failed)
+        self.sent.failed.clear()
+        self._save()
+        return count
 
     def mourn(self, driver: int) -> None:
         """Mark the run as killed if `driver`, now dead, was the last process to open the outbox and did not finish."""
@@ -123,8 +157,13 @@ class Delivery:
                 if self.sent.adopted:
                     run.respect()
                 self._run = run
+            except Refused:
+                raise
             except Exception as error:
-                raise Unreachable(f"{self.uri}: {error}") from error
+                reason = masked(f"{self.uri}: {getattr(error, 'message', error)}")
+                if (way_out := _way_out(error)) is not None:
+                    raise Refused(f"{reason}{way_out}") from error
+                raise Unreachable(reason) from error
         return self._run
 
     def _pass(self, offset: int) -> None:
@@ -141,5 +180,14 @@ def _settle(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def _way_out(error: Exception) -> str | None:
+    """Say what to do about a refusal; None for an outage, which passes by itself."""
+    code = getattr(error, "error_code", None)
+    for sign, remedy in REMEDIES:
+        if re.search(sign, f"{code} {error}"):
+            return f"; {remedy}, and run `xlt sync`"
+    return "" if code in HOPELESS or isinstance(error, InputError | ImportError) else None
+
+
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:1000]
+    return masked(" ".join(str(error).split()))[:1000]

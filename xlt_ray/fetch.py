@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 from xlt_ray import artefact, registry
 from xlt_ray.config import InputError
+from xlt_ray.masking import masked
 from xlt_ray.outbox import locked
 
 CACHE = Path("~/.cache/xlt_ray/serving")
@@ -72,8 +74,6 @@ def fetch(
         found = artefact.read(folder)
         _offers(found, precision, str(folder))
         return Fetched(str(folder), str(folder), found.digest)
-    if not (folder / "bundle.json").is_file():
-        raise InputError(f"{folder}: neither an artefact nor a bundle, nor a run that holds one; give such a folder")
     key = _key((folder / "bundle.json").read_bytes())
     if device == "cuda":
         _verified(folder)
@@ -82,8 +82,45 @@ def fetch(
 
 
 def bundle_in(folder: Path) -> Path:
-    """Give the bundle inside the folder of a run; any other folder is itself what is meant."""
-    return folder / "bundle" if (folder / "bundle" / "bundle.json").is_file() else folder
+    """Give the bundle inside the folder of a run, or the folder itself where it is a bundle or an artefact.
+
+    Raises InputError, which says what the folder is instead and what to name.
+    """
+    if (folder / "bundle" / "bundle.json").is_file():
+        return folder / "bundle"
+    if not any((folder / name).is_file() for name in (artefact.FILE, "bundle.json")):
+        raise InputError(_no_model(folder))
+    return folder
+
+
+def _no_model(folder: Path) -> str:
+    told = str(folder)
+    strange = re.search(r"([a-z][a-z0-9+.-]*):/", told)
+    if strange and not folder.exists():
+        return f"{strange[1]}:/...: models are folders here or in MLflow; write a folder, or models:/NAME@ALIAS"
+    if "@" in folder.name and not folder.exists():
+        return f"{told}: no such folder; a registered model is written models:/{folder.name}"
+    if not folder.exists():
+        return f"{told}: no such folder; give that of a finished run, or models:/NAME@ALIAS"
+    if not folder.is_dir():
+        return f"{told}: a file; give the folder of a run, a bundle or an artefact"
+    if (folder / "search.yaml").is_file():
+        inside = sorted(folder.glob("retrained/*/bundle/bundle.json"))
+        name = inside[0].parents[1] if inside else None
+        way_out = (
+            f"give one of its runs, such as {name}" if name else f"`xlt tune {folder}/search.yaml` goes on with it"
+        )
+        return f"{told}: a search; {way_out}"
+    if (folder / "experiment.yaml").is_file():
+        return (
+            f"{told}: a run that is not finished; `xlt train {folder}/experiment.yaml` goes on with it, "
+            "or give a finished run"
+        )
+    inside = sorted(folder.glob("*/bundle/bundle.json"))
+    more = f"; give a run in it, such as {inside[0].parents[1]}" if inside else ""
+    return (
+        f"{told}: neither an artefact nor a bundle, nor a finished run that holds one{more or '; give such a folder'}"
+    )
 
 
 def _known(device: str, precision: str, vocabulary: str) -> None:
@@ -189,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         line = json.dumps(asdict(fetch(**asked)))
     except Exception as error:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr, flush=True)
+        print(masked(f"error: {' '.join(str(error).split()) or type(error).__name__}"), file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
     finally:
         sys.stdout.flush()

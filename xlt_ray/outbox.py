@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from xlt_ray.config import InputError, TrackingConfig
+from xlt_ray.masking import masked, public
+from xlt_ray.tracking_uri import absolute
 
 FILE = "outbox.jsonl"
 NAME_LIMIT = 250  # characters MLflow allows in the name of a metric or parameter
@@ -37,8 +39,8 @@ class Outbox:
     the deliverer's care, which puts the file on disk before it tells a server anything in it.
     """
 
-    def __init__(self, folder: Path, stream: IO[bytes] | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, stream: IO[bytes] | None, uri: str = "off") -> None:
+        self.folder, self.uri = folder, uri
         self._stream = stream  # None: tracking is off
         self._known: set[tuple[Any, ...]] = set()
         self._tags: dict[str, str] = {}
@@ -51,7 +53,7 @@ class Outbox:
         """Start or take up the journal in a run's folder; raise InputError when it belongs to another run.
 
         A relative database path in `config.uri` is meant from the current directory, so it is fixed here, before Ray
-        changes the directory of its workers.
+        changes the directory of its workers. Its secrets stay in this process and the delivery's; none is written.
         """
         folder = Path(folder).absolute()
         if config.uri == "off":
@@ -65,12 +67,12 @@ class Outbox:
         known = address(folder)
         if known is not None and known["run_key"] != run_key:
             raise InputError(f"{file}: belongs to run {known['run_key']}, not {run_key}; give each run its own folder")
-        box = cls(folder, file.open("ab", buffering=0))
+        box = cls(folder, file.open("ab", buffering=0), uri)
         for _, record in records(folder, 0):
             box._remember(record)
         box._append(
             "open",
-            uri=uri,
+            uri=masked(uri),
             experiment=config.experiment,
             run_key=run_key,
             run_name=run_name,
@@ -87,7 +89,7 @@ class Outbox:
 
     def params(self, values: Mapping[str, Scalar]) -> None:
         """Record parameters; the first value of each stays."""
-        given = {clean(key): str(value) for key, value in values.items()}
+        given = {clean(key): masked(str(value)) for key, value in values.items()}
         self._append("params", values={key: text for key, text in given.items() if ("param", key) not in self._known})
 
     def metrics(self, values: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
@@ -102,7 +104,7 @@ class Outbox:
 
     def tags(self, values: Mapping[str, Scalar]) -> None:
         """Record tags; a later value replaces an earlier one."""
-        given = {clean(key): str(value) for key, value in values.items()}
+        given = {clean(key): masked(str(value)) for key, value in values.items()}
         self._append("tags", values={key: text for key, text in given.items() if self._tags.get(key) != text})
 
     def artifact(self, path: Path, folder: str = "") -> None:
@@ -123,7 +125,7 @@ class Outbox:
         `schema` maps columns to MLflow types. MLflow tells inputs apart by name and digest and drops a second context.
         """
         names = {"name": name[:500], "digest": digest[:36], "context": context}
-        self._append("dataset", source=source, schema=dict(schema or {}), profile=dict(profile), **names)
+        self._append("dataset", source=masked(source), schema=dict(schema or {}), profile=dict(profile), **names)
 
     def model(
         self,
@@ -192,12 +194,12 @@ class Sent:
     @classmethod
     def load(cls, folder: Path, uri: str) -> Sent:
         """Read the state for one server; unreadable means nothing was sent, which is safe because sending repeats."""
-        return cls(**_states(folder).get(uri, {}))
+        return cls(**_states(folder).get(masked(uri), {}))
 
     def save(self, folder: Path, uri: str) -> None:
         """Write the state in one step, so that a kill leaves the old or the new one."""
         draft = folder / f"outbox.sent.{os.getpid()}"
-        draft.write_text(json.dumps(_states(folder) | {uri: asdict(self)}, indent=1), encoding="utf-8")
+        draft.write_text(json.dumps(_states(folder) | {masked(uri): asdict(self)}, indent=1), encoding="utf-8")
         draft.replace(folder / "outbox.sent")
 
 
@@ -218,7 +220,7 @@ def records(folder: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
 def address(folder: Path) -> dict[str, Any] | None:
     """Say where the outbox of a folder goes: its latest `open` record, with `since`, the time of its first.
 
-    None when there is no outbox. A `moved` record, left by a delivery to another server, changes only the uri.
+    None when there is no outbox. A `moved` record, left by a delivery to another place, changes only what it names.
     """
     if not (folder / FILE).is_file():
         return None
@@ -227,14 +229,14 @@ def address(folder: Path) -> dict[str, Any] | None:
         if record["kind"] == "open":
             latest = record | {"since": latest["since"] if latest else record["time"]}
         elif record["kind"] == "moved" and latest is not None:
-            latest["uri"] = record["uri"]
+            latest |= {key: record[key] for key in ("uri", "experiment") if key in record}
     return latest
 
 
-def move(folder: Path, uri: str) -> None:
-    """Address an outbox to another server from now on; the caller holds its lock."""
+def move(folder: Path, **place: str) -> None:
+    """Address an outbox to another `uri`, or another `experiment`, from now on; the caller holds its lock."""
     with (folder / FILE).open("ab", buffering=0) as stream:
-        _write(stream, {"kind": "moved", "time": time.time_ns() // 1_000_000, "uri": uri})
+        _write(stream, {"kind": "moved", "time": time.time_ns() // 1_000_000} | public(place))
 
 
 def waiting(folder: Path, uri: str) -> int:
@@ -251,6 +253,13 @@ def pending(folder: Path, uri: str | None = None) -> int:
     return waiting(folder, uri) + len(Sent.load(folder, uri).failed)
 
 
+def reason(folder: Path) -> str:
+    """Say why the records that are left are left: what held delivery up last, else what was refused; '' if unknown."""
+    where = address(folder)
+    sent = Sent.load(folder, where["uri"]) if where else Sent()
+    return "; ".join(filter(None, (sent.error, *sent.failed.values())))
+
+
 @contextmanager
 def locked(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file against other processes and yield whether it was had; it is freed when a process dies."""
@@ -261,25 +270,6 @@ def locked(file: Path, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def absolute(uri: str) -> str:
-    """Make a tracking URI independent of the current directory; raise InputError for one that cannot work.
-
-    >>> absolute("http://localhost:5000")
-    'http://localhost:5000'
-    """
-    lite = re.fullmatch(r"(sqlite(?:\+\w+)?):///([^?]*)(\?.*)?", uri)
-    if lite or uri.startswith("sqlite"):
-        scheme, path, options = lite.groups(default="") if lite else ("", "", "")
-        if path in ("", ":memory:"):
-            raise InputError(f"tracking.uri: {uri} ends with the process; name a file, as sqlite:///xlt.db does")
-        return f"{scheme}:///{Path(path).expanduser().absolute()}{options}"
-    if "://" in uri and not uri.startswith("file:") or uri.startswith("databricks"):
-        return uri
-    if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
-        raise InputError(f"tracking.uri: {uri}: MLflow has given up plain directories; use sqlite:///xlt.db")
-    return Path(uri.removeprefix("file://").removeprefix("file:")).expanduser().absolute().as_uri()
 
 
 def clean(name: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlt_ray import corpora, mixture, soundness, techniques
+from xlt_ray import corpora, mixture, soundness, techniques, tracking_check
 from xlt_ray.config import Experiment, InputError
-from xlt_ray.corpus import Corpus
+from xlt_ray.corpus import Corpus, refuse
 from xlt_ray.mixture import Share
 from xlt_ray.techniques import Material, Technique
 
@@ -91,6 +91,8 @@ def load_corpus(experiment: Experiment) -> tuple[Corpus, dict[str, dict[str, int
 def prepare(experiment: Experiment) -> Prepared:
     """Load and check everything that can be checked without Ray; raise InputError with all faults found."""
     experiment = absolute(experiment)
+    if faults := tracking_check.faults(experiment.tracking):
+        refuse("configuration", faults)
     corpus, dropped = load_corpus(experiment)
     chosen = techniques.build(experiment)
     soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))

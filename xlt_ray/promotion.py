@@ -11,22 +11,21 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xlt_ray import gate, languages, outbox, registry, serving_artefact, tracking
+from xlt_ray import fetch, gate, languages, outbox, registry, serving_artefact, tracking, tracking_check
 from xlt_ray.config import InputError
 from xlt_ray.delivery import Refused
 from xlt_ray.gate import Gate
+from xlt_ray.masking import masked
 from xlt_ray.registry import RegistryError, Version
+from xlt_ray.tracking_uri import absolute, whole
 
 OnEvent = Callable[[dict[str, Any]], None]
-NAME = re.compile(r"\w[\w. -]{0,199}")
-ALIAS = re.compile(r"(?!latest$|[vV]\d+$)[\w-]{1,100}", re.ASCII)  # what MLflow takes
 PREVIOUS, GATE, FORCED, ROLLED_BACK = "xlt.promoted_from", "xlt.gate", "xlt.forced", "xlt.rolled_back"
 
 
@@ -73,8 +72,8 @@ def promote(
     language are compared for that, which is recorded. Refused: `promoted` is False and the alias
     is where it was. Raises InputError for what cannot be meant, RegistryError where MLflow fails.
     """
-    if not ALIAS.fullmatch(alias):
-        raise InputError(f"alias: {alias!r}; letters, digits, _ and -, and neither latest nor a version such as v1")
+    if wrong := tracking_check.alias_fault(alias):
+        raise InputError(f"--alias: {wrong}")
     if not 0 <= tolerance <= 1:
         raise InputError(f"tolerance: {100 * tolerance:g} points; give 0 to 100")
     served = tuple(languages.resolve(code) for code in served)
@@ -122,20 +121,25 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
         return registry.resolve(run, uri or registry.default_uri())
     folder = Path(run)
     if not (folder / "bundle" / "bundle.json").is_file():
+        if folder.is_dir():
+            fetch.bundle_in(folder)  # which says what it is instead
         raise InputError(f"{run}: no finished run (no bundle/bundle.json); give a run's folder or models:/NAME/VERSION")
     where = outbox.address(folder)
     if where is None:
         raise InputError(f"{run}: was not tracked, so MLflow knows nothing of it; train it with a tracking.uri")
     known = [record for _, record in outbox.records(folder, 0) if record["kind"] == "model" and record["name"]]
     experiment = json.loads((folder / "bundle" / "bundle.json").read_text(encoding="utf-8"))["experiment"]
-    if name is not None and not NAME.fullmatch(name):
-        raise InputError(f"--name {name!r}: letters, digits, spaces and _ . - only")
+    if name is not None and (wrong := tracking_check.name_fault(name)):
+        raise InputError(f"--name: {wrong}")
     name = name or (known[-1]["name"] if known else experiment["tracking"]["register_as"])
     if name is None:
         raise InputError(f"{run}: tracking.register_as was not set; name the registered model with --name")
-    target = outbox.absolute(uri) if uri else str(where["uri"])
+    target = absolute(uri, "--uri") if uri else whole(str(where["uri"]))
     said: list[str] = []
-    if tracking.sync([folder], uri, said.append):
+    tracking.sync([folder], uri, said.append)
+    # a model refused under the name or alias it was trained with is what another name and alias are given for
+    refused = outbox.Sent.load(folder, target).failed.values()
+    if outbox.waiting(folder, target) or any(not one.startswith("model: ") for one in refused):
         raise RegistryError(f"{run}: not all of it is in MLflow, which the gate needs: {'; '.join(said)[-700:]}")
     return _registered(folder, target, name, bool(experiment["corpus"]["text_pair"]))
 
@@ -153,7 +157,7 @@ def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
             raise RegistryError(f"{folder}: {error}") from error
     found = registry.of_run(name, run.id, tracking.bundle_digest(folder / "bundle"), uri)
     if found is None:
-        raise RegistryError(f"{folder}: was registered as {name}, but {uri} has no such version; try again")
+        raise RegistryError(f"{folder}: was registered as {name}, but {masked(uri)} has no such version; try again")
     return found
 
 
@@ -233,7 +237,7 @@ def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: 
     uri = uri or registry.default_uri()
     present = registry.aliased(name, alias, uri)
     if present is None:
-        raise InputError(f"models:/{name}@{alias}: no such alias in {uri}; `xlt promote` moves one")
+        raise InputError(f"models:/{name}@{alias}: no such alias in {masked(uri)}; `xlt promote` moves one")
     number = present.tags.get(f"{PREVIOUS}.{alias}", "none")
     if not number.isdecimal():
         raise InputError(f"{present.model}: was not promoted from another version, so there is none to go back to")

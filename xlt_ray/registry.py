@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlt_ray.config import InputError
-from xlt_ray.outbox import absolute, clean
+from xlt_ray.masking import masked
+from xlt_ray.outbox import clean
+from xlt_ray.tracking_uri import absolute
 
 What = Literal["serving", "bundle"]
 LISTING: dict[What, str] = {"serving": "artefact.json", "bundle": "bundle.json"}
@@ -71,12 +73,14 @@ def parse(spec: str) -> tuple[str, str | None, str | None]:
 def resolve(spec: str, uri: str) -> Version:
     """Find the version that an address means; InputError lists what there is where it means none."""
     name, alias, number = parse(spec)
-    uri = absolute(uri)
+    uri = absolute(uri, "tracking server")
     with _told(uri):
         client = _client(uri)
         model = _present(lambda: client.get_registered_model(name))
         if model is None:
-            raise InputError(f"{spec}: no registered model {name!r} in {uri}; register one with `xlt promote RUN`")
+            raise InputError(
+                f"{spec}: no registered model {name!r} in {masked(uri)}; register one with `xlt promote RUN`"
+            )
         aliases = {key: str(value) for key, value in model.aliases.items()}
         if alias is not None:
             number = aliases.get(alias)
@@ -89,7 +93,7 @@ def resolve(spec: str, uri: str) -> Version:
 
 def of_run(name: str, run_id: str, digest: str, uri: str) -> Version | None:
     """Find the newest version of a model that a run made of the bundle with this digest."""
-    uri = absolute(uri)
+    uri = absolute(uri, "tracking server")
     with _told(uri):
         found = _client(uri).search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         ours = [one for one in found if one.tags.get("xlt.bundle") == digest]
@@ -108,7 +112,7 @@ def held_before(version: Version, alias: str) -> Version | None:
 
 def aliased(name: str, alias: str, uri: str) -> Version | None:
     """Find the version an alias points at; None where there is no such model or alias."""
-    uri = absolute(uri)
+    uri = absolute(uri, "tracking server")
     with _told(uri):
         client = _client(uri)
         model = _present(lambda: client.get_registered_model(name))
@@ -163,12 +167,14 @@ def download(version: Version, what: What, into: Path, content: bytes | None = N
     place = _place(version, what)
     content = content if content is not None else listing(version, what)
     if content is None or place is None:
-        raise InputError(f"{version.model}: has no {LISTING[what]} in {version.uri}; promote it, or register it again")
+        raise InputError(
+            f"{version.model}: has no {LISTING[what]} in {masked(version.uri)}; promote it, or register it again"
+        )
     into.mkdir(parents=True, exist_ok=True)
     for name, sha256 in listed(content, version.model).items():
         file = _fetch(version, place, name, into)
         if file is None:
-            raise RegistryError(f"{version.model}: {name} is listed but missing in {version.uri}")
+            raise RegistryError(f"{version.model}: {name} is listed but missing in {masked(version.uri)}")
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                 raise RegistryError(f"{version.model}: {name} is not the file that was logged (SHA-256 differs)")
@@ -227,7 +233,10 @@ def _client(uri: str) -> Any:
 
     database = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     if database and not Path(database[1]).exists():
-        raise InputError(f"{uri}: no such database; name the tracking server of the run with --uri")
+        raise InputError(
+            f"{masked(uri)}: no such database; name the run's tracking server by --uri, or where a "
+            "server is started by tracking_uri=URI"
+        )
     mlflow.set_tracking_uri(uri)  # what a version's `source` names is looked up there, behind the client's back
     return mlflow.MlflowClient(uri)
 
@@ -240,7 +249,14 @@ def _told(uri: str) -> Iterator[None]:
     except (InputError, RegistryError):
         raise
     except Exception as error:  # also of the client's parts: sqlalchemy, requests, cloud storage
-        raise RegistryError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
+        raise RegistryError(masked(f"{uri}: {_why(error)}")) from error
+
+
+def _why(error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if found := re.search(r"Connection refused|timed out|Name or service not known|Failed to resolve", reason):
+        return f"does not answer ({found[0]}); start the tracking server, or correct its address"
+    return f"{type(error).__name__}: {reason[:500]}"
 
 
 def _present(ask: Any) -> Any:

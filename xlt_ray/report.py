@@ -7,7 +7,6 @@ how sure that is, what to beware of, how to load the model and how to get the sa
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from xlt_ray import config, languages, plots
 from xlt_ray.config import Experiment, InputError
+from xlt_ray.masking import masked
 from xlt_ray.metrics import LanguageScore, Scores, classification_report
 
 FEW_ROWS = 100  # below this an accuracy near 80% has an interval of more than 16 points
@@ -219,7 +219,7 @@ def _page(
     baseline: Scores | None,
 ) -> dict[str, Any]:
     mixture = [{**row, "name": plots.name(row["language"])} for row in facts.get("mixture", ())]
-    versions = {key: public(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
+    versions = {key: masked(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
     summary = scores.summary
     return {
         "experiment": experiment,
@@ -237,8 +237,8 @@ def _page(
         "commonest": float(np.mean([commonest(one) for one in scores.languages.values()])),
         "classes": _classes(scores),
         "cautions": [*cautions(scores, experiment), *facts.get("warnings", ())],
-        "configuration": public(config.dump(experiment)),
-        "command": public(str(environment.get("command", "xlt train experiment.yaml"))),
+        "configuration": config.dump(experiment),
+        "command": masked(str(environment.get("command", "xlt train experiment.yaml"))),
         "bundle": str(environment.get("bundle", "bundle")),
         "versions": versions,
     }
@@ -266,8 +266,3 @@ def _classes(scores: Scores) -> list[dict[str, Any]]:
 
 def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def public(text: str) -> str:
-    """Leave names and passwords out of the URLs in a text."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1...@", text)

@@ -34,6 +34,7 @@ from xlt_ray import (
 from xlt_ray.config import InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.journal import Journal
+from xlt_ray.masking import public
 from xlt_ray.outbox import Outbox, pending
 from xlt_ray.prepare import prepare
 from xlt_ray.retraining import plan, retrain
@@ -78,7 +79,8 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
             findings, files = _work(search, corpus, folder, journal, run_key, on_event, begin)
         search_records.end(outbox, findings, files)
         on_event({"stage": "track"})
-        tracking.sync([folder.local / "trials"], report=lambda line: None)
+        if outbox.on:
+            tracking.sync([folder.local / "trials"], outbox.uri, report=lambda line: None)
         sender.close(search.base.tracking.flush_seconds)
     except BaseException as error:
         outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -328,5 +330,5 @@ def _rules(
 def _dump(search: Search) -> str:
     import yaml
 
-    data = search.base.model_dump(mode="json") | {"search": search.settings.model_dump(mode="json")}
+    data = public(search.base.model_dump(mode="json")) | {"search": search.settings.model_dump(mode="json")}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

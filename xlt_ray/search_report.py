@@ -20,6 +20,7 @@ from rich.text import Text
 
 from xlt_ray import config, plots, report, search_plots, selection
 from xlt_ray import search_summary as summary
+from xlt_ray.masking import masked
 from xlt_ray.metrics import Scores
 from xlt_ray.search_plots import KINDS, scored, short
 from xlt_ray.selection import CHOSEN, RULES, Findings, Retrained, Tried
@@ -212,7 +213,7 @@ def _page(findings: Findings) -> dict[str, Any]:
         "targets": len(search.base.targets),
         "minutes": findings.seconds / 60,
         "cautions": [*summary.cautions(findings)],
-        "remarks": [report.public(sentence) for sentence in summary.remarks(findings)],
+        "remarks": [masked(sentence) for sentence in summary.remarks(findings)],
         "optimism": summary.optimism(findings),
         "trials": [summary.trial(one, findings) for one in shown],
         "pareto": [summary.trial(one, findings) for one in summary.pareto(findings)],
@@ -230,7 +231,7 @@ def _page(findings: Findings) -> dict[str, Any]:
             )
         ],
         "ranking": [(plots.name(str(row.get("code"))), row.get("score")) for row in findings.ranking],
-        "configuration": report.public(config.dump(search.experiment(chosen.point))),
+        "configuration": config.dump(search.experiment(chosen.point)),
     }  # fmt: skip
 
 

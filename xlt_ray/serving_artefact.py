@@ -103,8 +103,8 @@ def trial(
 
     `expected` is the label it has to answer, None for any. Works in the folder `elsewhere`.
     """
-    command = ["-m", "xlt_ray.fetch", version.model, "--tracking", version.uri]
-    fetched = _python(*command, *(["--cache", str(cache.absolute())] if cache else []), cwd=elsewhere)
+    kept = ["--cache", str(cache.absolute())] if cache else []
+    fetched = _python("-m", "xlt_ray.fetch", version.model, *kept, cwd=elsewhere, MLFLOW_TRACKING_URI=version.uri)
     if fetched.returncode:
         return f"cannot be fetched: {fetched.stderr.strip()[-500:]}"
     folder = json.loads(fetched.stdout)["folder"]
@@ -117,9 +117,9 @@ def trial(
     return None
 
 
-def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def _python(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""} | variables
     return subprocess.run(
         [sys.executable, "-P", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )

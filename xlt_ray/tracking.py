@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlt_ray import outbox as journal
+from xlt_ray import tracking_uri
 from xlt_ray.courier import Sender, start, sync
-from xlt_ray.delivery import Refused
+from xlt_ray.delivery import HOPELESS, Refused
 from xlt_ray.environment import environment, version
+from xlt_ray.masking import masked
 from xlt_ray.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Outbox", "Run", "Sender", "bundle_digest", "environment", "start", "sync"]
 
 PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters MLflow keeps of a value
-HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 PINNED = (
     *("torch", "transformers", "tokenizers", "safetensors"),
     *("numpy", "scipy", "pandas", "pyarrow", "pydantic", "PyYAML"),
@@ -42,8 +43,7 @@ QUESTION = "Please turn on the light in the kitchen."
 ASK = """
 import json, sys
 import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-answer = list(mlflow.pyfunc.load_model(sys.argv[2]).predict(json.loads(sys.argv[3])))
+answer = list(mlflow.pyfunc.load_model(sys.argv[1]).predict(json.loads(sys.argv[2])))
 assert len(answer) == 1 and isinstance(answer[0], str), f"the answer is {answer!r} and not one label"
 """
 
@@ -60,7 +60,10 @@ class Run:
         import mlflow
 
         self.folder, self.uri, self.where = folder, uri, where
+        if wrong := tracking_uri.fault(uri) or tracking_uri.unwritable(uri):
+            raise Refused(f"{wrong}; or send elsewhere by `xlt sync {folder} --uri URI`")
         _create_database(uri)
+        _connect(uri)
         mlflow.set_tracking_uri(uri)  # registering a model asks for it behind the client's back
         self.client = mlflow.MlflowClient(uri)
         self.experiment = self._find_experiment()
@@ -88,9 +91,10 @@ class Run:
         try:
             getattr(self, f"_tell_{kind}")(records)
         except MlflowException as error:
-            if error.error_code in HOPELESS:
-                raise Refused(str(error)) from error
-            raise
+            if error.error_code not in HOPELESS:
+                raise
+            way_out = f"; register it by `xlt promote {self.folder} --name NAME --alias ALIAS`" * (kind == "model")
+            raise Refused(f"{error.message}{way_out}") from error
 
     def end(self, status: str, time_ms: int | None = None) -> None:
         """Set how and when the run ended, and tie it to its parent and its children, whichever came first."""
@@ -120,7 +124,11 @@ class Run:
                 found = self.client.get_experiment_by_name(name)  # another process was faster
         assert found is not None
         if found.lifecycle_stage == "deleted":
-            raise Refused(f"experiment {name!r} is deleted there; restore it or choose another tracking.experiment")
+            raise Refused(
+                f"experiment {name!r} is deleted in {masked(self.uri)}; "
+                f"{tracking_uri.restoring(self.uri, found.experiment_id)}, "
+                f"or name another by `xlt sync {self.folder} --experiment NAME`"
+            )
         return str(found.experiment_id)
 
     def _parent(self) -> dict[str, str]:
@@ -260,9 +268,10 @@ class Run:
 def _ask(uri: str, model: str, pairs: bool) -> None:
     """Load a logged model in a process that has only what was logged; raise Refused unless it answers with a label."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p != str(Path(__file__).parents[1]))}
+    path = os.pathsep.join(one for one in paths if one != str(Path(__file__).parents[1]))
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": path}
     with tempfile.TemporaryDirectory() as elsewhere:
-        command = [sys.executable, "-P", "-c", ASK, uri, model, json.dumps(_question(pairs))]
+        command = [sys.executable, "-P", "-c", ASK, model, json.dumps(_question(pairs))]
         answer = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     if answer.returncode:
         raise Refused(f"the logged model does not answer, so it was not registered: {answer.stderr.strip()[-700:]}")
@@ -305,6 +314,14 @@ def _artifacts(uri: str, folder: Path) -> str | None:
         return None  # a server knows best
     database = _database(uri)
     return ((database.parent if database else folder.parent) / "mlartifacts").as_uri()
+
+
+def _connect(uri: str) -> None:
+    """Ask a database once and say what it says at once: MLflow tries again for an hour."""
+    if uri.startswith(tracking_uri.DATABASES) and _database(uri) is None:
+        import sqlalchemy
+
+        sqlalchemy.create_engine(uri).connect().close()
 
 
 def _create_database(uri: str) -> None:

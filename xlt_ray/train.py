@@ -58,7 +58,8 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
     events = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"experiment": experiment.model_dump(mode="json"), "events": events},
+        # Ray shows this in its dashboard and its logs, and workers track nothing
+        train_loop_config={"experiment": experiment.model_dump(mode="json", exclude={"tracking"}), "events": events},
         scaling_config=ScalingConfig(
             num_workers=asked.workers,
             use_gpu=asked.gpus_per_worker > 0,
