@@ -16,16 +16,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from xlt_ray import config_keys, languages
-
-
-class InputError(ValueError):
-    """Something the user wrote or supplied is wrong; the message names the place, the value and the way out."""
-
-
-class TrainingError(RuntimeError):
-    """Work on Ray stopped; the message says why in the words of the worker that failed."""
-
+from xlt_ray import config_keys, languages, sniff
+from xlt_ray.errors import InputError as InputError
+from xlt_ray.errors import TrainingError as TrainingError
 
 METHODS = {
     "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
@@ -274,6 +267,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Read a YAML file of keys and values into plain data and apply overrides; raise InputError where it is not one."""
     file = Path(path)
+    if pointer := sniff.lfs_pointer(file):
+        raise InputError(pointer)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
