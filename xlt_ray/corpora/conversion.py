@@ -105,10 +105,8 @@ def _grouped(notes: Sequence[Note]) -> list[str]:
     files: dict[str, list[str]] = {}
     for text, file in notes:
         files.setdefault(text, []).append(file)
-    return [
-        f"{named[0]}: {text}" if len(named) == 1 else f"{len(named)} files, such as {named[0]}: each {text}"
-        for text, named in files.items()
-    ]
+    more = {text: f" and {len(named) - 1} more files" if len(named) > 1 else "" for text, named in files.items()}
+    return [f"{named[0]}{more[text]}: {text}" for text, named in files.items()]
 
 
 def _watched(rows: Rows, seen: set[str], config: CorpusConfig) -> Iterator[tuple[str, pa.Table]]:

@@ -25,7 +25,7 @@ DELIMITERS = {"tsv": "\t", "csv": ","}
 ENOUGH = 5  # fields that are no chance any more, where each of them looks quoted
 
 # a program that writes rows from standard input with other separators
-PARTED = "import csv,sys; csv.writer(sys.stdout{}).writerows(csv.reader(sys.stdin, delimiter={!r}))"
+PARTED = 'import csv,sys; csv.writer(sys.stdout{}).writerows(csv.reader(sys.stdin, delimiter="{}"))'
 
 Lines = tuple[int, list[str], list[str]]  # the first line's number, the values, the lines as they stand
 

@@ -26,7 +26,7 @@ KINDS = {
     ".parquet": "parquet",
 }
 EMPTY = "empty, taken as no rows"
-QUOTED = "read as quoted, by what its quotes enclose; corpus.quoting=plain keeps them as characters of the texts"
+QUOTED = "double quotes are read as enclosing fields; corpus.quoting=plain reads them as characters"
 
 Note = Callable[[str, str], None]
 Tables = Iterator[tuple[pa.Table, int | None]]  # each with the line of its first row, where its rows are one line each
@@ -36,6 +36,7 @@ class Measure(NamedTuple):
     """What the bytes of a text file tell before it is read."""
 
     empty: bool  # nothing but white space
+    one_line: bool
     broken: bool  # lines and rows are not one to one
     quotes: bool
 
@@ -130,16 +131,18 @@ def _named(column: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
 
 
 def _measure(file: Path) -> Measure:
-    empty, broken, quotes, carried = True, False, False, b"\n"
+    empty, one_line, broken, quotes, carried = True, True, False, False, b"\n"
     with lines_of(file) as stream:
         while data := stream.read(1 << 20):
             data = carried + data
             body = data.rstrip(b"\r\n")
             carried = data[len(body) :]
+            text = body.lstrip(b"\r\n") if empty else body
+            one_line = one_line and b"\n" not in text and b"\r" not in text
             empty = empty and not body.strip().removeprefix(b"\xef\xbb\xbf")
             broken = broken or b"\n\n" in body or b"\n\r\n" in body or body.count(b"\r") > body.count(b"\r\n")
             quotes = quotes or b'"' in body
-    return Measure(empty, broken, quotes)
+    return Measure(empty, one_line, broken, quotes)
 
 
 def _text_tables(file: Path, shown: str, kind: str, config: CorpusConfig, measure: Measure, note: Note) -> Tables:
@@ -161,6 +164,8 @@ def _text_tables(file: Path, shown: str, kind: str, config: CorpusConfig, measur
         yield from delimited.strict_tables(file, shown, kind, wanted, config)
         return
     _refuse_missing(shown, header, config)
+    if measure.one_line:
+        return  # Arrow refuses a header without a line break
     with pa.input_stream(str(file), compression="detect") as stream:
         yield from _numbered(delimited.plain_batches(stream, kind, wanted), None if measure.broken else 2)
 

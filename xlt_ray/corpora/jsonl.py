@@ -23,8 +23,8 @@ ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int:
 ROWS = "import json,re,sys; [print(json.dumps(row)) for row in {}]"
 ONE_BY_ONE = r'map(json.loads, re.split(r"(?<=\})\s*\n(?=\{)", sys.stdin.read().strip()))'
 WHOLE = (
-    "import json,sys; [sys.stdout.buffer.write(json.dumps(json.loads(line), ensure_ascii=False)"
-    '.encode("utf-8", "replace") + b"\n") for line in sys.stdin]'
+    "import json,sys; [print(json.dumps(json.loads(line), ensure_ascii=False)"
+    '.encode("utf-8", "replace").decode()) for line in sys.stdin]'
 )
 
 
