@@ -121,7 +121,7 @@ class _Evidence:
         self.swallowed = Swallowed("\t", config)
         self.rows, self.quoted_fields = 0, 0
         self.always: set[int] = set()  # columns quoted in every row but the header
-        self.doubled = self.long = False
+        self.header = self.doubled = self.long = False
 
     def take(self, line: int, values: list[str], lines: Sequence[str]) -> None:
         self.swallowed.take(line, values, lines)
@@ -139,7 +139,9 @@ class _Evidence:
             self.doubled = self.doubled or '""' in raw
         enclosed = {n for n, field in enumerate(fields) if len(field) > 1 and field[0] == field[-1] == '"'}
         self.quoted_fields += len(enclosed)
-        if self.rows:
+        if self.rows == 0:
+            self.header = bool(enclosed)
+        else:
             self.always = enclosed if self.rows == 1 else self.always & enclosed
         self.rows += 1
 
@@ -149,7 +151,7 @@ class _Evidence:
             return None if self.swallowed.line else True
         if self.long:
             return False  # each line is a row of its own: two texts that begin and end with a quote, rows apart
-        if self.rules.keys() - {"spreadsheet"} or (self.always and self.rows > ENOUGH):
+        if self.header or self.rules.keys() - {"spreadsheet"} or (self.always and self.rows > ENOUGH):
             return True
         if "spreadsheet" in self.rules:
             return self.quoted_fields >= ENOUGH or None
@@ -307,5 +309,5 @@ def plain_faults(file: Path, shown: str, kind: str, wanted: Sequence[str]) -> li
     uneven = uneven_lines(file, DELIMITERS[kind])
     return first_of(
         (ragged(f"{shown}, line {line}", columns, width, row, kind) for line, columns, width, row in uneven),
-        refused(file, shown, 1, attempt),
+        refused(file, shown, 1, attempt, "correct the line or remove it"),
     )

@@ -43,7 +43,9 @@ def missing_columns(shown: str, there: Sequence[str], config: CorpusConfig) -> l
     for role, names in roles(config).items():
         for name in names:
             near = next(iter(difflib.get_close_matches(name, there, n=1, cutoff=0.5)), None)
-            if near is None:
+            if any(column.strip('"') == name for column in there):
+                remedy = "its double quotes enclose it: set corpus.quoting=quoted"
+            elif near is None:
                 remedy = f"set corpus.{role} to one of these, or write a line of names above the rows"
             elif re.fullmatch(r"[\w.-]+", near) and yaml.safe_load(near) == near:
                 remedy = f"did you mean corpus.{role}={near}?"
@@ -82,7 +84,7 @@ def foreign(file: Path, shown: str, kind: str) -> str | None:
         return sniff.foreign(start, shown)
     with lines_of(file) as unpacked:
         fault = sniff.foreign(unpacked.read(sniff.HEAD), shown)
-    return f"{fault}, once it is unpacked" if fault else None
+    return f"{fault} (unpack it first)" if fault else None
 
 
 def _no_parquet(start: bytes, shown: str) -> str:
@@ -118,7 +120,9 @@ def ragged(place: str, columns: int, width: int, line: str, kind: str) -> str:
     )
 
 
-def refused(file: Path, shown: str, skip: int, attempt: Callable[[Sequence[bytes]], str | None]) -> Iterator[str]:
+def refused(
+    file: Path, shown: str, skip: int, attempt: Callable[[Sequence[bytes]], str | None], remedy: str
+) -> Iterator[str]:
     """Find the first line that Arrow refuses, by halves of what `attempt` says why it does not take.
 
     The first `skip` lines, those of a header, are left out.
@@ -138,7 +142,7 @@ def refused(file: Path, shown: str, skip: int, attempt: Callable[[Sequence[bytes
                     if len(lines[0]) > BLOCK:
                         reason = f"{len(lines[0]):,} bytes, where {BLOCK:,} can be read"
                     value = lines[0][:60].decode("utf-8", "replace").strip()
-                    yield f"{shown}, line {number + 1}: {reason} ({value!r}); correct the line or remove it"
+                    yield f"{shown}, line {number + 1}: {reason} ({value!r}); {remedy}"
                     return
             number += len(lines)
 

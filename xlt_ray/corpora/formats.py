@@ -150,7 +150,7 @@ def _text_tables(file: Path, shown: str, kind: str, config: CorpusConfig, measur
     if kind == "jsonl":
         if fault := jsonl.other_layout(file, shown):
             raise FileFaults([fault])
-        types = jsonl.types_of(file)
+        types = jsonl.types_of(file, wanted)
         _refuse_missing(shown, list(types), config)
         with pa.input_stream(str(file), compression="detect") as stream:
             yield from _numbered(jsonl.batches(stream, types, wanted), None if measure.broken else 1)
