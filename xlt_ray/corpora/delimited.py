@@ -136,9 +136,9 @@ class _Evidence:
         if fields != values:
             self.differs = self.differs or (line, raw)
             self.long = self.long or len(lines) > 1
-            self.doubled = self.doubled or '""' in raw
         enclosed = {n for n, field in enumerate(fields) if len(field) > 1 and field[0] == field[-1] == '"'}
         self.quoted_fields += len(enclosed)
+        self.doubled = self.doubled or any('""' in fields[n][1:-1] for n in enclosed)
         if self.rows == 0:
             self.header = bool(enclosed)
         else:
@@ -147,9 +147,10 @@ class _Evidence:
 
     def decide(self, even: bool) -> bool | None:
         """Weigh what was found in a file that reads strictly, and plainly where `even`; None: it may be either."""
+        swallows = self.swallowed.first() is not None
         if not even:
-            return None if self.swallowed.line else True
-        if self.long:
+            return None if swallows else True
+        if self.long and swallows:
             return False  # each line is a row of its own: two texts that begin and end with a quote, rows apart
         if self.header or self.rules.keys() - {"spreadsheet"} or (self.always and self.rows > ENOUGH):
             return True
@@ -159,31 +160,30 @@ class _Evidence:
 
 
 class Swallowed:
-    """Finds quoted texts that hold whole rows of the file, as an unclosed quote makes them; `line` is the first's."""
+    """Looks for quoted texts that hold whole rows of the file, label and all, as an unclosed quote makes them."""
 
     def __init__(self, delimiter: str, config: CorpusConfig) -> None:
-        self.delimiter, self.label, self.at = delimiter, config.label, -1
-        self.width, self.line, self.row = 0, 0, ""
+        self.delimiter, self.label, self.at, self.width = delimiter, config.label, -1, 0
         self.labels: set[str] = set()
+        self.like_rows: dict[str, tuple[int, str]] = {}  # by label: the first text with such a line, and its own
 
     def take(self, line: int, values: list[str], lines: Sequence[str]) -> None:
+        """Look at a row, its first line's number, its values and its lines; the header comes first."""
         if not self.width:
             self.width = len(values)
             self.at = values.index(self.label) if self.label in values else -1
-            return
-        if self.at < 0 or len(values) != self.width:
-            return
-        if len(lines) > 1 and not self.line and any(map(self._whole, range(len(lines) - 1), lines)):
-            self.line, self.row = line, lines[0]
-        if len(self.labels) < BATCH_ROWS:
+        elif self.at >= 0 and len(values) == self.width and len(self.labels) < BATCH_ROWS:
             self.labels.add(values[self.at])
+            for number, text in enumerate(lines[:-1]):
+                fields = text.rstrip("\r\n").split(self.delimiter)
+                # a row whose long text comes after its label has that label in its first line by right
+                inside = number > 0 or any(field.startswith('"') for field in fields[: self.at])
+                if inside and len(fields) == self.width and len(self.like_rows) < BATCH_ROWS:
+                    self.like_rows.setdefault(fields[self.at], (line, lines[0]))
 
-    def _whole(self, number: int, line: str) -> bool:
-        fields = line.rstrip("\r\n").split(self.delimiter)
-        if len(fields) != self.width or fields[self.at] not in self.labels:
-            return False
-        # a row that begins before its long text has a label in its first line by right
-        return number > 0 or any(field.startswith('"') for field in fields[: self.at])
+    def first(self) -> tuple[int, str] | None:
+        """Give the line where the first such text starts, and that line; ask when all rows were taken."""
+        return min((found for label, found in self.like_rows.items() if label in self.labels), default=None)
 
 
 def uneven_lines(file: Path, delimiter: str) -> Iterator[tuple[int, int, int, str]]:
@@ -253,9 +253,9 @@ def strict_tables(
             yield pa.table(columns), batch[0][0] if one_each else None
     except Unquoted as error:
         faults.append(f"{shown}, line {error.line}: {error}; {_close(file, kind)}")
-    if swallowed.line and config.quoting == "auto":
+    if config.quoting == "auto" and (found := swallowed.first()):
         faults.append(
-            f"{shown}, line {swallowed.line}: a quoted text that starts here ({swallowed.row.strip()[:60]!r}) holds "
+            f"{shown}, line {found[0]}: a quoted text that starts here ({found[1].strip()[:60]!r}) holds "
             "whole rows of the file; close its quote, or set corpus.quoting=quoted where the text is meant so"
         )
     if faults:
