@@ -736,17 +736,6 @@ def test_many_rows_stay_on_disk(load, tmp_path: Path, mixed: bool) -> None:
 # ------------------------------------------------------------------------------------------------ known layouts
 
 
-def test_afrisenti_and_masakhanews_load_by_configuration(load, tmp_path: Path) -> None:
-    tweets, news = tmp_path / "afrisenti", tmp_path / "masakhanews"
-    for split in SPLITS:
-        put(tweets / "hau" / f"{split}.tsv", [{"tweet": f"@user {split} 🙏", "label": "positive"}])
-        article = {"category": "sports", "headline": f"Kwallo {split}", "text": '"Ya ce ""haka"".', "url": "https://x"}
-        put(news / "hau" / f"{split}.tsv", [article])
-    assert texts(load(tweets, text="tweet"), "dev", "hau_Latn") == ["@user dev 🙏"]
-    corpus = load(news, text="headline+text", label="category")
-    assert texts(corpus, "test", "hau_Latn") == ['Kwallo test "Ya ce ""haka"".']
-
-
 @pytest.mark.skipif(not SIB200.is_dir(), reason="SIB-200 is not here")
 def test_sib200_loads_and_is_sound(load) -> None:
     corpus = load(
