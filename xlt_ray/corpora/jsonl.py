@@ -170,7 +170,7 @@ def _bad_line(line: bytes, wanted: Sequence[str], kinds: dict[str, type], shown:
             what = f"{name!r} is {type(value).__name__}"
             yield what, f"{what} ({str(value)[:40]!r}) and {before.__name__} before; write it as text everywhere"
     for name, value in row.items():
-        if half := HALF.search(name + json.dumps(value, ensure_ascii=False)):
+        if half := HALF.search(name) or HALF.search(json.dumps(value, ensure_ascii=False)[1:]):
             convert = sniff.in_place(f"python3 -c {shlex.quote(WHOLE)}", shown)
             yield (
                 "half",
