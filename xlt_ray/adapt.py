@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from xlt_ray import bundle, evaluate, languages
+from xlt_ray import bundle, evaluate, languages, sniff
 from xlt_ray.config import InputError
 from xlt_ray.techniques.centre import Shift
 
@@ -31,11 +31,7 @@ def adapt(folder: Path, language: str, file: Path) -> Adapted:
     Raises InputError where the bundle was trained without `centre` or the file has too few texts.
     """
     code = languages.resolve(language)
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as UTF-8 text ({error}); give a file of one text a line") from None
-    texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    texts = list(dict.fromkeys(line.strip() for line in sniff.text_lines(file) if line.strip()))
     if len(texts) < FEWEST:
         raise InputError(f"{file}: {len(texts)} different texts; give {FEWEST} or more, some hundred are good")
     model = bundle.load(folder)

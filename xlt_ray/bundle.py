@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from xlt_ray import artefact, collate, encoders, evaluate, techniques
+from xlt_ray import artefact, collate, encoders, evaluate, sniff, techniques
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError, build
 from xlt_ray.encoders import Encoder
@@ -212,6 +212,8 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, digest in content["sha256"].items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; copy the bundle again")
+        if pointer := sniff.lfs_pointer(folder / name):
+            raise InputError(pointer)
         if artefact.digest(folder / name) != digest:
             raise InputError(f"{folder / name}: not the file that was saved (SHA-256 differs); copy the bundle again")
     return content

@@ -16,17 +16,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from xlt_ray import config_keys, languages
+from xlt_ray import config_keys, languages, sniff
+from xlt_ray.errors import InputError as InputError
+from xlt_ray.errors import TrainingError as TrainingError
 from xlt_ray.masking import public
-
-
-class InputError(ValueError):
-    """Something the user wrote or supplied is wrong; the message names the place, the value and the way out."""
-
-
-class TrainingError(RuntimeError):
-    """Work on Ray stopped; the message says why in the words of the worker that failed."""
-
 
 METHODS = {
     "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
@@ -60,6 +53,11 @@ class CorpusConfig(Section):
     revision: str | None = Field(None, description="hub: commit or branch to pin")
     subset: str | None = Field(None, description="hub: configuration name; may hold {language}")
     format: Literal["tsv", "csv", "jsonl", "parquet"] | None = Field(None, description="files: guessed from the suffix")
+    quoting: Literal["auto", "quoted", "plain"] = Field(
+        "auto",
+        description="tsv, csv: double quotes enclose fields, or are characters; auto: a csv's enclose, a tsv's where "
+        "what it holds says so",
+    )
     text: str = Field("text", description="column of the text; several joined by '+' as in 'headline+text'")
     text_pair: str | None = Field(None, description="column of the second text, for pair tasks")
     label: str = "label"
@@ -280,6 +278,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Read a YAML file of keys and values into plain data and apply overrides; raise InputError where it is not one."""
     file = Path(path)
+    if pointer := sniff.lfs_pointer(file):
+        raise InputError(pointer)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

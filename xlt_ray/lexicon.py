@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import regex
 
-from xlt_ray import word_alignment
+from xlt_ray import sniff, word_alignment
 from xlt_ray.config import InputError
 from xlt_ray.word_alignment import WORD, fold, forms_of, shared, words
 
@@ -246,6 +246,8 @@ def precision(lexicon: Lexicon, reference: Lexicon) -> tuple[float, int]:
 def _bytes(file: Path) -> bytes:
     try:
         content = file.read_bytes()
+        if pointer := sniff.pointer_fault(content, str(file)):
+            raise InputError(pointer)
         return gzip.decompress(content) if file.suffix in (".dz", ".gz") else content
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(file, error) from None
@@ -259,11 +261,7 @@ def _unreadable(file: Path, error: Exception) -> InputError:
 
 def _text(file: Path) -> str:
     content = _bytes(file)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{file}, line {line}: not UTF-8; convert it, such as with iconv -t UTF-8") from None
+    return "\n".join(sniff.text_lines(file, io.BufferedReader(io.BytesIO(content))))
 
 
 def _options(text: str) -> Iterator[str]:

@@ -24,12 +24,13 @@ from xlt_ray import languages
 from xlt_ray.config import CorpusConfig, InputError
 from xlt_ray.corpus import SPLITS, Corpus, open_split, origins_of, with_origin, write_split
 
-VERSION = 1  # of the files below; a change of what they hold needs another number
+VERSION = 2  # of the files below; a change of what they hold needs another number
 MOST_LABELS = 10_000
 
 # split, the language's name in the source (None: it is in a column), and a table with its origin, of strings: text,
 # text_pair (pair tasks only), label (null: none), id (null: none; where there are ids), language (where in a column)
 Rows = Iterable[tuple[str, str | None, pa.Table]]
+Note = tuple[str, str]  # what should be known of a file, and the file
 
 
 def key(config: CorpusConfig, origin: Any) -> str:
@@ -44,11 +45,13 @@ def folder(config: CorpusConfig, named: str) -> Path:
     return Path(config.cache_dir).expanduser() / "corpora" / named
 
 
-def corpus(config: CorpusConfig, named: str, name: str, read: Callable[[Path], Rows]) -> Corpus:
+def corpus(
+    config: CorpusConfig, named: str, name: str, read: Callable[[Path], Rows], notes: Sequence[Note] = ()
+) -> Corpus:
     """Open the conversion of that key, after making it from the rows that `read` gives where there is none yet.
 
     `read` gets an empty folder for its own passing use, gives the rows split by split, and raises InputError for rows
-    that cannot be read; then nothing is kept.
+    that cannot be read; then nothing is kept. `notes`, which may grow meanwhile, are kept with the rows.
     """
     final = folder(config, named)
     if not (final / "corpus.json").is_file():
@@ -60,7 +63,7 @@ def corpus(config: CorpusConfig, named: str, name: str, read: Callable[[Path], R
                 f"corpus.cache_dir {config.cache_dir}: no folder to write to ({error}); name another"
             ) from None
         try:
-            _convert(making, config, name, read(making / "passing"))
+            _convert(making, config, name, read(making / "passing"), notes)
             _publish(making, final)
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -77,7 +80,7 @@ def _publish(making: Path, final: Path) -> None:
             raise
 
 
-def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows) -> None:
+def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows, notes: Sequence[Note]) -> None:
     seen: dict[str, set[str]] = {}
     for split, of_split in itertools.groupby(rows, key=lambda row: row[0]):
         seen[split] = set()
@@ -93,8 +96,17 @@ def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows) -> None:
         "labels": labels,
         "unknown_labels": unknown,
         "labels_stated": config.labels is not None,
+        "notes": _grouped(notes),
     }
     (making / "corpus.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+
+
+def _grouped(notes: Sequence[Note]) -> list[str]:
+    files: dict[str, list[str]] = {}
+    for text, file in notes:
+        files.setdefault(text, []).append(file)
+    more = {text: f" and {len(named) - 1} more files" if len(named) > 1 else "" for text, named in files.items()}
+    return [f"{named[0]}{more[text]}: {text}" for text, named in files.items()]
 
 
 def _watched(rows: Rows, seen: set[str], config: CorpusConfig) -> Iterator[tuple[str, pa.Table]]:
@@ -179,4 +191,5 @@ def _open(final: Path) -> Corpus:
         splits={split: open_split(file) for split in SPLITS if (file := final / f"{split}.arrow").is_file()},
         labels_stated=about["labels_stated"],
         unknown_labels=tuple(about["unknown_labels"]),
+        notes=tuple(about["notes"]),
     )
