@@ -14,16 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from xlt_ray import config_keys, languages, plain_yaml
-
-
-class InputError(ValueError):
-    """Something the user wrote or supplied is wrong; the message names the place, the value and the way out."""
-
-
-class TrainingError(RuntimeError):
-    """Work on Ray stopped; the message says why in the words of the worker that failed."""
-
+from xlt_ray import config_keys, languages, plain_yaml, sniff
+from xlt_ray.errors import InputError as InputError
+from xlt_ray.errors import TrainingError as TrainingError
 
 METHODS = {
     "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
@@ -261,6 +254,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 def read(path: str | Path, overrides: Iterable[str] = (), section: type[BaseModel] = Experiment) -> dict[str, Any]:
     """Read a YAML file of a section into plain data and apply overrides; raise InputError where it is not one."""
     file = Path(path)
+    if pointer := sniff.lfs_pointer(file):
+        raise InputError(pointer)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

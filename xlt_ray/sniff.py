@@ -1,0 +1,171 @@
+"""What a file is by its bytes, whatever its name says, and what to do about one that is not the text it should be."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from xlt_ray.errors import InputError
+
+HEAD = 4096  # bytes that tell what a file is
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+PACKED = {
+    b"\x1f\x8b": ("gzip", "gzip -dc"),
+    b"BZh": ("bzip2", "bzip2 -dc"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
+    b"\xfd7zXZ\x00": ("xz", "xz -dc"),
+}
+# UTF-32 first, since its mark begins with that of UTF-16
+MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+AS_CSV = "open it and save it as CSV UTF-8"
+AS_PARQUET = "read it with the library that wrote it and save it as jsonl or parquet"
+OTHERS = {
+    b"ARROW1": ("an Arrow file", AS_PARQUET),
+    b"FEA1": ("a Feather file", AS_PARQUET),
+    b"ORC": ("an ORC file", AS_PARQUET),
+    b"Obj\x01": ("an Avro file", AS_PARQUET),
+    b"SQLite format 3\x00": ("an SQLite database", AS_PARQUET),
+    b"\x89HDF": ("an HDF5 file", AS_PARQUET),
+    b"\x93NUMPY": ("a NumPy array", AS_PARQUET),
+    b"\xd0\xcf\x11\xe0": ("an old Excel file", AS_CSV),
+    b"{\\rtf": ("an RTF document", "open it and save it as plain text in UTF-8"),
+    b"%PDF-": ("a PDF document", "find the data themselves"),
+}
+# Shown side by side, because no one of them can be told from a few bytes: a guesser took half of ten samples wrongly.
+EIGHT_BIT = ("CP1252", "CP1250", "CP1251", "CP1253", "CP1254", "CP1256", "KOI8-U", "GB18030", "SHIFT_JIS", "EUC-KR")
+
+
+def head(file: Path) -> bytes:
+    """Read the first 4096 bytes of a file; none where there is no such file or it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(HEAD)
+    except (OSError, ValueError):
+        return b""
+
+
+def lfs_pointer(file: Path) -> str | None:
+    """Say that a file is a Git LFS pointer and what to do; None where it is not one, or no file."""
+    return pointer_fault(head(file), str(file))
+
+
+def pointer_fault(start: bytes, shown: str) -> str | None:
+    """The same from a file's first bytes; `shown` is its name for the message."""
+    if not start.startswith(POINTER):
+        return None
+    size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
+    of = f" to {int(size[1]):,} bytes" if size else ""
+    return f"{shown}: no data but a Git LFS pointer{of}; install git-lfs and run `git lfs pull` in its folder"
+
+
+def in_place(command: str, shown: str) -> str:
+    """Write the shell command that sends a file through another one and keeps the result under the same name."""
+    name = shlex.quote(shown)
+    new = shlex.quote(f"{shown}.new")
+    return f"`{command} < {name} > {new} && mv {new} {name}`"
+
+
+def foreign(start: bytes, shown: str) -> str | None:
+    """Say what a file is instead of UTF-8 text by its first bytes, and what to do; None where nothing is against it."""
+    if fault := pointer_fault(start, shown):
+        return fault
+    for magic, (name, command) in PACKED.items():
+        if start.startswith(magic):
+            return f"{shown}: packed with {name}, which its name does not say; {in_place(command, shown)} unpacks it"
+    if encoding := wide_encoding(start):
+        return (
+            f"{shown}: written in {encoding}, not UTF-8; {in_place(f'iconv -f {encoding} -t UTF-8', shown)} converts it"
+        )
+    if start.startswith(b"PK\x03\x04"):
+        sheet = any(part in start for part in (b"xl/", b"[Content_Types]", b"opendocument.spreadsheet"))
+        what, remedy = ("a spreadsheet", AS_CSV) if sheet else ("a zip archive", "unpack it with `unzip`")
+        return f"{shown}: {what}, not text; {remedy}"
+    if start.startswith(b"PAR1"):
+        return (
+            f"{shown}: a parquet file, which its name does not say; rename it to end in .parquet, or where "
+            "corpus.path is a pattern with the ending, set corpus.format=parquet"
+        )
+    for magic, (what, remedy) in OTHERS.items():
+        if start.startswith(magic):
+            return f"{shown}: {what}, not text; {remedy}"
+    if re.match(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|\?xml|!--|head)\b", start, re.IGNORECASE):
+        return (
+            f"{shown}: a web page ({_excerpt(start)!r}), as a server sends instead of a file that it refuses or shows; "
+            "download the raw file again"
+        )
+    return None
+
+
+def wide_encoding(start: bytes) -> str | None:
+    """Name the UTF-16 or UTF-32 that bytes are in, by their mark or by where their zeros stand; None: neither."""
+    for mark, encoding in MARKS.items():
+        if start.startswith(mark):
+            return encoding
+    zeros = tuple(byte == 0 for byte in start[:8])
+    patterns = {"UTF-32LE": (0, 1, 1, 1), "UTF-32BE": (1, 1, 1, 0), "UTF-16LE": (0, 1), "UTF-16BE": (1, 0)}
+    return next((name for name, zero in patterns.items() if zeros == tuple(map(bool, zero * (8 // len(zero))))), None)
+
+
+def _excerpt(start: bytes) -> str:
+    return " ".join(start[:200].decode("utf-8", "replace").split())[:40]
+
+
+def undecodable(place: str, line: bytes, error: UnicodeDecodeError, at: int, mixed: bool, shown: str) -> str:
+    """Say which byte of a line is not UTF-8 and what to do.
+
+    `at` is where the line starts in the file; `mixed` says that other lines are UTF-8 beyond ASCII, so that converting
+    the whole file would spoil them.
+    """
+    fault = f"{place}: byte {at + error.start} of the file (0x{line[error.start]:02x}) is not UTF-8"
+    if mixed:
+        seen = line[max(0, error.start - 20) : error.start + 20].decode("utf-8", "replace")
+        return f"{fault}, other lines are: this one is damaged or in another encoding ({seen!r}); correct or remove it"
+    convert = in_place("iconv -f ENCODING -t UTF-8", shown)
+    return f"{fault}; {convert} converts it; for ENCODING write the one that reads right here: {_readings(line)}"
+
+
+def _readings(line: bytes) -> str:
+    names: dict[str, str] = {}
+    for name in EIGHT_BIT:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = line.decode(name)
+            first = next((at for at, c in enumerate(text) if not c.isascii()), 0)
+            part = text[max(0, first - 3) : first + 15].strip()
+            if all(c.isascii() or c.isalpha() or c in "«»–—“”‘’…、。" for c in part):
+                names.setdefault(part, name)
+    return ", ".join(f"{name} {text!r}" for text, name in names.items()) or "ask who wrote it"
+
+
+def text_lines(file: str | Path, stream: io.BufferedReader | None = None) -> Iterator[str]:
+    """Give the lines of a UTF-8 file, or of an open stream shown as `file`, without line ends and byte-order mark.
+
+    Nothing is replaced or guessed: InputError, with line, byte and remedy, where a line is not UTF-8 and where the
+    file is packed, a spreadsheet, a Git LFS pointer or the like. Lines end in LF or CR LF and are read one by one.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stream or stack.enter_context(Path(file).open("rb"))
+            start = reader.peek(HEAD)[:HEAD]
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror}); give a file of text in UTF-8") from None
+        if fault := foreign(start, str(file)):
+            raise InputError(fault)
+        at, mixed = 0, False
+        for number, line in enumerate(reader, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(undecodable(f"{file}, line {number}", line, error, at, mixed, str(file))) from None
+            mixed = mixed or not line.isascii()
+            at += len(line)
+            yield text.removesuffix("\n").removesuffix("\r")
