@@ -8,7 +8,8 @@ import pytest
 
 from xlt_ray.config import InputError
 from xlt_ray.corpus import Corpus, with_origin
-from xlt_ray.soundness import check, drop_overlap
+from xlt_ray.overlap import drop_overlap
+from xlt_ray.soundness import check
 
 Row = tuple[str | None, int | None, str]
 
@@ -81,7 +82,8 @@ def test_ids_shared_by_languages_pass_as_long_as_no_id_is_in_two_splits() -> Non
         (
             {"test_yor": [*good("yor", "test"), ("extra", None, "z")]},
             {},
-            "yor/test.tsv, line 6: no label; label it or remove the row",
+            "yor/test.tsv, line 6: no label; label it, remove the row, or leave out all such rows by "
+            "\"corpus.drop_labels=['']\"",
         ),
         (
             {"test_yor": [("a", 0, "y1"), (" \t", 0, "y2"), (None, 1, "y3")]},
@@ -96,17 +98,18 @@ def test_ids_shared_by_languages_pass_as_long_as_no_id_is_in_two_splits() -> Non
         (
             {"train_eng": [], "train_hau": []},
             {},
-            "eng/train.tsv, train, eng_Latn: 0 rows for 2 labels",
+            "eng/train.tsv, train, eng_Latn: no rows; add some, or take another source",
         ),
         (
             {"train_hau": [("a", 0, "1"), ("b", 0, "2")]},
             {},
-            "train: label 'yes' occurs in eng_Latn alone (2 rows) of 2 sources; drop it, merge it with another, or",
+            "train: label 'yes' occurs in eng_Latn alone (2 rows) of 2 sources; merge it with another, or leave it out "
+            "by corpus.drop_labels=yes, or where all are classes, state them by \"corpus.labels=['no', 'yes']\"",
         ),
         (
             {"train_eng": [("a", 0, "1"), ("b", 0, "2")], "train_hau": [("c", 0, "1"), ("d", 0, "2")]},
             {},
-            "eng/test.tsv, line 3: label 'yes' (2 rows of test, eng_Latn) is in no train split of the sources",
+            "eng/dev.tsv, line 3: label 'yes' (10 rows in 5 splits) is in no train split of the sources",
         ),
         (
             {"train_hau": [*good("hau", "train"), ("new", 0, "test 2")]},
@@ -155,7 +158,8 @@ def test_a_label_outside_the_label_set_is_named_with_a_near_one() -> None:
     corpus = Corpus("tiny", ("no", "yes"), whole.splits, unknown_labels=("yess",))
     assert (
         "yor/test.tsv, line 2: label 'yess' (1 rows of test, yor_Latn) is in no train split of the sources; did you "
-        "mean 'yes'? correct it, remove the rows, or list all labels in corpus.labels"
+        "mean 'yes'? correct it, or leave such rows out by corpus.drop_labels=yess, or where all are "
+        "classes, state them"
     ) in refusal(corpus)
 
 
@@ -231,7 +235,7 @@ def test_no_line_is_claimed_once_rows_are_gone() -> None:
 
 
 def test_small_languages_share_a_search_and_large_ones_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xlt_ray.soundness.BUNCH_ROWS", 5)
+    monkeypatch.setattr("xlt_ray.overlap.BUNCH_ROWS", 5)
     codes = [f"l{number:02d}_Latn" for number in range(9)]
     splits = {split: {code: table(good(code, split, size=3)) for code in codes} for split in ("train", "dev", "test")}
     splits["train"]["l07_Latn"] = table([*good("l07_Latn", "train"), ("test l03_Latn 2", 0, "q")])

@@ -56,6 +56,9 @@ class CorpusConfig(Section):
         None, description="restrict to these; or a mapping from our code to the name used by path or subset"
     )
     labels: tuple[str, ...] | None = Field(None, description="the label set; default: the labels of train")
+    drop_labels: tuple[str, ...] = Field(
+        (), description="labels whose rows are left out and counted, such as -1 for none; '' for an empty one"
+    )
     overlap: Literal["refuse", "drop_train"] = Field(
         "refuse", description="same id or text in train/dev and test: refuse, or drop the row from train/dev"
     )
@@ -66,6 +69,21 @@ class CorpusConfig(Section):
     def _other_splits_keep_their_names(cls, splits: Any) -> Any:
         # so that corpus.splits.dev=validation alone does not do away with train and test
         return {"train": "train", "dev": "dev", "test": "test", **splits} if isinstance(splits, dict) else splits
+
+    @field_validator("drop_labels", mode="before")
+    @classmethod
+    def _one_or_more(cls, names: Any) -> Any:
+        # so that corpus.drop_labels=-1 is enough, and corpus.drop_labels= names the empty label
+        return ("",) if names is None else (names,) if isinstance(names, str) else names
+
+    @model_validator(mode="after")
+    def _labels_once(self) -> CorpusConfig:
+        stated = self.labels or ()
+        if twice := sorted({name for name in stated if stated.count(name) > 1}):
+            raise ValueError(f"labels: {', '.join(twice)} given twice; name each label once")
+        if both := sorted(set(stated) & set(self.drop_labels)):
+            raise ValueError(f"drop_labels: {', '.join(both)} is in labels too; take it out of one of them")
+        return self
 
 
 class MixtureConfig(Section):

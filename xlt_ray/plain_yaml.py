@@ -7,6 +7,7 @@ zero. Only true and false are booleans, and a number that begins with a needless
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import NoneType
 from typing import Any, get_args
 
@@ -79,6 +80,13 @@ def value(text: str, section: type[BaseModel], keys: list[str]) -> Any:
 def dumps(data: Any) -> str:
     """Write plain data as YAML that `loads` reads back to the same."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def flow(texts: Sequence[str]) -> str:
+    """Write texts as a list on one line."""
+    return yaml.dump(
+        list(texts), Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf")
+    ).strip()
 
 
 def is_text(wanted: Any) -> bool:
