@@ -12,7 +12,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -152,8 +151,8 @@ def _number(name: str) -> float | None:
     return float(text.rstrip("% ").replace(",", ".")) if NUMBER.fullmatch(text) else None
 
 
-def _marker(found: Labels, label: int) -> Literal["sure", "perhaps", ""]:
-    """Tell whether a label marks rows without one: surely, or perhaps, since classes are called so too."""
+def _marker(found: Labels, label: int) -> str:
+    """Tell whether a label marks rows without one: "sure", "perhaps", since classes are called so too, or ""."""
     others = {found.names[other] for counts in found.counts.values() for other in counts if other != label}
     bare = _bare(found.names[label])
     value, values = _number(found.names[label]), {_number(other) for other in others}
@@ -276,7 +275,7 @@ def dropping(corpus: Corpus, names: Iterable[str]) -> str:
 
 
 def _option(key: str, names: Sequence[str]) -> str:
-    if len(names) == 1 and re.fullmatch(r"[\w.+-]+", names[0], re.ASCII):
+    if len(names) == 1 and re.fullmatch(r"(?!null$)[\w.+-]+", names[0], re.ASCII):
         return f"{key}={names[0]}"
     text = f"{key}={plain_yaml.flow(names)}"
     return shlex.quote(text) if re.search(r'["\\$`!]', text) else f'"{text}"'
