@@ -259,7 +259,7 @@ def test_where_text_is_wanted_it_is_taken_as_written(tmp_path: Path) -> None:
         ("targets=[no]", ("nob_Latn",)),
         ("corpus.languages.no=nb", {"no": "nb"}),
         ("corpus.labels=[no, yes]", ("no", "yes")),
-        ("corpus.labels=['no', \"1e3\", 1e3 ]", ("no", "1e3", "1e3")),
+        ("corpus.labels=['no', \"1e3\", 1e2 ]", ("no", "1e3", "1e2")),
         ("corpus.labels=null", None),
         ("network.prefix=query: ", "query:"),
         ("corpus.path=#1 {language}", "#1 {language}"),

@@ -3,6 +3,8 @@
 import gzip
 import json
 import multiprocessing
+import re
+import subprocess
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,6 +127,24 @@ def test_a_wildcard_gathers_shards_in_order(load, tmp_path: Path) -> None:
     corpus = load(tmp_path / "{language}" / "{split}" / "*.parquet")
     assert texts(corpus, "train", "hau_Latn") == [f"{part} hau {n}" for part in "ab" for n in range(3)]
     assert corpus.table("train", "hau_Latn")["id"][5].as_py() == "train:hau_Latn:5"
+
+
+@pytest.mark.parametrize(
+    "name", ["a#b", "what?", "100%", "%23", "[x]", "{y}", "*z", "a::b", "c:d", "w h y", "{language}"]
+)
+def test_a_folder_may_have_any_name(load, tmp_path: Path, name: str) -> None:
+    data = tree(tmp_path / name / "data?")
+    assert load(data).sizes("test") == {"eng_Latn": 3, "hau_Latn": 3}
+    assert load(f"file://{data}").sizes("test") == {"eng_Latn": 3, "hau_Latn": 3}
+    if name not in ("*z", "{language}"):  # which mean something in a pattern
+        corpus = load(data / "{language}" / "{split}.*")
+        assert origins_of(corpus.table("test", "eng_Latn")) == [(3, str(data / "eng" / "test.tsv"), 2)]
+
+
+def test_a_file_may_have_any_name(load, tmp_path: Path) -> None:
+    for split in SPLITS:
+        put(tmp_path / "eng" / f"a#[1]? {split}.tsv", lines(split, "eng"))
+    assert load(tmp_path / "{language}" / "a#[1]? {split}.tsv").sizes("test") == {"eng_Latn": 3}
 
 
 def test_splits_may_have_other_names(load, tmp_path: Path) -> None:
@@ -266,6 +286,33 @@ def test_parquet_integers_and_dictionaries_become_text(load, tmp_path: Path) -> 
     assert texts(corpus, "test", "eng_Latn") == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.tsv", b""),
+        ("train.csv", b"\xef\xbb\xbf\n"),
+        ("train.jsonl", b"\n"),
+        ("train.parquet", b""),
+        ("train.tsv.gz", b""),
+    ],
+)
+def test_an_empty_file_is_no_rows_and_said_so(load, tmp_path: Path, name: str, content: bytes) -> None:
+    tree(tmp_path / "data")
+    file = tmp_path / "data" / "hau" / name
+    (tmp_path / "data" / "hau" / "train.tsv").unlink()
+    file.write_bytes(content)
+    for corpus in (load(tmp_path / "data"), load(tmp_path / "data")):  # read, then from the cache
+        assert corpus.sizes("train") == {"eng_Latn": 3, "hau_Latn": 0}
+        assert corpus.notes == (f"{file}: empty, taken as no rows",)
+    soundness.check(corpus, ["eng_Latn"])
+
+
+def test_a_header_without_a_line_break_is_no_rows(load, tmp_path: Path) -> None:
+    (tmp_path / "eng").mkdir()
+    (tmp_path / "eng" / "test.tsv").write_text("text\tlabel")
+    assert (load(tmp_path).sizes("test"), load(tmp_path).notes) == ({"eng_Latn": 0}, ())
+
+
 def test_a_file_without_rows_is_not_forgotten(load, tmp_path: Path) -> None:
     tree(tmp_path / "data")
     (tmp_path / "data" / "eng" / "train.tsv").write_text("text\tlabel\n")
@@ -312,26 +359,27 @@ def test_lines_are_told_where_every_row_is_one(
         ("test.csv", b'text,label\n"a\nb",A\nc,A,d\n', {},
          "eng/test.csv, line 4: 3 columns where the header has 2 ('c,A,d'); a text holds a comma"),
         ("test.csv", b'text,label\na,A\n"b,A\nc,B\n', {},
-         "eng/test.csv, line 3: unexpected end of data in the row that starts here; close the quote"),
+         "test.csv, line 3: unexpected end of data in the row that starts here ('\"b,A'); close the quote"),
         ("test.csv", b'text,label\n"a,A\n', {}, "eng/test.csv, line 2: unexpected end of data"),
         ("test.tsv", b"text\tlabel\ngood\tA\ncaf\xe9\tA\nna\xefve\tB\n", {},
-         "eng/test.tsv, line 3: byte 21 of the file (0xe9) is not UTF-8; convert it, from the encoding it has"),
-        ("test.tsv", b"text\tlabel\ngood\tA\ncaf\xe9\tA\nna\xefve\tB\n", {}, "eng/test.tsv, line 4: byte 27"),
+         "eng/test.tsv, line 3: byte 21 of the file (0xe9) is not UTF-8; `f="),
+        ("test.tsv", b"text\tlabel\n\xc3\xa9\tA\ncaf\xe9\tA\nna\xefve\tB\n", {}, "eng/test.tsv, line 4: byte 25"),
         ("test.csv", b"text,label\ncaf\xe9,A\n", {}, "eng/test.csv, line 2: byte 14 of the file (0xe9) is not UTF-8"),
         ("test.jsonl", b'{"text": "caf\xe9", "label": "A"}\n', {}, "test.jsonl, line 1: byte 13 of the file (0xe9)"),
-        ("test.tsv", "text\tlabel\na\tA\n".encode("utf-16"), {}, "test.tsv, line 1: byte 0 of the file (0xff)"),
+        ("test.tsv", "text\tlabel\na\tA\n".encode("utf-16"), {}, "test.tsv: written in UTF-16, not UTF-8; `f="),
         ("test.jsonl", b'{"text": "a", "label": "A"}\n{"text": "b" "label": "A"}\n', {},
-         "eng/test.jsonl, line 2: Expecting ',' delimiter: line 1 column 14 (char 13); write one JSON object a line"),
-        ("test.jsonl", b'[{"text": "a", "label": "A"}]\n', {}, "test.jsonl, line 1: list instead of an object;"),
+         "eng/test.jsonl, line 2: Expecting ',' delimiter: line 1 column 14 (char 13) ('{\"text\": \"b\" \"la"),
+        ("test.jsonl", b'["text", "label"]\n["a", "A"]\n', {},
+         "line 1: list instead of an object ('[\"text\", \"label\"]');"),
         ("test.jsonl", b'{"text": "a", "label": "A"}\n\n{"text": "b", "label": 1}\n', {},
          "eng/test.jsonl, line 3: 'label' is int ('1') and str before; write it as text everywhere"),
         ("test.jsonl", b'{"text": "a", "label": 0.5}\n', {},
          "eng/test.jsonl: column 'label' (corpus.label) holds double, which is no label; store it as text"),
-        ("test.jsonl", b'{"text": ["a"], "label": "A"}\n', {}, "eng/test.jsonl"),
-        ("test.tsv", b"", {}, "eng/test.tsv: empty; give it a header and rows, or remove it"),
-        ("test.jsonl", b"", {}, "eng/test.jsonl: empty; give it a header and rows, or remove it"),
+        ("test.jsonl", b'{"text": ["a"], "label": "A"}\n{"text": ["b"], "label": "A"}\n', {},
+         "eng/test.jsonl, line 1: 'text' is a list (\"['a']\"), not one value; write one text or number; 1 more such"),
         ("test.parquet", b"no parquet at all", {}, "eng/test.parquet: cannot be read as parquet"),
-        ("test.tsv.gz", b"no gzip at all", {}, "eng/test.tsv.gz: cannot be read"),
+        ("test.tsv.gz", b"no gzip at all", {}, "eng/test.tsv.gz: not packed, as its name says; take the last ending"),
+        ("test.tsv.gz", gzip.compress(b"text\tlabel\n")[:20], {}, "eng/test.tsv.gz: cannot be read (Truncated"),
         ("test.dat", b"text\tlabel\na\tA\n", {"path": "{language}/{split}.*"},
          "eng/test.dat: its suffix tells no format; set corpus.format"),
     ],
@@ -401,6 +449,119 @@ def test_a_bad_place_is_refused_with_a_way_out(
         assert expected in str(caught.value)
         return
     assert expected in refusal(load, path if "://" in path else tmp_path / path, **settings)
+
+
+def obeyed(message: str) -> None:
+    """Run the command that a refusal gives, as a person would who copies it."""
+    (command,) = re.findall('`(f=.*?"\\$f")`', message)
+    subprocess.run(command, shell=True, check=True)
+
+
+ROWS = [("a, b", "A"), ('c "d"', "B")]
+OBJECTS = [{"text": text, "label": label} for text, label in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("test.csv", 'text;label\na, b;A\nc "d";B\n', "its columns are separated by ';' ('text;label')"),
+        ("test.csv", 'text|label\n"a, b"|A\nc "d"|B\n', "its columns are separated by '|'"),
+        ("test.tsv", 'text,label\n"a, b",A\n"c ""d""",B\n', "its columns are separated by ','"),
+        ("test.json", json.dumps(OBJECTS, indent=1), "one JSON array"),
+        ("test.jsonl", json.dumps(OBJECTS), "one JSON array"),
+        ("test.json", json.dumps({"version": 1, "data": OBJECTS}), "one JSON object with its rows in 'data'"),
+        ("test.json", json.dumps({"data": OBJECTS}, indent=2), "one JSON object with its rows in 'data'"),
+        ("test.json", "\n".join(json.dumps(row, indent=2) for row in OBJECTS), "JSON objects over several lines"),
+        ("test.json", json.dumps({"text": {"0": "a, b", "1": 'c "d"'}, "label": ["A", "B"]}), "that holds columns"),
+        ("test.csv", 'text,label\n"a, b",A\n"c ""d""",B\n'.encode("utf-16"), "written in UTF-16"),
+        ("test.tsv", gzip.compress(b'text\tlabel\na, b\tA\nc "d"\tB\n'), "packed with gzip, which its name does not"),
+    ],
+)  # fmt: skip
+def test_another_layout_is_one_fault_whose_remedy_works(
+    load, tmp_path: Path, name: str, content: str | bytes, named: str
+) -> None:
+    file = tmp_path / "it's data" / "eng" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    message = refusal(load, file.parents[1])
+    assert "1 fault\n" in message and named in message
+    obeyed(message)
+    corpus = load(file.parents[1])
+    labels = [corpus.labels[index] for index in corpus.table("test", "eng_Latn")["label"].to_pylist()]
+    assert list(zip(texts(corpus, "test", "eng_Latn"), labels, strict=True)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['{"text": "x", "text": "y", "label": "A"}'], "line 2: Column(/text) was specified twice ('{\"text\": \"x\","),
+        (['{"text": "a", "label": 1}', '{"text": "a", "label": 12345678901234567890}'],
+         "line 2: 'label' is int ('1') and str before; write it as text everywhere; 1 more such"),
+        (['{"text": "a", "label": "A", "other": "\\udc00"}'], "line 2: 'other' holds \\udc00, half of a character"),
+        (['{"text": "a", "label": "A"}'] * 3000 + ['{"text": "a\x01", "label": "A"}'], "line 3002: Invalid control"),
+        (['{"text": "a", "label": "A"}{"text": "b", "label": "B"'], "line 2: Extra data"),
+        (["{'text': 'a', 'label': 'A'}"] * 30, "line 2: Expecting property name enclosed in double quotes"),
+    ],
+)  # fmt: skip
+def test_whatever_arrow_refuses_has_its_line(load, tmp_path: Path, lines: list[str], expected: str) -> None:
+    (tmp_path / "eng").mkdir()
+    (tmp_path / "eng" / "test.jsonl").write_text("\n".join(['{"text": "a", "label": "A"}', *lines]) + "\n")
+    message = refusal(load, tmp_path)
+    assert "1 fault\n" in message and f"test.jsonl, {expected}" in message
+
+
+@pytest.mark.parametrize(("name", "column"), [("test.jsonl", "label"), ("test.tsv", "text")])
+def test_a_line_that_only_arrow_refuses_is_found_by_halves(load, tmp_path: Path, name: str, column: str) -> None:
+    rows = [{"text": f"a{n}", "label": n} for n in range(700)]
+    rows[555][column] = "x" * (20 << 20) if name == "test.tsv" else 12345678901234567890
+    put(tmp_path / "eng" / name, rows)
+    reason = (
+        "20,971,5" if name == "test.tsv" else "Failed to convert JSON to int64, couldn't parse:12345678901234567890"
+    )
+    assert f"{name}, line {557 if name == 'test.tsv' else 556}: {reason}" in refusal(load, tmp_path)
+
+
+def test_half_an_emoji_is_named_and_may_be_replaced(load, tmp_path: Path) -> None:
+    (tmp_path / "eng").mkdir()
+    (tmp_path / "eng" / "test.jsonl").write_text(
+        '{"text": "whole \\ud83d\\ude00", "label": "A"}\n{"text": "cut off \\ud83d", "label": "A"}\n'
+    )
+    message = refusal(load, tmp_path)
+    assert "eng/test.jsonl, line 2: 'text' holds \\ud83d, half of a character such as an emoji" in message
+    obeyed(message)
+    assert texts(load(tmp_path), "test", "eng_Latn") == ["whole 😀", "cut off ?"]
+
+
+def test_a_carriage_return_in_a_text_has_its_line(load, tmp_path: Path) -> None:
+    (tmp_path / "eng").mkdir()
+    (tmp_path / "eng" / "test.tsv").write_bytes(b"text\tlabel\na\tA\nb\rc\tA\n")
+    assert "eng/test.tsv, line 3: 1 columns where the header has 2 ('b')" in refusal(load, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["test.tsv", "test.jsonl", "test.parquet", "test.csv.gz"])
+def test_a_git_lfs_pointer_is_named(load, tmp_path: Path, name: str) -> None:
+    (tmp_path / "eng").mkdir()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 12345\n"
+    (tmp_path / "eng" / name).write_text(pointer)
+    assert f"eng/{name}: no data but a Git LFS pointer to 12,345 bytes; install git-lfs and run `git lfs pull`" in (
+        refusal(load, tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"text\tlabel \na\tA\n", "it has text, 'label '; rename 'label ' to 'label' in the file"),
+        (b"text\tno\na\tA\n", "it has text, no; set corpus.label to one of these, or write a line of names above"),
+        (b"te+xt\tlabel\na\tA\n", "it has te+xt, label; rename 'te+xt' to 'text' in the file"),
+    ],
+)
+def test_a_column_is_not_offered_by_a_name_that_cannot_be_given(
+    load, tmp_path: Path, content: bytes, expected: str
+) -> None:
+    (tmp_path / "eng").mkdir()
+    (tmp_path / "eng" / "test.tsv").write_bytes(content)
+    assert expected in refusal(load, tmp_path)
 
 
 def test_two_files_for_one_split_are_refused(load, tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ class CorpusConfig(Section):
     revision: str | None = Field(None, description="hub: commit or branch to pin")
     subset: str | None = Field(None, description="hub: configuration name; may hold {language}")
     format: Literal["tsv", "csv", "jsonl", "parquet"] | None = Field(None, description="files: guessed from the suffix")
+    quoting: Literal["auto", "quoted", "plain"] = Field(
+        "auto",
+        description="tsv, csv: double quotes enclose fields, or are characters; auto: a csv's enclose, a tsv's where "
+        "what it holds says so",
+    )
     text: str = Field("text", description="column of the text; several joined by '+' as in 'headline+text'")
     text_pair: str | None = Field(None, description="column of the second text, for pair tasks")
     label: str = "label"

@@ -46,6 +46,8 @@ class Corpus:
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict, repr=False)
     # labels of rows that are outside `labels`: index len(labels) + k is unknown_labels[k]; `check` refuses such rows
     unknown_labels: tuple[str, ...] = ()
+    # what its reader decided or left out, for `prepare` to tell
+    notes: tuple[str, ...] = ()
 
     def table(self, split: str, language: str) -> pa.Table:
         """Give the rows of one language in one split; raise InputError when there are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,8 @@ def prepare(experiment: Experiment) -> Prepared:
     """Load and check everything that can be checked without Ray; raise InputError with all faults found."""
     experiment = absolute(experiment)
     corpus, dropped = load_corpus(experiment)
+    for note in corpus.notes:
+        warnings.warn(note, stacklevel=2)
     chosen = techniques.build(experiment)
     soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
     techniques.check(chosen, experiment, corpus)

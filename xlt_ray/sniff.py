@@ -73,9 +73,7 @@ def in_place(command: str, shown: str) -> str:
     """Write the shell command that sends a file through another one and keeps the result under the same name."""
     if shown == STDIN:
         return f"`{command}` before it in the pipe"
-    name = shlex.quote(shown)
-    new = shlex.quote(f"{shown}.new")
-    return f"`{command} < {name} > {new} && mv {new} {name}`"
+    return f'`f={shlex.quote(shown)}; {command} < "$f" > "$f.new" && mv "$f.new" "$f"`'
 
 
 def foreign(start: bytes, shown: str) -> str | None:

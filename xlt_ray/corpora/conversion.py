@@ -31,6 +31,7 @@ MOST_LABELS = 10_000
 # split, the language's name in the source (None: it is in a column), and a table with its origin, of strings: text,
 # text_pair (pair tasks only), label (null: none), id (null: none; where there are ids), language (where in a column)
 Rows = Iterable[tuple[str, str | None, pa.Table]]
+Note = tuple[str, str]  # what should be known of a file, and the file
 
 
 def key(config: CorpusConfig, origin: Any) -> str:
@@ -45,11 +46,13 @@ def folder(config: CorpusConfig, named: str) -> Path:
     return Path(config.cache_dir).expanduser() / "corpora" / named
 
 
-def corpus(config: CorpusConfig, named: str, name: str, read: Callable[[Path], Rows]) -> Corpus:
+def corpus(
+    config: CorpusConfig, named: str, name: str, read: Callable[[Path], Rows], notes: Sequence[Note] = ()
+) -> Corpus:
     """Open the conversion of that key, after making it from the rows that `read` gives where there is none yet.
 
     `read` gets an empty folder for its own passing use, gives the rows split by split, and raises InputError for rows
-    that cannot be read; then nothing is kept.
+    that cannot be read; then nothing is kept. `notes`, which may grow meanwhile, are kept with the rows.
     """
     final = folder(config, named)
     if not (final / "corpus.json").is_file():
@@ -61,7 +64,7 @@ def corpus(config: CorpusConfig, named: str, name: str, read: Callable[[Path], R
                 f"corpus.cache_dir {config.cache_dir}: no folder to write to ({error}); name another"
             ) from None
         try:
-            _convert(making, config, name, read(making / "passing"))
+            _convert(making, config, name, read(making / "passing"), notes)
             _publish(making, final)
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -78,7 +81,7 @@ def _publish(making: Path, final: Path) -> None:
             raise
 
 
-def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows) -> None:
+def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows, notes: Sequence[Note]) -> None:
     seen: dict[str, set[str]] = {}
     left_out: dict[str, Counter[str]] = {}
     for split, of_split in itertools.groupby(rows, key=lambda row: row[0]):
@@ -97,8 +100,17 @@ def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows) -> None:
         "labels_stated": config.labels is not None,
         "drop_labels": config.drop_labels,
         "left_out": {split: rows for split, rows in left_out.items() if rows},
+        "notes": _grouped(notes),
     }
     (making / "corpus.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+
+
+def _grouped(notes: Sequence[Note]) -> list[str]:
+    files: dict[str, list[str]] = {}
+    for text, file in notes:
+        files.setdefault(text, []).append(file)
+    more = {text: f" and {len(named) - 1} more files" if len(named) > 1 else "" for text, named in files.items()}
+    return [f"{named[0]}{more[text]}: {text}" for text, named in files.items()]
 
 
 def _watched(
@@ -197,4 +209,5 @@ def _open(final: Path) -> Corpus:
         unknown_labels=tuple(about["unknown_labels"]),
         drop_labels=tuple(about["drop_labels"]),
         left_out=about["left_out"],
+        notes=tuple(about["notes"]),
     )

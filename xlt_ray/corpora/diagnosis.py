@@ -1,20 +1,23 @@
-"""What is wrong with a file of rows, line by line: found by going through it slowly, once Arrow has failed on it."""
+"""What is wrong with a file of rows: which bytes, which line, and a way out that works when it is obeyed."""
 
 from __future__ import annotations
 
-import csv
 import difflib
 import io
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import yaml
 
+from xlt_ray import sniff
 from xlt_ray.config import CorpusConfig, InputError
 from xlt_ray.corpus import SHOWN_FAULTS
+
+BLOCK = 8 << 20  # bytes Arrow parses at once, so the longest line it can take; the longest field read strictly
+PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
 class FileFaults(InputError):
@@ -36,12 +39,20 @@ def roles(config: CorpusConfig) -> dict[str, tuple[str, ...]]:
 def missing_columns(shown: str, there: Sequence[str], config: CorpusConfig) -> list[str]:
     """Say which of the columns asked for a file does not have, or has twice."""
     faults = []
+    listed = ", ".join(name if name == name.strip() else repr(name) for name in (n[:40] for n in there[:20]))
     for role, names in roles(config).items():
         for name in names:
-            near = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
-            remedy = f"did you mean corpus.{role}={near[0]}?" if near else f"set corpus.{role} to one of these"
+            near = next(iter(difflib.get_close_matches(name, there, n=1, cutoff=0.5)), None)
+            if any(column.strip('"') == name for column in there):
+                remedy = "its double quotes enclose it: set corpus.quoting=quoted"
+            elif near is None:
+                remedy = f"set corpus.{role} to one of these, or write a line of names above the rows"
+            elif re.fullmatch(r"[\w.-]+", near) and yaml.safe_load(near) == near:
+                remedy = f"did you mean corpus.{role}={near}?"
+            else:
+                remedy = f"rename {near!r} to {name!r} in the file"
             if name not in there:
-                faults.append(f"{shown}: no column {name!r} for corpus.{role}; it has {', '.join(there)}; {remedy}")
+                faults.append(f"{shown}: no column {name!r} for corpus.{role}; it has {listed}; {remedy}")
             elif there.count(name) > 1:
                 faults.append(f"{shown}: column {name!r} (corpus.{role}) stands there twice; rename one of them")
     return faults
@@ -52,99 +63,91 @@ def lines_of(file: Path) -> io.BufferedReader:
     return io.BufferedReader(pa.input_stream(str(file), compression="detect"), 1 << 20)
 
 
-class NotObject(ValueError):
-    """A line of a jsonl file is JSON but no object."""
+def foreign(file: Path, shown: str, kind: str) -> str | None:
+    """Say what a file is by its first bytes where that is not what its name or `corpus.format` says; None: it may be.
 
-
-def json_row(line: bytes) -> dict[str, Any]:
-    """Parse one line of a jsonl file; raise UnicodeDecodeError, json.JSONDecodeError or NotObject."""
-    row = json.loads(line.decode("utf-8-sig"))
-    if not isinstance(row, dict):
-        raise NotObject(f"{type(row).__name__} instead of an object")
-    return row
-
-
-def diagnose(file: Path, shown: str, kind: str, config: CorpusConfig) -> list[str]:
-    """Find the faults of a text file line by line, at most 20; none where nothing is seen to be wrong."""
+    Raises OSError where it cannot be read.
+    """
+    with file.open("rb") as stream:
+        start = stream.read(sniff.HEAD)
+    if not start or (fault := sniff.pointer_fault(start, shown)):
+        return fault if start else None
+    magic = next((magic for suffix, magic in PACKED.items() if file.name.lower().endswith(suffix)), None)
+    if magic and not start.startswith(magic):
+        return (
+            sniff.foreign(start, shown) or f"{shown}: not packed, as its name says; take the last ending off its name"
+        )
     if kind == "parquet":
-        return []
-    found = {"tsv": _ragged_tsv, "csv": _ragged_csv, "jsonl": _bad_json}[kind]
-    for search in (_undecodable, found):
-        try:
-            faults = list(itertools.islice(search(file, shown, config), SHOWN_FAULTS))
-        except OSError as error:
-            return [f"{shown}: cannot be read ({error}); copy it again"]
-        if faults:
-            return faults
-    return []
+        known = start.startswith((b"PAR1", b"PARE"))
+        return None if known else sniff.foreign(start, shown) or _no_parquet(start, shown)
+    if not magic:
+        return sniff.foreign(start, shown)
+    with lines_of(file) as unpacked:
+        fault = sniff.foreign(unpacked.read(sniff.HEAD), shown)
+    return f"{fault} (unpack it first)" if fault else None
 
 
-def _undecodable(file: Path, shown: str, config: CorpusConfig) -> Iterator[str]:
-    start = 0
-    with lines_of(file) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                bad = line[error.start : error.start + 1].hex()
-                yield (
-                    f"{shown}, line {number}: byte {start + error.start} of the file (0x{bad}) is not UTF-8; "
-                    "convert it, from the encoding it has: iconv -f latin1 -t utf-8 OLD > NEW"
-                )
-            start += len(line)
-    if start == 0:
-        yield f"{shown}: empty; give it a header and rows, or remove it"
-
-
-def _ragged_tsv(file: Path, shown: str, config: CorpusConfig) -> Iterator[str]:
-    width = 0
-    with lines_of(file) as stream:
-        for number, line in enumerate(stream, 1):
-            columns = line.rstrip(b"\r\n").count(b"\t") + 1
-            width = width or columns
-            if columns != width and line.strip(b"\r\n"):
-                yield _ragged(f"{shown}, line {number}", columns, width, line.decode(), "tab")
-
-
-def _ragged_csv(file: Path, shown: str, config: CorpusConfig) -> Iterator[str]:
-    width, before = 0, 0
-    with io.TextIOWrapper(lines_of(file), encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream, strict=True)
-        try:
-            for row in rows:
-                width = width or len(row)
-                if row and len(row) != width:
-                    yield _ragged(f"{shown}, line {before + 1}", len(row), width, ",".join(row), "comma")
-                before = rows.line_num
-        except csv.Error as error:
-            yield (
-                f"{shown}, line {before + 1}: {error} in the row that starts here; close the quote and write a double "
-                'quote inside a quoted text as ""'
-            )
-
-
-def _ragged(place: str, columns: int, width: int, line: str, separator: str) -> str:
+def _no_parquet(start: bytes, shown: str) -> str:
     return (
-        f"{place}: {columns} columns where the header has {width} ({line.strip()[:60]!r}); a text holds a {separator} "
-        f"or a line break: take it out, or write the file as jsonl"
+        f"{shown}: cannot be read as parquet (it begins with {start[:20]!r}); copy it again, or name it by what it is"
     )
 
 
-def _bad_json(file: Path, shown: str, config: CorpusConfig) -> Iterator[str]:
-    kinds: dict[str, type] = {}
+def undecodable(file: Path, shown: str) -> list[str]:
+    """Say which lines are not UTF-8: each of them among others that are, or once for a file in another encoding."""
+    bad: list[tuple[int, int, bytes, UnicodeDecodeError]] = []
+    start, mixed = 0, False
     with lines_of(file) as stream:
         for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
             try:
-                row = json_row(line)
-            except (json.JSONDecodeError, NotObject) as error:
-                yield f"{shown}, line {number}: {error}; write one JSON object a line, as `jq -c` does"
-                continue
-            for name in itertools.chain(*roles(config).values()):
-                value = row.get(name)
-                if value is not None and not isinstance(value, kinds.setdefault(name, type(value))):
-                    yield (
-                        f"{shown}, line {number}: {name!r} is {type(value).__name__} ({str(value)[:40]!r}) and "
-                        f"{kinds[name].__name__} before; write it as text everywhere"
-                    )
+                mixed = not line.decode("utf-8").isascii() or mixed
+            except UnicodeDecodeError as error:
+                if len(bad) < SHOWN_FAULTS:
+                    bad.append((number, start, line, error))
+            start += len(line)
+    return [
+        sniff.undecodable(f"{shown}, line {number}", line, error, start, mixed, shown)
+        for number, start, line, error in (bad if mixed else bad[:1])
+    ]
+
+
+def ragged(place: str, columns: int, width: int, line: str, kind: str) -> str:
+    """Say that a row has another number of columns than the header."""
+    separator = "tab" if kind == "tsv" else "comma"
+    return (
+        f"{place}: {columns} columns where the header has {width} ({line.strip()[:60]!r}); a text holds a {separator} "
+        "or a line break: take it out, enclose the text in double quotes, or write the file as jsonl"
+    )
+
+
+def refused(
+    file: Path, shown: str, skip: int, attempt: Callable[[Sequence[bytes]], str | None], remedy: str
+) -> Iterator[str]:
+    """Find the first line that Arrow refuses, by halves of what `attempt` says why it does not take.
+
+    The first `skip` lines, those of a header, are left out.
+    """
+    number = skip
+    with lines_of(file) as stream:
+        for _ in range(skip):
+            stream.readline()
+        while lines := stream.readlines(1 << 20):
+            if attempt(lines) is not None:
+                while len(lines) > 1:
+                    half = lines[: len(lines) // 2]
+                    if attempt(half) is None:
+                        number, half = number + len(half), lines[len(half) :]
+                    lines = half
+                if (reason := attempt(lines)) is not None:
+                    if len(lines[0]) > BLOCK:
+                        reason = f"{len(lines[0]):,} bytes, where {BLOCK:,} can be read"
+                    value = lines[0][:60].decode("utf-8", "replace").strip()
+                    yield f"{shown}, line {number + 1}: {reason} ({value!r}); {remedy}"
+                    return
+            number += len(lines)
+
+
+def first_of(*searches: Iterator[str]) -> list[str]:
+    """Take the faults, at most 20, of the first search that finds some; none where nothing is seen to be wrong."""
+    found = (list(itertools.islice(search, SHOWN_FAULTS)) for search in searches)
+    return next((faults for faults in found if faults), [])

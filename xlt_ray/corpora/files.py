@@ -6,6 +6,7 @@ naming the column of the language), or a pattern such as https://host/{language}
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import shutil
@@ -57,9 +58,13 @@ def load(config: CorpusConfig) -> Corpus:
     layout = _layout(config)
     found = _find(layout, config)
     origin = [[file.split, file.language, file.shown, file.kind, _identity(layout.fs, file)] for file in found]
-    name = re.split(r"[/\\]", (config.path or "").split("{")[0].split("*")[0].rstrip("/\\"))[-1] or "files"
+    notes: list[conversion.Note] = []
     return conversion.corpus(
-        config, conversion.key(config, origin), name, lambda passing: _rows(layout.fs, found, config, passing)
+        config,
+        conversion.key(config, origin),
+        layout.root.rstrip("/").rpartition("/")[2] or "files",
+        lambda passing: _rows(layout.fs, found, config, passing, notes),
+        notes,
     )
 
 
@@ -79,7 +84,7 @@ def _find(layout: Layout, config: CorpusConfig) -> list[Found]:
 
 
 def _described(layout: Layout, split: str, language: str | None, path: str, config: CorpusConfig) -> Found:
-    kind = config.format or formats.kind_of(path)
+    kind = config.format or formats.kind_of(_plain(layout.fs, path))
     shown = path if isinstance(layout.fs, LocalFileSystem) else str(layout.fs.unstrip_protocol(path))
     if kind is None:
         raise InputError(f"{shown}: its suffix tells no format; set corpus.format")
@@ -89,11 +94,9 @@ def _described(layout: Layout, split: str, language: str | None, path: str, conf
 def _layout(config: CorpusConfig) -> Layout:
     if config.path is None:
         raise InputError("corpus.path: not set; name a directory that holds LANGUAGE/train.tsv and so on, or a pattern")
-    try:
-        fs, path = url_to_fs(config.path)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"corpus.path {config.path}: {error}; install what it needs, or copy the files") from error
-    fixed = re.split(r"[{*]", path)[0]
+    fs, path = _place(config.path)
+    local = isinstance(fs, LocalFileSystem)
+    fixed = path if local and Path(path).is_dir() else re.split(r"\{language\}|\{split\}|\*", path)[0]
     if fixed != path:
         root, _, _ = fixed.rpartition("/")
         layout = Layout(fs, root, path[len(root) :].lstrip("/"), directory=False)
@@ -106,6 +109,22 @@ def _layout(config: CorpusConfig) -> Layout:
             f"{config.language}) names the column of the language, such as data/{{language}}/{{split}}.tsv"
         )
     return layout
+
+
+def _place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    # fsspec would cut a folder's own name at a # or at ::
+    if "://" not in path or path.startswith("file://"):
+        return LocalFileSystem(), str(Path(path.removeprefix("file://")).expanduser().absolute())
+    try:
+        fs, found = url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"corpus.path {path}: {error}; install what it needs, or copy the files") from error
+    return fs, str(found)
+
+
+def _plain(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    # the address of a file may go on behind a question mark, its name on a disk not
+    return path.split("?")[0] if "http" in fs.protocol else path
 
 
 def _refuse_no_directory(fs: fsspec.AbstractFileSystem, path: str, config: CorpusConfig) -> None:
@@ -127,10 +146,14 @@ def _of_split(layout: Layout, name: str, config: CorpusConfig) -> list[tuple[str
     """List (language in the path or None, path) of one split, its name in the files given."""
     if "http" in layout.fs.protocol and "*" not in layout.tail and (config.languages or config.language):
         return _named(layout, name, config)
-    wildcard = layout.tail.replace("{split}", name).replace("{language}", "*")
-    root = re.sub(r"([\[?])", r"[\1]", layout.root)
+    tail = re.sub(r"([\[?])", r"[\1]", layout.tail)  # characters of a name; the only wildcard is *
+    wildcard = tail.replace("{split}", glob.escape(name)).replace("{language}", "*")
     try:
-        paths = sorted(layout.fs.glob(f"{root}/{wildcard}"))
+        if isinstance(layout.fs, LocalFileSystem):
+            inside = glob.glob(wildcard, root_dir=layout.root, recursive=True)
+            paths = sorted(f"{layout.root.rstrip('/')}/{path}" for path in inside)
+        else:
+            paths = sorted(layout.fs.glob(f"{glob.escape(layout.root)}/{wildcard}"))
     except Exception as error:  # every file system raises errors of its own
         raise InputError(
             f"corpus.path {config.path}: cannot be listed ({type(error).__name__}: {error}); check the address, or "
@@ -140,7 +163,11 @@ def _of_split(layout: Layout, name: str, config: CorpusConfig) -> list[tuple[str
     matches = [(match, path) for path in paths if (match := expression.search(path))]
     if layout.directory:
         kinds = {config.format} if config.format else set(formats.KINDS.values())
-        matches = [pair for pair in matches if formats.kind_of(pair[1]) in kinds and _is_plain(pair[1], name)]
+        matches = [
+            pair
+            for pair in matches
+            if formats.kind_of(_plain(layout.fs, pair[1])) in kinds and _is_plain(pair[1], name)
+        ]
     return [(match.groupdict().get("language"), path) for match, path in matches]
 
 
@@ -236,12 +263,14 @@ def _identity(fs: fsspec.AbstractFileSystem, file: Found) -> Any:
         ) from error
 
 
-def _rows(fs: fsspec.AbstractFileSystem, found: list[Found], config: CorpusConfig, passing: Path) -> conversion.Rows:
+def _rows(
+    fs: fsspec.AbstractFileSystem, found: list[Found], config: CorpusConfig, passing: Path, notes: list[conversion.Note]
+) -> conversion.Rows:
     faults: list[str] = []
     for number, file in enumerate(found):
         try:
             local = _local(fs, file, passing / str(number))
-            for table in formats.read(local, file.shown, file.kind, config):
+            for table in formats.read(local, file.shown, file.kind, config, lambda *note: notes.append(note)):
                 yield file.split, file.language, table
         except FileFaults as error:
             faults += error.faults
@@ -256,7 +285,7 @@ def _local(fs: fsspec.AbstractFileSystem, file: Found, folder: Path) -> Path:
     if isinstance(fs, LocalFileSystem):
         return Path(file.path)
     folder.mkdir()
-    copy = folder / file.path.rpartition("/")[2].split("?")[0]
+    copy = folder / _plain(fs, file.path).rpartition("/")[2]
     try:
         fs.get_file(file.path, str(copy))
     except Exception as error:  # every file system raises errors of its own

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from xlt_ray.config import CorpusConfig
-from xlt_ray.corpora.diagnosis import FileFaults, NotObject, diagnose, json_row, lines_of, missing_columns, roles
+from xlt_ray.corpora import delimited, jsonl
+from xlt_ray.corpora.diagnosis import PACKED, FileFaults, foreign, lines_of, missing_columns, roles, undecodable
 from xlt_ray.corpus import BATCH_ROWS, with_origin
 
 KINDS = {
@@ -26,46 +25,71 @@ KINDS = {
     ".json": "jsonl",
     ".parquet": "parquet",
 }
-PACKED = (".gz", ".bz2", ".zst")
-BLOCK = 8 << 20  # bytes Arrow parses at once, so the longest line it can take
-PEEKED = 1000  # lines of a jsonl file that tell its columns and their types
+EMPTY = "empty, taken as no rows"
+QUOTED = "double quotes are read as enclosing fields; corpus.quoting=plain reads them as characters"
 
-ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+Note = Callable[[str, str], None]
+Tables = Iterator[tuple[pa.Table, int | None]]  # each with the line of its first row, where its rows are one line each
+
+
+class Measure(NamedTuple):
+    """What the bytes of a text file tell before it is read."""
+
+    empty: bool  # nothing but white space
+    one_line: bool
+    broken: bool  # lines and rows are not one to one
+    quotes: bool
 
 
 def kind_of(name: str) -> str | None:
     """Tell the kind of a file by its name, looking through .gz, .bz2 and .zst; None: not one of those read here."""
-    name = name.split("?")[0].lower()
+    name = name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
     return next((kind for suffix, kind in KINDS.items() if name.endswith(suffix)), None)
 
 
-def read(file: Path, shown: str, kind: str, config: CorpusConfig) -> Iterator[pa.Table]:
+def read(file: Path, shown: str, kind: str, config: CorpusConfig, note: Note) -> Iterator[pa.Table]:
     """Give the rows of one file as tables of strings: text, label, and where asked for text_pair, id and language.
 
-    Labels and ids that are empty are null; texts never are. `shown` is the file's name for messages. Raises FileFaults.
+    Labels and ids that are empty are null; texts never are. `shown` is the file's name for messages; what should be
+    known of a file that is read is told to `note` (its text, then `shown`). Raises FileFaults.
     """
+    wanted = list(dict.fromkeys(itertools.chain(*roles(config).values())))
+    empty = pa.schema([(name, pa.string()) for name in wanted]).empty_table()
     try:
-        there = _header(file, kind)
-        faults = missing_columns(shown, there, config) if any(there) else diagnose(file, shown, kind, config)
-        blank, quotes = (True, 0) if kind == "parquet" or faults else _measure(file)
-        if kind == "csv" and quotes % 2:
-            # Arrow may take all that follows an open quote for one unfinished row and leave it out without a word
-            faults = diagnose(file, shown, kind, config)
-        if faults:
-            raise FileFaults(faults)
-        # the line of a row is known where every row is one line
-        line = None if blank or (kind == "csv" and quotes) else 1 if kind == "jsonl" else 2
+        if fault := foreign(file, shown, kind):
+            raise FileFaults([fault])
+        if kind == "parquet" and file.stat().st_size:
+            yield from _parquet(file, shown, config, wanted)
+            return
+        measure = _measure(file)
+        if measure.empty:
+            note(EMPTY, shown)
         rows = 0
-        for table, names in _tables(file, kind, config):
-            yield with_origin(shape(table, shown, config, names), shown, None if line is None else line + rows)
+        for table, line in iter(()) if measure.empty else _text_tables(file, shown, kind, config, measure, note):
+            yield with_origin(shape(table, shown, config), shown, line)
             rows += table.num_rows
-    except (pa.ArrowException, OSError, UnicodeError, json.JSONDecodeError, NotObject) as error:
-        remedy = "check that it is complete and of this format, or set corpus.format"
-        raise FileFaults(
-            diagnose(file, shown, kind, config) or [f"{shown}: cannot be read as {kind} ({error}); {remedy}"]
-        ) from error
+        if not rows:
+            # a file without rows must not vanish: `check` names it
+            yield with_origin(shape(empty, shown, config), shown, None)
+    except (pa.ArrowException, OSError, UnicodeError, json.JSONDecodeError, jsonl.NotObject) as error:
+        raise FileFaults(_explained(file, shown, kind, config, wanted, error)) from error
+
+
+def _explained(
+    file: Path, shown: str, kind: str, config: CorpusConfig, wanted: Sequence[str], error: Exception
+) -> list[str]:
+    try:
+        found = [] if kind == "parquet" else undecodable(file, shown)
+        if not found and kind == "jsonl":
+            found = jsonl.faults(file, shown, config)
+        elif not found and kind in delimited.DELIMITERS:
+            found = delimited.plain_faults(file, shown, kind, wanted)
+    except OSError as unread:
+        return [f"{shown}: cannot be read ({unread}); copy it again"]
+    remedy = "check that it is complete and of this format, or set corpus.format"
+    return found or [f"{shown}: cannot be read as {kind} ({error}); {remedy}"]
 
 
 def shape(table: pa.Table, shown: str, config: CorpusConfig, names: Sequence[str] | None = None) -> pa.Table:
@@ -106,96 +130,67 @@ def _named(column: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
     return pc.take(pa.chunked_array([pa.array(names, pa.string())]), numbers)
 
 
-def _header(file: Path, kind: str) -> list[str]:
-    if kind == "parquet":
-        return list(pa.parquet.read_schema(file).names)
-    if kind == "jsonl":
-        return list(_json_types(file))
-    with lines_of(file) as stream:
-        line = stream.readline().decode("utf-8-sig").rstrip("\r\n")
-    # a file of the old Mac has no other line break
-    line = line.split("\r")[0]
-    return line.split("\t") if kind == "tsv" else next(csv.reader([line]), [])
-
-
-def _measure(file: Path) -> tuple[bool, int]:
-    """Tell whether blank lines stand between others, and count double quotes."""
-    blank, quotes, carried = False, 0, b""
+def _measure(file: Path) -> Measure:
+    empty, one_line, broken, quotes, carried = True, True, False, False, b"\n"
     with lines_of(file) as stream:
         while data := stream.read(1 << 20):
             data = carried + data
             body = data.rstrip(b"\r\n")
             carried = data[len(body) :]
-            blank = blank or b"\n\n" in body or b"\n\r\n" in body
-            quotes += body.count(b'"')
-    return blank, quotes
+            text = body.lstrip(b"\r\n") if empty else body
+            one_line = one_line and b"\n" not in text and b"\r" not in text
+            empty = empty and not body.strip().removeprefix(b"\xef\xbb\xbf")
+            broken = broken or b"\n\n" in body or b"\n\r\n" in body or body.count(b"\r") > body.count(b"\r\n")
+            quotes = quotes or b'"' in body
+    return Measure(empty, one_line, broken, quotes)
 
 
-def _tables(file: Path, kind: str, config: CorpusConfig) -> Iterator[tuple[pa.Table, Sequence[str] | None]]:
+def _text_tables(file: Path, shown: str, kind: str, config: CorpusConfig, measure: Measure, note: Note) -> Tables:
     wanted = list(dict.fromkeys(itertools.chain(*roles(config).values())))
-    if kind == "parquet":
-        with pa.parquet.ParquetFile(file) as parquet:
-            names = _class_names(parquet.schema_arrow, config.label)
-            empty = parquet.schema_arrow.empty_table().select(wanted)
-            batches: Iterable[pa.RecordBatch] = parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted)
-            yield from ((table, names) for table in _or_empty(batches, empty))
+    if kind == "jsonl":
+        if fault := jsonl.other_layout(file, shown):
+            raise FileFaults([fault])
+        types = jsonl.types_of(file, wanted)
+        _refuse_missing(shown, list(types), config)
+        with pa.input_stream(str(file), compression="detect") as stream:
+            yield from _numbered(jsonl.batches(stream, types, wanted), None if measure.broken else 1)
         return
+    header = delimited.plain_header(file, delimited.DELIMITERS[kind])
+    if fault := delimited.other_separator(shown, kind, header, config):
+        raise FileFaults([fault])
+    if measure.quotes and delimited.quoted(file, shown, kind, config):
+        if kind == "tsv" and config.quoting == "auto":
+            note(QUOTED, shown)
+        yield from delimited.strict_tables(file, shown, kind, wanted, config)
+        return
+    _refuse_missing(shown, header, config)
+    if measure.one_line:
+        return  # Arrow refuses a header without a line break
     with pa.input_stream(str(file), compression="detect") as stream:
-        empty = pa.schema([(name, pa.string()) for name in wanted]).empty_table()
-        batches = _json(stream, file, wanted) if kind == "jsonl" else _delimited(stream, kind, wanted)
-        yield from ((table, None) for table in _or_empty(batches, empty))
+        yield from _numbered(delimited.plain_batches(stream, kind, wanted), None if measure.broken else 2)
 
 
-def _or_empty(batches: Iterable[pa.RecordBatch], empty: pa.Table) -> Iterator[pa.Table]:
-    # a file without rows must not vanish: `check` names it
-    rows = 0
+def _refuse_missing(shown: str, there: Sequence[str], config: CorpusConfig) -> None:
+    if faults := missing_columns(shown, there, config):
+        raise FileFaults(faults)
+
+
+def _numbered(batches: Iterable[pa.RecordBatch], line: int | None) -> Tables:
     for batch in batches:
-        rows += batch.num_rows
-        yield pa.Table.from_batches([batch])
-    if not rows:
-        yield empty
+        yield pa.Table.from_batches([batch]), line
+        line = None if line is None else line + batch.num_rows
 
 
-def _delimited(stream: pa.NativeFile, kind: str, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    quoted = kind == "csv"
-    yield from pa.csv.open_csv(
-        stream,
-        read_options=pa.csv.ReadOptions(block_size=BLOCK),
-        # in a tsv a double quote is a character like any other
-        parse_options=pa.csv.ParseOptions(
-            delimiter="," if quoted else "\t",
-            quote_char='"' if quoted else False,
-            double_quote=quoted,
-            newlines_in_values=quoted,
-        ),
-        # texts such as NA, null and 007 stay what they are
-        convert_options=pa.csv.ConvertOptions(
-            column_types={name: pa.string() for name in wanted},
-            include_columns=list(wanted),
-            strings_can_be_null=False,
-        ),
-    )
-
-
-def _json(stream: pa.NativeFile, file: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    types = _json_types(file)
-    schema = pa.schema([(name, ARROW_TYPES.get(types[name], pa.string())) for name in wanted])
-    yield from pa.json.open_json(
-        stream,
-        read_options=pa.json.ReadOptions(block_size=BLOCK),
-        parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-    )
-
-
-def _json_types(file: Path) -> dict[str, type]:
-    """Give the columns of a jsonl file's first lines, each with the type of its first value that is not null."""
-    types: dict[str, type] = {}
-    with lines_of(file) as stream:
-        for line in itertools.islice(stream, PEEKED):
-            for name, value in (json_row(line) if line.strip() else {}).items():
-                if types.get(name, type(None)) is type(None):
-                    types[name] = type(value)
-    return types
+def _parquet(file: Path, shown: str, config: CorpusConfig, wanted: Sequence[str]) -> Iterator[pa.Table]:
+    with pa.parquet.ParquetFile(file) as parquet:
+        _refuse_missing(shown, parquet.schema_arrow.names, config)
+        names = _class_names(parquet.schema_arrow, config.label)
+        rows = 0
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(wanted)):
+            rows += batch.num_rows
+            yield with_origin(shape(pa.Table.from_batches([batch]), shown, config, names), shown, None)
+        if not rows:
+            yield with_origin(shape(parquet.schema_arrow.empty_table(), shown, config, names), shown, None)
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
