@@ -300,10 +300,10 @@ def test_contrary_and_repeated_texts_are_mentioned_with_their_number_and_an_exam
     assert [str(one.message) for one in caught] == [
         "train: 3 rows have a text that stands there with another label too, such as 'café crème au lait' at "
         "eng/train.tsv, line 6 ('no') and eng/train.tsv, line 8 ('yes'); correct or remove some of them",
-        "test: 2 rows have a text that stands there with another label too, such as 'or' at hau/test.tsv, line 6 ('no') "
-        "and hau/test.tsv, line 7 ('yes'); correct or remove some of them",
-        "test: 4 rows have a text that stands there three times or more, such as 'often' at yor/test.tsv, line 6 ('yes') "
-        "and yor/test.tsv, line 9 ('yes'); each of them counts in the score",
+        "test: 2 rows have a text that stands there with another label too, such as 'or' at hau/test.tsv, line 6 "
+        "('no') and hau/test.tsv, line 7 ('yes'); correct or remove some of them",
+        "test: 4 rows have a text that stands there three times or more, such as 'often' at yor/test.tsv, line 6 "
+        "('yes') and yor/test.tsv, line 9 ('yes'); each of them counts in the score",
     ]
 
 
