@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
+import itertools
 import json
+import shlex
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,9 +18,13 @@ import numpy as np
 from serve.service import Chunk, Model, Service, answer_all
 from serve.settings import Limits, ServeArgs
 from serve.stream import answer_lines
-from xlt_ray import engine, fetch
+from xlt_ray import engine, fetch, sniff
 from xlt_ray.config import InputError
 
+# what makes JSON lines of two columns with a tab between
+TO_PAIRS = (
+    "import json,sys; [print(json.dumps(dict(zip(('text', 'pair'), l.rstrip('\\n').split('\\t'))))) for l in sys.stdin]"
+)
 PIECE = 256  # lines read before they are answered
 FOREVER = 1e9  # seconds; nobody waits here
 HUGE = 10**12  # characters or bytes: a file of one's own may hold what it likes
@@ -51,37 +59,75 @@ def classify_lines(model: Model, lines: Iterable[str], top_k: int, jsonl: bool, 
     return asyncio.run(_work(service, lines, top_k, jsonl, out))
 
 
+def refuse_single_texts(model: Model, file: str) -> None:
+    """Raise InputError where a model classifies pairs of texts, which the lines of a plain file cannot hold."""
+    if model.artefact.pairs:
+        made = "" if file == "-" else f" < {shlex.quote(file)} > {shlex.quote(file + '.jsonl')}"
+        raise InputError(
+            f'{_shown(file)}: this model classifies pairs of texts; write lines {{"text": "...", "pair": "..."}} and '
+            f'add --jsonl; of two columns with a tab between, `python3 -c "{TO_PAIRS}"{made}` makes such lines'
+        )
+
+
 async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool, out: IO[str]) -> int:
     asked: dict[int, str] = {}
     faults = 0
+    broken: list[InputError] = []
 
     async def body() -> AsyncIterator[bytes]:
-        piece: list[bytes] = []
-        for number, line in enumerate(lines, 1):
-            raw = line.rstrip("\r\n")
+        numbered = enumerate(lines, 1)
+        while piece := list(_until_broken(itertools.islice(numbered, PIECE), broken)):
             if not jsonl:
-                asked[number] = raw
-                raw = json.dumps(raw)
-            piece.append(raw.encode("utf-8") + b"\n")
-            if len(piece) == PIECE:
-                yield b"".join(piece)
-                piece = []
-        yield b"".join(piece)
+                asked.update(piece)
+            # null is refused as a line, where an empty text would be given some label
+            raws = (line if jsonl else json.dumps(line if line.strip() else None) for _, line in piece)
+            yield "".join(raw + "\n" for raw in raws).encode()
 
     async for answers in answer_lines(service, body(), top_k, lambda texts: None):
         for answer in answers.splitlines():
             found: dict[str, Any] = json.loads(answer)
-            faults += "error" in found
             text = {} if jsonl else {"text": asked.pop(found["line"])}
+            if text and not text["text"].strip():
+                found["error"] = "empty: there is nothing to classify"
+            faults += "error" in found
             out.write(json.dumps(text | found, ensure_ascii=False) + "\n")
+    for error in broken:
+        raise error
     return faults
 
 
-def lines_of(file: str) -> Iterable[str]:
-    """Open a file of lines in UTF-8, `-` for standard input; what is not UTF-8 becomes a replacement character."""
-    if file == "-":
-        return sys.stdin
+def _until_broken(lines: Iterable[tuple[int, str]], broken: list[InputError]) -> Iterator[tuple[int, str]]:
+    # what stands before a line that cannot be read is answered first
     try:
-        return open(file, encoding="utf-8", errors="replace", newline="\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give a file of lines, or - for stdin") from None
+        yield from lines
+    except InputError as error:
+        broken.append(error)
+
+
+def lines_of(file: str, jsonl: bool) -> Iterator[str]:
+    """Open a file of lines in UTF-8, `-` for standard input.
+
+    Raises InputError, with line and remedy, for anything else: at once where it can be known, since a regular file is
+    read to its end, and from the iterator where it cannot.
+    """
+    if Path(file).is_file():
+        collections.deque(sniff.text_lines(file), maxlen=0)
+    stream: Any = sys.stdin.buffer if file == "-" else None
+    lines = sniff.text_lines(_shown(file), stream)
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"{_shown(file)}: empty; give one text a line")
+    if not jsonl and _is_object(first):
+        raise InputError(f"{_shown(file)}, line 1: a JSON object, of which its text alone is meant; add --jsonl")
+    return itertools.chain([first], lines)
+
+
+def _shown(file: str) -> str:
+    return sniff.STDIN if file == "-" else file
+
+
+def _is_object(line: str) -> bool:
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        return isinstance(found, dict) and "text" in found
+    return False

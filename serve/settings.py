@@ -128,7 +128,7 @@ def parse(data: Mapping[str, Any], place: str = "args") -> ServeArgs:
 def load(file: Path | None, model: str, overrides: Sequence[str] = ()) -> ServeArgs:
     """Read settings from a YAML file, if any, and apply overrides such as `limits.deadline_s=2`; raise InputError."""
     place = "options" if file is None else str(file)
-    data = config.plain({}, overrides, place) if file is None else config.read(file, overrides)
+    data = config.plain({}, overrides, place, ServeArgs) if file is None else config.read(file, overrides, ServeArgs)
     if "scaling" not in data:
         # two, so that one can die unnoticed, and each with half of the machine
         cores = len(os.sched_getaffinity(0))
@@ -140,4 +140,5 @@ def load(file: Path | None, model: str, overrides: Sequence[str] = ()) -> ServeA
 def from_builder(args: Mapping[str, Any]) -> ServeArgs:
     """Read what Serve hands to a builder: nested data from a configuration, `limits.deadline_s=2` from `serve run`."""
     dotted = [f"{key}={value}" for key, value in args.items() if "." in key]
-    return parse(config.plain({key: value for key, value in args.items() if "." not in key}, dotted, "args"))
+    whole = {key: value for key, value in args.items() if "." not in key}
+    return parse(config.plain(whole, dotted, "args", ServeArgs))

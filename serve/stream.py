@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.refusals import Refusal
+from serve.refusals import Refusal, unfit
 from serve.service import Service, shown
 from xlt_ray import languages
 
@@ -108,6 +108,7 @@ async def _answered(
             continue
         texts, pairs = [line.text for line in mine], [line.pair or "" for line in mine] if paired else None
         try:
+            _refuse_other_kind(service, paired)
             await _spent(spend, len(mine))
             answer = await service.classify(texts, pairs, [line.language for line in mine], patient=True)
         except Refusal as refusal:
@@ -118,6 +119,13 @@ async def _answered(
             results[line.number] = result | {"model_version": answer.model.version}
     ids = {line.number: {"id": line.id} for line in lines if line.id is not None}
     return [{"line": line.number, **ids.get(line.number, {}), **results[line.number]} for line in lines]
+
+
+def _refuse_other_kind(service: Service, paired: bool) -> None:
+    wanted = service.ready().artefact.pairs
+    if paired is not wanted:
+        kind = 'pairs of texts; a line is {"text": "...", "pair": "..."}' if wanted else 'one text; leave out "pair"'
+        raise unfit("pair", f"this model classifies {kind}")
 
 
 async def _spent(spend: Callable[[int], None], texts: int) -> None:

@@ -157,9 +157,10 @@ def test_later_overrides_win_and_the_data_itself_stays_as_it_was() -> None:
         ("mixture.alpha", "'mixture.alpha': an override is written key=value, such as mixture.alpha=0.5"),
         ("=3", "'=3': an override is written key=value"),
         ("name.first=a", "name.first: name holds 'tiny', so nothing can stand below it"),
-        ("training.epochs=[1", "'training.epochs=[1': the value is not YAML"),
-        ("training.epochs=2020-13-45", "'training.epochs=2020-13-45': the value is not YAML: month"),
-        ("training.epochs=" + "9" * 5000, "the value is not YAML"),
+        ("training.epochs=[1", "'training.epochs=[1': the value is not valid YAML"),
+        ("training.epochs=2020-13-45", "training.epochs: Input should be a valid integer"),
+        ("training.epochs=" + "9" * 5000, "the value is not valid YAML"),
+        ("mixture.weights={en: 1, en: 2}", "key 'en' stands twice in line 1 and above"),
         ("training.epochs=three", "training.epochs: Input should be a valid integer"),
     ],
 )
@@ -174,14 +175,14 @@ def test_an_override_that_says_nothing_is_refused(override: str, message: str) -
     ("content", "message"),
     [
         (b"sources: [eng_Latn", "not valid YAML: "),
-        (b"sources: 2020-13-45", "not valid YAML: month must be in 1..12"),
+        (b"seed: 1\nsources: [en]\nseed: 2", "not valid YAML: key 'seed' stands twice in line 3 and above"),
         (b"a: !!bool x", "not valid YAML: "),
         (b"? [a]\n: b", "not valid YAML: "),
         (b"sources: !!python/object:os.system x", "not valid YAML: "),
         (b"[" * 5000, "not valid YAML: "),
         (b"- a\n- b", "holds list, not keys with values; start from jobs/configs/quickstart.yaml"),
         (b"", "holds NoneType, not keys with values"),
-        (b"2020-01-01: 3", "not plain data "),
+        (b"2020-01-01: 3", "2020-01-01: unknown key"),
         (b"sources: &x [*x]", "not plain data "),
         ("sources: [grüß]".encode("latin-1"), "cannot be read as UTF-8 text"),
         ("sources: [en]".encode("utf-16"), "cannot be read as UTF-8 text"),
@@ -213,6 +214,70 @@ def test_a_file_is_read_with_its_overrides(tmp_path: Path) -> None:
         load(file)
     made = load(file, ["name=plain"])
     assert (made.name, made.sources, made.training.learning_rate) == ("plain", ("eng_Latn",), 5e-5)
+
+
+LABELS = "yes, no, on, off, true, True, null, ~, 1, 007, 1.10, 1e3, 0x1f, 12:30, 2020-01-01, y"
+AS_WRITTEN = f"""
+name: 2024
+sources: [no, en]
+targets: [on, yo, nan]
+corpus:
+  path: off
+  revision: 12e4567
+  text: 0
+  subset: null
+  labels: [{LABELS}]
+  languages: {{no: no, en: 0, yo: null}}
+mixture: {{weights: {{no: 2, en: 1e-1}}}}
+techniques: [centre, {{lora: off}}, {{code_switch: {{languages: [no]}}}}]
+tracking: {{uri: off, alias: ~}}
+storage: 2020-01-01
+"""
+
+
+@pytest.mark.filterwarnings("ignore:language '")
+def test_where_text_is_wanted_it_is_taken_as_written(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(AS_WRITTEN, encoding="utf-8")
+    made = load(file)
+    assert (made.name, made.sources, made.targets) == ("2024", ("nob_Latn", "eng_Latn"), ("on", "yor_Latn", "nan"))
+    corpus = made.corpus
+    assert (corpus.path, corpus.revision, corpus.text, corpus.subset) == ("off", "12e4567", "0", None)
+    assert list(corpus.labels) == LABELS.split(", ")
+    assert corpus.languages == {"no": "no", "en": "0", "yo": "null"}
+    assert made.mixture.weights == {"nob_Latn": 2.0, "eng_Latn": 0.1}
+    assert made.techniques == {"centre": {}, "code_switch": {"languages": ["no"]}}
+    assert (made.tracking.uri, made.tracking.alias, made.storage) == ("off", None, "2020-01-01")
+    file.write_text(dump(made), encoding="utf-8")
+    assert load(file) == made
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("sources=[en, no]", ("eng_Latn", "nob_Latn")),
+        ("targets=[no]", ("nob_Latn",)),
+        ("corpus.languages.no=nb", {"no": "nb"}),
+        ("corpus.labels=[no, yes]", ("no", "yes")),
+        ("corpus.labels=['no', \"1e3\", 1e2 ]", ("no", "1e3", "1e2")),
+        ("corpus.labels=null", None),
+        ("network.prefix=query: ", "query:"),
+        ("corpus.path=#1 {language}", "#1 {language}"),
+        ("tracking.uri=off", "off"),
+        ("techniques.lora=off", {}),
+        ("techniques.lora=on", {"lora": {}}),
+        ("training.batch_size=064", 64),
+    ],
+)
+def test_an_override_of_a_text_is_taken_as_written(override: str, value: Any) -> None:
+    found: Any = build(MINIMAL, [override])
+    for name in override.partition("=")[0].split(".")[:2]:
+        found = found if isinstance(found, dict) else getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_plain_data_that_is_no_text_is_to_be_quoted() -> None:
+    assert "sources.1: Input should be a valid string (got False); write it in quotes" in faults(sources=["en", False])
 
 
 # meaning

@@ -8,7 +8,8 @@ import pytest
 
 from xlt_ray.config import InputError
 from xlt_ray.corpus import Corpus, with_origin
-from xlt_ray.soundness import check, drop_overlap
+from xlt_ray.overlap import drop_overlap
+from xlt_ray.soundness import check
 
 Row = tuple[str | None, int | None, str]
 
@@ -81,7 +82,8 @@ def test_ids_shared_by_languages_pass_as_long_as_no_id_is_in_two_splits() -> Non
         (
             {"test_yor": [*good("yor", "test"), ("extra", None, "z")]},
             {},
-            "yor/test.tsv, line 6: no label; label it or remove the row",
+            "yor/test.tsv, line 6: no label; label it, remove the row, or leave out all such rows by "
+            "\"corpus.drop_labels=['']\"",
         ),
         (
             {"test_yor": [("a", 0, "y1"), (" \t", 0, "y2"), (None, 1, "y3")]},
@@ -96,17 +98,18 @@ def test_ids_shared_by_languages_pass_as_long_as_no_id_is_in_two_splits() -> Non
         (
             {"train_eng": [], "train_hau": []},
             {},
-            "eng/train.tsv, train, eng_Latn: 0 rows for 2 labels",
+            "eng/train.tsv, train, eng_Latn: no rows; add some, or take another source",
         ),
         (
             {"train_hau": [("a", 0, "1"), ("b", 0, "2")]},
             {},
-            "train: label 'yes' occurs in eng_Latn alone (2 rows) of 2 sources; drop it, merge it with another, or",
+            "train: label 'yes' occurs in eng_Latn alone (2 rows) of 2 sources; merge it with another, or leave it out "
+            "by corpus.drop_labels=yes, or where all are classes, state them by \"corpus.labels=['no', 'yes']\"",
         ),
         (
             {"train_eng": [("a", 0, "1"), ("b", 0, "2")], "train_hau": [("c", 0, "1"), ("d", 0, "2")]},
             {},
-            "eng/test.tsv, line 3: label 'yes' (2 rows of test, eng_Latn) is in no train split of the sources",
+            "eng/dev.tsv, line 3: label 'yes' (10 rows in 5 splits) is in no train split of the sources",
         ),
         (
             {"train_hau": [*good("hau", "train"), ("new", 0, "test 2")]},
@@ -155,7 +158,8 @@ def test_a_label_outside_the_label_set_is_named_with_a_near_one() -> None:
     corpus = Corpus("tiny", ("no", "yes"), whole.splits, unknown_labels=("yess",))
     assert (
         "yor/test.tsv, line 2: label 'yess' (1 rows of test, yor_Latn) is in no train split of the sources; did you "
-        "mean 'yes'? correct it, remove the rows, or list all labels in corpus.labels"
+        "mean 'yes'? correct it, or leave such rows out by corpus.drop_labels=yess, or where all are "
+        "classes, state them"
     ) in refusal(corpus)
 
 
@@ -231,7 +235,7 @@ def test_no_line_is_claimed_once_rows_are_gone() -> None:
 
 
 def test_small_languages_share_a_search_and_large_ones_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xlt_ray.soundness.BUNCH_ROWS", 5)
+    monkeypatch.setattr("xlt_ray.overlap.BUNCH_ROWS", 5)
     codes = [f"l{number:02d}_Latn" for number in range(9)]
     splits = {split: {code: table(good(code, split, size=3)) for code in codes} for split in ("train", "dev", "test")}
     splits["train"]["l07_Latn"] = table([*good("l07_Latn", "train"), ("test l03_Latn 2", 0, "q")])
@@ -241,3 +245,78 @@ def test_small_languages_share_a_search_and_large_ones_are_cut(monkeypatch: pyte
     assert "dev, l02_Latn, row s: empty text" in refusal(corpus, codes)
     assert "train, l07_Latn, row q: text 'test l03_Latn 2' is in test too" in refusal(corpus, codes)
     assert drop_overlap(corpus)[1] == {"train": {"l07_Latn": 1}, "dev": {"l02_Latn": 1}}
+
+
+SAME = ["caf\u00e9 cr\u00e8me au lait", "cafe\u0301 cre\u0300me au lait"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        SAME,
+        ("the \ufb01ne \uff21\uff22\uff23", "the fine ABC"),
+        ("zero\u200bwidth \u200fmarks\u200e \ufeff", "zerowidth marks"),
+        ("soft\u00adhyphen", "softhyphen"),
+        ("two  spaces\tand\u00a0one\u3000more\u2028", " two spaces and one more"),
+        ("\u0645\u06cc\u200c\u0631\u0648\u0645", "\u0645\u06cc\u0631\u0648\u0645"),
+        ("heart \u2764\ufe0f", "heart \u2764"),
+    ],
+    ids=ascii,
+)
+def test_texts_that_encoders_see_as_one_are_one(mine: str, theirs: str) -> None:
+    corpus = sound(train_eng=[*good("eng", "train"), (mine, 0, "q")], test_yor=[*good("yor", "test"), (theirs, 0, "r")])
+    message = refusal(corpus)
+    assert "1 fault" in message and "eng/train.tsv, line 6: text " in message
+    assert "is in test too, at yor/test.tsv, line 6" in message
+    smaller, dropped = drop_overlap(corpus)
+    assert dropped == {"train": {"eng_Latn": 1}}
+    check(smaller, SOURCES)
+
+
+@pytest.mark.parametrize("other", ["The Fine ABC", "the fine abd", "the-fine abc", "thefine abc", "th\u00e9 fine abc"])
+def test_texts_that_differ_for_an_encoder_are_two(other: str) -> None:
+    check(sound(train_eng=[*good("eng", "train"), ("the fine abc", 0, "q")], test_yor=[(other, 0, "r")]), SOURCES)
+
+
+def test_a_text_of_invisible_characters_is_empty() -> None:
+    assert "yor/test.tsv, line 2: empty text" in refusal(sound(test_yor=[("\u200b\ufeff \u00ad", 0, "r")]))
+
+
+def test_contrary_and_repeated_texts_are_mentioned_with_their_number_and_an_example() -> None:
+    cafe, again = SAME
+    corpus = sound(
+        train_eng=[*good("eng", "train"), (cafe, 0, "a"), (cafe, 0, "b"), (again, 1, "c")],
+        train_hau=[*good("hau", "train"), ("same", 1, "a"), ("same", 1, "b"), ("same", 1, "c")],
+        test_yor=[
+            *good("yor", "test"),
+            *[("often", 1, f"o{n}") for n in range(4)],
+            *[("twice", 0, f"t{n}") for n in "ab"],
+        ],
+        test_hau=[*good("hau", "test"), ("or", 0, "x"), ("or", 1, "y")],
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check(corpus, SOURCES)
+    assert [str(one.message) for one in caught] == [
+        "train: 3 rows have a text that stands there with another label too, such as 'café crème au lait' at "
+        "eng/train.tsv, line 6 ('no') and eng/train.tsv, line 8 ('yes'); correct or remove some of them",
+        "test: 2 rows have a text that stands there with another label too, such as 'or' at hau/test.tsv, line 6 "
+        "('no') and hau/test.tsv, line 7 ('yes'); correct or remove some of them",
+        "test: 4 rows have a text that stands there three times or more, such as 'often' at yor/test.tsv, line 6 "
+        "('yes') and yor/test.tsv, line 9 ('yes'); each of them counts in the score",
+    ]
+
+
+def test_splits_without_rows_are_refused_where_they_are_needed_and_only_there() -> None:
+    assert "eng/train.tsv, train, eng_Latn: no rows; add some, or take another source" in refusal(sound(train_eng=[]))
+    assert "eng/dev.tsv, dev, eng_Latn: no rows; add some" in refusal(sound(dev_eng=[]), dev=SOURCES)
+    assert "yor/test.tsv, test, yor_Latn: no rows; add some" in refusal(sound(test_yor=[]), targets=["yor_Latn"])
+    everything = refusal(sound(test_yor=[]))
+    assert "yor/test.tsv, test, yor_Latn: no rows" in everything and "targets=[eng_Latn, hau_Latn]" in everything
+    check(sound(test_yor=[]), SOURCES, ["eng_Latn", "hau_Latn"])
+    check(sound(train_yor=[], dev_yor=[], dev_eng=[]), SOURCES)
+    with pytest.warns(UserWarning, match=r"hau/test.tsv, test, hau_Latn: no rows, so it is not measured"):
+        check(sound(test_hau=[]), SOURCES, ["yor_Latn"])
+    assert "test: nothing to measure; no language has this split" in refusal(
+        sound(test_eng=None, test_hau=None, test_yor=None)
+    )

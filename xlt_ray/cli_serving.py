@@ -67,8 +67,11 @@ def _register_predict(app: typer.Typer, told: Told) -> None:
         with told():
             from serve import offline
 
-            lines = offline.lines_of(file)
-            faults = offline.classify_lines(offline.open_model(model, uri), lines, top, jsonl, sys.stdout)
+            lines = offline.lines_of(file, jsonl)
+            opened = offline.open_model(model, uri)
+            if not jsonl:
+                offline.refuse_single_texts(opened, file)
+            faults = offline.classify_lines(opened, lines, top, jsonl, sys.stdout)
             if faults:
                 typer.echo(f"{faults} lines could not be answered; each says why", err=True)
                 raise typer.Exit(1)

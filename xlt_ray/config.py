@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from xlt_ray import config_keys, languages, sniff
+from xlt_ray import config_keys, languages, plain_yaml, sniff
 from xlt_ray.errors import InputError as InputError
 from xlt_ray.errors import TrainingError as TrainingError
 from xlt_ray.masking import public
@@ -33,12 +31,6 @@ ENCODERS = {
     "google/mt5-small": "the encoder of an encoder-decoder",
     "a directory": "what `save_pretrained` writes of a model and its tokenizer, or a bundle of an earlier run",
 }
-
-
-# YAML 1.1 reads 5e-5 (no dot) as text; everybody who types it means the number
-NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-# PyYAML lets errors of its parts through, such as ValueError for the date 2020-13-45
-NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 class Section(BaseModel):
@@ -70,6 +62,9 @@ class CorpusConfig(Section):
         None, description="restrict to these; or a mapping from our code to the name used by path or subset"
     )
     labels: tuple[str, ...] | None = Field(None, description="the label set; default: the labels of train")
+    drop_labels: tuple[str, ...] = Field(
+        (), description="labels whose rows are left out and counted, such as -1 for none; '' for an empty one"
+    )
     overlap: Literal["refuse", "drop_train"] = Field(
         "refuse", description="same id or text in train/dev and test: refuse, or drop the row from train/dev"
     )
@@ -80,6 +75,21 @@ class CorpusConfig(Section):
     def _other_splits_keep_their_names(cls, splits: Any) -> Any:
         # so that corpus.splits.dev=validation alone does not do away with train and test
         return {"train": "train", "dev": "dev", "test": "test", **splits} if isinstance(splits, dict) else splits
+
+    @field_validator("drop_labels", mode="before")
+    @classmethod
+    def _one_or_more(cls, names: Any) -> Any:
+        # so that corpus.drop_labels=-1 is enough, and corpus.drop_labels= names the empty label
+        return ("",) if names is None else (names,) if isinstance(names, str) else names
+
+    @model_validator(mode="after")
+    def _labels_once(self) -> CorpusConfig:
+        stated = self.labels or ()
+        if twice := sorted({name for name in stated if stated.count(name) > 1}):
+            raise ValueError(f"labels: {', '.join(twice)} given twice; name each label once")
+        if both := sorted(set(stated) & set(self.drop_labels)):
+            raise ValueError(f"drop_labels: {', '.join(both)} is in labels too; take it out of one of them")
+        return self
 
 
 class MixtureConfig(Section):
@@ -184,11 +194,6 @@ class TrackingConfig(Section):
     alias: str | None = Field(None, description="alias to move to the new version, such as champion")
     flush_seconds: float = Field(120, ge=0, description="wait at the end for what is not yet sent; the rest is kept")
 
-    @field_validator("uri", mode="before")
-    @classmethod
-    def _off(cls, uri: Any) -> Any:
-        return "off" if uri is False else uri  # YAML 1.1 reads a bare off as false
-
 
 class ResourcesConfig(Section):
     """What is asked of Ray."""
@@ -275,8 +280,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     return build(read(path, overrides), place=str(path))
 
 
-def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a YAML file of keys and values into plain data and apply overrides; raise InputError where it is not one."""
+def read(path: str | Path, overrides: Iterable[str] = (), section: type[BaseModel] = Experiment) -> dict[str, Any]:
+    """Read a YAML file of a section into plain data and apply overrides; raise InputError where it is not one."""
     file = Path(path)
     if pointer := sniff.lfs_pointer(file):
         raise InputError(pointer)
@@ -287,17 +292,17 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); give a YAML file") from None
     try:
-        data = yaml.safe_load(text)
-    except NOT_YAML as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+        data = plain_yaml.loads(text, section)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     if not isinstance(data, dict):
         raise InputError(
             f"{path}: holds {type(data).__name__}, not keys with values; start from jobs/configs/quickstart.yaml"
         )
-    return plain(data, overrides, place=str(path))
+    return plain(data, overrides, str(path), section)
 
 
-def plain(data: Any, overrides: Iterable[str], place: str) -> dict[str, Any]:
+def plain(data: Any, overrides: Iterable[str], place: str, section: type[BaseModel] = Experiment) -> dict[str, Any]:
     """Copy keys with values and apply overrides such as `mixture.alpha=0.5`; raise InputError where it is none."""
     try:
         merged: Any = json.loads(json.dumps(data, default=str))
@@ -313,7 +318,7 @@ def plain(data: Any, overrides: Iterable[str], place: str) -> dict[str, Any]:
                 merged["techniques"] = config_keys.named(merged["techniques"])  # so that they can be reached by name
             except ValueError as error:
                 raise InputError(f"{place}:\n  techniques: {error}") from None
-        _apply(merged, override)
+        _apply(merged, override, section)
     return merged
 
 
@@ -327,7 +332,7 @@ def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "
         raise InputError(f"{place}:\n{faults}") from None
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: dict[str, Any], override: str, section: type[BaseModel]) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise InputError(f"{override!r}: an override is written key=value, such as mixture.alpha=0.5")
@@ -338,11 +343,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise InputError(f"{key}: {parent} holds {inner!r}, so nothing can stand below it")
         data = inner
     try:
-        data[leaf] = float(value) if NUMBER.fullmatch(value) else yaml.safe_load(value) if value else None
-    except NOT_YAML as error:
-        raise InputError(f"{override!r}: the value is not YAML: {error}") from None
+        data[leaf] = plain_yaml.value(value, section, [*parents, leaf])
+    except ValueError as error:
+        raise InputError(f"{override!r}: the value is {error}") from None
 
 
 def dump(experiment: Experiment) -> str:
     """Write an experiment as YAML that `load` reads back to an equal one, but for secrets in URIs, which it masks."""
-    return yaml.safe_dump(public(experiment.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    return plain_yaml.dumps(public(experiment.model_dump(mode="json")))

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
+
 
 def explain(fault: Any, section: type[BaseModel]) -> str:
     """Say in a line what pydantic found wrong with a key of a section, and what was probably meant."""
@@ -24,7 +26,18 @@ def explain(fault: Any, section: type[BaseModel]) -> str:
         return f"{place}: missing; give it a value"
     message = fault["msg"].removeprefix("Value error, ")
     shown = "" if fault["type"] == "value_error" else f" (got {fault['input']!r})"
+    if fault["type"] == "string_type" and isinstance(fault["input"], bool | int | float):
+        shown += "; write it in quotes"
     return f"{place}: {message}{shown}"
+
+
+def switch(value: Any) -> Any:
+    """Read what switches a technique on or off as true or false, in the words of YAML 1.1 too; else it is returned.
+
+    >>> switch("off"), switch("yes"), switch({"rate": 0.3})
+    (False, True, {'rate': 0.3})
+    """
+    return SWITCHES.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def named(techniques: Any) -> Any:
@@ -44,7 +57,8 @@ def named(techniques: Any) -> Any:
     names = [str(name) for name, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} given twice; list each technique once")
-    given: dict[str, Any] = {str(name): {} if value is True else value for name, value in pairs}
+    read = [(str(name), switch(value)) for name, value in pairs]
+    given: dict[str, Any] = {name: {} if value is True else value for name, value in read}
     return {name: value for name, value in given.items() if value is not None and value is not False}
 
 

@@ -41,6 +41,9 @@ class Corpus:
     licence: str = ""
     # the user or the loader listed the labels, so one that only some languages have is meant
     labels_stated: bool = False
+    # labels whose rows are left out, and how many they were: split -> language -> number
+    drop_labels: tuple[str, ...] = ()
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict, repr=False)
     # labels of rows that are outside `labels`: index len(labels) + k is unknown_labels[k]; `check` refuses such rows
     unknown_labels: tuple[str, ...] = ()
     # what its reader decided or left out, for `prepare` to tell
@@ -54,15 +57,15 @@ class Corpus:
         return found
 
     def languages(self, split: str) -> tuple[str, ...]:
-        """List the languages that have this split, sorted."""
-        return tuple(sorted(self.splits.get(split, {})))
+        """List the languages that have rows in this split, sorted."""
+        return tuple(sorted(code for code, table in self.splits.get(split, {}).items() if table.num_rows))
 
     def sizes(self, split: str) -> dict[str, int]:
-        """Count the rows of every language of a split."""
-        return {language: self.splits[split][language].num_rows for language in self.languages(split)}
+        """Count the rows of every language of a split, also where there are none."""
+        return {language: table.num_rows for language, table in sorted(self.splits.get(split, {}).items())}
 
     def measured(self, sources: Sequence[str], targets: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
-        """List, sorted, the languages to measure: targets ("all": whatever has a test split), and sources with one."""
+        """List, sorted, the languages to measure: targets ("all": whatever has test rows), and sources with some."""
         tested = self.languages("test")
         wanted = tested if targets == "all" else targets
         return tuple(sorted({*wanted, *(language for language in sources if language in tested)}))
@@ -162,6 +165,26 @@ def origins_of(table: pa.Table) -> list[Origin]:
     """List (rows, file, line of the first or None) of the runs of rows that a table is made of; empty when unknown."""
     kept = (table.schema.metadata or {}).get(b"origins")
     return [tuple(origin) for origin in json.loads(kept)] if kept else []
+
+
+def place(corpus: Corpus, split: str, language: str, row: int) -> str:
+    """Say where a row comes from: file and line where known, else file or split, language and the row's id."""
+    table = corpus.table(split, language)
+    name = f"{split}, {language}, row {table['id'][row].as_py()}"
+    for rows, file, line in origins_of(table):
+        if row < rows:
+            return f"{file}, {name}" if line is None else f"{file}, line {line + row}"
+        row -= rows
+    return name
+
+
+def first_of(corpus: Corpus, split: str, language: str, bad: pa.ChunkedArray, what: str, remedy: str) -> Iterator[str]:
+    """Say of rows marked as bad where the first is and how many more there are; nothing where none is."""
+    count = pc.sum(bad).as_py() or 0
+    if count:
+        others = f" (and {count - 1} more rows of {split}, {language})" if count > 1 else ""
+        row = pc.index(bad, True).as_py()
+        yield f"{place(corpus, split, language, row)}: {what}{others}; {remedy}"
 
 
 def write_split(file: Path, rows: Iterable[tuple[str, pa.Table]]) -> None:

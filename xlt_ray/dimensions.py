@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from xlt_ray import config_keys
 from xlt_ray.config import Experiment, InputError
 
 MIX = ("sources", "mixture.alpha", "mixture.weights")
@@ -74,7 +75,7 @@ def _switch(place: str, key: str, form: Any) -> Dimension:
     if not isinstance(options, list | tuple) or not options:
         raise InputError(f"{place}: {form!r} is no choice; write {SWITCH}, or parameters in the place of true")
     # false is first, so that the last is on; null and {} are what they are in `techniques`
-    read = [False if one is None else True if one == {} else one for one in options]
+    read = [False if one is None else True if one == {} else config_keys.switch(one) for one in options]
     if strange := [one for one in read if not isinstance(one, bool | Mapping)]:
         raise InputError(f"{place}: {strange[0]!r} is neither false, true nor parameters; write {SWITCH}")
     if any(value in read[:at] for at, value in enumerate(read)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlt_ray import corpora, mixture, soundness, techniques, tracking_check
+from xlt_ray import corpora, mixture, overlap, soundness, techniques, tracking_check
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus, refuse
 from xlt_ray.mixture import Share
@@ -86,7 +86,7 @@ def _absolute_lexicons(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 def load_corpus(experiment: Experiment) -> tuple[Corpus, dict[str, dict[str, int]]]:
     """Load an experiment's corpus as training sees it: with the overlap with test dropped where that is asked for."""
     corpus = corpora.load(experiment.corpus)
-    return soundness.drop_overlap(corpus) if experiment.corpus.overlap == "drop_train" else (corpus, {})
+    return overlap.drop_overlap(corpus) if experiment.corpus.overlap == "drop_train" else (corpus, {})
 
 
 def prepare(experiment: Experiment) -> Prepared:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from xlt_ray import (
     cluster,
     network,
+    plain_yaml,
     proposals,
     screening,
     search_events,
@@ -328,7 +329,5 @@ def _rules(
 
 
 def _dump(search: Search) -> str:
-    import yaml
-
     data = public(search.base.model_dump(mode="json")) | {"search": search.settings.model_dump(mode="json")}
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return plain_yaml.dumps(data)

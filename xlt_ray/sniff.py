@@ -11,6 +11,7 @@ from pathlib import Path
 
 from xlt_ray.errors import InputError
 
+STDIN = "standard input"
 HEAD = 4096  # bytes that tell what a file is
 POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -70,6 +71,8 @@ def pointer_fault(start: bytes, shown: str) -> str | None:
 
 def in_place(command: str, shown: str) -> str:
     """Write the shell command that sends a file through another one and keeps the result under the same name."""
+    if shown == STDIN:
+        return f"`{command}` before it in the pipe"
     return f'`f={shlex.quote(shown)}; {command} < "$f" > "$f.new" && mv "$f.new" "$f"`'
 
 

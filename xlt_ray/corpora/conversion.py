@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,10 @@ def _publish(making: Path, final: Path) -> None:
 
 def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows, notes: Sequence[Note]) -> None:
     seen: dict[str, set[str]] = {}
+    left_out: dict[str, Counter[str]] = {}
     for split, of_split in itertools.groupby(rows, key=lambda row: row[0]):
-        seen[split] = set()
-        write_split(making / "passing" / f"{split}.arrow", _watched(of_split, seen[split], config))
+        seen[split], left_out[split] = set(), Counter()
+        write_split(making / "passing" / f"{split}.arrow", _watched(of_split, seen[split], left_out[split], config))
     found = seen.get("train") or set().union(*seen.values())
     labels = config.labels or tuple(sorted(found))
     unknown = tuple(sorted(set().union(*seen.values()) - set(labels)))
@@ -96,6 +98,8 @@ def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows, notes: S
         "labels": labels,
         "unknown_labels": unknown,
         "labels_stated": config.labels is not None,
+        "drop_labels": config.drop_labels,
+        "left_out": {split: rows for split, rows in left_out.items() if rows},
         "notes": _grouped(notes),
     }
     (making / "corpus.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
@@ -109,11 +113,13 @@ def _grouped(notes: Sequence[Note]) -> list[str]:
     return [f"{named[0]}{more[text]}: {text}" for text, named in files.items()]
 
 
-def _watched(rows: Rows, seen: set[str], config: CorpusConfig) -> Iterator[tuple[str, pa.Table]]:
+def _watched(
+    rows: Rows, seen: set[str], left_out: Counter[str], config: CorpusConfig
+) -> Iterator[tuple[str, pa.Table]]:
     claims: dict[str, str] = {}
     counts: dict[str | None, int] = {}
     for split, name, table in rows:
-        seen.update(pc.unique(pc.drop_null(table["label"])).to_pylist())
+        seen.update(set(pc.unique(pc.drop_null(table["label"])).to_pylist()) - set(config.drop_labels))
         if len(seen) > MOST_LABELS:
             raise InputError(
                 f"corpus.label: column {config.label!r} holds more than {MOST_LABELS:,} different values, such as "
@@ -123,7 +129,17 @@ def _watched(rows: Rows, seen: set[str], config: CorpusConfig) -> Iterator[tuple
         counts[name] = first + table.num_rows
         numbered = table.append_column("row", pa.array(np.arange(first, counts[name])).cast(pa.string()))
         for code, part in _by_language(numbered, name, config, claims):
-            yield code, _with_ids(part, f"{split}:{code}:")
+            kept = _kept(part, config.drop_labels)
+            left_out.update({code: part.num_rows - kept.num_rows} if kept is not part else {})
+            yield code, _with_ids(kept, f"{split}:{code}:")
+
+
+def _kept(table: pa.Table, unwanted: Sequence[str]) -> pa.Table:
+    keep = pc.invert(pc.is_in(pc.fill_null(table["label"], ""), value_set=pa.array(unwanted, pa.string())))
+    if pc.all(keep, min_count=0).as_py():
+        return table
+    # the lines no longer follow one another
+    return with_origin(table.filter(keep), origins_of(table)[0][1], None)
 
 
 def _by_language(
@@ -191,5 +207,7 @@ def _open(final: Path) -> Corpus:
         splits={split: open_split(file) for split in SPLITS if (file := final / f"{split}.arrow").is_file()},
         labels_stated=about["labels_stated"],
         unknown_labels=tuple(about["unknown_labels"]),
+        drop_labels=tuple(about["drop_labels"]),
+        left_out=about["left_out"],
         notes=tuple(about["notes"]),
     )
