@@ -38,6 +38,7 @@ from xlt_ray import collate, config, evaluate, frozen, loop, metrics, network, p
 from xlt_ray.comparison import compare_seeds
 from xlt_ray.config import Experiment
 from xlt_ray.metrics import Predictions
+from xlt_ray.precision import choose_precision
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
@@ -185,7 +186,7 @@ def _probe(
     prepared: prepare.Prepared, net: Any, tokenize: collate.Tokenize, measured: Mapping[str, Mapping[str, pa.Table]]
 ) -> tuple[dict[str, float], str, float, dict[str, dict[str, Predictions]]]:
     """Fit a probe; gives its figures, the precision of features, seconds without these, and predictions by split."""
-    precision = loop.choose_precision("auto", net)
+    precision = choose_precision("auto", net, tokenize.max_length)
     tables = frozen.training_tables(prepared)
     asked = {f"{split}/{code}": table for split, each in measured.items() for code, table in each.items()}
     found = _features(net, {**asked, **tables, **frozen.texts(prepared)}, tokenize, precision)

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 from workers import on_workers
 
-from xlt_ray import collate, corpora, evaluate, frozen, loop, mixture, network
+from xlt_ray import collate, corpora, evaluate, frozen, loop, mixture, network, precision
 from xlt_ray.config import Experiment, InputError, TrainingConfig, build
 from xlt_ray.corpus import Corpus
 
@@ -364,21 +364,34 @@ def test_the_precision_measured_is_kept_by_a_resumed_run(
     settings = changed(
         tiny_settings, training={"precision": "auto", "checkpoint_every": 2}, mixture={"draws_per_epoch": 64}
     )
-    monkeypatch.setattr(loop, "_bfloat16_gain", lambda network: 2.0)
+    monkeypatch.setattr(precision, "_gain", lambda network: 2.0)
     whole = train(settings, str(tmp_path))
-    monkeypatch.setattr(loop, "_bfloat16_gain", lambda network: 0.5)
+    monkeypatch.setattr(precision, "_gain", lambda network: 0.5)
     assert equal(train(settings, "", str(tmp_path / "1")).weights, whole.weights)
     assert not equal(train(settings).weights, whole.weights)
 
 
 def test_auto_measures_and_anything_else_is_obeyed(tiny_settings: Settings) -> None:
     net = make(build(tiny_settings)).network
-    assert loop._bfloat16_gain(net) > 0
-    assert loop.choose_precision("auto", net) in ("float32", "bfloat16")
-    assert [loop.choose_precision(asked, net) for asked in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    assert precision._gain(net) > 0
+    assert precision.choose_precision("auto", net, 32) in ("float32", "bfloat16")
+    assert [precision.choose_precision(asked, net, 32) for asked in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
 # weights that are not numbers
+
+
+@pytest.mark.parametrize(("chosen", "remedy"), [("bfloat16", "set training.precision=float32"), ("float32", "save it")])
+def test_numbers_that_are_none_at_the_first_update_are_no_fault_of_the_learning_rate(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, chosen: str, remedy: str
+) -> None:
+    run = make(build(changed(tiny_settings, training={"precision": chosen})))
+    monkeypatch.setattr(precision, "fault", lambda net, max_length: None)
+    with torch.no_grad():
+        run.network.encoder.embeddings.LayerNorm.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=rf"loss nan, .* at the first update, .*{remedy}") as error:
+        loop.fit(run)
+    assert "learning_rate" not in str(error.value)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(tiny_settings: Settings, tmp_path: Path) -> None:
@@ -395,7 +408,7 @@ def test_an_update_that_spoils_the_weights_stops_a_run_at_its_very_end(tiny_sett
     run = make(build(settings))
     # the loss is finite, its gradient is not
     run.network.head.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(FloatingPointError, match=r"update 1: loss \d.*norm of the gradient"):
+    with pytest.raises(FloatingPointError, match=r"loss \d.*norm of the gradient inf at the first update"):
         loop.fit(run)
 
 

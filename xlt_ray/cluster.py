@@ -91,6 +91,10 @@ def plain_errors() -> Iterator[None]:
         yield
     except SystemExit:
         raise KeyboardInterrupt from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise TrainingError(str(error.cause if isinstance(error.cause, FloatingPointError) else error)) from None
     except ray.exceptions.RayError as error:
         raise TrainingError(str(error)) from None
     finally:

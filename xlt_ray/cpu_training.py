@@ -22,6 +22,9 @@ from xlt_ray.network import Network
 
 ATTENTION = "xlt_ray_cpu"  # its name among the attention functions of transformers
 LEVELS = 2**16  # of a random number of sixteen bits
+# Added to a score it masks it in either precision. Float32's own lowest number is -inf in bfloat16, to which autocast
+# takes it, and a row of -inf alone, as of padding far from any text, is nan.
+LOWEST = torch.finfo(torch.bfloat16).min
 
 
 @contextlib.contextmanager
@@ -88,7 +91,8 @@ def attention(
     if attention_mask is None:
         scores = torch.bmm(query, key.transpose(1, 2)) * scaling
     else:
-        mask = attention_mask.expand(rows, heads, tokens, -1).reshape(rows * heads, tokens, -1).to(query.dtype)
+        mask = attention_mask.clamp(min=LOWEST).to(query.dtype)
+        mask = mask.expand(rows, heads, tokens, -1).reshape(rows * heads, tokens, -1)
         scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scaling)
     weights = torch.softmax(scores.view(rows, heads, tokens, -1), dim=-1, dtype=torch.float32)
     if dropout:

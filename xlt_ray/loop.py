@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ from xlt_ray.corpus import Corpus
 from xlt_ray.feed import Feed
 from xlt_ray.network import Network
 from xlt_ray.objective import LanguageHead, Objective
+from xlt_ray.precision import BROKEN, choose_precision
 from xlt_ray.techniques import Material, Technique
 
 REPORTS = 50  # losses reported over a run
-BFLOAT16_GAIN = 1.2  # by which bfloat16 must be measured faster on a CPU before it is used there
 
 Save = Callable[[Path], None]
 Report = Callable[[dict[str, float], Save | None], None]
@@ -71,7 +70,8 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
 def begin(run: Run, restored: Path | None = None) -> Trainee:
     """Set up optimiser and workers' exchange of gradients for a run, at its start or where `restored` left it."""
     rank, world = _ranks()
-    progress = Progress(precision=choose_precision(run.experiment.training.precision, run.network))
+    asked, longest = run.experiment.training.precision, run.experiment.network.max_length
+    progress = Progress(precision=choose_precision(asked, run.network, longest, lambda note: run.emit({"note": note})))
     _add_terms(run, progress.precision)
     if restored is None and run.experiment.network.head == "probe":
         _begin_at_probe(run, progress.precision, rank)
@@ -120,37 +120,6 @@ def _add_terms(run: Run, precision: str) -> None:
         term = one.loss_term(network, run.material, lambda tables: run.embed(tables, precision))
         if term is not None:
             network.terms[one.name] = term.to(device)
-
-
-def choose_precision(asked: str, network: Network) -> str:
-    """Resolve 'auto': bfloat16 on GPUs that have it and on CPUs where a product of this encoder's size is faster so.
-
-    Rank 0 measures and tells the others, so that all compute alike.
-    """
-    if asked != "auto":
-        return asked
-    device = next(network.parameters()).device
-    faster = torch.cuda.is_bf16_supported() if device.type == "cuda" else _bfloat16_gain(network) >= BFLOAT16_GAIN
-    verdict = torch.tensor([int(faster)], device=device)
-    if _ranks()[1] > 1:
-        distributed.broadcast(verdict, src=0)
-    return "bfloat16" if verdict.item() else "float32"
-
-
-def _bfloat16_gain(network: Network) -> float:
-    width = network.encoder.config.hidden_size
-    layer, rows = nn.Linear(width, 4 * width), torch.randn(1024, width)
-
-    def seconds(precision: str) -> float:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            with torch.no_grad(), evaluate.autocast(torch.device("cpu"), precision):
-                layer(rows)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return seconds("float32") / seconds("bfloat16")
 
 
 def rate(training: TrainingConfig, step: int, total: int) -> float:
@@ -249,6 +218,8 @@ class Trainee:
             self._update(draws, positions, total)
             progress.update += 1
             progress.step += 1
+            if progress.step == 1:
+                self._sum_losses()  # what is wrong before anything is learned has another remedy than what comes later
             if progress.step % every == 0:
                 self._report_loss(total)
             if (
@@ -297,11 +268,21 @@ class Trainee:
         self.mine.zero_()
         # here, so that no checkpoint and no result is made of weights that are not numbers
         if not (math.isfinite(loss) and math.isfinite(float(self.norm))):
-            raise FloatingPointError(
-                f"training diverged by update {self.progress.step}: loss {loss / max(rows, 1)}, norm of the gradient "
-                f"{float(self.norm)}; lower training.learning_rate (now {self.experiment.training.learning_rate}) or "
-                "set training.precision=float32"
-            )
+            raise FloatingPointError(self._diverged(loss / max(rows, 1)))
+
+    def _diverged(self, loss: float) -> str:
+        training, step = self.experiment.training, self.progress.step
+        what = f"loss {loss}, norm of the gradient {float(self.norm)}"
+        exact = self.progress.precision == "float32"
+        if step > 1:
+            otherwise = "" if exact else " or set training.precision=float32"
+            remedy = f"lower training.learning_rate (now {training.learning_rate}){otherwise}"
+            return f"training diverged by update {step}: {what}; {remedy}"
+        # nothing has been learned yet, so that no learning rate is to blame
+        if not exact:
+            return f"training: {what} at the first update, computed in bfloat16; set training.precision=float32"
+        init = self.experiment.network.init
+        return f"training: {what} at the first update, computed in float32 from {init!r} as it is; {BROKEN}"
 
     def _report_loss(self, total: int) -> None:
         self._sum_losses()

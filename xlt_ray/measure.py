@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from xlt_ray import bundle, config, encoders, loop, metrics, report, soundness
+from xlt_ray import bundle, config, encoders, metrics, report, soundness
 from xlt_ray import evaluate as evaluation
 from xlt_ray.bundle import Bundle
 from xlt_ray.comparison import Comparison, compare
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus
 from xlt_ray.metrics import Predictions, Scores, load_predictions
+from xlt_ray.precision import choose_precision
 from xlt_ray.prepare import absolute, load_corpus
 from xlt_ray.train import OnEvent
 
@@ -105,7 +106,7 @@ def predict(
     def tell(done: int, total: int) -> None:
         on_event({"stage": "evaluate", "done": done, "total": total})
 
-    precision = loop.choose_precision(experiment.training.precision, model.network)
+    precision = choose_precision(experiment.training.precision, model.network, experiment.network.max_length)
     budget = experiment.evaluation.tokens_per_step
     return evaluation.predict(model.network, tables, model.tokenize, precision, budget, tell)
 

@@ -41,7 +41,7 @@ EVERY = 5.0  # seconds between lines in a log
 def shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Give the function that a run's events go to, and tidy up after it."""
     if not console.is_terminal:
-        yield _lines(console)
+        yield _noted(console, _lines(console))
         return
     columns = (
         TextColumn("{task.description}"),
@@ -51,7 +51,22 @@ def shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bars:
-        yield _bars(bars)
+        yield _noted(console, _bars(bars))
+
+
+def _noted(console: Console, show: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Print what an event notes, each note once, and show all other events."""
+    notes: set[str] = set()
+
+    def note_or_show(event: dict[str, Any]) -> None:
+        note = event.get("note")
+        if note is None:
+            show(event)
+        elif note not in notes:
+            notes.add(note)
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+    return note_or_show
 
 
 def _describe(event: dict[str, Any]) -> tuple[str, float | None, float | None]:

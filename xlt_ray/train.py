@@ -7,6 +7,7 @@ from the pieces that are already in the cache.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from xlt_ray import checkpoint, encoders, evaluate, loop, network, probe, techni
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, InputError, TrainingError
 from xlt_ray.metrics import Predictions, load_predictions, save_predictions
+from xlt_ray.precision import BROKEN, choose_precision
 from xlt_ray.prepare import load_corpus
 
 Event = dict[str, Any]
@@ -229,18 +231,26 @@ class Embedder:
         torch.set_num_threads(max(1, int(self.experiment.resources.cpus_per_worker)))
         self.net, tokenizer, _ = network.build(self.experiment.network, 1, seed=0)
         self.device = torch.device("cuda" if self.experiment.resources.gpus_per_worker else "cpu")
-        self.net.to(self.device).eval()
+        self.net.to(self.device).eval().requires_grad_(False)
         settings = self.experiment.network
         self.tokenize = Tokenize(tokenizer, network.prefix(settings), settings.max_length)
 
-    def precision(self) -> str:
-        """Resolve the precision where the work is done; the driver may sit on another kind of machine."""
-        return loop.choose_precision(self.experiment.training.precision, self.net)
+    def precision(self) -> tuple[str, list[str]]:
+        """Resolve the precision where the work is done, and say why not bfloat16; the driver may be another machine."""
+        notes: list[str] = []
+        asked, longest = self.experiment.training.precision, self.experiment.network.max_length
+        return choose_precision(asked, self.net, longest, notes.append), notes
 
     def embed(self, table: pa.Table, precision: str) -> np.ndarray:
         """Compute the features of a table's rows, (rows, width) float32."""
         rows, budget = np.arange(table.num_rows), self.experiment.evaluation.tokens_per_step
-        return evaluate.outputs(self.net.features, self.device, table, rows, self.tokenize, precision, budget)
+        found = evaluate.outputs(self.net.features, self.device, table, rows, self.tokenize, precision, budget)
+        if not np.isfinite(found).all():
+            raise FloatingPointError(
+                f"features computed in {precision} by {self.experiment.network.init!r} as it is are no numbers; "
+                + (BROKEN if precision == "float32" else "set training.precision=float32")
+            )
+        return found
 
 
 def features(
@@ -265,8 +275,16 @@ def features(
             actors.append(remote.remote(experiment.model_dump(mode="json")))
         return actors[index]
 
-    precision = _known_precision(experiment) or _remember_precision(experiment, ray.get(actor(0).precision.remote()))
-    files, missing = _pieces(experiment, tables, precision)
+    encoder = encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision)
+    precision = _known_precision(experiment, encoder)
+    if not precision:
+        precision, notes = ray.get(actor(0).precision.remote())
+        for note in notes:
+            on_event({"stage": "embed", "note": note})
+        kept = _precision_note(experiment, encoder)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(precision, encoding="utf-8")
+    files, missing = _pieces(experiment, tables, encoder, precision)
     done = total = sum(table.num_rows for table in tables.values())
     done -= sum(piece.num_rows for _, piece in missing)
     on_event({"stage": "embed", "done": done, "total": total})
@@ -295,10 +313,10 @@ def _collect(waiting: dict[Any, tuple[Path, int]], limit: int) -> int:
 
 
 def _pieces(
-    experiment: Experiment, tables: Mapping[str, pa.Table], precision: str
+    experiment: Experiment, tables: Mapping[str, pa.Table], encoder: str, precision: str
 ) -> tuple[dict[str, list[Path]], list[tuple[Path, pa.Table]]]:
     settings: dict[str, str | int] = {
-        "encoder": encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision),
+        "encoder": encoder,
         "prefix": network.prefix(experiment.network),
         "pooling": experiment.network.pooling,
         "max_length": experiment.network.max_length,
@@ -316,21 +334,16 @@ def _pieces(
     return files, list(missing.items())
 
 
-def _precision_note(experiment: Experiment) -> Path:
+def _precision_note(experiment: Experiment, encoder: str) -> Path:
     # a measurement could come out otherwise next time and then no cached feature would be found again
     kind = "gpu" if experiment.resources.gpus_per_worker else "cpu"
-    return Path(experiment.corpus.cache_dir).expanduser() / "features" / f"precision-{kind}.txt"
+    digest = hashlib.sha256(encoder.encode()).hexdigest()[:16]
+    name = f"precision-{experiment.training.precision}-{kind}-{digest}.txt"
+    return Path(experiment.corpus.cache_dir).expanduser() / "features" / name
 
 
-def _known_precision(experiment: Experiment) -> str:
-    if experiment.training.precision != "auto":
-        return experiment.training.precision
-    note = _precision_note(experiment)
+def _known_precision(experiment: Experiment, encoder: str) -> str:
+    if experiment.training.precision == "float32":
+        return "float32"
+    note = _precision_note(experiment, encoder)
     return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
-
-
-def _remember_precision(experiment: Experiment, precision: str) -> str:
-    note = _precision_note(experiment)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(precision, encoding="utf-8")
-    return precision
