@@ -22,9 +22,9 @@ LAYERS = {
     0: "config config_keys errors languages masking plain_yaml sniff",
     1: "bootstrap comparison corpora corpus dimensions gate identify labels lexicon metrics mixture overlap "
     "search_config soundness space tracking_check tracking_uri typology word_alignment",
-    2: "adapt agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoders engine "
-    "evaluate export feed frozen loop network objective onnx_graph pieces precision prepare probe quantising "
-    "techniques tracing trimming",
+    2: "adapt agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoder_check "
+    "encoders engine evaluate export feed frozen loop network objective onnx_graph pieces precision prepare probe "
+    "quantising techniques tracing trimming",
     3: "cluster courier delivery environment fetch few_shot_sweep journal listings measure outbox plots progress "
     "promotion proposals registry report retraining rivals run screening search search_events search_plots "
     "search_records search_report search_summary search_techniques selection serving_artefact similarity storage "

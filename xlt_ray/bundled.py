@@ -71,8 +71,11 @@ class Blocks:
     spaces: str
 
 
-def read_blocks(path: Path) -> Blocks:
-    """Read a file of 4-bit blocks (its format heads this module); InputError where it is damaged or another file."""
+def read_blocks(path: Path, weights: bool = True) -> Blocks:
+    """Read a file of 4-bit blocks (its format heads this module); InputError where it is damaged or another file.
+
+    Without `weights` the second or two that it takes to unpack them are saved.
+    """
     if path.stat().st_size == 0:
         raise _damaged(path, "it is empty")
     data = np.memmap(path, np.uint8, "r")
@@ -99,7 +102,7 @@ def read_blocks(path: Path) -> Blocks:
         eos_token_id=2,
         pad_token_id=1,
     )
-    return Blocks(config, _weights(take, data, config, path), pieces, deleted, spaces)
+    return Blocks(config, _weights(take, data, config, path) if weights else {}, pieces, deleted, spaces)
 
 
 def dequantise(blocks: np.ndarray) -> np.ndarray:
@@ -188,7 +191,13 @@ def _bert_name(name: str) -> str:
 
 
 def network_of(blocks: Blocks) -> PreTrainedModel:
-    """Build a BERT around the weights: nothing is copied, and nothing is first filled with random numbers."""
+    """Build a BERT around the weights: nothing is copied, and nothing is first filled with random numbers.
+
+    Without weights its parameters are on the meta device: shapes without values.
+    """
+    if not blocks.weights:
+        with torch.device("meta"):
+            return transformers.BertModel(blocks.config, add_pooling_layer=False)
     options: dict[str, Any] = {"add_pooling_layer": False, "dtype": torch.float32, "attn_implementation": "sdpa"}
     weights = dict(blocks.weights)
     return transformers.BertModel.from_pretrained(None, config=blocks.config, state_dict=weights, **options)

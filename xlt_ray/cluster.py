@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from xlt_ray.config import Experiment, InputError, TrainingError
+from xlt_ray.prepare import check_resources
 
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
@@ -25,7 +26,7 @@ RAY_TRAIN_SETTINGS = {
 @contextlib.contextmanager
 def ray_cluster(experiment: Experiment) -> Iterator[None]:
     """Use the cluster RAY_ADDRESS names or this process is connected to, else start a local one and stop it after."""
-    check_cpus(experiment)
+    check_resources(experiment)
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
@@ -40,20 +41,6 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def check_cpus(experiment: Experiment) -> None:
-    """Raise InputError with the arithmetic where Ray will be local and workers ask for more CPUs than there are."""
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        return
-    asked, cores = experiment.resources, os.cpu_count() or 1
-    needed = asked.workers * asked.cpus_per_worker
-    if needed > cores:
-        raise InputError(
-            f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPUs = {needed:g} CPUs, but this machine "
-            f"has {cores}; set resources.workers={max(1, int(cores / asked.cpus_per_worker))} or give RAY_ADDRESS of a "
-            "larger cluster"
-        )
 
 
 def slots(workers: int, cpus: float, gpus: float) -> int:

@@ -263,4 +263,5 @@ def refuse(title: str, faults: Sequence[str]) -> NoReturn:
     shown = [f"  {fault}" for fault in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:
         shown.append(f"  ... and {len(faults) - SHOWN_FAULTS} more")
-    raise InputError("\n".join([f"{title}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", *shown]))
+    message = "\n".join([f"{title}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", *shown])
+    raise InputError(message, faults)

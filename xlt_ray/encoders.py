@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file, extract_commit_hash
 
-from xlt_ray import bundled
+from xlt_ray import bundled, sniff
 from xlt_ray.bundled import BUNDLED, DIGITS
 from xlt_ray.config import InputError
 
@@ -26,6 +28,8 @@ WAYS_OUT = f"use {BUNDLED}, a directory saved by save_pretrained, or a hub id (g
 WEIGHTS = r"(model|pytorch_model).*\.(safetensors|bin|index\.json)"
 TOKENIZER = r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|spiece|spm|sentencepiece).*\.(json|txt|model)"
 PARTS = re.compile(rf"config\.json|{WEIGHTS}|{TOKENIZER}")
+BLOCK = re.compile(r"^(?!.*decoder\.)(.*\.)?(layer|block|layers)\.\d+\.")  # the name of a weight of a transformer block
+LEAST_PIECES = 0.5  # of the embeddings' rows: some are padding, but not most
 # XLM-R's vocabulary has 250,002 pieces (E5 adds unused rows); these five tell it from others of that size.
 XLMR_SIZE = 250_002
 XLMR_PIECES = {"▁de": 8, "▁the": 70, "▁world": 8999, "▁Hello": 35378, "<mask>": 250_001}
@@ -43,35 +47,39 @@ class Encoder:
     identity: str
 
 
-def load(init: str, revision: str | None = None) -> Encoder:
+def load(init: str, revision: str | None = None, weights: bool = True) -> Encoder:
     """Load an encoder by name: "bundled:e5-small", a local directory, or a hub id at a revision (default: its main).
 
     Takes any encoder of `transformers.AutoModel` and the encoder half of T5, mT5 and umT5. Raises InputError when there
-    is no such model, when a file of it is damaged, and when weights are missing that would otherwise be random.
+    is no such model, when a file of it is damaged or missing, and when weights are missing that would else be random.
+    Without `weights` only the names and shapes of a directory's weights are read, and none of a hub's: parameters are
+    on the meta device, and the identity of a directory is not computed. What it refuses is the same.
     """
-    identity = fingerprint(init, revision)
+    identity = fingerprint(init, revision, weights)
     if init == BUNDLED:
-        blocks = bundled.read_blocks(bundled.file())
+        blocks = bundled.read_blocks(bundled.file(), weights)
         return Encoder(bundled.network_of(blocks), bundled.tokenizer_of(blocks), identity)
     folder = Path(init).expanduser()
     # The commit rather than the branch, so that configuration, weights and tokenizer cannot be of different commits.
     source, commit = (str(folder), None) if folder.is_dir() else (init, identity.rpartition("@")[2])
     try:
-        model = _pretrained_model(source, commit)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
+        with _quiet():
+            model = _pretrained_model(source, commit, weights)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
         raise _unloadable(init, error) from error
     return Encoder(model.eval(), _checked(init, tokenizer, _rows(model)), identity)
 
 
-def fingerprint(init: str, revision: str | None = None) -> str:
+def fingerprint(init: str, revision: str | None = None, contents: bool = True) -> str:
     """Say what `load` would load, without building it; what is computed from an encoder can be cached under this.
 
     "bundled:e5-small@<sha256 of the file>", "directory@<sha256 of its weights, configuration and tokenizer>" or
     "<hub id>@<commit>". A directory is named by its contents alone, so a copy elsewhere has the same identity.
-    Raises InputError where there is nothing to load.
+    Without `contents` a directory is not read and all are called "directory". Raises InputError where there is nothing
+    to load.
     """
     if init == BUNDLED:
         return f"{BUNDLED}@{bundled.digest(bundled.file())[:DIGITS]}"
@@ -79,7 +87,8 @@ def fingerprint(init: str, revision: str | None = None) -> str:
         raise InputError(f"network.init: {init!r} is not bundled; the only bundled encoder is {BUNDLED}")
     folder = Path(init).expanduser()
     if folder.is_dir():
-        return f"directory@{_directory_digest(folder)[:DIGITS]}"
+        files = _parts(folder)
+        return f"directory@{_digest(files)[:DIGITS]}" if contents else "directory"
     if folder.exists() or init.startswith(("/", "./", "../", "~")):
         raise InputError(f"network.init: there is no directory {init!r}; {WAYS_OUT}")
     try:
@@ -124,10 +133,16 @@ def seen_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
     return frozenset(language.code for language in languages.all_languages() if language.in_xlmr)
 
 
-def _directory_digest(folder: Path) -> str:
+def _parts(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.is_file() and PARTS.fullmatch(path.name))
+    if pointers := [f"network.init: {pointer}" for pointer in map(sniff.lfs_pointer, files) if pointer]:
+        raise InputError("\n".join(pointers), pointers)
     if folder / "config.json" not in files:
         raise InputError(f"network.init: {folder} holds no config.json, so no encoder; {WAYS_OUT}")
+    return files
+
+
+def _digest(files: Sequence[Path]) -> str:
     whole = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -135,7 +150,22 @@ def _directory_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _pretrained_model(source: str, commit: str | None) -> PreTrainedModel:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back transformers' reports on what it loads: what matters of them is refused in words of our own."""
+    logging = transformers.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _pretrained_model(source: str, commit: str | None, weights: bool) -> PreTrainedModel:
     config = transformers.AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=False)
     half = config.model_type in FAMILIES
     if getattr(config, "is_encoder_decoder", False) and not half:
@@ -148,13 +178,34 @@ def _pretrained_model(source: str, commit: str | None) -> PreTrainedModel:
     if type(config) in known and "add_pooling_layer" in inspect.signature(known[type(config)]).parameters:
         options["add_pooling_layer"] = False  # it is not used, and DDP stops at parameters without a gradient
     auto = transformers.AutoModelForTextEncoding if half else transformers.AutoModel
-    model, report = auto.from_pretrained(source, config=config, dtype=torch.float32, **options)
+    if not weights and not Path(source).is_dir():
+        with torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=False)
+    model, report = auto.from_pretrained(
+        source, config=config, dtype=torch.float32, device_map=None if weights else "meta",
+        ignore_mismatched_sizes=True, **options,
+    )  # fmt: skip
+    _check_weights(source, type(model).__name__, report)
+    return model
+
+
+def _check_weights(source: str, kind: str, report: Mapping[str, Any]) -> None:
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, wanted = mismatched[0]
+        raise InputError(
+            f"network.init: {source!r} has {len(mismatched)} weights of other shapes than its config.json says, such "
+            f"as {name}, {list(stored)} instead of {list(wanted)}; save model and configuration together again"
+        )
     if report["missing_keys"]:
         raise InputError(
-            f"network.init: {source!r} lacks {len(report['missing_keys'])} weights of its {type(model).__name__}, such "
+            f"network.init: {source!r} lacks {len(report['missing_keys'])} weights of its {kind}, such "
             f"as {min(report['missing_keys'])}, which would be random; save the model again or name another"
         )
-    return model
+    if blocks := sorted(filter(BLOCK.search, report["unexpected_keys"])):
+        raise InputError(
+            f"network.init: {source!r} holds {len(blocks)} weights of blocks that its config.json does not know, such "
+            f"as {blocks[0]}; copy the config.json that belongs to the weights"
+        )
 
 
 def _rows(model: PreTrainedModel) -> int:
@@ -162,14 +213,36 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def _checked(init: str, tokenizer: Any, rows: int) -> PreTrainedTokenizerFast:
-    remedy = "save the tokenizer.json that belongs to the model beside its weights"
+    remedy = "save the tokenizer that belongs to the model beside its weights: tokenizer.save_pretrained(FOLDER)"
+    folder, kind = Path(init).expanduser(), type(tokenizer).__name__
+    if folder.is_dir() and not _has_vocabulary(folder, tokenizer):
+        names = " and ".join(_vocabulary_files(tokenizer))
+        raise InputError(
+            f"network.init: {init!r} holds no tokenizer: neither tokenizer.json nor {names or 'another vocabulary'}, "
+            f"without which every word is unknown; {remedy}"
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InputError(f"network.init: {init!r} has a {type(tokenizer).__name__}, not a fast tokenizer; {remedy}")
+        raise InputError(f"network.init: {init!r} has a {kind}, not a fast tokenizer; {remedy}")
     if tokenizer.pad_token_id is None:
         raise InputError(f"network.init: the tokenizer of {init!r} has no padding token; {remedy}")
-    if len(tokenizer) > rows:
-        raise InputError(f"network.init: {init!r} has {len(tokenizer)} pieces but {rows} embeddings for them; {remedy}")
+    if len(tokenizer) > rows or len(tokenizer) < rows * LEAST_PIECES:
+        raise InputError(
+            f"network.init: {init!r} has {len(tokenizer)} pieces and {rows} embeddings for them, so its tokenizer is "
+            f"another model's or cut short; {remedy}"
+        )
     return tokenizer
+
+
+def _vocabulary_files(tokenizer: Any) -> list[str]:
+    return sorted(set(getattr(tokenizer, "vocab_files_names", {}).values()) - {"tokenizer.json"})
+
+
+def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:
+    """Tell whether a tokenizer was read from files: without any, transformers makes one of a few pieces up."""
+    wanted = _vocabulary_files(tokenizer)
+    whole = bool(wanted) and all((folder / name).is_file() for name in wanted)
+    made_of_nothing = not hasattr(tokenizer, "vocab_files_names") or tokenizer.vocab_files_names == {}
+    return whole or made_of_nothing or (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
 
 
 def _unloadable(init: str, error: Exception) -> InputError:

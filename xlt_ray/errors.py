@@ -1,8 +1,29 @@
 """The two errors that a command turns into a message and an exit code."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
 
 class InputError(ValueError):
-    """Something the user wrote or supplied is wrong; the message names the place, the value and the way out."""
+    """Something the user wrote or supplied is wrong; the message names the place, the value and the way out.
+
+    `faults` are what is wrong one by one, where a message lists several; else the message alone.
+    """
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = list(faults) or [message]
+
+
+@contextlib.contextmanager
+def collecting(faults: list[str]) -> Iterator[None]:
+    """Add to `faults` what an InputError says, and go on after the block."""
+    try:
+        yield
+    except InputError as error:
+        faults += error.faults
 
 
 class TrainingError(RuntimeError):

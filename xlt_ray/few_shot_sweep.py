@@ -118,7 +118,6 @@ def sweep(
     wanted = settings(experiment, shots, draws)
     on_event({"stage": "check"})
     prepared = prepare.prepare(at(experiment, max(shots), 0))
-    cluster.check_cpus(experiment)
     folder = _folder(experiment, out)
     folder.download(RESULTS)
     corpus = prepared.corpus.fingerprint[:32]

@@ -17,6 +17,7 @@ from torch import nn
 from xlt_ray import encoders
 from xlt_ray.batching import MULTIPLE
 from xlt_ray.config import InputError, NetworkConfig
+from xlt_ray.errors import collecting
 
 CHANGES = "changes.safetensors"  # in a bundle: of the encoder, where the encoder itself is not
 
@@ -125,19 +126,28 @@ def encoder_source(config: NetworkConfig) -> str:
     return str(Path(config.init) / "encoder")
 
 
-def build(config: NetworkConfig, classes: int, seed: int, languages: Sequence[str] = ()) -> tuple[Network, Any, str]:
+def build(
+    config: NetworkConfig, classes: int, seed: int, languages: Sequence[str] = (), weights: bool = True
+) -> tuple[Network, Any, str]:
     """Load a configuration's encoder and put a head on it; return (network, tokenizer, encoder identity).
 
-    The head is fresh, or that of the bundle `config.init` where `config.head` asks for it.
+    The head is fresh, or that of the bundle `config.init` where `config.head` asks for it. Without `weights` the
+    encoder has shapes alone, see `encoders.load`. Raises InputError with all that does not fit.
     """
-    encoder = encoders.load(encoder_source(config), config.revision)
-    _check_length(encoder.model, config.max_length)
+    encoder = encoders.load(encoder_source(config), config.revision, weights)
+    faults: list[str] = []
+    with collecting(faults):
+        _check_length(encoder.model, config.max_length)
     network = Network(encoder.model, classes, config.pooling, seed, languages)
     if config.head == "bundle":
-        _take_head(network, Path(config.init))
+        with collecting(faults):
+            _take_head(network, Path(config.init))
     if config.dropout is not None:
         _set_dropout(network, config.dropout)
-    freeze(network, config.freeze)
+    with collecting(faults):
+        freeze(network, config.freeze)
+    if faults:
+        raise InputError("\n".join(faults), faults)
     return network, encoder.tokenizer, encoder.identity
 
 

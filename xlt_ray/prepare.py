@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlt_ray import corpora, mixture, overlap, soundness, techniques, tracking_check
+import torch
+
+from xlt_ray import corpora, encoder_check, mixture, overlap, soundness, techniques, tracking_check
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus, refuse
+from xlt_ray.errors import collecting
 from xlt_ray.mixture import Share
 from xlt_ray.techniques import Material, Technique
 
@@ -90,17 +95,55 @@ def load_corpus(experiment: Experiment) -> tuple[Corpus, dict[str, dict[str, int
 
 
 def prepare(experiment: Experiment) -> Prepared:
-    """Load and check everything that can be checked without Ray; raise InputError with all faults found."""
-    experiment = absolute(experiment)
-    if faults := tracking_check.faults(experiment.tracking):
-        refuse("configuration", faults)
-    corpus, dropped = load_corpus(experiment)
-    for note in corpus.notes:
-        warnings.warn(note, stacklevel=2)
-    chosen = techniques.build(experiment)
-    soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
-    techniques.check(chosen, experiment, corpus)
+    """Load and check everything that can be known without Ray; raise one InputError that lists all faults found.
+
+    This is the one place where a run is refused before it begins: what `train` refuses then, `check` lists.
+    """
+    experiment, corpus, dropped, faults = absolute(experiment), None, {}, list[str]()
+    chosen: tuple[Technique, ...] = ()
+    with collecting(faults):
+        chosen = techniques.build(experiment)
+    with collecting(faults):
+        corpus, dropped = load_corpus(experiment)
+        for note in corpus.notes:
+            warnings.warn(note, stacklevel=2)
+    if corpus is not None:
+        with collecting(faults):
+            soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
+        with collecting(faults):
+            techniques.check(chosen, experiment, corpus)
+    faults += encoder_check.faults(experiment, chosen, corpus)
+    with collecting(faults):
+        check_resources(experiment)
+    faults += tracking_check.faults(experiment.tracking)
+    if len(faults) == 1:
+        raise InputError(faults[0])
+    if faults or corpus is None:
+        refuse(f"experiment {experiment.name}", faults)
     return laid_out(chosen, experiment, corpus, dropped)
+
+
+def check_resources(experiment: Experiment) -> None:
+    """Raise InputError with the arithmetic where Ray will be local and workers ask for more than there is."""
+    ray = sys.modules.get("ray")  # not imported to ask whether it is in use
+    if os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
+        return
+    asked, larger = experiment.resources, "or give RAY_ADDRESS of a larger cluster"
+    there = (("CPU", asked.cpus_per_worker, os.cpu_count() or 1),)
+    if asked.gpus_per_worker:
+        there += (("GPU", asked.gpus_per_worker, torch.cuda.device_count()),)
+    faults = []
+    for kind, each, have in there:
+        if asked.workers * each > have:
+            fewer = (
+                f"workers={int(have / each)}" if have >= each else f"workers=1 and {kind.lower()}s_per_worker={have}"
+            )
+            faults.append(
+                f"resources: {asked.workers} workers x {each:g} {kind}s = {asked.workers * each:g} {kind}s, but this "
+                f"machine has {have}; set resources.{fewer} {larger}"
+            )
+    if faults:
+        raise InputError("\n".join(faults), faults)
 
 
 def laid_out(

@@ -68,8 +68,6 @@ def run(
         return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
     on_event({"stage": "check"})
     prepared = prepare(experiment)
-    cluster.check_cpus(experiment)
-    _network(prepared)  # what is wrong with it shows now
     folder.download("outbox.jsonl", "outbox.sent")
     (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
     run_key = f"{experiment.key()}-{folder.identity()}"

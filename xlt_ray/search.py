@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from xlt_ray import (
     cluster,
-    network,
     plain_yaml,
     proposals,
     screening,
@@ -116,9 +115,7 @@ def prepared(search: Search) -> tuple[Search, Corpus]:
     mixture = base.mixture.model_copy(update={"draws_per_epoch": base.mixture.draws_per_epoch or most})
     base = base.model_copy(update={"targets": targets, "mixture": mixture})
     search = replace(search, base=base)
-    cluster.check_cpus(base)
     search_techniques.check(search, corpus)
-    network.build(base.network, len(corpus.labels), base.seed)  # what is wrong with it shows now
     return search, replace(corpus, splits={**corpus.splits, "test": {}})  # nothing below can read a row of test
 
 

@@ -169,7 +169,7 @@ def build(experiment: Experiment) -> tuple[Technique, ...]:
                 f"{' or '.join(kind.methods)}, or take the technique out"
             )
     if faults:
-        raise InputError("\n".join(faults))
+        raise InputError("\n".join(faults), faults)
     return tuple(found)
 
 
@@ -204,12 +204,19 @@ def scene(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpu
 
 
 def network(
-    techniques: Sequence[Technique], experiment: Experiment, classes: int, languages: Sequence[str]
+    techniques: Sequence[Technique],
+    experiment: Experiment,
+    classes: int,
+    languages: Sequence[str],
+    weights: bool = True,
 ) -> tuple[Network, Any, str]:
-    """Build an experiment's network as techniques want it; return (network, tokenizer, identity of the encoder)."""
+    """Build an experiment's network as techniques want it; return (network, tokenizer, identity of the encoder).
+
+    Without `weights` the encoder has shapes alone, which is enough to see what does not fit.
+    """
     from xlt_ray import network as networks
 
-    net, tokenizer, identity = networks.build(experiment.network, classes, experiment.seed, languages)
+    net, tokenizer, identity = networks.build(experiment.network, classes, experiment.seed, languages, weights)
     for one in techniques:
         one.network(net, tokenizer)
     return net, tokenizer, identity
