@@ -13,6 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import transformers
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 
 from xlt_ray import bundled as bundled_file
-from xlt_ray import encoders
+from xlt_ray import encoder_check, encoders
 from xlt_ray.config import InputError
 
 SIB = Path(__file__).parents[1].parent / "shared" / "data" / "sib200"
@@ -315,15 +316,70 @@ def test_a_damaged_directory_is_refused(damage: str, tiny_bert_folder: Path) -> 
         config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 64}))
     else:
         config.unlink()
-    with pytest.raises(InputError, match=f"network.init: .*use {encoders.BUNDLED}"):
-        encoders.load(str(tiny_bert_folder))
+    remedy = "save model and configuration together" if damage == "shape" else f"use {encoders.BUNDLED}"
+    for whole in (True, False):
+        with pytest.raises(InputError, match=f"network.init: .*{remedy}"):
+            encoders.load(str(tiny_bert_folder), weights=whole)
+
+
+def test_weights_of_blocks_that_the_configuration_does_not_know_are_refused(tiny_bert_folder: Path) -> None:
+    config = tiny_bert_folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 1}))
+    with pytest.raises(InputError, match=r"holds 16 weights of blocks that its config.json does not know, .*layer\.1"):
+        encoders.load(str(tiny_bert_folder), weights=False)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_named(tiny_bert_folder: Path, file: str) -> None:
+    oid = "oid sha256:" + 64 * "0"
+    (tiny_bert_folder / file).write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 1000\n")
+    with pytest.raises(InputError, match=f"network.init: .*{file}: .*Git LFS pointer.*`git lfs pull`"):
+        encoders.load(str(tiny_bert_folder), weights=False)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "distilbert", "deberta-v2", "electra", "roberta", "mt5"])
+def test_an_encoder_without_its_tokenizer_is_refused(kind: str, tmp_path: Path) -> None:
+    sizes = T5_SIZES if kind == "mt5" else DISTIL_SIZES if kind == "distilbert" else SIZES
+    config = transformers.AutoConfig.for_model(kind, **sizes)
+    auto = transformers.AutoModelForTextEncoding if kind == "mt5" else transformers.AutoModel
+    auto.from_config(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")  # no vocabulary is in it
+    with pytest.raises(InputError, match=r"holds no tokenizer: neither tokenizer.json nor .*save_pretrained\(FOLDER\)"):
+        encoders.load(str(tmp_path), weights=False)
+
+
+def test_without_weights_only_shapes_are_there_and_nothing_is_printed(
+    tmp_path: Path, tiny_tokenizer: transformers.PreTrainedTokenizerFast, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transformers.XLMRobertaForMaskedLM(transformers.XLMRobertaConfig(**SIZES)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    capfd.readouterr()
+    assert {one.device.type for one in encoders.load(str(tmp_path), weights=False).model.parameters()} == {"meta"}
+    assert {one.device.type for one in encoders.load(str(tmp_path)).model.parameters()} == {"cpu"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_share_of_unknown_characters_is_that_of_what_no_known_piece_covers(
+    tiny_tokenizer: transformers.PreTrainedTokenizerFast,
+) -> None:
+    texts = {"the cat": 0.0, "ԱԲԳԴ": 1.0, "the ԱԲԳ": 0.5}
+    for text, share in texts.items():
+        table = pa.table({"text": [text, text]})
+        assert encoder_check.unknown_share(tiny_tokenizer, table) == pytest.approx(share)
+    of_bytes = Tokenizer(
+        tokenizer_models.BPE(vocab={c: n for n, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[])
+    )
+    of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=of_bytes)
+    assert encoder_check.unknown_share(fast, pa.table({"text": ["ԱԲԳ the 猫"]})) == 0
 
 
 def test_a_tokenizer_must_fit_its_encoder(tmp_path: Path, tiny_tokenizer: transformers.PreTrainedTokenizerFast) -> None:
-    transformers.BertModel(transformers.BertConfig(**SIZES | {"vocab_size": 20})).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="pieces but 20 embeddings"):
-        encoders.load(str(tmp_path))
+    for rows in (20, 1000):
+        transformers.BertModel(transformers.BertConfig(**SIZES | {"vocab_size": rows})).save_pretrained(tmp_path)
+        with pytest.raises(InputError, match=f"pieces and {rows} embeddings"):
+            encoders.load(str(tmp_path))
 
 
 def test_other_encoder_decoders_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ WEIGHTS = r"(model|pytorch_model).*\.(safetensors|bin|index\.json)"
 TOKENIZER = r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|spiece|spm|sentencepiece).*\.(json|txt|model)"
 PARTS = re.compile(rf"config\.json|{WEIGHTS}|{TOKENIZER}")
 BLOCK = re.compile(r"^(?!.*decoder\.)(.*\.)?(layer|block|layers)\.\d+\.")  # the name of a weight of a transformer block
-LEAST_PIECES = 0.5  # of the embeddings' rows: some are padding, but not most
+LEAST_PIECES = 0.25  # of the embeddings' rows: some are padding, but not most
 # XLM-R's vocabulary has 250,002 pieces (E5 adds unused rows); these five tell it from others of that size.
 XLMR_SIZE = 250_002
 XLMR_PIECES = {"▁de": 8, "▁the": 70, "▁world": 8999, "▁Hello": 35378, "<mask>": 250_001}

@@ -117,7 +117,7 @@ def prepare(experiment: Experiment) -> Prepared:
         check_resources(experiment)
     faults += tracking_check.faults(experiment.tracking)
     if len(faults) == 1:
-        raise InputError(faults[0])
+        raise InputError(faults[0])  # needs no list
     if faults or corpus is None:
         refuse(f"experiment {experiment.name}", faults)
     return laid_out(chosen, experiment, corpus, dropped)
