@@ -19,19 +19,6 @@ from xlt_ray.errors import InputError as InputError
 from xlt_ray.errors import TrainingError as TrainingError
 from xlt_ray.masking import public
 
-METHODS = {
-    "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
-    "probe": "logistic regression on frozen features; seconds once the features are there; the baseline of everything",
-}
-ENCODERS = {
-    "bundled:e5-small": "multilingual E5 small, about 100 languages, 118 M parameters; needs no network",
-    "intfloat/multilingual-e5-small": "the same from the hub, not rounded to 4 bits",
-    "xlm-roberta-base": "XLM-R base; any other AutoModel encoder of the hub goes as well",
-    "microsoft/mdeberta-v3-base": "mDeBERTa v3",
-    "google/mt5-small": "the encoder of an encoder-decoder",
-    "a directory": "what `save_pretrained` writes of a model and its tokenizer, or a bundle of an earlier run",
-}
-
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -15,6 +15,19 @@ from xlt_ray.corpora import LOADERS
 from xlt_ray.prepare import prepare
 from xlt_ray.search_config import SearchConfig
 
+METHODS = {
+    "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
+    "probe": "logistic regression on frozen features; seconds once the features are there; the baseline of everything",
+}
+ENCODERS = {
+    "bundled:e5-small": "multilingual E5 small, about 100 languages, 118 M parameters; needs no network",
+    "intfloat/multilingual-e5-small": "the same from the hub, not rounded to 4 bits",
+    "xlm-roberta-base": "XLM-R base; any other AutoModel encoder of the hub goes as well",
+    "microsoft/mdeberta-v3-base": "mDeBERTa v3",
+    "google/mt5-small": "the encoder of an encoder-decoder",
+    "a directory": "what `save_pretrained` writes of a model and its tokenizer, or a bundle of an earlier run",
+}
+
 
 def plan(experiment: Experiment) -> None:
     """Print an experiment, its mixture and what it asks of a cluster; raise InputError if it is unsound."""
@@ -45,8 +58,8 @@ def catalogue(serving: type[BaseModel]) -> None:
     console = Console(highlight=False)
     for title, rows in {
         "corpora (corpus.loader)": LOADERS,
-        "methods (training.method)": config.METHODS,
-        "encoders (network.init)": config.ENCODERS,
+        "methods (training.method)": METHODS,
+        "encoders (network.init)": ENCODERS,
     }.items():
         table = Table(title=title, show_header=False, title_justify="left")
         for name, purpose in rows.items():
