@@ -20,8 +20,8 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config config_keys languages",
-    1: "bootstrap comparison corpora corpus dimensions gate identify lexicon metrics mixture search_config soundness "
-    "space typology word_alignment",
+    1: "bootstrap calibration comparison corpora corpus dimensions gate identify lexicon metrics mixture search_config "
+    "soundness space typology word_alignment",
     2: "adapt agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoders engine "
     "evaluate export feed frozen loop network objective onnx_graph pieces prepare probe quantising techniques tracing "
     "trimming",
