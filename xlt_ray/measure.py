@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def measure(
     predictions = predict(model, experiment, tables, on_event)
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
     sources, settings = model.experiment.sources, experiment.evaluation
-    return metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed), experiment
+    scores = metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed)
+    return replace(scores, temperature=model.network.temperature), experiment
 
 
 def rows(
