@@ -15,8 +15,9 @@ import pytest
 
 from serve import challenge
 from serve.challenge import Challenge, ChallengeArgs
+from serve.measured import expected
 from serve.refusals import Refusal
-from serve.service import Chunk, Model, Service, answer_all, expected, shown
+from serve.service import Chunk, Model, Service, answer_all, shown
 from serve.telemetry import Telemetry
 from xlt_ray.identify import Guess
 

@@ -206,7 +206,8 @@ def _content(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{file}: format {found!r}, this version reads {FORMAT}; export the bundle again")
-    content = {"offsets": {}, "temperature": 1.0} | content  # artefacts written before there were any
+    content.setdefault("offsets", {})  # artefacts written before there were any
+    content.setdefault("temperature", 1.0)
     wanted = {one.name for one in fields(Artefact)} - {"folder"} | {"format", "files"}
     if set(content) != wanted:
         raise InputError(f"{file}: has other keys than it should ({', '.join(sorted(wanted ^ set(content)))}); {AGAIN}")

@@ -86,8 +86,10 @@ def _bins(levels: np.ndarray) -> np.ndarray:
 
 def pooled(tables: Iterable[Reliability]) -> Reliability:
     """Add up tables of reliability, so that every row counts the same."""
-    added: list[list[int]] = np.sum([np.zeros((BINS, 3), dtype=np.int64), *tables], axis=0).tolist()
-    return added
+    added = np.zeros((BINS, 3), dtype=np.int64)
+    for table in tables:
+        added += np.asarray(table)
+    return [[int(number) for number in row] for row in added]
 
 
 def expected_errors(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -201,7 +201,8 @@ def _calibrated(
     languages: Mapping[str, LanguageScore], predictions: Mapping[str, Predictions], resamples: int, seed: int
 ) -> tuple[dict[str, LanguageScore], dict[str, np.ndarray]]:
     """Add to languages how reliable confidences are; besides, resampled calibration errors for means."""
-    cells = {code: calibration.cells(p.confidence, p.gold == p.predicted) for code, p in predictions.items()}
+    sure = {code: one.confidence for code, one in predictions.items() if one.confidence is not None}
+    cells = {code: calibration.cells(sure[code], one.gold == one.predicted) for code, one in predictions.items()}
     ids = {code: np.asarray(one.ids) for code, one in predictions.items()}
     alone, joint = bootstrap.resampled(cells, ids, calibration.expected_errors, resamples, seed)
     added = {}
@@ -339,7 +340,8 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
         with np.load(path, allow_pickle=False) as arrays:
             codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
             sure = {code: arrays[f"{code}/confidence"] for code in codes if f"{code}/confidence" in arrays.files}
-            return {code: Predictions(*(arrays[f"{code}/{part}"] for part in parts), sure.get(code)) for code in codes}
+            found = {code: Predictions(*(arrays[f"{code}/{part}"] for part in parts)) for code in codes}
+            return {code: replace(one, confidence=sure.get(code)) for code, one in found.items()}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; predictions are written beside the scores of a run") from None
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
