@@ -129,7 +129,11 @@ def test_below_min_confidence_there_is_no_label(client: httpx.Client, model: Mod
     assert {one["abstained"] for one in results} == {True, False}
     assert all((one["label"] is None) is one["abstained"] for one in results)
     assert all(one["scores"][0]["label"] in local_server.LABELS for one in results)
-    streamed = client.post(f"/v1/classify/stream?min_confidence={least}", content="\n".join(map(json.dumps, TEXTS)))
+    streamed = client.post(
+        f"/v1/classify/stream?min_confidence={least}",
+        content="\n".join(map(json.dumps, TEXTS)),
+        headers={"Content-Type": "application/x-ndjson"},
+    )
     lines = [json.loads(line) for line in streamed.text.splitlines()]
     assert [line["label"] for line in lines] == [one["label"] for one in results]
     for wrong in (-0.1, 1.1, "0.5"):
