@@ -134,7 +134,8 @@ def test_what_chance_adds_to_the_error_of_a_perfect_model_is_mostly_taken_off() 
         draws = calibration.expected_errors(*bootstrap.alone("x", cells, 300, seed))
         corrected, moved = calibration.corrected(one, draws)
         assert corrected >= 0 and moved.min() >= 0
-        plain.append(one), better.append(corrected)
+        plain.append(one)
+        better.append(corrected)
     assert np.mean(plain) > 0.06
     assert np.mean(better) < 0.7 * np.mean(plain)
 
@@ -161,13 +162,14 @@ def score(found: dict[str, Predictions]) -> Scores:
 def test_scores_tell_the_calibration_error_of_every_language_and_the_means() -> None:
     for shift in (0.0, 0.2):
         scores = score(predictions(shift))
+        errors = []
         for one in scores.languages.values():
-            assert one.calibration_error is not None and one.reliability is not None
-            assert one.calibration_error == pytest.approx(shift, abs=0.06)
-            assert one.calibration_error_low <= one.calibration_error <= one.calibration_error_high
+            low, found, high = one.calibration_error_low, one.calibration_error, one.calibration_error_high
+            assert low is not None and found is not None and high is not None and one.reliability is not None
+            errors.append(found)
+            assert found == pytest.approx(shift, abs=0.06) and low <= found <= high
             assert sum(row[0] for row in one.reliability) == one.support
             assert sum(row[1] for row in one.reliability) == round(one.accuracy * one.support)
-        errors = [one.calibration_error for one in scores.languages.values()]
         summary = scores.summary
         assert summary["calibration_error/mean"] == pytest.approx(np.mean(errors))
         assert summary["calibration_error/mean_zero_shot"] == pytest.approx(np.mean(errors[1:]))
