@@ -18,8 +18,9 @@ from starlette.types import Receive, Scope, Send
 from serve import document, schemas
 from serve.admission import Keys
 from serve.guard import Guard
+from serve.measured import expected, name
 from serve.refusals import Refusal, not_ready, plain, unfit
-from serve.service import Service, expected, name, shown
+from serve.service import Service, shown
 from serve.settings import ServeArgs
 from serve.stream import answer_lines
 from xlt_ray import environment, languages
@@ -28,6 +29,10 @@ NO_JSON = unfit("body", "is not JSON in UTF-8")
 PAGE = {"page.js": "text/javascript", "page.css": "text/css"}
 Deadline = Annotated[
     float | None, Header(alias="X-Deadline-Seconds", gt=0, le=3600, description="an answer later than this is no use")
+]
+MinConfidence = Annotated[
+    float | None,
+    Query(ge=0, le=1, description="no label where the confidence is lower; default: what the server is set to"),
 ]
 TopK = Annotated[int, Query(ge=1, le=1000, description="labels to give for each text, the most probable first")]
 
@@ -133,12 +138,12 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         asked: Any = body
         given = check_codes(asked.languages, len(asked.texts))
         with keys.charged(request.scope["state"]["client"], len(asked.texts)):
-            answer = await service().classify(asked.texts, asked.pairs, given, deadline)
+            answer = await service().classify(asked.texts, asked.pairs, given, deadline, asked.min_confidence)
         service().follow_up(answer, asked.texts, asked.pairs)
         return JSONResponse({"model": answer.model.shown, "results": shown(answer, asked.top_k)})
 
     @app.post("/v1/classify/stream", tags=["classify"], response_class=Lines, **document.STREAMING)
-    async def stream(request: Request, top_k: TopK = 1) -> Response:
+    async def stream(request: Request, top_k: TopK = 1, min_confidence: MinConfidence = None) -> Response:
         """Label lines of JSON, each a string or `{"text": ..., "pair"?: ..., "language"?: ..., "id"?: ...}`, in order.
 
         A line that cannot be answered gets a line with `error`; the others go on. Waits instead of refusing.
@@ -146,7 +151,10 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         service().ready()
         client = request.scope["state"]["client"]
 
-        return Lines(answer_lines(service(), request.stream(), top_k, lambda texts: keys.spend(client, texts)))
+        def spend(texts: int) -> None:
+            keys.spend(client, texts)
+
+        return Lines(answer_lines(service(), request.stream(), top_k, spend, min_confidence))
 
     @app.post("/v1/feedback", response_model=schemas.FeedbackResponse, tags=["classify"], **document.CLASSIFYING)
     async def feedback(request: Request, body: Annotated[feedback_form, Body()]) -> Response:  # type: ignore[valid-type]
@@ -206,6 +214,7 @@ def describe(service: Service) -> dict[str, Any]:
         "labels": list(artefact.labels),
         "pairs": artefact.pairs,
         "max_length": artefact.max_length,
+        "min_confidence": service.args.min_confidence,
         "languages": sorted(table, key=lambda row: -(row["expected_accuracy"] or {}).get("accuracy", 0)),
         "provenance": dict(artefact.provenance),
         "vocabulary": dict(artefact.vocabulary),

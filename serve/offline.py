@@ -41,10 +41,13 @@ def open_model(spec: str, tracking_uri: str | None = None) -> Model:
     return Model(running, running.artefact, found.model, found.version)
 
 
-def classify_lines(model: Model, lines: Iterable[str], top_k: int, jsonl: bool, out: IO[str]) -> int:
+def classify_lines(
+    model: Model, lines: Iterable[str], top_k: int, jsonl: bool, out: IO[str], min_confidence: float = 0.0
+) -> int:
     """Write a JSON object for every line, in order and as soon as it is known; gives the number of lines with an error.
 
-    `lines` are texts, or with `jsonl` what a stream's lines are. An answer repeats its text.
+    `lines` are texts, or with `jsonl` what a stream's lines are. An answer repeats its text, and less confident than
+    `min_confidence` it gives no label.
     """
     limits = Limits(characters=HUGE, line_bytes=HUGE, waiting_texts=HUGE, deadline_s=FOREVER, texts=PIECE)
 
@@ -54,7 +57,7 @@ def classify_lines(model: Model, lines: Iterable[str], top_k: int, jsonl: bool, 
             raise found
         return found
 
-    service = Service(ServeArgs(model=model.name, limits=limits), infer)
+    service = Service(ServeArgs(model=model.name, limits=limits, min_confidence=min_confidence), infer)
     service.model = model
     return asyncio.run(_work(service, lines, top_k, jsonl, out))
 

@@ -38,13 +38,35 @@ class ExpectedAccuracy(BaseModel):
     high: float
     rows: int = Field(description="test rows it was measured on")
     trained_on: bool = Field(description="whether labels in this language were trained on")
+    calibration_error: float | None = Field(
+        description="how far confidence is from the share of right answers in this language, 0 to 1; null: not measured"
+    )
+
+
+class Reliability(BaseModel):
+    low: float = Field(description="confidence from which test rows were counted")
+    high: float = Field(description="confidence up to which they were counted")
+    rows: int = Field(description="test rows answered with such a confidence")
+    right: int = Field(description="how many of them were labelled right")
+    language: str | None = Field(
+        description="code of the language of these rows; null: all zero-shot languages together, where nothing was "
+        "measured in the text's own"
+    )
 
 
 class Result(BaseModel):
-    label: str
+    label: str | None = Field(description="null: abstained, as the confidence is below `min_confidence`")
+    confidence: float = Field(
+        description="probability of the likeliest label, 0 to 1, calibrated on the languages that were trained on; "
+        "`reliability` says how often it came true"
+    )
+    abstained: bool
     scores: list[Score]
     language: DetectedLanguage
     expected_accuracy: ExpectedAccuracy | None = Field(description="null: not measured in this language")
+    reliability: Reliability | None = Field(
+        description="how often answers as confident as this one were right on test rows; null: not measured"
+    )
 
 
 class AnsweringModel(BaseModel):
@@ -67,6 +89,7 @@ class ModelResponse(BaseModel):
     labels: list[str]
     pairs: bool
     max_length: int
+    min_confidence: float = Field(description="below it an answer gives no label, unless the request asks otherwise")
     languages: list[dict[str, Any]]
     provenance: dict[str, Any]
     vocabulary: dict[str, Any]
@@ -94,6 +117,12 @@ def requests(limits: Limits) -> tuple[type[Request], type[Request]]:
             None, max_length=limits.texts, description="language of each text, null where to guess; any usual code"
         )
         top_k: int = Field(1, ge=1, le=1000, description="labels to give for each text, the most probable first")
+        min_confidence: float | None = Field(
+            None,
+            ge=0,
+            le=1,
+            description="give no label where the confidence is lower; default: what the server is set to",
+        )
 
     class FeedbackRequest(Request):
         texts: list[text] = many  # type: ignore[valid-type]

@@ -14,7 +14,7 @@ from typing import Any
 from scipy import stats
 
 from serve import challenge, control
-from serve.service import name
+from serve.measured import name
 from xlt_ray import tracking
 from xlt_ray.config import TrackingConfig
 from xlt_ray.masking import masked

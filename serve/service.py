@@ -9,8 +9,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,19 @@ import numpy as np
 
 from serve.admission import Queue
 from serve.challenge import Challenge
+from serve.measured import expected, name, reliability
 from serve.preparing import Preparing, Unprepared
 from serve.refusals import Refusal, failed, late, not_ready, unfit
 from serve.settings import ServeArgs
 from serve.telemetry import Telemetry
-from xlt_ray import batching, languages
+from xlt_ray import batching
 from xlt_ray.artefact import Artefact
 from xlt_ray.engine import Engine, Row
 from xlt_ray.identify import Guess, Identifier
 
 logger = logging.getLogger("ray.serve")
 PATIENCE = 600.0  # seconds: nobody watches a stream's single lines, and the next are not read before these are answered
+DIGITS = 4  # of a probability that is shown
 TOKENS = {"cpu": 1024, "cuda": 16384}  # of one batch: what fits a processor's cache, what keeps a GPU busy
 
 
@@ -71,16 +73,26 @@ Infer = Callable[[Chunk], Awaitable[np.ndarray]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for the texts of one request: (texts, labels) probabilities and a guess for each text."""
+    """What was found for the texts of one request: (texts, labels) probabilities and a guess for each text.
+
+    Texts answered with less confidence than `least` are given no label.
+    """
 
     model: Model
     probabilities: np.ndarray
     guesses: Sequence[Guess]
+    least: float = 0.0
 
     @property
     def labels(self) -> np.ndarray:
         """The most probable label of every text."""
         return np.asarray(self.model.artefact.labels)[self.probabilities.argmax(1)]
+
+    @property
+    def given(self) -> list[str | None]:
+        """The label that the client is given for every text, None where the answer abstains."""
+        sure = self.probabilities.max(1).round(DIGITS) >= self.least  # by what is shown
+        return [label if one else None for label, one in zip(self.labels.tolist(), sure, strict=True)]
 
 
 def answer_all(chunks: Sequence[Chunk]) -> list[np.ndarray | Exception]:
@@ -148,10 +160,12 @@ class Service:
         pairs: Sequence[str] | None = None,
         given: Sequence[str | None] | None = None,
         deadline: float | None = None,
+        min_confidence: float | None = None,
         patient: bool = False,
     ) -> Answer:
         """Classify texts; `given` are their languages where known, `patient` waits for room instead of being refused.
 
+        Below `min_confidence`, by default that of the settings, a text is given no label.
         Raises a Refusal: 422 for what the model cannot take, 503 where nothing could be answered before `deadline` s.
         """
         model = self.ready()
@@ -165,6 +179,7 @@ class Service:
         with self.queue.enter(len(texts), deadline):
             patience = PATIENCE if patient else deadline
             answer = await self._answer(model, texts, pairs, given, time.monotonic() + patience, patience)
+        answer = replace(answer, least=self.args.min_confidence if min_confidence is None else min_confidence)
         self._count(answer)
         if self.args.log_texts:
             self._log(answer, texts, pairs)
@@ -212,10 +227,10 @@ class Service:
         measured = answer.model.artefact.languages
         guessed = [guess.code for guess in answer.guesses]
         codes = ["unknown" if code is None else code if code in measured else "unmeasured" for code in guessed]
-        self.telemetry.texts(answer.model.version, codes, answer.labels.tolist())
+        self.telemetry.texts(answer.model.version, codes, answer.given)
 
     def _log(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-        for i, (text, label) in enumerate(zip(texts, answer.labels.tolist(), strict=True)):
+        for i, (text, label) in enumerate(zip(texts, answer.given, strict=True)):
             pair = {"pair": pairs[i]} if pairs else {}
             line = {"text": text, **pair, "label": label, "model": answer.model.name}
             logger.info(json.dumps(line, ensure_ascii=False))
@@ -277,35 +292,17 @@ def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
     labels, measured = answer.model.artefact.labels, answer.model.artefact.languages
     best = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :top_k]
     results = []
-    for row, ranked, guess in zip(answer.probabilities, best, answer.guesses, strict=True):
-        scores = [{"label": labels[i], "score": round(float(row[i]), 4)} for i in ranked]
+    for row, ranked, guess, given in zip(answer.probabilities, best, answer.guesses, answer.given, strict=True):
+        scores = [{"label": labels[i], "score": round(float(row[i]), DIGITS)} for i in ranked]
         results.append(
             {
-                "label": labels[ranked[0]],
+                "label": given,
+                "confidence": scores[0]["score"],
+                "abstained": given is None,
                 "scores": scores,
                 "language": {"code": guess.code, "name": name(guess.code), "confidence": guess.confidence},
                 "expected_accuracy": expected(measured.get(guess.code or "")),
+                "reliability": reliability(measured, guess.code, float(row[ranked[0]])),
             }
         )
     return results
-
-
-def expected(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Say what was measured in a language, as fractions with the 95% interval; None where nothing was."""
-    if measured is None:
-        return None
-    return {
-        "accuracy": round(measured["accuracy"], 4),
-        "low": round(measured["low"], 4),
-        "high": round(measured["high"], 4),
-        "rows": measured["support"],
-        "trained_on": measured["role"] == "source",
-    }
-
-
-def name(code: str | None) -> str | None:
-    """Name a language in English; the code itself where it is not known."""
-    if code is None:
-        return None
-    known = languages.get(code)
-    return known.name if known else code

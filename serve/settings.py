@@ -65,6 +65,9 @@ class ServeArgs(Section):
     tokens_per_batch: int | None = Field(
         None, ge=128, description="tokens of one batch; default: what suits the device"
     )
+    min_confidence: float = Field(
+        0.0, ge=0, le=1, description="an answer less confident than this gives no label; a request may ask for another"
+    )
     identify: bool = Field(True, description="guess the language of texts whose language is not given")
     limits: Limits = Limits()
     scaling: Scaling = Scaling()

@@ -29,18 +29,23 @@ class Line:
 
 
 async def answer_lines(
-    service: Service, body: AsyncIterator[bytes], top_k: int, spend: Callable[[int], None]
+    service: Service,
+    body: AsyncIterator[bytes],
+    top_k: int,
+    spend: Callable[[int], None],
+    min_confidence: float | None = None,
 ) -> AsyncIterator[bytes]:
     """Give a line of JSON for every line of the body, in order, several at once, as soon as they are answered.
 
     `spend` takes lines from the client's allowance; where it is used up, the stream waits until it is not.
+    `min_confidence` is as for `Service.classify`.
     """
     number = 0
     async for lines in _pieces(body, service.args.limits.line_bytes):
         for window in _windows(lines, service.args.limits.texts):
             read = [parse(raw, number + i, service) for i, raw in enumerate(window, 1) if raw.strip()]
             number += len(window)
-            answers = await _answered(service, read, top_k, spend)
+            answers = await _answered(service, read, top_k, spend, min_confidence)
             if answers:
                 yield "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode()
             await asyncio.sleep(0)  # a turn for others: nothing above waits where all lines are at fault
@@ -98,7 +103,7 @@ def parse(raw: bytes, number: int, service: Service) -> Line:
 
 
 async def _answered(
-    service: Service, lines: Sequence[Line], top_k: int, spend: Callable[[int], None]
+    service: Service, lines: Sequence[Line], top_k: int, spend: Callable[[int], None], min_confidence: float | None
 ) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {line.number: {"error": line.fault} for line in lines if line.fault}
     sound = [line for line in lines if not line.fault]
@@ -110,7 +115,8 @@ async def _answered(
         try:
             _refuse_other_kind(service, paired)
             await _spent(spend, len(mine))
-            answer = await service.classify(texts, pairs, [line.language for line in mine], patient=True)
+            codes = [line.language for line in mine]
+            answer = await service.classify(texts, pairs, codes, min_confidence=min_confidence, patient=True)
         except Refusal as refusal:
             results |= {line.number: {"error": refusal.message} for line in mine}
             continue

@@ -25,8 +25,8 @@ class Telemetry:
     def batch(self, texts: int, tokens: int, seconds: float) -> None:
         """Count a batch that the engine worked on."""
 
-    def texts(self, version: str, languages: Sequence[str], labels: Sequence[str]) -> None:
-        """Count texts by language and by the label they were given, so that a drift of either shows."""
+    def texts(self, version: str, languages: Sequence[str], labels: Sequence[str | None]) -> None:
+        """Count texts by language and by the label they were given, None for none, so that a drift of either shows."""
 
     def waiting(self, texts: int) -> None:
         """Note how many texts wait."""
@@ -50,6 +50,7 @@ class ServeTelemetry(Telemetry):
         self._batch_tokens = Histogram("xlt_batch_tokens", "Tokens of a batch", TOKENS)
         self._batch_seconds = Histogram("xlt_batch_seconds", "Time of a batch in the engine", SECONDS)
         self._texts = Counter("xlt_texts", "Texts by language", ("version", "language"))
+        self._abstained = Counter("xlt_abstained", "Texts given no label, by language", ("version", "language"))
         self._labels = Counter("xlt_labels", "Labels given, by language", ("version", "language", "label"))
         self._waiting: Any = Gauge("xlt_waiting_texts", "Texts that wait or are being worked on")
         self._held: Tally[tuple[Any, tuple[tuple[str, str], ...]]] = Tally()
@@ -73,11 +74,14 @@ class ServeTelemetry(Telemetry):
         self._batch_tokens.observe(tokens)
         self._batch_seconds.observe(seconds)
 
-    def texts(self, version: str, languages: Sequence[str], labels: Sequence[str]) -> None:
+    def texts(self, version: str, languages: Sequence[str], labels: Sequence[str | None]) -> None:
         for language, count in Tally(languages).items():
             self._hold(self._texts, count, version=version, language=language)
         for (language, label), count in Tally(zip(languages, labels, strict=True)).items():
-            self._hold(self._labels, count, version=version, language=language, label=label)
+            if label is None:
+                self._hold(self._abstained, count, version=version, language=language)
+            else:
+                self._hold(self._labels, count, version=version, language=language, label=label)
 
     def waiting(self, texts: int) -> None:
         self._waiting.set(texts)

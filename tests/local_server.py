@@ -83,8 +83,11 @@ def artefact_of(encoder: Path, folder: Path, seed: int = 0, pairs: bool = False)
         net.head.bias -= net.head.weight @ net.eval().features(batch).mean(0)
     truth = np.arange(60) % len(LABELS)
     predictions = {
-        code: metrics.Predictions(
-            truth, np.where(np.arange(60) < 60 * share, truth, (truth + 1) % 3), [*map(str, range(60))]
+        code: metrics.Predictions(  # fmt: skip
+            truth,
+            np.where(np.arange(60) < 60 * share, truth, (truth + 1) % 3),
+            [*map(str, range(60))],
+            np.linspace(0.99, 0.35, 60, dtype=np.float32),
         )
         for code, share in MEASURED.items()
     }

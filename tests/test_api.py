@@ -108,10 +108,38 @@ def test_answers_are_the_engines_with_what_was_measured_beside_them(client: http
     assert first["language"] == {"code": "eng_Latn", "name": "English", "confidence": 1.0}
     assert first["expected_accuracy"] | {"low": 0, "high": 0} == {
         "accuracy": 0.9, "low": 0, "high": 0, "rows": 60, "trained_on": True,
+        "calibration_error": first["expected_accuracy"]["calibration_error"],
     }  # fmt: skip
     assert second["language"]["code"] == "deu_Latn"
     assert last["language"] == {"code": None, "name": None, "confidence": 0.0}
     assert last["expected_accuracy"] is None
+    for one in body["results"]:
+        assert one["confidence"] == one["scores"][0]["score"] and one["abstained"] is False
+        assert one["reliability"]["low"] <= one["confidence"] <= one["reliability"]["high"]
+    assert first["reliability"]["language"] == "eng_Latn" and last["reliability"]["language"] is None
+    assert 0 < first["expected_accuracy"]["calibration_error"] < 0.4
+
+
+def test_below_min_confidence_there_is_no_label(client: httpx.Client, model: Model) -> None:
+    sure = model.engine.probabilities(model.engine.encode(TEXTS)).max(axis=1)
+    least = float(np.median(sure))
+    asked = {"texts": TEXTS, "min_confidence": least}
+    results = client.post("/v1/classify", json=asked).json()["results"]
+    assert [one["abstained"] for one in results] == (sure.round(4) < least).tolist()
+    assert {one["abstained"] for one in results} == {True, False}
+    assert all((one["label"] is None) is one["abstained"] for one in results)
+    assert all(one["scores"][0]["label"] in local_server.LABELS for one in results)
+    streamed = client.post(
+        f"/v1/classify/stream?min_confidence={least}",
+        content="\n".join(map(json.dumps, TEXTS)),
+        headers={"Content-Type": "application/x-ndjson"},
+    )
+    lines = [json.loads(line) for line in streamed.text.splitlines()]
+    assert [line["label"] for line in lines] == [one["label"] for one in results]
+    for wrong in (-0.1, 1.1, "0.5"):
+        refused = client.post("/v1/classify", json=asked | {"min_confidence": wrong})
+        assert refused.status_code == 422 and "min_confidence" in refused.json()["error"]["message"]
+    assert client.get("/v1/model").json()["min_confidence"] == 0
 
 
 def test_more_labels_than_there_are_gives_all(client: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from artefacts import LABELS, TEXTS, bundled
+from scipy.special import softmax
 
 from xlt_ray import artefact, bundle, engine, export
 from xlt_ray.config import InputError
@@ -54,6 +56,33 @@ def test_torch_answers_exactly_as_the_bundle(folders: tuple[Path, Path]) -> None
     one = engine.load(folders[0], device="cpu")
     found = one.probabilities(one.encode(TEXTS, TEXTS[::-1]))
     assert np.array_equal(found, bundle.load(folders[0]).probabilities(TEXTS, TEXTS[::-1]))
+
+
+def test_a_temperature_reaches_every_engine_and_older_files_do_without(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plain = bundle.load(folders[0])
+    before = plain.probabilities(TEXTS)
+    plain.network.temperature = 2.5
+    bundle.save(tmp_path / "bundle", plain, "tiny")
+    export.export(tmp_path / "bundle", tmp_path / "artefact", texts=TEXTS)
+    wanted = bundle.load(tmp_path / "bundle").probabilities(TEXTS)
+    assert np.abs(wanted - before).max() > 0.05
+    np.testing.assert_allclose(wanted, softmax(np.log(before) / 2.5, axis=1), atol=1e-5)
+    for name in ("bundle", "artefact"):
+        one = engine.load(tmp_path / name, device="cpu", precision="float32")
+        np.testing.assert_allclose(one.probabilities(one.encode(TEXTS)), wanted, atol=1e-4)
+        assert one.artefact.temperature == 2.5
+    for file in (tmp_path / "bundle" / "bundle.json", tmp_path / "artefact" / "artefact.json"):
+        content = json.loads(file.read_text())
+        assert content.pop("temperature") == 2.5
+        file.write_text(json.dumps(content))
+    assert artefact.read(tmp_path / "artefact").temperature == 1
+    assert np.array_equal(bundle.load(tmp_path / "bundle").probabilities(TEXTS), before)
+    for damaged in (0, -1.0, True, "1", None, float("nan"), 10**400):
+        file.write_text(json.dumps(content | {"temperature": damaged}))
+        with pytest.raises(InputError, match=r"artefact\.json: temperature: .* export the bundle again"):
+            artefact.read(tmp_path / "artefact")
 
 
 def test_batches_change_no_answer(folders: tuple[Path, Path], onnx: OnnxEngine) -> None:

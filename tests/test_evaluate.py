@@ -40,6 +40,7 @@ def predict(settings: dict[str, Any], tokens: int = 256) -> dict[str, Prediction
 def assert_equal(one: dict[str, Predictions], other: dict[str, Predictions]) -> None:
     assert list(one) == list(other)
     for language in one:
+        np.testing.assert_allclose(one[language].confidence, other[language].confidence, rtol=1e-4)
         for name in ("gold", "predicted", "ids"):
             assert np.array_equal(getattr(one[language], name), getattr(other[language], name)), (language, name)
 
@@ -59,6 +60,32 @@ def test_predictions_are_the_argmax_of_each_row_in_its_order(tiny_experiment: Ex
         assert found[language].gold.tolist() == table["label"].to_pylist()
         assert found[language].ids.tolist() == table["id"].to_pylist()
     assert set(found["eng_Latn"].predicted.tolist()) == {0, 1, 2}
+
+
+def test_a_temperature_changes_confidences_and_no_label(tiny_experiment: Experiment) -> None:
+    net, tokenize, tables = parts(tiny_experiment)
+    plain = evaluate.predict(net, tables, tokenize, "float32", 64)
+    for temperature in (0.1, 1.7, 30.0):
+        net.temperature = temperature
+        found = evaluate.predict(net, tables, tokenize, "float32", 64)
+        for language, table in tables.items():
+            assert np.array_equal(found[language].predicted, plain[language].predicted)
+            rows = np.arange(table.num_rows)
+            logits = evaluate.outputs(net, torch.device("cpu"), table, rows, tokenize, "float32", 64)
+            wanted = (torch.from_numpy(logits) / temperature).softmax(-1).max(-1).values
+            np.testing.assert_allclose(found[language].confidence, wanted, rtol=1e-4)
+
+
+def temperature(settings: dict[str, Any]) -> float:
+    net, tokenize, tables = parts(build(settings))
+    return evaluate.temperature(net, tables, tokenize, "float32", 256)
+
+
+def test_the_number_of_workers_changes_no_temperature(tiny_settings: dict[str, Any]) -> None:
+    alone = temperature(tiny_settings)
+    assert alone != 1
+    found = on_workers(2, temperature, tiny_settings)
+    assert found[0] == found[1] == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.parametrize("tokens", [8, 40, 10**6])

@@ -20,8 +20,8 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A module imports from its own layer or from below. A package stands for all its modules.
 LAYERS = {
     0: "config config_keys errors languages masking plain_yaml sniff",
-    1: "bootstrap comparison corpora corpus dimensions gate identify labels lexicon metrics mixture overlap "
-    "search_config soundness space tracking_check tracking_uri typology word_alignment",
+    1: "bootstrap calibration comparison corpora corpus dimensions gate identify labels lexicon metrics mixture "
+    "overlap search_config soundness space tracking_check tracking_uri typology word_alignment",
     2: "adapt agreement artefact batching bert_graph bundle bundled checkpoint collate cpu_training encoder_check "
     "encoders engine evaluate export feed frozen loop network objective onnx_graph pieces precision prepare probe "
     "quantising techniques tracing trimming",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_an_answer_tells_label_probabilities_language_and_how_far_to_trust_it(pa
     assert "Answered by models:/tiny/1, float32." in said
     assert "Taken for German" in said
     assert "In this language the model was right in 80.0% of 60 test texts (95% interval " in said
+    assert re.search(r"\. Of \d\d test texts answered about as confidently \(\d+% to \d+%\), \d+ were right\.", said)
     best = page.js("document.querySelector('.label').innerText")
     assert best in local_server.LABELS
     assert page.js("document.querySelector('.scores .name').innerText") == best
@@ -95,10 +97,27 @@ def test_an_answer_tells_label_probabilities_language_and_how_far_to_trust_it(pa
 
 def test_what_was_not_measured_is_said_plainly(page: Page) -> None:
     assert "Not measured in this language" in ask(page, PERSIAN)
-    assert "Its language cannot be told" in ask(page, "12 + 3")
+    said = ask(page, "12 + 3")
+    assert "Its language cannot be told" in said
+    assert "In languages it was not trained on, of " in said
     page.js("document.getElementById('language').value = 'swh_Latn'")
     assert "Taken for Swahili. In this language the model was right in 40.0%" in ask(page, "12 + 3")
     page.js("document.getElementById('language').value = ''")
+
+
+def test_an_answer_that_abstains_shows_no_label(page: Page, server: Server) -> None:
+    args, engine = server.service.args, server.service.ready().engine
+    texts = [f"eng{i} deu{i}" for i in range(40)]
+    sure = engine.probabilities(engine.encode(texts)).max(axis=1)
+    assert sure.min() < 0.99
+    server.service.args = args.model_copy(update={"min_confidence": 1.0})
+    try:
+        ask(page, texts[sure.argmin()])
+        assert page.js("document.querySelector('.label').innerText") == "No label: not sure enough"
+        assert "No label, not sure enough, " in page.js("document.getElementById('said').textContent")
+        assert page.js("document.querySelectorAll('.scores li').length") == 3
+    finally:
+        server.service.args = args
 
 
 def test_the_table_can_be_searched_and_sorted(page: Page) -> None:

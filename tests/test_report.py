@@ -2,6 +2,7 @@ import csv
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -18,7 +19,7 @@ from xlt_ray.metrics import Predictions
 LABELS = ("weather", "music", "alarm", "light <on>")
 
 
-def scores(count, sources=("eng_Latn",), rows=120, chance=None, seen=True, extra=()):
+def scores(count, sources=("eng_Latn",), rows=120, chance=None, seen=True, extra=(), sure=True):
     """Make scores up: `count` languages, the sources first, each some way less accurate than the one before."""
     rng = np.random.default_rng(0)
     others = [one.code for one in languages.all_languages() if one.code not in sources]
@@ -28,7 +29,8 @@ def scores(count, sources=("eng_Latn",), rows=120, chance=None, seen=True, extra
     for position, code in enumerate(codes):
         right = rng.random(rows) < (chance if chance is not None else 0.95 - 0.6 * position / count)
         predicted = np.where(right, gold, (gold + rng.integers(1, len(LABELS), size=rows)) % len(LABELS))
-        predictions[code] = Predictions(gold, predicted, [str(index) for index in range(rows)])
+        confidence = np.where(right, 0.9, 0.6).astype(np.float32) if sure else None
+        predictions[code] = Predictions(gold, predicted, [str(index) for index in range(rows)], confidence)
     known = frozenset(code for code in codes if (one := languages.get(code)) and one.in_xlmr) if seen else None
     return metrics.score(predictions, LABELS, sources, known, resamples=200, seed=0)
 
@@ -96,11 +98,39 @@ def test_the_terminal_table_holds_every_number_whole_within_the_width(width):
         interval = f"[{100 * one.accuracy_low:4.1f}, {100 * one.accuracy_high:4.1f}]"
         for part in (one.role, f"{100 * one.accuracy:.1f}", interval, f"{100 * one.macro_f1:.1f}", "120"):
             assert part in line
+        assert line.endswith(f"{100 * one.calibration_error:.1f}")
         assert f"{100 * one.transfer_gap:.1f}" in line
     mean = measured.summary["accuracy/mean_zero_shot"]
     assert re.search(rf"zero-shot languages, mean \(59\) +{100 * mean:.1f}", text)
     assert "seen by the encoder" in text and "new to the encoder" in text
     assert re.search(rf"worst +{100 * measured.worst().accuracy:.1f}.*{plots.name(measured.worst().code)}", text)
+
+
+def test_how_far_to_trust_a_confidence_is_drawn_and_tabled(tmp_path):
+    measured = replace(scores(60), temperature=1.3)
+    _, text = page(tmp_path, measured)
+    said = Outline(text).text
+    assert "divided by a temperature of 1.30" in said and "What abstaining brings" in said
+    table = report.reliability(measured)
+    assert list(table) == ["source languages", "zero-shot, seen by the encoder", "zero-shot, new to the encoder"]
+    # of these scores every right answer has a confidence of 0.9, every wrong one of 0.6
+    for rows in table.values():
+        assert [rows[6][1], rows[9][0]] == [0, rows[9][1]]
+        right = 100 * rows[9][0] / (rows[6][0] + rows[9][0])
+        assert f"100.0 {right:.1f} 100.0 {right:.1f} {right:.1f} 100.0 {right:.1f} 100.0 {right:.1f} 100.0" in said
+    assert "zero-shot languages, mean (59)" in printed(report.table(measured, experiment()))
+    assert re.search(r"temperature, fitted on source dev +1\.30", printed(report.table(measured, experiment())))
+
+
+def test_without_dev_rows_or_confidences_that_is_said_or_nothing(tmp_path):
+    uncalibrated = scores(6)
+    assert "none, as no source has dev rows" in printed(report.table(uncalibrated, experiment()))
+    assert "No source has dev rows, so no temperature was fitted" in Outline(page(tmp_path, uncalibrated)[1]).text
+    older = scores(6, sure=False)
+    assert "ECE" not in printed(report.table(older, experiment()))
+    assert "temperature" not in printed(report.table(older, experiment()))
+    text = Outline(page(tmp_path, older)[1]).text
+    assert "confidence" not in text.lower() and "Calibration error" not in text
 
 
 def test_sources_come_first_and_then_the_best():
@@ -204,7 +234,7 @@ def test_the_page_can_be_used_without_seeing_it(tmp_path):
     headings = [attributes for tag, attributes in outline.tags if tag == "th"]
     assert headings and all(attributes["scope"] in ("col", "row") for attributes in headings)
     pictures = [attributes for tag, attributes in outline.tags if tag == "svg"]
-    assert len(pictures) == 2 and all(attributes["role"] == "img" for attributes in pictures)
+    assert len(pictures) == 3 and all(attributes["role"] == "img" for attributes in pictures)
     ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     named = [attributes["aria-labelledby"] for _, attributes in outline.tags if "aria-labelledby" in attributes]

@@ -15,9 +15,11 @@ import pytest
 
 from serve import challenge
 from serve.challenge import Challenge, ChallengeArgs
+from serve.measured import expected, reliability
 from serve.refusals import Refusal
-from serve.service import Chunk, Model, Service, answer_all, expected, shown
+from serve.service import Chunk, Model, Service, answer_all, shown
 from serve.telemetry import Telemetry
+from xlt_ray import calibration
 from xlt_ray.identify import Guess
 
 TEXTS = [f"eng{i} " * (1 + (7 * i) % 20) for i in range(40)]
@@ -242,6 +244,44 @@ def test_accuracy_is_told_for_the_language_named_or_guessed(two: tuple[Model, Mo
         told = expected(row)
         assert told["low"] <= told["accuracy"] <= told["high"]
     assert run(made(two[0]).classify(["Bitte mach das Licht an"])).guesses == [Guess(None, 0.0)]
+
+
+def test_how_often_as_confident_answers_were_right_is_told_for_the_language_or_for_zero_shot_ones(
+    two: tuple[Model, Model],
+) -> None:
+    answer = run(made(two[0]).classify(["eng1"] * 3, given=["swh_Latn", "fra_Latn", None]))
+    own, *others = [one["reliability"] for one in shown(answer, 1)]
+    table = two[0].artefact.languages["swh_Latn"]["reliability"]
+    sure = float(answer.probabilities[0].max())
+    assert own == {**calibration.like(table, sure), "language": "swh_Latn"}  # type: ignore[dict-item]
+    pooled = [row["reliability"] for row in two[0].artefact.languages.values() if row["role"] == "zero-shot"]
+    together = calibration.like(calibration.pooled(pooled), sure)
+    assert together is not None and others == [{**together, "language": None}] * 2
+    bare = {code: dict.fromkeys(row) | {"role": row["role"]} for code, row in two[0].artefact.languages.items()}
+    assert reliability(bare, "swh_Latn", sure) is None and reliability({}, None, sure) is None
+    older = dict(two[0].artefact.languages["swh_Latn"])
+    del older["reliability"], older["calibration_error"]
+    assert reliability({"swh_Latn": older}, "swh_Latn", sure) is None
+    assert (expected(older) or {})["calibration_error"] is None
+
+
+def test_the_servers_least_confidence_holds_where_a_request_names_none(two: tuple[Model, Model]) -> None:
+    counted: list[Any] = []
+
+    class Noting(Telemetry):
+        def texts(self, version: str, languages: Any, labels: Any) -> None:
+            counted.extend(labels)
+
+    texts = TEXTS[:5]
+    sure = two[0].engine.probabilities(two[0].engine.encode(texts)).max(axis=1)
+    service = made(two[0], min_confidence=float(np.median(sure)) - 1e-3)
+    service.telemetry = Noting()
+    wanted = labels(two[0], texts).tolist()
+    some = [label if one >= np.median(sure) else None for label, one in zip(wanted, sure, strict=True)]
+    assert None in some
+    assert [one["label"] for one in shown(run(service.classify(texts)), 1)] == some == counted
+    given = [one["label"] for one in shown(run(service.classify(texts, min_confidence=0.0)), 1)]
+    assert given == wanted == counted[5:]
 
 
 def test_texts_are_counted_by_language_and_label(two: tuple[Model, Model]) -> None:

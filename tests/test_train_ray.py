@@ -159,6 +159,7 @@ def test_two_workers_give_the_model_of_one(one: Done, two: Done, plain: Plain) -
     for row, expected in zip(two.history, one.history, strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
     same_weights(two.model.network, plain.network, tolerance=1e-3)
+    assert two.outcome.scores.temperature == pytest.approx(one.outcome.scores.temperature, rel=1e-2)
 
 
 def test_the_model_is_the_mean_of_the_last_epochs_ends(two: Done, plain: Plain) -> None:
@@ -192,9 +193,12 @@ def agrees_with_itself(done: Done, corpus: Path) -> None:
         assert list(found.ids) == [row[0] for row in rows]
         labels = [done.model.labels[index] for index in found.predicted]
         assert labels == done.model.predict([row[1] for row in rows])
+        sure = done.model.probabilities([row[1] for row in rows]).max(axis=1)
+        np.testing.assert_allclose(found.confidence, sure, atol=0.02)  # bfloat16 where the machine is faster so
         right = np.mean([label == row[2] for label, row in zip(labels, rows, strict=True)])
         assert scores.languages[code].accuracy == pytest.approx(right)
     assert scores.summary["accuracy/mean_source"] > 0.7  # one in three by chance
+    assert scores.temperature == done.model.network.temperature != 1
     assert metrics.Scores.from_json((done.folder / "scores.json").read_text()) == scores
 
 

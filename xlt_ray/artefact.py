@@ -29,7 +29,8 @@ LISTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json|model)")
 # of `metrics.LanguageScore`: what a reader of an answer wants to know of its language
 MEASURED = {
     "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "macro_f1": "macro_f1",
-    "support": "support", "role": "role", "seen": "seen",
+    "support": "support", "role": "role", "seen": "seen", "calibration_error": "calibration_error",
+    "reliability": "reliability",
 }  # fmt: skip
 LARGEST = 64 * 2**20  # bytes of artefact.json: labels and languages are kilobytes
 AGAIN = "copy the folder again, or export the bundle again"
@@ -44,7 +45,8 @@ class Artefact:
     ("exact" keeps every id, "trimmed" does not), pieces (of the encoder), kept, and the library that cuts texts.
     `languages` maps a code to what was measured there, fractions from 0 to 1. `checks` holds what `agreement.check`
     found, {} before. `offsets` maps a code to a number for every label, which is what a technique adds to the logits of
-    texts known to be in that language; the networks answer as if it were unknown.
+    texts known to be in that language; the networks answer as if it were unknown. Logits are divided by
+    `temperature` before they become probabilities.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class Artefact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     offsets: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def network(self, precision: str) -> Path:
         """Give the ONNX file of a precision; InputError names those there are."""
@@ -149,7 +152,8 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
         precisions=("float32",),
         margin=0.0,
         vocabulary={"mode": "exact"},
-        languages={code: {key: one[name] for key, name in MEASURED.items()} for code, one in languages.items()},
+        languages={code: {key: one.get(name) for key, name in MEASURED.items()} for code, one in languages.items()},
+        temperature=content.get("temperature", 1.0),
         provenance={
             "run": experiment.key(),
             "name": experiment.name,
@@ -203,6 +207,7 @@ def _content(folder: Path) -> dict[str, Any]:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{file}: format {found!r}, this version reads {FORMAT}; export the bundle again")
     content.setdefault("offsets", {})  # artefacts written before there were any
+    content.setdefault("temperature", 1.0)
     wanted = {one.name for one in fields(Artefact)} - {"folder"} | {"format", "files"}
     if set(content) != wanted:
         raise InputError(f"{file}: has other keys than it should ({', '.join(sorted(wanted ^ set(content)))}); {AGAIN}")
@@ -254,6 +259,7 @@ _SOUND = {
     "languages": lambda value: isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()),
     "provenance": lambda value: isinstance(value, dict),
     "checks": lambda value: isinstance(value, dict),
+    "temperature": lambda value: _numbers([value]) and value > 1e-9,
     "offsets": lambda value: isinstance(value, dict) and all(_numbers(row) for row in value.values()),
     "files": _listed,
 }

@@ -63,6 +63,20 @@ def together(
     return {code: np.concatenate(part, axis=-1) for code, part in parts.items()}
 
 
+def resampled(
+    cells: Mapping[str, np.ndarray],
+    ids: Mapping[str, np.ndarray],
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    resamples: int,
+    seed: int,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Resample every language alone, and as means need it: `together` where languages share row ids."""
+    each = {code: measure(*alone(code, cells[code], resamples, seed)) for code in cells}
+    if shared(ids):
+        return each, together(cells, ids, measure, resamples, seed)
+    return each, {code: draws.copy() for code, draws in each.items()}
+
+
 def mean(draws: np.ndarray) -> np.ndarray:
     """Average (languages, resamples) over languages; NaN, a language of which no row was drawn, is left out."""
     there = ~np.isnan(draws)

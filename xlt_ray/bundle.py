@@ -46,7 +46,7 @@ class Bundle:
         pairs: Sequence[str] | None = None,
         languages: Sequence[str | None] | None = None,
     ) -> np.ndarray:
-        """Give the probability of every label for every text: (texts, labels) float32, rows summing to 1.
+        """Give the calibrated probability of every label for every text: (texts, labels) float32, rows summing to 1.
 
         `languages` are codes of the texts, None where one is unknown. Where a technique depends on the language and
         none are given, they are guessed.
@@ -65,7 +65,7 @@ class Bundle:
             for positions, batch in collate.budgeted(encoded, tokens, pad_id):
                 batch["language"] = torch.from_numpy(indices[positions])
                 logits = self.network({key: value.to(device) for key, value in batch.items()})
-                result[positions] = logits.float().softmax(-1).cpu().numpy()
+                result[positions] = (logits.float() / self.network.temperature).softmax(-1).cpu().numpy()
         return result
 
     def predict(
@@ -117,6 +117,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "encoder": identity,
         "experiment": public(bundle.experiment.model_dump(mode="json")),
         "languages": list(net.languages),
+        "temperature": net.temperature,
         "steps": _save_steps(folder, net),
     }
     files = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -164,6 +165,7 @@ def load(folder: str | Path) -> Bundle:
     encoder = encoders.load(str(folder / "encoder")) if (folder / "encoder").is_dir() else _unchanged(folder, content)
     network = Network(encoder.model, len(content["labels"]), content["pooling"], languages=content.get("languages", ()))
     network.head.load_state_dict(load_file(folder / "head.safetensors"))
+    network.temperature = content.get("temperature", 1.0)
     for one in techniques.build(experiment):
         if one.name != "lora" or (folder / CHANGES).is_file():
             one.network(network, encoder.tokenizer)

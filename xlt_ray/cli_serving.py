@@ -61,6 +61,9 @@ def _register_predict(app: typer.Typer, told: Told) -> None:
         jsonl: Annotated[
             bool, typer.Option("--jsonl", help='lines are JSON: strings, or {"text", "pair", "language", "id"}')
         ] = False,
+        min_confidence: Annotated[
+            float, typer.Option(min=0, max=1, help="give no label where the confidence is lower")
+        ] = 0.0,
         uri: Annotated[str | None, typer.Option(help="MLflow server of a registered model")] = None,
     ) -> None:
         """Classify the lines of a file without a server; a JSON object a line, the same that a server answers."""
@@ -71,7 +74,7 @@ def _register_predict(app: typer.Typer, told: Told) -> None:
             opened = offline.open_model(model, uri)
             if not jsonl:
                 offline.refuse_single_texts(opened, file)
-            faults = offline.classify_lines(opened, lines, top, jsonl, sys.stdout)
+            faults = offline.classify_lines(opened, lines, top, jsonl, sys.stdout, min_confidence)
             if faults:
                 typer.echo(f"{faults} lines could not be answered; each says why", err=True)
                 raise typer.Exit(1)

@@ -50,7 +50,7 @@ class Engine(Protocol):
         """Turn texts into rows of token ids, cut at `max_length`; `len` of a row is its tokens."""
 
     def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
-        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1.
+        """Give the calibrated probability of every label for every row: (rows, labels) float32, each summing to 1.
 
         `codes` are the languages of the rows, None where one is unknown; without any, all are.
         """
@@ -148,7 +148,7 @@ class OnnxEngine:
             close = np.flatnonzero(margins(logits if moves is None else logits + moves) < self.artefact.margin)
             self.asked += len(close)
             logits[close] = self.logits(self.precise, [rows[int(i)] for i in close])
-        return _softmax(logits if moves is None else logits + moves)
+        return _softmax((logits if moves is None else logits + moves) / self.artefact.temperature)
 
     def logits(self, session: Any, rows: Sequence[Row]) -> np.ndarray:
         """Score every label for every row by one of the networks: (rows, labels) float32."""
@@ -240,7 +240,7 @@ class TorchEngine:
                 logits = self.call({key: value.to(device) for key, value in batch.items()}).float()
                 if moves is not None:
                     logits += torch.from_numpy(moves[group]).to(device)
-                result[group] = logits.softmax(-1).cpu().numpy()
+                result[group] = (logits / self.artefact.temperature).softmax(-1).cpu().numpy()
         return result
 
 

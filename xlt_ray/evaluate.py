@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import distributed
 
-from xlt_ray import collate
+from xlt_ray import calibration, collate
 from xlt_ray.collate import Tokenize
 from xlt_ray.metrics import Predictions
 from xlt_ray.network import Network
@@ -77,7 +77,7 @@ def predict(
     was_training = network.training
     network.eval()
     ends = np.cumsum([0, *(tables[language].num_rows for language in tables)])
-    answers = np.zeros(ends[-1], dtype=np.int64)
+    answers, sure = np.zeros(ends[-1], dtype=np.int64), np.zeros(ends[-1], dtype=np.float32)
     mine = [np.arange(rank, table.num_rows, world) for table in tables.values()]
     total, done = sum(map(len, mine)), 0
     device = next(network.parameters()).device
@@ -86,16 +86,18 @@ def predict(
             index = network.index(language)
             logits = outputs(network, device, table, rows, tokenize, precision, tokens, index)
             answers[start + rows] = logits.argmax(1)
+            sure[start + rows] = calibration.confidence(logits, network.temperature)
         done += len(rows)
         progress(done, total)
     network.train(was_training)
     if world > 1:
-        answers = _summed(answers, device)
+        answers, sure = _summed(answers, device), _summed(sure, device)
     return {
         language: Predictions(
             gold=table["label"].to_numpy().astype(np.int64),
             predicted=answers[start : start + table.num_rows],
             ids=np.asarray(table["id"].to_pylist(), dtype=np.str_),
+            confidence=sure[start : start + table.num_rows],
         )
         for (language, table), start in zip(tables.items(), ends, strict=False)
     }
@@ -108,15 +110,37 @@ def embed(
 
     Each of `torch.distributed`'s workers takes its part, and all are told the whole.
     """
+    return _everywhere(network, network.features, network.head.in_features, tables, tokenize, precision, tokens)
+
+
+def temperature(
+    network: Network, tables: Mapping[str, pa.Table], tokenize: Tokenize, precision: str, tokens: int | None = None
+) -> float:
+    """Fit a network's temperature on labelled rows, which are dev of the sources; the same on all workers."""
+    classes = network.head.out_features
+    logits = _everywhere(network, network, classes, tables, tokenize, precision, tokens)
+    return calibration.temperature(logits, {code: table["label"].to_numpy() for code, table in tables.items()})
+
+
+def _everywhere(
+    network: Network,
+    call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    width: int,
+    tables: Mapping[str, pa.Table],
+    tokenize: Tokenize,
+    precision: str,
+    tokens: int | None,
+) -> dict[str, np.ndarray]:
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     was_training, device = network.training, next(network.parameters()).device
     network.eval()
     found = {}
     for language, table in tables.items():
-        whole = np.zeros((table.num_rows, network.head.in_features), dtype=np.float32)
+        whole = np.zeros((table.num_rows, width), dtype=np.float32)
         rows = np.arange(rank, table.num_rows, world)
         if len(rows):
-            whole[rows] = outputs(network.features, device, table, rows, tokenize, precision, tokens)
+            index = network.index(language)
+            whole[rows] = outputs(call, device, table, rows, tokenize, precision, tokens, index)
         found[language] = _summed(whole, device) if world > 1 else whole
     network.train(was_training)
     return found

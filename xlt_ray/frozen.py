@@ -6,13 +6,13 @@ Features are computed once, by `train.features`, and kept by content; what a tec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from xlt_ray import collate, probe, techniques
+from xlt_ray import calibration, collate, probe, techniques
 from xlt_ray.config import Experiment
 from xlt_ray.metrics import Predictions
 from xlt_ray.network import Network
@@ -118,12 +118,21 @@ def fit(
     return probe.fit(*train, *dev, frozen.classes, experiment.mixture, strengths, start)
 
 
+def calibrated(frozen: Frozen, fitted: probe.Fit, sources: Sequence[str]) -> probe.Fit:
+    """Fit a probe's temperature on dev of the sources, and on nothing of other languages."""
+    features, labels = frozen.part("dev", sources)
+    logits = {code: fitted.logits(rows) for code, rows in features.items()}
+    return replace(fitted, temperature=calibration.temperature(logits, labels))
+
+
 def predict(
     frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[str] | None = None
 ) -> dict[str, Predictions]:
     """Predict a split of all languages, or of some, with a probe."""
     features, labels = frozen.part(split, languages)
-    return {
-        code: Predictions(labels[code], fitted.predict(features[code]), frozen.ids[f"{split}/{code}"])
-        for code in labels
-    }
+    found = {}
+    for code, gold in labels.items():
+        logits = fitted.logits(features[code])
+        sure = calibration.confidence(logits, fitted.temperature)
+        found[code] = Predictions(gold, logits.argmax(1), frozen.ids[f"{split}/{code}"], sure)
+    return found

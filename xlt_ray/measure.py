@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def measure(
     few_shot = [code for code, one in model.scores.languages.items() if one.role == "few-shot"] if model.scores else []
     sources, settings = model.experiment.sources, experiment.evaluation
     scores = metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed, few_shot)
-    return scores, experiment
+    return replace(scores, temperature=model.network.temperature), experiment
 
 
 def rows(

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse, stats
 
-from xlt_ray import bootstrap
+from xlt_ray import bootstrap, calibration
 from xlt_ray.config import InputError
 
 Metric = Literal["accuracy", "macro_f1"]
@@ -26,11 +26,15 @@ METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
 
 @dataclass(frozen=True)
 class Predictions:
-    """One language's rows: gold and predicted are integer arrays (n,) indexing the labels, ids name the rows."""
+    """One language's rows: gold and predicted are integer arrays (n,) indexing the labels, ids name the rows.
+
+    `confidence` is the calibrated probability of the predicted label, (n,) float32; None where nobody kept it.
+    """
 
     gold: np.ndarray
     predicted: np.ndarray
     ids: Sequence[str] | np.ndarray
+    confidence: np.ndarray | None = None
 
     @property
     def accuracy(self) -> float:
@@ -54,15 +58,24 @@ class LanguageScore:
     transfer_gap: float | None  # best source's accuracy minus this one's; None when no source was measured
     seen: bool | None  # by the encoder in pre-training; None when unknown
     confusion: tuple[tuple[int, ...], ...]  # rows gold, columns predicted
+    # of confidences, as `calibration` defines them; None where predictions were kept without
+    calibration_error: float | None = None
+    calibration_error_low: float | None = None
+    calibration_error_high: float | None = None
+    reliability: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured, per language and summed up; see `score` for the keys of the summary."""
+    """What was measured, per language and summed up; see `score` for the keys of the summary.
+
+    `temperature` is the one by which confidences were computed, 1 where none was fitted.
+    """
 
     labels: tuple[str, ...]
     languages: Mapping[str, LanguageScore]
     summary: Mapping[str, float]
+    temperature: float = 1.0
 
     def worst(self, metric: Metric = "accuracy") -> LanguageScore:
         """Give the language with the lowest score; of equals the first by code."""
@@ -72,6 +85,7 @@ class Scores:
         """Write as JSON, one language a line."""
         rows = (f"  {json.dumps(code)}: {json.dumps(asdict(one))}" for code, one in self.languages.items())
         head = f'{{"labels": {json.dumps(self.labels)},\n "summary": {json.dumps(dict(self.summary))},\n'
+        head += f' "temperature": {json.dumps(self.temperature)},\n'
         return head + ' "languages": {\n' + ",\n".join(rows) + "}}\n"
 
     @classmethod
@@ -80,9 +94,11 @@ class Scores:
         data = json.loads(text)
         languages = {}
         for code, fields in data["languages"].items():
-            table = tuple(tuple(row) for row in fields.pop("confusion"))
-            languages[code] = LanguageScore(**fields, confusion=table)
-        return cls(tuple(data["labels"]), languages, data["summary"])
+            for name in ("confusion", "reliability"):
+                if fields.get(name) is not None:
+                    fields[name] = tuple(tuple(row) for row in fields[name])
+            languages[code] = LanguageScore(**fields)
+        return cls(tuple(data["labels"]), languages, data["summary"], data.get("temperature", 1.0))
 
 
 def confusion(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -149,8 +165,9 @@ def score(
     The summary holds, for `accuracy` and `macro_f1`: `mean` (all languages), `mean_zero_shot`, `mean_few_shot`,
     `mean_source`, `mean_seen` and `mean_unseen` (zero-shot languages that the encoder met or did not meet in
     pre-training), each also with `_low` and `_high`; `worst`; `std` (over all languages, dividing by their number).
-    Besides, `transfer_gap/mean` over the zero-shot languages, with `_low` and `_high`. A key is absent where no
-    language belongs under it.
+    Where all predictions have a confidence, the same for `calibration_error`, whose worst is the largest. Besides,
+    `transfer_gap/mean` over the zero-shot languages, with `_low` and `_high`. A key is absent where no language belongs
+    under it.
 
     Where languages share row ids (parallel test sets) ids are resampled jointly for the means, because an item that is
     hard is hard in all languages: resampling each language alone would make the interval of a mean far too narrow.
@@ -167,16 +184,36 @@ def score(
 
     tables = {code: np.bincount(cells[code], minlength=classes**2).reshape(classes, classes) for code in codes}
     best = max((accuracy(tables[code]) for code in codes if code in sources), default=None)
-    draws = {code: measure(*bootstrap.alone(code, cells[code], resamples, seed)) for code in codes}
-    _centre(draws, tables)
+    alone, joint = bootstrap.resampled(cells, ids, measure, resamples, seed)
+    for draws in (alone, joint):
+        _centre(draws, tables)
     languages = {}
     for code in codes:
         known = None if seen is None else code in seen
-        languages[code] = _language(code, role(code, sources, few_shot), tables[code], draws[code], best, known)
-    if bootstrap.shared(ids):
-        draws = bootstrap.together(cells, ids, measure, resamples, seed)
-        _centre(draws, tables)
-    return Scores(tuple(labels), languages, _summary(languages, draws))
+        languages[code] = _language(code, role(code, sources, few_shot), tables[code], alone[code], best, known)
+    if all(rows.confidence is not None for rows in predictions.values()):
+        languages, errors = _calibrated(languages, predictions, resamples, seed)
+        joint = {code: np.vstack([joint[code], errors[code]]) for code in codes}
+    return Scores(tuple(labels), languages, _summary(languages, joint))
+
+
+def _calibrated(
+    languages: Mapping[str, LanguageScore], predictions: Mapping[str, Predictions], resamples: int, seed: int
+) -> tuple[dict[str, LanguageScore], dict[str, np.ndarray]]:
+    """Add to languages how reliable confidences are; besides, resampled calibration errors for means."""
+    sure = {code: one.confidence for code, one in predictions.items() if one.confidence is not None}
+    cells = {code: calibration.cells(sure[code], one.gold == one.predicted) for code, one in predictions.items()}
+    ids = {code: np.asarray(one.ids) for code, one in predictions.items()}
+    alone, joint = bootstrap.resampled(cells, ids, calibration.expected_errors, resamples, seed)
+    added = {}
+    for code, one in languages.items():
+        plain = float(calibration.expected_errors(*np.unique(cells[code], return_counts=True)))
+        error, draws = calibration.corrected(plain, alone[code])
+        _, joint[code] = calibration.corrected(plain, joint[code])
+        low, high = np.quantile(draws, bootstrap.TAILS).tolist()
+        found = {"calibration_error": error, "calibration_error_low": low, "calibration_error_high": high}
+        added[code] = replace(one, **found, reliability=calibration.reliability(cells[code]))
+    return added, joint
 
 
 def role(code: str, sources: Sequence[str], few_shot: Sequence[str]) -> str:
@@ -199,6 +236,9 @@ def _check(predictions: Mapping[str, Predictions], classes: int) -> None:
             raise InputError(
                 f"{code}: {lengths[0]} gold labels, {lengths[1]} predictions, {lengths[2]} ids; give one of each a row"
             )
+        sure = rows.confidence
+        if sure is not None and not (len(sure) == lengths[0] and np.all((sure >= 0) & (sure <= 1))):
+            raise InputError(f"{code}: confidence must be a number from 0 to 1 for each row")
         if not lengths[0]:
             raise InputError(f"{code}: no rows to measure; leave the language out or give it test rows")
         low = min(int(np.min(rows.gold)), int(np.min(rows.predicted)))
@@ -235,7 +275,8 @@ def _summary(languages: Mapping[str, LanguageScore], draws: Mapping[str, np.ndar
         "mean_unseen": [code for code in zero_shot if languages[code].seen is False],
     }
     summary: dict[str, float] = {}
-    for position, metric in enumerate(METRICS):
+    measured = (*METRICS, "calibration_error")[: len(next(iter(draws.values())))]
+    for position, metric in enumerate(measured):
         values = {code: getattr(one, metric) for code, one in languages.items()}
         for name, members in groups.items():
             if members:
@@ -247,7 +288,7 @@ def _summary(languages: Mapping[str, LanguageScore], draws: Mapping[str, np.ndar
                     one = languages[members[0]]
                     low, high = getattr(one, f"{metric}_low"), getattr(one, f"{metric}_high")
                 summary[f"{key}_low"], summary[f"{key}_high"] = low, high
-        summary[f"{metric}/worst"] = float(min(values.values()))
+        summary[f"{metric}/worst"] = float((min if metric in METRICS else max)(values.values()))
         summary[f"{metric}/std"] = float(np.std(list(values.values())))
     if source and zero_shot:
         best = max(source, key=lambda code: languages[code].accuracy)
@@ -274,12 +315,17 @@ def _both(kinds: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
 
 
 def save_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> None:
-    """Write all languages' rows as one compressed npz file: arrays `<language>/gold`, `/predicted` and `/ids`."""
+    """Write all languages' rows as one compressed npz file: arrays `<language>/gold`, `/predicted`, `/ids`.
+
+    Besides, `/confidence` where there is one.
+    """
     arrays: dict[str, np.ndarray] = {}
     for code, rows in predictions.items():
         arrays[f"{code}/gold"] = np.asarray(rows.gold, np.int32)
         arrays[f"{code}/predicted"] = np.asarray(rows.predicted, np.int32)
         arrays[f"{code}/ids"] = np.asarray(rows.ids, dtype=np.str_)
+        if rows.confidence is not None:
+            arrays[f"{code}/confidence"] = np.asarray(rows.confidence, np.float32)
     with Path(path).open("wb") as file:  # an open file, because numpy appends .npz to other names
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -293,7 +339,9 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
-            return {code: Predictions(*(arrays[f"{code}/{part}"] for part in parts)) for code in codes}
+            sure = {code: arrays[f"{code}/confidence"] for code in codes if f"{code}/confidence" in arrays.files}
+            found = {code: Predictions(*(arrays[f"{code}/{part}"] for part in parts)) for code in codes}
+            return {code: replace(one, confidence=sure.get(code)) for code, one in found.items()}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; predictions are written beside the scores of a run") from None
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:

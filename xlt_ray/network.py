@@ -26,11 +26,13 @@ class Network(nn.Module):
     """Classify texts: encode tokens, pool them to one vector, map it linearly to a score per label.
 
     `languages` are those that a batch's `language`, (rows,) int64, indexes; -1 stands for any other and for unknown.
+    `temperature` is what to divide scores by before they become probabilities; 1 until `calibration` has fitted one.
     """
 
     def __init__(self, encoder: Any, classes: int, pooling: str, seed: int = 0, languages: Sequence[str] = ()) -> None:
         super().__init__()
         self.encoder, self.pooling, self.seed, self.languages = encoder, pooling, seed, tuple(languages)
+        self.temperature = 1.0
         self.steps = nn.ModuleDict()  # name of a technique -> (features, language) to features, in their order
         self.terms = nn.ModuleDict()  # name of a technique -> (network, batch, features) to a loss per row
         settings = encoder.config
@@ -86,6 +88,7 @@ def plain(network: Network) -> tuple[Network, dict[str, list[float]]]:
         unknown = network.transform(probe)
         turned, moved = unknown[1:] - unknown[0], unknown[0]
         result = Network(network.encoder, network.head.out_features, network.pooling)
+        result.temperature = network.temperature
         result.head.weight.copy_(network.head.weight @ turned.T)
         result.head.bias.copy_(network.head.bias + network.head.weight @ moved)
         added = {}

@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from xlt_ray import languages
+from xlt_ray.calibration import LEVELS, Reliability
 from xlt_ray.metrics import LanguageScore, Scores
 
 INK = "#1a1b1c"  # becomes currentColor inside a page, so it must be no other colour of a figure
@@ -210,12 +211,43 @@ def _curves(axes: Axes, title: str, drawn: Mapping[str, Sequence[tuple[float, fl
     axes.set_title(title, loc="left", color=INK, fontsize=8.5)
     axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _plain(axes)
+    if any(drawn):
+        axes.legend(frameon=False, labelcolor=INK, fontsize=7.5)
+
+
+def reliability(groups: Mapping[str, Reliability]) -> Figure | None:
+    """Draw the share of right answers over the confidence of each bin, a line a group; None where there is no group.
+
+    On the dashed diagonal a confidence is right as often as it says; below it, it says too much. The larger a dot, the
+    more of the group's rows lie in its bin. Guo et al. 2017, figure 1.
+    """
+    if not groups:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.9, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=_DASHES)
+        for (label, table), colour in zip(groups.items(), SCRIPTS.values(), strict=False):
+            filled = [(sure / rows / LEVELS, right / rows, rows) for rows, right, sure in table if rows]
+            x, y, rows = zip(*filled, strict=True)
+            axes.plot(x, y, color=colour, linewidth=1, label=label)
+            axes.scatter(x, y, [4 + 80 * count / sum(rows) for count in rows], color=colour, zorder=3)
+        axes.set_title("share of right answers, %", loc="left", color=INK, fontsize=8.5)
+        axes.set_xlabel("confidence, %", color=INK)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, symbol=None))
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        _plain(axes)
+        figure.legend(frameon=False, labelcolor=INK, fontsize=7.5, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
     axes.tick_params(colors=INK, length=2, labelsize=7.5)
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     axes.spines[:].set_visible(False)
     axes.patch.set_visible(False)
-    if any(drawn):
-        axes.legend(frameon=False, labelcolor=INK, fontsize=7.5)
 
 
 def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
@@ -242,10 +274,7 @@ def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
         axes.set_xlabel("labelled rows a class and language (0: zero-shot)", color=INK)
         axes.set_title("few-shot accuracy on test, %: mean over languages", loc="left", color=INK, fontsize=8.5)
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None, decimals=None))
-        axes.tick_params(colors=INK, length=2, labelsize=7.5)
-        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-        axes.spines[:].set_visible(False)
-        axes.patch.set_visible(False)
+        _plain(axes)
         figure.legend(frameon=False, labelcolor=INK, fontsize=7.5, loc="outside lower center", ncols=len(lines))
     return figure
 

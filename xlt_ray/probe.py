@@ -33,18 +33,23 @@ Features = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted probe in terms of raw features: logits = features @ weight.T + bias."""
+    """A fitted probe in terms of raw features: logits = features @ weight.T + bias; `temperature` is a network's."""
 
     weight: np.ndarray  # (classes, width) float32
     bias: np.ndarray  # (classes,) float32
     strength: float
     dev_loss: Mapping[float, float]  # cross-entropy for each strength tried, mean over the sources
     dev_accuracy: Mapping[float, float]  # likewise
+    temperature: float = 1.0
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Score every class for every row: (rows, width) float32 to (rows, classes) float32."""
+        scores: np.ndarray = features @ self.weight.T + self.bias
+        return scores
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Give the likeliest class of every row: (rows, width) float32 to (rows,) int64."""
-        classes: np.ndarray = (features @ self.weight.T + self.bias).argmax(1)
-        return classes
+        return self.logits(features).argmax(1)
 
 
 def cache_file(cache_dir: str, table: pa.Table, settings: Mapping[str, str | int]) -> Path:
@@ -126,6 +131,7 @@ def install(network: Network, fitted: Fit) -> None:
     with torch.no_grad():
         network.head.weight.copy_(torch.from_numpy(fitted.weight))
         network.head.bias.copy_(torch.from_numpy(fitted.bias))
+    network.temperature = fitted.temperature
 
 
 def _stack(

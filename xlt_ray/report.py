@@ -18,11 +18,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from xlt_ray import config, languages, plots
+from xlt_ray import calibration, config, languages, plots
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.masking import masked
 from xlt_ray.metrics import LanguageScore, Scores, classification_report
 
+LEAST = (0.0, 0.5, 0.7, 0.8, 0.9)  # confidences below which abstaining is shown
 FEW_ROWS = 100  # below this an accuracy near 80% has an interval of more than 16 points
 ORACLE = (
     "Oracle: dev labels of the target languages chose the epoch that was kept, so these scores are an upper bound "
@@ -60,14 +61,15 @@ def table(scores: Scores, experiment: Experiment) -> Group:
     rows.add_column("language")  # may wrap, so that a narrow terminal cuts names and not numbers
     for heading in ("code", "role", "seen"):
         rows.add_column(heading, no_wrap=True)
-    for heading in ("n", "acc", "95% interval", "F1", "gap"):
+    calibrated = any(one.calibration_error is not None for one in scores.languages.values())
+    for heading in ("n", "acc", "95% interval", "F1", "gap", *(["ECE"] if calibrated else [])):
         rows.add_column(heading, no_wrap=True, justify="right")
     for one in ranked(scores):
-        gap = "" if one.transfer_gap is None else f"{100 * one.transfer_gap:.1f}"
+        gap, error = (_percent(number) for number in (one.transfer_gap, one.calibration_error))
         interval = _interval(one.accuracy_low, one.accuracy_high)
         numbers = (str(one.support), f"{100 * one.accuracy:.1f}", interval, f"{100 * one.macro_f1:.1f}", gap)
         name = Text(plots.name(one.code), no_wrap=True, overflow="ellipsis")
-        rows.add_row(name, one.code, one.role, _seen(one), *numbers)
+        rows.add_row(name, one.code, one.role, _seen(one), *numbers, *([error] if calibrated else []))
     lines = [ORACLE, ""] if experiment.oracle else []
     lines += [FEW_SHOT, ""] if few_shot(scores) else []
     return Group(rows, Text("\n".join(["", *lines, *_summary_lines(scores)])))
@@ -81,8 +83,9 @@ def _summary_lines(scores: Scores) -> list[str]:
             mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
             indent = "  " if key in ("mean_seen", "mean_unseen") else ""
             named = f"{indent}{title} ({counts[key]})"
-            f1 = 100 * summary[f"macro_f1/{key}"]
-            lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  F1 {f1:.1f}")
+            f1 = f"F1 {100 * summary[f'macro_f1/{key}']:.1f}"
+            error = _percent(summary.get(f"calibration_error/{key}"))
+            lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  {f1}{error and f'  ECE {error}'}")
     worst = scores.worst()
     interval = _interval(worst.accuracy_low, worst.accuracy_high)
     lines.append(f"{'worst':<33} {100 * worst.accuracy:5.1f}  {interval}  {plots.name(worst.code)}")
@@ -90,6 +93,9 @@ def _summary_lines(scores: Scores) -> list[str]:
     if "transfer_gap/mean" in summary:
         low, high = summary["transfer_gap/mean_low"], summary["transfer_gap/mean_high"]
         lines.append(f"{'transfer gap, mean':<33} {100 * summary['transfer_gap/mean']:5.1f}  {_interval(low, high)}")
+    if "calibration_error/mean" in summary:
+        fitted = "none, as no source has dev rows" if scores.temperature == 1 else f"{scores.temperature:5.2f}"
+        lines.append(f"{'temperature, fitted on source dev':<33} {fitted}")
     return lines
 
 
@@ -119,7 +125,8 @@ def write_table(path: str | Path, scores: Scores) -> None:
     separators = {".tsv": "\t", ".csv": ","}
     if file.suffix not in separators:
         raise InputError(f"{path}: a table is written as .tsv or .csv; end the name with one of them")
-    measured = [field for field in LanguageScore.__dataclass_fields__ if field not in ("code", "confusion")]
+    nested = ("code", "confusion", "reliability")
+    measured = [field for field in LanguageScore.__dataclass_fields__ if field not in nested]
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter=separators[file.suffix], lineterminator="\n")
         writer.writerow(["code", "name", "script", "family", *measured])
@@ -148,6 +155,8 @@ def cautions(scores: Scores, experiment: Experiment) -> list[str]:
             f"Intervals span up to {points:.0f} points, as in {plots.name(wide.code)}; a difference smaller than that "
             "between two models may be chance. Compare models row by row rather than by their intervals."
         )
+    if "calibration_error/mean" in scores.summary and scores.temperature == 1:
+        found.append("No source has dev rows, so no temperature was fitted: confidences are as the training left them.")
     weak = [one for one in each if one.accuracy_low <= commonest(one)]
     if weak:
         found.append(
@@ -195,8 +204,10 @@ def write(
     files |= plots.save(picture, target, "languages")
     if training:
         files |= plots.save(training, target, "training")
+    reliable = plots.reliability(reliability(scores))
     page = _page(scores, experiment, corpus_facts, environment, baseline) | {
         "picture": plots.svg(picture, "languages", "Accuracy in each language, with its 95% interval"),
+        "reliable": reliable and plots.svg(reliable, "reliability", "Share of right answers by confidence"),
         "training": training and plots.svg(training, "training", "Training loss and accuracy on dev, per epoch"),
     }
     files["report.html"].write_text(render("report.html", page), encoding="utf-8")
@@ -229,6 +240,7 @@ def _page(
         "rows_trained": sum(row["rows"] for row in mixture),
         "sources": [plots.name(code) for code in experiment.sources],
         "labels": scores.labels,
+        "temperature": scores.temperature,
         "languages": [_language(one, baseline) for one in ranked(scores)],
         "counts": _counts(scores),
         "summary": {key.replace("/", "_"): value for key, value in summary.items()},
@@ -236,6 +248,8 @@ def _page(
         "baseline": baseline,
         "commonest": float(np.mean([commonest(one) for one in scores.languages.values()])),
         "classes": _classes(scores),
+        "least": LEAST,
+        "answered": {name: [calibration.answered(t, c) for c in LEAST] for name, t in reliability(scores).items()},
         "cautions": [*cautions(scores, experiment), *facts.get("warnings", ())],
         "configuration": config.dump(experiment),
         "command": masked(str(environment.get("command", "xlt train experiment.yaml"))),
@@ -262,6 +276,17 @@ def _classes(scores: Scores) -> list[dict[str, Any]]:
     zero_shot = [one for one in scores.languages.values() if one.role == "zero-shot"]
     together = np.sum([one.confusion for one in zero_shot or scores.languages.values()], axis=0)
     return classification_report(together, scores.labels)
+
+
+def reliability(scores: Scores) -> dict[str, calibration.Reliability]:
+    """Add up tables of reliability by group of languages, every row counting the same; only groups that have one."""
+    named = {"source": "source languages", "few-shot": "few-shot languages"}
+    kinds = {True: "zero-shot, seen by the encoder", False: "zero-shot, new to the encoder", None: "zero-shot"}
+    groups: dict[str, list[calibration.Reliability]] = {}
+    for one in ranked(scores):
+        if one.reliability is not None:
+            groups.setdefault(named.get(one.role) or kinds[one.seen], []).append(one.reliability)
+    return {name: calibration.pooled(tables) for name, tables in groups.items()}
 
 
 def _percent(fraction: float | None) -> str:

@@ -10,7 +10,7 @@ import importlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEve
     labels, settings = prepared.corpus.labels, experiment.evaluation
     few = prepared.few_shot
     scores = metrics.score(predictions, labels, experiment.sources, seen, settings.resamples, experiment.seed, few)
+    scores = replace(scores, temperature=net.temperature)
     on_event({"stage": "save"})
     tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
     bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores), identity)
@@ -139,6 +140,7 @@ def _fine_tune(
     outbox.metrics({f"techniques/{name}": value for name, value in trained.facts.items()}, step=0)
     model = _network(prepared)
     checkpoint.restore_weights(model[0], trained.weights)
+    model[0].temperature = trained.temperature
     model[0].eval()
     return model, trained.predictions, trained.history
 
@@ -163,6 +165,7 @@ def _probe(prepared: Prepared, outbox: Outbox, on_event: OnEvent) -> tuple[Model
     on_event({"stage": "fit"})
     taught = frozen.gathered(tables, found, classes, model[0])
     fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
+    fitted = frozen.calibrated(taught, fitted, experiment.sources)
     probe.install(model[0], fitted)
     model[0].eval()
     for number, strength in enumerate(fitted.dev_loss):
@@ -218,11 +221,13 @@ def _record_event(outbox: Outbox, event: Mapping[str, Any]) -> None:
 def _record_end(
     outbox: Outbox, experiment: Experiment, folder: RunFolder, scores: Scores, files: Mapping[str, Path]
 ) -> None:
-    found = {f"test/{name}": value for name, value in scores.summary.items()}
+    found = {f"test/{name}": value for name, value in scores.summary.items()} | {"temperature": scores.temperature}
     for code, language in scores.languages.items():
         found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}
         if language.transfer_gap is not None:
             found[f"test/transfer_gap/{code}"] = language.transfer_gap
+        if language.calibration_error is not None:
+            found[f"test/calibration_error/{code}"] = language.calibration_error
     outbox.metrics(found, step=0)
     for path in (*files.values(), folder.local / "experiment.yaml", folder.local / "predictions.npz"):
         outbox.artifact(path)

@@ -40,14 +40,15 @@ LASTING = (InputError, FloatingPointError)  # come again however often workers a
 
 @dataclass(frozen=True)
 class Trained:
-    """What fine-tuning leaves: changed weights, predictions on test, losses, epochs, and what techniques tell."""
+    """What fine-tuning leaves: changed weights, their temperature, predictions on test, losses, epochs, figures."""
 
     weights: dict[str, torch.Tensor]
     predictions: dict[str, Predictions]
     reported: list[dict[str, float]]
     history: list[dict[str, float]]
     precision: str
-    facts: dict[str, float]
+    facts: dict[str, float]  # what techniques tell
+    temperature: float
 
 
 def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
@@ -144,7 +145,7 @@ def _draining(events: Any, on_event: OnEvent) -> Iterator[None]:
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """Run on every worker: train to the end, then predict this worker's share of test."""
+    """Run on every worker: train to the end, calibrate, then predict this worker's share of test."""
     from ray.train import get_checkpoint, get_context
     from ray.train.torch import get_device
 
@@ -184,12 +185,14 @@ def _worker(settings: dict[str, Any]) -> None:
     def tell(done: int, total: int) -> None:
         emit({"stage": "evaluate", "done": done, "total": total})
 
+    budget = experiment.evaluation.tokens_per_step
+    dev = {c: visible.table("dev", c) for c in visible.languages("dev") if c in experiment.sources}
+    net.temperature = evaluate.temperature(net, dev, tokenize, progress.precision, budget)
     test = corpus.for_testing()
     tables = {code: test.table("test", code) for code in corpus.measured(experiment.sources, experiment.targets)}
-    predictions = evaluate.predict(
-        net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step, tell
-    )
+    predictions = evaluate.predict(net, tables, tokenize, progress.precision, budget, tell)
     facts = {name: getattr(progress, name) for name in ("reported", "history", "precision", "facts")}
+    facts["temperature"] = net.temperature
     _reporter(rank)({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
 
@@ -220,7 +223,7 @@ def _write_final(
 def _read_final(folder: Path) -> Trained:
     facts = json.loads((folder / "final.json").read_text(encoding="utf-8"))
     weights, predictions = load_file(folder / "weights.safetensors"), load_predictions(folder / "predictions.npz")
-    return Trained(weights, predictions, facts["reported"], facts["history"], facts["precision"], facts["facts"])
+    return Trained(weights, predictions, **{"temperature": 1.0} | facts)  # 1 in files of before there was any
 
 
 class Embedder:

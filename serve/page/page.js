@@ -72,11 +72,16 @@ function breakable(label) {
   return label.split(/(?<=_)/).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
 }
 
-function trust({ language, expected_accuracy: measured }) {
+function trust({ language, expected_accuracy: measured, reliability }) {
   const paragraph = element("p", { className: "trust" });
   const warning = (text) => element("span", { className: "unmeasured" }, text);
+  const like = reliability
+    ? (reliability.language ? " Of " : " In languages it was not trained on, of ") + plural(reliability.rows, "test text")
+      + " answered about as confidently (" + Math.round(100 * reliability.low) + "% to " + Math.round(100 * reliability.high)
+      + "%), " + reliability.right + " were right."
+    : "";
   if (!language.code) {
-    paragraph.append(warning("Its language cannot be told, so how far to trust this is not known."), " Choose the language above, if you know it.");
+    paragraph.append(warning("Its language cannot be told, so how far to trust this is not known."), " Choose the language above, if you know it.", like);
     return paragraph;
   }
   const sure = language.confidence < 1 ? " (" + Math.round(100 * language.confidence) + "% sure)" : "";
@@ -84,9 +89,9 @@ function trust({ language, expected_accuracy: measured }) {
   if (measured) {
     paragraph.append(
       "In this language the model was right in ", element("b", {}, percent(measured.accuracy)),
-      " of " + plural(measured.rows, "test text") + " (95% interval " + percent(measured.low) + " to " + percent(measured.high) + ").");
+      " of " + plural(measured.rows, "test text") + " (95% interval " + percent(measured.low) + " to " + percent(measured.high) + ").", like);
   } else {
-    paragraph.append(warning("Not measured in this language: how often it is right there is not known."));
+    paragraph.append(warning("Not measured in this language: how often it is right there is not known."), like);
   }
   return paragraph;
 }
@@ -108,7 +113,8 @@ function answer(text, result) {
       element("span", { className: "number" }, percent(score))));
   }
   const said = [].concat(text).map((part) => quoted(part, result.language.code));
-  const label = element("h3", { className: "label", dir: "auto" }, ...breakable(result.label));
+  const label = element("h3", { className: "label", dir: "auto" },
+    ...(result.abstained ? ["No label: not sure enough"] : breakable(result.label)));
   return element("li", { className: "answer" }, element("div", {}, ...said, label, trust(result)), scores);
 }
 
@@ -186,7 +192,7 @@ function show({ texts, pairs }, { results, models }) {
   }
   const first = byId("results").firstChild;
   byId("said").textContent = (results.length > 1 ? plural(results.length, "answer") + ". The first: " : "")
-    + results[0].label + ", " + percent(results[0].scores[0].score) + ". " + first.querySelector(".trust").textContent;
+    + (results[0].label ?? "No label, not sure enough") + ", " + percent(results[0].confidence) + ". " + first.querySelector(".trust").textContent;
 }
 
 function named(model) {
