@@ -289,16 +289,15 @@ def test_predictions_are_one_json_object_a_line(xlt: Call, trained: Path, tmp_pa
         assert first["score"] >= second["score"] and first["label"] != second["label"]
         assert {first["label"], second["label"]} < set(LABELS)
     assert len({row["label"] for row in rows}) == 3
-    if way == "file":
-        least = sorted(row["confidence"] for row in rows)[150]
-        unsure = xlt("predict", trained, tmp_path / "texts.txt", "--top", "2", "--min-confidence", least)
-        found = [json.loads(line) for line in unsure.stdout.splitlines()]
-        kept = [row["confidence"] >= least for row in rows]
-        assert unsure.exit_code == 0 and set(kept) == {True, False}
-        assert [row["abstained"] for row in found] == [not one for one in kept]
-        wanted = [row["label"] if one else None for row, one in zip(rows, kept, strict=True)]
-        assert [row["label"] for row in found] == wanted
-        assert all(row["reliability"]["rows"] for row in found)
+    least = sorted(row["confidence"] for row in rows)[150]
+    unsure = xlt("predict", trained, tmp_path / "texts.txt", "--top", "2", "--min-confidence", least)
+    found = [json.loads(line) for line in unsure.stdout.splitlines()]
+    kept = [row["confidence"] >= least for row in rows]
+    assert unsure.exit_code == 0 and set(kept) == {True, False}
+    assert [row["abstained"] for row in found] == [not one for one in kept]
+    wanted = [row["label"] if one else None for row, one in zip(rows, kept, strict=True)]
+    assert [row["label"] for row in found] == wanted
+    assert all(row["reliability"]["rows"] for row in found)
 
 
 @pytest.mark.slow

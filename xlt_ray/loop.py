@@ -97,7 +97,8 @@ def _begin_at_probe(run: Run, precision: str, rank: int) -> None:
     """
     sources = run.experiment.sources
     tables = {f"{s}/{code}": table for s, code, table in run.corpus.tables() if s == "train" or code in sources}
-    total, done, found = sum(table.num_rows for table in tables.values()), 0, {}
+    total, done = sum(table.num_rows for table in tables.values()), 0
+    found: dict[str, np.ndarray] = {}
     for name, table in tables.items():
         found |= run.embed({name: table}, precision)
         done += table.num_rows

@@ -99,8 +99,10 @@ def prepare(experiment: Experiment) -> Prepared:
 
     This is the one place where a run is refused before it begins: what `train` refuses then, `check` lists.
     """
-    experiment, corpus, dropped, faults = absolute(experiment), None, {}, list[str]()
+    experiment, corpus = absolute(experiment), None
     chosen: tuple[Technique, ...] = ()
+    dropped: dict[str, dict[str, int]] = {}
+    faults: list[str] = []
     with collecting(faults):
         chosen = techniques.build(experiment)
     with collecting(faults):
@@ -129,9 +131,9 @@ def check_resources(experiment: Experiment) -> None:
     if os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
         return
     asked, larger = experiment.resources, "or give RAY_ADDRESS of a larger cluster"
-    there = (("CPU", asked.cpus_per_worker, os.cpu_count() or 1),)
+    there = [("CPU", asked.cpus_per_worker, os.cpu_count() or 1)]
     if asked.gpus_per_worker:
-        there += (("GPU", asked.gpus_per_worker, torch.cuda.device_count()),)
+        there.append(("GPU", asked.gpus_per_worker, torch.cuda.device_count()))
     faults = []
     for kind, each, have in there:
         if asked.workers * each > have:

@@ -170,16 +170,12 @@ def _worker(settings: dict[str, Any]) -> None:
         tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
         net.to(get_device())
         visible, material = techniques.scene(chosen, experiment, corpus)
-        run = loop.Run(
-            experiment,
-            visible,
-            net,
-            tokenize,
-            _reporter(rank),
-            lambda metrics: emit({"stage": "train", **metrics}),
-            chosen,
-            material,
-        )
+        report = _reporter(rank)
+
+        def follow(metrics: dict[str, Any]) -> None:
+            emit({"stage": "train", **metrics})
+
+        run = loop.Run(experiment, visible, net, tokenize, report, follow, chosen, material)
         progress = loop.fit(run, folder)
 
     def tell(done: int, total: int) -> None:
@@ -193,7 +189,7 @@ def _worker(settings: dict[str, Any]) -> None:
     predictions = evaluate.predict(net, tables, tokenize, progress.precision, budget, tell)
     facts = {name: getattr(progress, name) for name in ("reported", "history", "precision", "facts")}
     facts["temperature"] = net.temperature
-    _reporter(rank)({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
+    report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
 
 def _reporter(rank: int) -> loop.Report:
