@@ -106,9 +106,7 @@ class NetworkConfig(Section):
 
     init: str = Field("bundled:e5-small", description="bundled:e5-small, a hub id, or a local directory or bundle")
     revision: str | None = None
-    head: Literal["fresh", "probe", "bundle"] = Field(
-        "fresh", description="where fine-tuning begins: at random, at a linear probe, or at that of the bundle `init`"
-    )
+    head: Literal["fresh", "bundle"] = Field("fresh", description="bundle: go on with that of the bundle `init`")
     pooling: Literal["mean", "first"] = Field("mean", description="mean over tokens, or the first token")
     prefix: str | None = Field(
         None, description="put before every text; default 'query: ' for the bundled e5, else none"

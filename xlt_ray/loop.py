@@ -15,7 +15,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xlt_ray import checkpoint, collate, cpu_training, evaluate, frozen, mixture, probe, techniques
+from xlt_ray import checkpoint, collate, cpu_training, evaluate, mixture, techniques
 from xlt_ray.checkpoint import Progress, Weights
 from xlt_ray.collate import Tokenize
 from xlt_ray.config import Experiment, TrainingConfig
@@ -73,8 +73,6 @@ def begin(run: Run, restored: Path | None = None) -> Trainee:
     asked, longest = run.experiment.training.precision, run.experiment.network.max_length
     progress = Progress(precision=choose_precision(asked, run.network, longest, lambda note: run.emit({"note": note})))
     _add_terms(run, progress.precision)
-    if restored is None and run.experiment.network.head == "probe":
-        _begin_at_probe(run, progress.precision, rank)
     objective = Objective(run.network, run.experiment.training.label_smoothing)
     optimizer = _optimizer(run.network, run.experiment.training)
     average: Weights = {}
@@ -87,25 +85,6 @@ def begin(run: Run, restored: Path | None = None) -> Trainee:
         else objective
     )
     return Trainee(run, forward, optimizer, progress, average, best, rank, world)
-
-
-def _begin_at_probe(run: Run, precision: str, rank: int) -> None:
-    """Let the head begin at a linear probe on the features of the encoder as it is (Kumar et al. 2022, LP-FT).
-
-    A head that begins at random sends gradients through the encoder that bend its features before they mean anything
-    (arXiv 2202.10054), which costs most where there are no labels.
-    """
-    sources = run.experiment.sources
-    tables = {f"{s}/{code}": table for s, code, table in run.corpus.tables() if s == "train" or code in sources}
-    total, done = sum(table.num_rows for table in tables.values()), 0
-    found: dict[str, np.ndarray] = {}
-    for name, table in tables.items():
-        found |= run.embed({name: table}, precision)
-        done += table.num_rows
-        run.emit({"stage": "embed", "done": done, "total": total})
-    if rank == 0:  # DDP tells the others
-        rows = frozen.gathered(tables, found, run.network.head.out_features)
-        probe.install(run.network, frozen.fit(rows, run.experiment, run.experiment.training.probe_strengths))
 
 
 def _add_terms(run: Run, precision: str) -> None:

@@ -162,10 +162,10 @@ def laid_out(
 
 def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
     training = experiment.training
-    probed = training.method == "probe" or experiment.network.head == "probe"
-    needed = experiment.sources if probed and len(training.probe_strengths) > 1 else ()
-    if training.method == "probe" or training.select == "last":
-        return needed
+    if training.method == "probe":
+        return experiment.sources if len(training.probe_strengths) > 1 else ()
+    if training.select == "last":
+        return ()
     if training.select == "source_dev":
         return experiment.sources
     others = tuple(code for code in corpus.measured((), experiment.targets) if code not in experiment.sources)
@@ -173,4 +173,4 @@ def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
         raise InputError(
             "training.select: target_dev, but every target is a source; name another, or select source_dev"
         )
-    return tuple({*needed, *others})
+    return others
