@@ -161,10 +161,7 @@ def _register_changes(app: typer.Typer, told: Told) -> None:
 
     @app.command()
     def challenge(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
-        """Compare champion and challenger on what they have classified so far, and record it in MLflow.
-
-        Exit code 3 where MLflow has not all of it yet, see `xlt sync`.
-        """
+        """Compare champion and challenger so far, and record it in MLflow; exit code 3 while that has not all of it."""
         with _served(told):
             from rich.console import Console
 
