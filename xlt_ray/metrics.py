@@ -335,12 +335,14 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
 
     Raises InputError when the file is absent or is not one of predictions.
     """
-    parts = ("gold", "predicted", "ids")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
             return {
-                code: Predictions(*(arrays[f"{code}/{part}"] for part in parts), arrays.get(f"{code}/confidence"))
+                code: Predictions(
+                    *(arrays[f"{code}/gold"], arrays[f"{code}/predicted"], arrays[f"{code}/ids"]),
+                    confidence=arrays.get(f"{code}/confidence"),
+                )
                 for code in codes
             }
     except FileNotFoundError:
