@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from serve.measured import name
 from xlt_ray import tracking
 from xlt_ray.config import TrackingConfig
 from xlt_ray.masking import masked
+from xlt_ray.outbox import reason
 
 HISTORY = "~/.cache/xlt_ray/challenges"
 
@@ -90,8 +92,11 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else ""
 
 
-def record(board: Board) -> str:
-    """Write both models' scores into one MLflow run of this pair, a step a call; says where, or that it is kept."""
+def record(board: Board) -> tuple[str, int]:
+    """Write both models' scores into one MLflow run of this pair, a step a call.
+
+    Says where, or why they are kept; besides, how many records are left to send.
+    """
     pair = hashlib.sha256(json.dumps([board.champion, board.challenger, board.mode, board.share]).encode()).hexdigest()
     folder = Path(HISTORY).expanduser() / pair[:12]
     config = TrackingConfig(uri=board.tracking_uri, experiment="xlt-serving")
@@ -113,5 +118,7 @@ def record(board: Board) -> str:
     outbox.metrics(values, step=int(time.time()))
     outbox.finish("FINISHED")
     left = tracking.start(outbox).close(60)
-    kept = f"{left} records are kept in {folder} for `xlt sync {folder}`"
-    return kept if left else f"recorded at {masked(board.tracking_uri)}"
+    if not left:
+        return f"recorded at {masked(board.tracking_uri)}", 0
+    why = reason(folder) or "no time was left"
+    return f"{left} records are not sent and are kept ({why}); `xlt sync {shlex.quote(str(folder))}` sends them", left

@@ -91,11 +91,13 @@ def test_other_labels_are_counted_by_what_chance_explains_too(rows: int, changed
 
 def test_rows_that_turn_right_make_up_for_rows_that_turn_wrong() -> None:
     gold = sized(a=20_000, c=500)
-    before = flipped("c", 8, gold)
-    after = gold | {"c": (gold["c"] + (np.arange(500) >= 491)) % 3}
-    found = agreement.compare(gold, before, after, LANGUAGES)
-    assert (found["groups"]["zero-shot unseen"]["lost"], found["groups"]["zero-shot unseen"]["won"]) == (9, 8)
-    assert found["passed"] and found["reasons"] == found["unclear"] == []
+    for lost, won, unclear, passed in ((9, 8, 0, True), (15, 8, 1, True), (25, 8, 1, False)):
+        before = flipped("c", won, gold)
+        after = gold | {"c": (gold["c"] + (np.arange(500) >= 500 - lost)) % 3}
+        found = agreement.compare(gold, before, after, LANGUAGES)
+        group = found["groups"]["zero-shot unseen"]
+        assert (group["lost"], group["won"], found["passed"]) == (lost, won, passed)
+        assert any(one.startswith("zero-shot") for one in found["unclear"] + found["reasons"]) == unclear
 
 
 def test_equally_good_artefacts_are_refused_as_seldom_as_promised() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,9 +176,29 @@ def test_language_codes_of_any_kind_are_understood(xlt: Call) -> None:
 
 
 def test_sync_with_nothing_to_send_is_done_at_once(xlt: Call, tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "none"):
-        done = xlt("sync", folder)
+    for folders in ([tmp_path], []):
+        done = xlt("sync", *folders)
         assert (done.exit_code, done.stderr) == (0, "")
+    mistyped = xlt("sync", tmp_path, tmp_path / "none")
+    assert mistyped.exit_code == 2 and f"{tmp_path}/none: no such folder; give that of a run" in mistyped.stderr
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_challenge_that_mlflow_has_not_all_of_ends_like_such_a_run(
+    left: int, xlt: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve import control, scoreboard
+    from xlt_ray import tracking
+
+    board = scoreboard.Board("a", "b", "shadow", 0.1, {}, f"sqlite:///{tmp_path}/xlt.db")
+    monkeypatch.setattr(scoreboard, "HISTORY", str(tmp_path / "history"))
+    monkeypatch.setattr(scoreboard, "collect", lambda *asked: board)
+    monkeypatch.setattr(control, "found", lambda *asked: contextlib.nullcontext())
+    monkeypatch.setattr(tracking, "start", lambda outbox: SimpleNamespace(close=lambda limit: left))
+    done = xlt("challenge")
+    assert done.exit_code == (cli.UNSENT if left else 0), done.output
+    told = "2 records are not sent and are kept (no time was left); `xlt sync " if left else "recorded at"
+    assert told in done.stdout
 
 
 # with a run that was trained once

@@ -474,7 +474,7 @@ OBJECTS = [{"text": text, "label": label} for text, label in ROWS]
         ("test.json", "\n".join(json.dumps(row, indent=2) for row in OBJECTS), "JSON objects over several lines"),
         ("test.json", json.dumps({"text": {"0": "a, b", "1": 'c "d"'}, "label": ["A", "B"]}), "that holds columns"),
         ("test.csv", 'text,label\n"a, b",A\n"c ""d""",B\n'.encode("utf-16"), "written in UTF-16"),
-        ("test.tsv", gzip.compress(b'text\tlabel\na, b\tA\nc "d"\tB\n'), "packed with gzip, which its name does not"),
+        ("test.tsv", gzip.compress(b'text\tlabel\na, b\tA\nc "d"\tB\n'), "packed with gzip, not text"),
     ],
 )  # fmt: skip
 def test_another_layout_is_one_fault_whose_remedy_works(

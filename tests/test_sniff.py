@@ -75,7 +75,7 @@ def test_a_broken_line_among_utf8_is_not_to_be_converted_with_the_rest(tmp_path:
     [
         (POINTER, "a Git LFS pointer to 12,345 bytes; install git-lfs and run `git lfs pull`"),
         (b"PK\x03\x04....xl/workbook.xml", "a spreadsheet, not text; open it and save it as CSV UTF-8"),
-        (b"PAR1....", "a parquet file, which its name does not say"),
+        (b"PAR1....", "a parquet file, not text; read it with"),
         (b"\n<!DOCTYPE html><html>404", "a web page ('<!DOCTYPE html><html>404')"),
         (b"SQLite format 3\x00", "an SQLite database"),
     ],

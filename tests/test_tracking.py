@@ -619,6 +619,15 @@ def test_sync_can_send_everything_to_another_server(tmp_path: Path, uri: str, se
     assert outbox.pending(tmp_path / "run") == 0
 
 
+def test_what_was_sent_before_secrets_were_left_out_is_known(tmp_path: Path) -> None:
+    uri = "postgresql://ann:hunter2@db/x"
+    (tmp_path / "outbox.sent").write_text(json.dumps({uri: {"run_id": "r", "offset": 7}}))
+    sent = outbox.Sent.load(tmp_path, uri)
+    assert (sent.run_id, sent.offset) == ("r", 7)
+    sent.save(tmp_path, uri)
+    assert "hunter2" not in (tmp_path / "outbox.sent").read_text()
+
+
 # --------------------------------------------------------------------------------------------------------------- models
 
 LOADER = """

@@ -139,6 +139,16 @@ def test_a_database_file_has_to_be_one(tmp_path: Path) -> None:
     assert faults["empty.db"] == ""
 
 
+def test_a_folder_whose_name_would_cut_the_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, sound in (("what?", False), ("a#b %41", True)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        faults = tracking_check.faults(TrackingConfig())
+        assert not faults if sound else f"ends at the ? in {tmp_path}/what?; rename that folder, or" in faults[0]
+        elsewhere = "sqlite:////tmp/xlt.db"
+        assert tracking_uri.fault(elsewhere) is None and (sound or faults[0].endswith(elsewhere))
+
+
 def test_a_deleted_experiment_is_known_without_mlflow(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "xlt.db") as database:
         database.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT, lifecycle_stage TEXT)")
@@ -146,6 +156,7 @@ def test_a_deleted_experiment_is_known_without_mlflow(tmp_path: Path) -> None:
     (fault,) = tracking_check.faults(TrackingConfig(experiment="gone"))
     assert f"`MLFLOW_TRACKING_URI={HERE} mlflow experiments restore --experiment-id 3`, or name another" in fault
     assert tracking_check.faults(TrackingConfig(experiment="there")) == []
+    assert "*" not in tracking_uri.restoring("https://ann:pw@host", "3"), "what is hidden cannot be copied"
 
 
 ALIASES = {"champion": True, "1": True, "a-b_c": True, "latest": False, "Latest": False, "v1": False, "V22": False}
@@ -208,6 +219,8 @@ def test_check_lists_all_that_is_wrong_with_tracking(tiny_settings: dict[str, An
         ("http://host:5000/a@b and models:/x@champion", "http://host:5000/a@b and models:/x@champion"),
         ("hf://datasets/x@main/y", "hf://datasets/x@main/y"),
         ("postgresql://ann@db/x", "postgresql://ann@db/x"),
+        ("postgresql://ann:12/3@db/x", "postgresql://ann:***@db/x"),
+        ("https://host:12/a@b", "https://host:12/a@b"),
     ],
 )  # fmt: skip
 def test_a_secret_is_masked_and_nothing_else(text: str, shown: str) -> None:

@@ -150,7 +150,8 @@ def _faults(texts: int, changed: int, groups: Mapping[str, Mapping[str, Any]]) -
                 f"{name}: {one['lost']} of {one['rows']} rows turn wrong and {one['won']} right, "
                 f"{-100 * one['change']:.2f} points less and more than {100 * LOSS:g}"
             )
-            sure = net >= FEWEST and _more(net, one["rows"], LOSS, alpha)
+            # rounding turns about as many rows wrong as right by chance alone, and those won say how many that is
+            sure = net >= FEWEST and _more(one["lost"], one["rows"], LOSS + one["won"] / one["rows"], alpha)
             (reasons if sure else unclear).append(text)
     return reasons, unclear
 

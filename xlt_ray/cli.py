@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from xlt_ray import cli_lexicon, cli_serving, cli_techniques
+from xlt_ray.cli_serving import UNSENT
 from xlt_ray.masking import masked
 
 app = typer.Typer(
@@ -23,7 +24,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Config = Annotated[str, typer.Argument(help="YAML file; ready ones are under jobs/configs/")]
-UNSENT = 3  # exit code of a run that is finished while MLflow has not all of it
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as mixture.alpha=0.5")]
 Folder = Annotated[Path, typer.Argument(help="folder of a bundle, or of a run that holds one")]
 
@@ -308,7 +308,10 @@ def sync(
     """Send to MLflow what could not be sent while its server was slow or down; exit code 1 while something is left."""
     with _told():
         from xlt_ray import tracking
+        from xlt_ray.config import InputError
 
+        if missing := [str(folder) for folder in folders or () if not folder.exists()]:
+            raise InputError(f"{', '.join(missing)}: no such folder; give that of a run, or one that holds runs")
         left = tracking.sync(folders or [Path("runs")], uri, typer.echo, experiment, give_up)
         if left:
             typer.echo(f"{left} records are still not sent; they are kept", err=True)

@@ -75,9 +75,9 @@ def _print_outcome(console: Any, found: Any) -> None:
             far = f"{100 * found.gate.tolerance:g} points"
             console.print(f"[yellow]unclear[/]: falls by more than {far}, which may be chance; --strict refuses it")
     for note in found.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
     for reason in found.reasons:
-        console.print(f"{'overruled' if found.promoted else 'refused'}: {reason}", soft_wrap=True)
+        console.print(f"{'overruled' if found.promoted else 'refused'}: {reason}", soft_wrap=True, markup=False)
     address = f"models:/{found.version.name}@{found.alias}"
     if not found.promoted:
         where = f"version {found.present}" if found.present else "nothing"

@@ -15,6 +15,7 @@ import typer
 from xlt_ray import cli_promote
 from xlt_ray.masking import masked
 
+UNSENT = 3  # exit code of what is done while MLflow has not all of it
 Told = Callable[[], contextlib.AbstractContextManager[None]]
 Port = Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65535)]
 Address = Annotated[
@@ -160,7 +161,7 @@ def _register_changes(app: typer.Typer, told: Told) -> None:
 
     @app.command()
     def challenge(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
-        """Compare champion and challenger on what they have classified so far, and record it in MLflow."""
+        """Compare champion and challenger so far, and record it in MLflow; exit code 3 while that has not all of it."""
         with _served(told):
             from rich.console import Console
 
@@ -169,7 +170,10 @@ def _register_changes(app: typer.Typer, told: Told) -> None:
             with control.found(port, address, url) as server:
                 board = scoreboard.collect(server, key)
             Console(highlight=False).print(scoreboard.table(board))
-            typer.echo(scoreboard.record(board))
+            told_where, left = scoreboard.record(board)
+            typer.echo(told_where)
+            if left:
+                raise typer.Exit(UNSENT)
 
 
 def _print_rollout(done: Any) -> None:

@@ -245,7 +245,7 @@ def deliver_once(
         except InputError as error:
             return f"{folder}: 0 records sent, {before} left: {error}"
         delivery = Delivery(folder, target)
-        _attempt(delivery, dead, moved=masked(target) != where["uri"])
+        _attempt(delivery, dead, moved=masked(target) != masked(where["uri"]))
         given_up = delivery.give_up() if give_up else 0
     left, why = journal.pending(folder, target), journal.reason(folder)
     told = f"{folder}: {before - left - given_up} records sent, {left} left"

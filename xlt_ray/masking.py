@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-# up to the last @, as a password may hold one; but a port, a path or the end says that there is no user
-USER = re.compile(r"(?P<scheme>\b[A-Za-z][\w+.-]*)://(?![^/?#@\s:]*(?::\d+)?(?:[/?#\s]|$))(?P<user>\S*)@")
+# up to the last @, as a password may hold one; but a path or the end, and on the web a port, say that there is no user
+PORT = r"(?:(?:(?<=http://)|(?<=https://))[^/?#@\s:]*:\d+)"
+USER = re.compile(rf"(?P<scheme>\b[A-Za-z][\w+.-]*)://(?!(?:{PORT}|[^/?#@\s:]*)(?:[/?#\s]|$))(?P<user>\S*)@")
 QUERY = re.compile(
     r"(?P<key>[?&;][\w.-]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key|access_?key|odbc_connect)"
     r"[\w.-]*=|[?&;](?:sig|auth|pass|key)=)[^&;#\s]*",

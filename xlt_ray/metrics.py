@@ -335,13 +335,16 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
 
     Raises InputError when the file is absent or is not one of predictions.
     """
-    parts = ("gold", "predicted", "ids")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
-            sure = {code: arrays[f"{code}/confidence"] for code in codes if f"{code}/confidence" in arrays.files}
-            found = {code: Predictions(*(arrays[f"{code}/{part}"] for part in parts)) for code in codes}
-            return {code: replace(one, confidence=sure.get(code)) for code, one in found.items()}
+            return {
+                code: Predictions(
+                    *(arrays[f"{code}/gold"], arrays[f"{code}/predicted"], arrays[f"{code}/ids"]),
+                    confidence=arrays.get(f"{code}/confidence"),
+                )
+                for code in codes
+            }
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; predictions are written beside the scores of a run") from None
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:

@@ -110,7 +110,7 @@ def label_weights(labels: Mapping[str, np.ndarray], classes: int, config: Mixtur
     counts = [share[code] * np.bincount(rows, minlength=classes) / max(len(rows), 1) for code, rows in labels.items()]
     frequency = np.sum(counts, axis=0)
     there = frequency > 0
-    weights = np.where(there, np.power(frequency, -config.label_balance, where=there, out=np.ones(classes)), 1.0)
+    weights = np.power(frequency, -config.label_balance, where=there, out=np.ones(classes))
     weights[there] /= (weights * frequency)[there].sum()
     return weights.astype(np.float32)
 

@@ -322,4 +322,5 @@ def _states(folder: Path) -> dict[str, Any]:
         states = json.loads((folder / "outbox.sent").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return states if isinstance(states, dict) else {}
+    # under a whole URI in files of before secrets were left out
+    return {masked(uri): state for uri, state in states.items()} if isinstance(states, dict) else {}

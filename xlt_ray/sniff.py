@@ -29,15 +29,16 @@ MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 AS_CSV = "open it and save it as CSV UTF-8"
-AS_PARQUET = "read it with the library that wrote it and save it as jsonl or parquet"
+AS_JSONL = "read it with the library that wrote it and save it as jsonl"
 OTHERS = {
-    b"ARROW1": ("an Arrow file", AS_PARQUET),
-    b"FEA1": ("a Feather file", AS_PARQUET),
-    b"ORC": ("an ORC file", AS_PARQUET),
-    b"Obj\x01": ("an Avro file", AS_PARQUET),
-    b"SQLite format 3\x00": ("an SQLite database", AS_PARQUET),
-    b"\x89HDF": ("an HDF5 file", AS_PARQUET),
-    b"\x93NUMPY": ("a NumPy array", AS_PARQUET),
+    b"PAR1": ("a parquet file", AS_JSONL),
+    b"ARROW1": ("an Arrow file", AS_JSONL),
+    b"FEA1": ("a Feather file", AS_JSONL),
+    b"ORC": ("an ORC file", AS_JSONL),
+    b"Obj\x01": ("an Avro file", AS_JSONL),
+    b"SQLite format 3\x00": ("an SQLite database", AS_JSONL),
+    b"\x89HDF": ("an HDF5 file", AS_JSONL),
+    b"\x93NUMPY": ("a NumPy array", AS_JSONL),
     b"\xd0\xcf\x11\xe0": ("an old Excel file", AS_CSV),
     b"{\\rtf": ("an RTF document", "open it and save it as plain text in UTF-8"),
     b"%PDF-": ("a PDF document", "find the data themselves"),
@@ -82,7 +83,7 @@ def foreign(start: bytes, shown: str) -> str | None:
         return fault
     for magic, (name, command) in PACKED.items():
         if start.startswith(magic):
-            return f"{shown}: packed with {name}, which its name does not say; {in_place(command, shown)} unpacks it"
+            return f"{shown}: packed with {name}, not text; {in_place(command, shown)} unpacks it"
     if encoding := wide_encoding(start):
         return (
             f"{shown}: written in {encoding}, not UTF-8; {in_place(f'iconv -f {encoding} -t UTF-8', shown)} converts it"
@@ -91,11 +92,6 @@ def foreign(start: bytes, shown: str) -> str | None:
         sheet = any(part in start for part in (b"xl/", b"[Content_Types]", b"opendocument.spreadsheet"))
         what, remedy = ("a spreadsheet", AS_CSV) if sheet else ("a zip archive", "unpack it with `unzip`")
         return f"{shown}: {what}, not text; {remedy}"
-    if start.startswith(b"PAR1"):
-        return (
-            f"{shown}: a parquet file, which its name does not say; rename it to end in .parquet, or where "
-            "corpus.path is a pattern with the ending, set corpus.format=parquet"
-        )
     for magic, (what, remedy) in OTHERS.items():
         if start.startswith(magic):
             return f"{shown}: {what}, not text; {remedy}"

@@ -54,7 +54,9 @@ def whole(uri: str, given: str | None = None) -> str:
 def restoring(uri: str, experiment_id: str) -> str:
     """Say how a deleted experiment comes back."""
     restore = f"mlflow experiments restore --experiment-id {experiment_id}"
-    return f"restore it by `MLFLOW_TRACKING_URI={shlex.quote(masked(uri))} {restore}`"
+    if masked(uri) != uri:
+        return f"restore it by `{restore}` with MLFLOW_TRACKING_URI set to the whole URI"
+    return f"restore it by `MLFLOW_TRACKING_URI={shlex.quote(uri)} {restore}`"
 
 
 def absolute(uri: str, place: str = "tracking.uri") -> str:
@@ -178,6 +180,12 @@ def _sqlite(uri: str, shown: str) -> str | None:
         return f"{shown} ends with the process; name a file, as {HERE} does"
     if not rest.startswith("///") or scheme not in ("sqlite", "sqlite+pysqlite"):
         return f"{shown}: write sqlite:///{path if rest.startswith('///') else path.lstrip('/')}"
+    folder = Path(path).expanduser().absolute().parent
+    if "?" in str(folder):
+        return (
+            f"{shown}: a database's address ends at the ? in {folder}; rename that folder, or name a file elsewhere, "
+            "as sqlite:////tmp/xlt.db"
+        )
     return None
 
 

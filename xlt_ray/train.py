@@ -271,7 +271,7 @@ def features(
                 max_restarts=asked.max_failures,
                 max_task_retries=asked.max_failures,
             )
-            actors.append(remote.remote(experiment.model_dump(mode="json")))
+            actors.append(remote.remote(experiment.model_dump(mode="json", exclude={"tracking"})))
         return actors[index]
 
     encoder = encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision)

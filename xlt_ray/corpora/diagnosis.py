@@ -80,6 +80,11 @@ def foreign(file: Path, shown: str, kind: str) -> str | None:
     if kind == "parquet":
         known = start.startswith((b"PAR1", b"PARE"))
         return None if known else sniff.foreign(start, shown) or _no_parquet(start, shown)
+    if start.startswith(b"PAR1"):
+        return (
+            f"{shown}: a parquet file, which its name does not say; rename it to end in .parquet, or where "
+            "corpus.path is a pattern with the ending, set corpus.format=parquet"
+        )
     if not magic:
         return sniff.foreign(start, shown)
     with lines_of(file) as unpacked:
