@@ -81,10 +81,10 @@ def test_a_verb_leaves_the_form_of_warnings_as_it_was(xlt: Call) -> None:
     assert warnings.formatwarning is before
 
 
-def test_a_dry_run_prints_the_plan_and_loads_neither_ray_nor_torch(config: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_loads_neither_ray_nor_mlflow(config: Path) -> None:
     code = (
         "import sys; from xlt_ray.cli import app; app(sys.argv[1:], standalone_mode=False); "
-        "sys.exit(sum(name in sys.modules for name in ('ray', 'torch')))"
+        "sys.exit(sum(name in sys.modules for name in ('ray', 'mlflow')))"
     )
     asked = ["training.epochs=3", "mixture.alpha=0", "mixture.weights.deu_Latn=3", "resources.workers=2"]
     command = [sys.executable, "-c", code, "train", str(config), "--dry-run", *asked]

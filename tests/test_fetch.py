@@ -222,7 +222,8 @@ def test_a_folder_without_a_model_is_refused_with_a_way_out(place: str, message:
 
 def test_serving_an_aborted_run_is_refused_in_one_line_before_ray(tmp_path: Path) -> None:
     (tmp_path / "experiment.yaml").write_text("name: x\n")
-    for verb in (["serve", str(tmp_path)], ["predict", str(tmp_path), "-"]):
+    (tmp_path / "texts.txt").write_text("hello\n")
+    for verb in (["serve", str(tmp_path)], ["predict", str(tmp_path), str(tmp_path / "texts.txt")]):
         done = CliRunner().invoke(cli.app, verb)
         assert done.exit_code == 2 and done.stdout == ""
         assert (

@@ -103,7 +103,9 @@ def test_an_artefact_uses_it_where_the_pieces_agree(
     whole: Tokenizer, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = tmp_path / "encoder"
-    transformers.AutoModel.from_pretrained(tiny_encoder, add_pooling_layer=False).save_pretrained(encoder)
+    model = transformers.AutoModel.from_pretrained(tiny_encoder, add_pooling_layer=False)
+    model.resize_token_embeddings(whole.get_vocab_size())
+    model.save_pretrained(encoder)
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=whole, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>",
         model_input_names=["input_ids", "attention_mask"],

@@ -8,11 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from xlt_ray import config, languages, metrics, plots, report
+from xlt_ray import config, languages, metrics, plain_yaml, plots, report
 from xlt_ray.config import InputError
 from xlt_ray.metrics import Predictions
 
@@ -219,7 +218,7 @@ def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
         assert one.code in text and f"{100 * one.accuracy_low:.1f}–{100 * one.accuracy_high:.1f}" in text
     written = re.search(r"<summary>Configuration, as YAML</summary>\s*<pre><code>(.*?)</code>", text, re.DOTALL)[1]
     public = chosen.model_copy(update={"tracking": chosen.tracking.model_copy(update={"uri": "http://...@host:5000"})})
-    assert config.build(yaml.safe_load(written.replace("&#39;", "'"))) == public
+    assert config.build(plain_yaml.loads(written.replace("&#39;", "'"))) == public
     assert set(files) == {
         *("report.html", "scores.json", "scores.tsv"),
         *("languages.svg", "languages.png", "training.svg", "training.png"),

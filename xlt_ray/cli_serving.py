@@ -42,6 +42,7 @@ def register(app: typer.Typer, told: Told) -> None:
 def _served(told: Told) -> Iterator[None]:
     """As `told`, and for what a server would not do: a message and exit code 1."""
     # what Ray decides when it starts a cluster, but not when it joins one; read once, when ray is imported
+    before = os.environ.get("RAY_AUTH_MODE")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     with told():
         from serve.control import ServingError
@@ -51,6 +52,9 @@ def _served(told: Told) -> Iterator[None]:
         except ServingError as error:
             typer.echo(masked(f"error: {error}"), err=True)
             raise typer.Exit(1) from None
+        finally:
+            if before is None:  # whatever this process does next is not serving
+                del os.environ["RAY_AUTH_MODE"]
 
 
 def _register_predict(app: typer.Typer, told: Told) -> None:

@@ -338,13 +338,8 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
-            return {
-                code: Predictions(
-                    *(arrays[f"{code}/gold"], arrays[f"{code}/predicted"], arrays[f"{code}/ids"]),
-                    confidence=arrays.get(f"{code}/confidence"),
-                )
-                for code in codes
-            }
+            parts = ("gold", "predicted", "ids")
+            return {c: Predictions(*(arrays[f"{c}/{p}"] for p in parts), arrays.get(f"{c}/confidence")) for c in codes}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; predictions are written beside the scores of a run") from None
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:

@@ -5,6 +5,7 @@ Arrow's own reading of quotes is not used. It takes text after a closing quote, 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -44,9 +45,8 @@ def strict_rows(file: Path, delimiter: str) -> Iterator[Lines]:
     A quote inside a field that does not begin with one is a character, as every reader has it. Memory is bounded by the
     longest field, 8 MiB.
     """
-    csv.field_size_limit(BLOCK)
     taken: list[str] = []
-    with io.TextIOWrapper(lines_of(file), encoding="utf-8-sig", newline="") as stream:
+    with _fields_up_to(BLOCK), io.TextIOWrapper(lines_of(file), encoding="utf-8-sig", newline="") as stream:
 
         def kept() -> Iterator[str]:
             for line in stream:
@@ -65,6 +65,15 @@ def strict_rows(file: Path, delimiter: str) -> Iterator[Lines]:
                 return
             if values:
                 yield first, values, taken
+
+
+@contextlib.contextmanager
+def _fields_up_to(size: int) -> Iterator[None]:
+    before = csv.field_size_limit(size)  # the module has one for all of its readers
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def quoted(file: Path, shown: str, kind: str, config: CorpusConfig) -> bool:
