@@ -217,7 +217,7 @@ def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
     for one in measured.languages.values():
         assert one.code in text and f"{100 * one.accuracy_low:.1f}–{100 * one.accuracy_high:.1f}" in text
     written = re.search(r"<summary>Configuration, as YAML</summary>\s*<pre><code>(.*?)</code>", text, re.DOTALL)[1]
-    public = chosen.model_copy(update={"tracking": chosen.tracking.model_copy(update={"uri": "http://...@host:5000"})})
+    public = chosen.model_copy(update={"tracking": chosen.tracking.model_copy(update={"uri": "http://***@host:5000"})})
     assert config.build(plain_yaml.loads(written.replace("&#39;", "'"))) == public
     assert set(files) == {
         *("report.html", "scores.json", "scores.tsv"),

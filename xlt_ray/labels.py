@@ -102,7 +102,7 @@ def faults(corpus: Corpus, sources: Sequence[str], read: Sequence[Where]) -> Ite
             f"({found.trained[label]} rows), and a classifier needs two; add rows of another label, or name the column "
             "of the label in corpus.label"
         )
-    if found.trained:
+    if found.trained or found.meant:
         yield from _unknown(found, refused, markers)
     yield from _lopsided(found, sources, refused)
 
