@@ -339,7 +339,8 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
         with np.load(path, allow_pickle=False) as arrays:
             codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
             parts = ("gold", "predicted", "ids")
-            return {c: Predictions(*(arrays[f"{c}/{p}"] for p in parts), arrays.get(f"{c}/confidence")) for c in codes}
+            kept = {c: arrays.get(f"{c}/confidence") for c in codes}
+            return {c: Predictions(*(arrays[f"{c}/{p}"] for p in parts), confidence=kept[c]) for c in codes}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; predictions are written beside the scores of a run") from None
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
