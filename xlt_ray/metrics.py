@@ -338,9 +338,9 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
-            parts = ("gold", "predicted", "ids")
-            kept = {c: arrays.get(f"{c}/confidence") for c in codes}
-            return {c: Predictions(*(arrays[f"{c}/{p}"] for p in parts), confidence=kept[c]) for c in codes}
+            kept = {c: [arrays[f"{c}/{part}"] for part in ("gold", "predicted", "ids")] for c in codes}
+            sure = {c: arrays.get(f"{c}/confidence") for c in codes}
+            return {c: Predictions(gold, told, ids, confidence=sure[c]) for c, (gold, told, ids) in kept.items()}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; predictions are written beside the scores of a run") from None
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
