@@ -187,6 +187,26 @@ def test_a_stated_label_without_train_rows_is_mentioned(check: Check) -> None:
     assert caution == "corpus.labels: no train row of the sources has odd, so no text will be given it"
 
 
+def test_a_corpus_that_is_only_measured_misses_no_train_rows_but_is_held_to_the_labels(
+    check: Check, tmp_path: Path
+) -> None:
+    assert check(PLENTY, PLENTY, "corpus.labels=[pos, neg]") == []
+    settings = {"loader": "files", "path": str(tmp_path / "data"), "cache_dir": str(tmp_path)}
+    for stated, fault in (
+        ("[pos, neg]", None),
+        ("[pos]", r"label 'neg' \(6 rows of test, swh_Latn\) is not in corpus"),
+    ):
+        experiment = build({"sources": ["en"], "corpus": settings}, [f"corpus.labels={stated}"])
+        test = corpora.load(experiment.corpus).for_testing()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if fault is None:
+                soundness.check(test, ())
+            else:
+                with pytest.raises(InputError, match=fault):
+                    soundness.check(test, ())
+
+
 def test_labels_are_stated_once_and_not_dropped_as_well() -> None:
     for override, message in (
         ("corpus.labels=[a, b, a]", "corpus: labels: a given twice; name each label once"),

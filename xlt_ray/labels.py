@@ -125,7 +125,8 @@ def cautions(corpus: Corpus, sources: Sequence[str], read: Sequence[Where]) -> I
     numbers = [_number(name) for name in names.values()]
     if None not in numbers and any(number % 1 for number in numbers if number is not None):
         yield f"train: the labels are numbers, {_few(names.values())}, and are taken for classes{_or_all(found)}"
-    if idle := sorted(found.names[label] for label in found.meant - set(found.trained)):
+    idle = sorted(found.names[label] for label in found.meant - set(found.trained))
+    if idle and found.trained:  # where no source is read, as when a bundle is measured, there is nothing to miss
         yield f"corpus.labels: no train row of the sources has {_few(idle)}, so no text will be given it"
     alone = [where for where, counts in found.counts.items() if where[0] == "test" and len(counts) == 1]
     if alone:
