@@ -409,3 +409,14 @@ def test_a_hub_model_is_known_by_its_commit(
     assert encoders.fingerprint("someone/tiny") == f"someone/tiny@{commit}"
     assert encoders.load("someone/tiny").identity == f"someone/tiny@{commit}"
     assert encoders.load("someone/tiny", revision=commit).identity == f"someone/tiny@{commit}"
+
+
+def test_a_folder_whose_tokenizer_kept_its_settings_alone_is_told_what_to_save(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "half"))
+    assert (folder / "tokenizer_config.json").is_file()
+    (folder / "tokenizer.json").unlink()
+    for weights in (True, False):
+        with pytest.raises(InputError, match=r"half' .*no tokenizer.*beside its weights: tokenizer.save_pretrained"):
+            encoders.load(str(folder), weights=weights)

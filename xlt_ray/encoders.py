@@ -24,6 +24,8 @@ from xlt_ray.config import InputError
 
 FAMILIES = ("t5", "mt5", "umt5")  # encoder-decoders whose encoder transformers can save and load by itself
 WAYS_OUT = f"use {BUNDLED}, a directory saved by save_pretrained, or a hub id (go online, or set HF_HOME to a cache)"
+TOKENIZER_REMEDY = "save the tokenizer that belongs to the model beside its weights: tokenizer.save_pretrained(FOLDER)"
+UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError)
 # What makes a directory's encoder what it is; training leaves other files beside these, such as training_args.bin.
 WEIGHTS = r"(model|pytorch_model).*\.(safetensors|bin|index\.json)"
 TOKENIZER = r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|spiece|spm|sentencepiece).*\.(json|txt|model)"
@@ -65,11 +67,17 @@ def load(init: str, revision: str | None = None, weights: bool = True) -> Encode
     try:
         with _quiet():
             model = _pretrained_model(source, commit, weights)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+    except UNLOADABLE as error:
         raise _unloadable(init, error) from error
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
+    except UNLOADABLE as error:
+        raise InputError(
+            f"network.init: {init!r} has no tokenizer that can be loaded ({_cause(error)}); {TOKENIZER_REMEDY}"
+        ) from error
     return Encoder(model.eval(), _checked(init, tokenizer, _rows(model)), identity)
 
 
@@ -213,7 +221,7 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def _checked(init: str, tokenizer: Any, rows: int) -> PreTrainedTokenizerFast:
-    remedy = "save the tokenizer that belongs to the model beside its weights: tokenizer.save_pretrained(FOLDER)"
+    remedy = TOKENIZER_REMEDY
     folder, kind = Path(init).expanduser(), type(tokenizer).__name__
     if folder.is_dir() and not _has_vocabulary(folder, tokenizer):
         names = " and ".join(_vocabulary_files(tokenizer))
@@ -246,5 +254,8 @@ def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:
 
 
 def _unloadable(init: str, error: Exception) -> InputError:
-    cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError(f"network.init: {init!r} cannot be loaded ({cause}); {WAYS_OUT}")
+    return InputError(f"network.init: {init!r} cannot be loaded ({_cause(error)}); {WAYS_OUT}")
+
+
+def _cause(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
