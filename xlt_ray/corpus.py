@@ -167,6 +167,15 @@ def origins_of(table: pa.Table) -> list[Origin]:
     return [tuple(origin) for origin in json.loads(kept)] if kept else []
 
 
+def taken_from(table: pa.Table, rows: pa.Table) -> pa.Table:
+    """Note that rows come from the file of the table they were taken out of, and that their lines are not known.
+
+    They no longer follow one another.
+    """
+    origins = origins_of(table)
+    return with_origin(rows, origins[0][1], None) if origins else rows
+
+
 def place(corpus: Corpus, split: str, language: str, row: int) -> str:
     """Say where a row comes from: file and line where known, else file or split, language and the row's id."""
     table = corpus.table(split, language)

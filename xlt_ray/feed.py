@@ -26,9 +26,9 @@ class Feed:
         def tell(done: int, total: int) -> None:
             run.emit({"stage": "prepare", "done": done, "total": total})
 
-        known = {code: table["label"].to_numpy() for code, table in train.items()}
-        classes = run.network.head.out_features
-        self.weights = mixture.label_weights(known, classes, run.experiment.mixture) if known else np.ones(classes)
+        mix = run.experiment.mixture
+        known = {code: table["label"].to_numpy() for code, table in train.items()} if mix.label_balance else {}
+        self.weights = mixture.label_weights(known, run.network.head.out_features, mix)
         changing = [one for one in run.techniques if one.changes_examples]
         self.examples = [one.prepare(run.material, tell) for one in changing if run.material is not None]
         self.joining = _joining(run)

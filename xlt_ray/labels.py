@@ -81,12 +81,11 @@ def _counts(table: pa.Table) -> dict[int, int]:
     return {pair["values"]: pair["counts"] for pair in pairs}
 
 
-def faults(corpus: Corpus, sources: Sequence[str], read: Sequence[Where]) -> Iterator[str]:
+def faults(found: Labels) -> Iterator[str]:
     """Say which labels of what a run reads are no classes, or cannot be learned."""
-    found = gather(corpus, sources, read)
     markers = {label for label in found.doubtful if _marker(found, label) == "sure"}
     lists = {label for label, name in found.doubtful.items() if LISTED.fullmatch(name)} - markers
-    groups = [] if corpus.labels_stated else _spellings(found, markers | lists)
+    groups = [] if found.corpus.labels_stated else _spellings(found, markers | lists)
     yield from _marked(found, markers)
     yield from _listed(found, lists)
     yield from (_spelt(found, group) for group in groups)
@@ -104,12 +103,11 @@ def faults(corpus: Corpus, sources: Sequence[str], read: Sequence[Where]) -> Ite
         )
     if found.trained or found.meant:
         yield from _unknown(found, refused, markers)
-    yield from _lopsided(found, sources, refused)
+    yield from _lopsided(found, refused)
 
 
-def cautions(corpus: Corpus, sources: Sequence[str], read: Sequence[Where]) -> Iterator[str]:
+def cautions(found: Labels) -> Iterator[str]:
     """Say what in the labels of a corpus without faults may not be meant."""
-    found = gather(corpus, sources, read)
     names = found.doubtful
     for label, name in names.items():
         if _marker(found, label):
@@ -250,7 +248,7 @@ def _unknown(found: Labels, refused: set[int], markers: set[int]) -> Iterator[st
         )
 
 
-def _lopsided(found: Labels, sources: Sequence[str], refused: set[int]) -> Iterator[str]:
+def _lopsided(found: Labels, refused: set[int]) -> Iterator[str]:
     # a label that one language alone has lets a network answer by recognising the language
     trained = {language: counts for (split, language), counts in found.counts.items() if split == "train"}
     if found.corpus.labels_stated or len(trained) < 2:

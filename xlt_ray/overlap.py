@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlt_ray.corpus import Corpus, first_of, origins_of, place, with_origin
+from xlt_ray.corpus import Corpus, first_of, place, taken_from
 
 BUNCH_ROWS = 1 << 18
 Where = tuple[str, str]  # split and language
@@ -184,6 +184,4 @@ def _without(table: pa.Table, unwanted: pa.ChunkedArray) -> pa.Table:
         whole = pc.all(mask, min_count=0).as_py()
         batches.append(batch if whole else batch.filter(mask.combine_chunks()))
         start += batch.num_rows
-    kept = pa.Table.from_batches(batches, schema=table.schema)
-    # the lines no longer follow one another
-    return with_origin(kept, origins_of(table)[0][1], None) if origins_of(table) else kept
+    return taken_from(table, pa.Table.from_batches(batches, schema=table.schema))

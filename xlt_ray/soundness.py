@@ -32,11 +32,12 @@ def check(
         for language in sorted(wanted)
         if language in corpus.languages(split)
     ]
+    found = labels.gather(corpus, sources, read)
     faults = [
         *_absent(corpus, sources, measured, dev),
         *(_without_test(corpus) if targets == "all" else ()),
         *(fault for split, language in read for fault in _bad_rows(corpus, split, language)),
-        *labels.faults(corpus, sources, read),
+        *labels.faults(found),
         *overlap.overlaps(corpus, read),
     ]
     if faults:
@@ -44,7 +45,7 @@ def check(
     for caution in itertools.chain(
         _left_out(corpus, sources),
         (caution for split, language in read for caution in _repeated_ids(corpus, split, language)),
-        labels.cautions(corpus, sources, read),
+        labels.cautions(found),
         overlap.repeats(corpus, read),
     ):
         warnings.warn(caution, stacklevel=2)

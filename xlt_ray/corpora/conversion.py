@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from xlt_ray import languages
 from xlt_ray.config import CorpusConfig, InputError
-from xlt_ray.corpus import SPLITS, Corpus, open_split, origins_of, with_origin, write_split
+from xlt_ray.corpus import SPLITS, Corpus, open_split, origins_of, taken_from, write_split
 
 VERSION = 2  # of the files below; a change of what they hold needs another number
 MOST_LABELS = 10_000
@@ -138,8 +138,7 @@ def _kept(table: pa.Table, unwanted: Sequence[str]) -> pa.Table:
     keep = pc.invert(pc.is_in(pc.fill_null(table["label"], ""), value_set=pa.array(unwanted, pa.string())))
     if pc.all(keep, min_count=0).as_py():
         return table
-    # the lines no longer follow one another
-    return with_origin(table.filter(keep), origins_of(table)[0][1], None)
+    return taken_from(table, table.filter(keep))
 
 
 def _by_language(
@@ -158,8 +157,7 @@ def _by_language(
     for value in sorted(pc.unique(table["language"]).to_pylist()):
         code = wanted(value, config, claims)
         if code is not None:
-            # its rows are no longer one run of lines
-            yield code, with_origin(table.filter(pc.equal(table["language"], value)), file, None)
+            yield code, taken_from(table, table.filter(pc.equal(table["language"], value)))
 
 
 def wanted(name: str, config: CorpusConfig, claims: dict[str, str]) -> str | None:

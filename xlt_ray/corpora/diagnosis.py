@@ -24,8 +24,7 @@ class FileFaults(InputError):
     """What is wrong with one file, each fault with place, value and remedy."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = list(faults)
+        super().__init__("\n".join(faults), faults)
 
 
 def roles(config: CorpusConfig) -> dict[str, tuple[str, ...]]:
