@@ -196,6 +196,14 @@ def test_languages_can_be_restricted_by_any_of_their_codes_and_labels_stay_the_s
         corpora.load(CorpusConfig(cache_dir=str(cache), languages=("en", "yo")))
 
 
+def test_labels_can_be_left_out_and_are_counted(corpus: Corpus, tmp_path: Path) -> None:
+    less = corpora.load(CorpusConfig(cache_dir=str(tmp_path), drop_labels=("turn_on", "turn_off")))
+    assert less.labels == tuple(label for label in corpus.labels if label not in ("turn_on", "turn_off"))
+    for split in SPLITS:
+        gone = {code: corpus.sizes(split)[code] - rows for code, rows in less.sizes(split).items()}
+        assert less.left_out[split] == gone and min(gone.values()) > 0
+
+
 def test_a_missing_package_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)

@@ -113,8 +113,8 @@ def load(config: CorpusConfig) -> Corpus:
 
     Raises InputError when the packages are missing, the cache cannot be written, or a language is not there.
     """
-    # the files are those of the whole corpus, whatever part of it is asked for
-    whole = CorpusConfig.model_validate({"cache_dir": config.cache_dir})
+    # the files are those of all languages, whichever are asked for
+    whole = CorpusConfig(cache_dir=config.cache_dir, drop_labels=config.drop_labels)
     named = conversion.key(whole, ["voice_commands", VERSION, *_versions()])
     corpus = conversion.corpus(whole, named, "voice_commands", lambda passing: _rows())
     splits = corpus.splits
