@@ -107,7 +107,7 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
     if not settings.model.startswith("models:"):
         fetch.bundle_in(Path(choice.model))  # here is where it is loaded, so what is wrong with it shows now
     with tempfile.TemporaryDirectory(prefix="xlt-", ignore_cleanup_errors=True) as scratch:
-        environment = install(Path(scratch), port) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+        environment = install(Path(scratch)) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
         for name, value in (environment | {MARK: "1"}).items():
             os.environ.setdefault(name, value)
         if masked(settings.tracking_uri) != settings.tracking_uri:

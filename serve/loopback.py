@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -42,20 +41,20 @@ MARK = "XLT_SERVE_ON_LOOPBACK"  # in the environment of what `xlt serve` starts
 
 
 def correct(config: str, refusal: Path) -> str:
-    """Bind what is open to every interface to loopback, answer 503 in our form, and hold a request until it is whole.
+    """Open no port but the one for requests, answer 503 in our form, and hold a request until it is whole.
 
-    Nor is every request told to a syslog that nobody runs.
+    Ray's configuration shows statistics on two more ports, of every interface; nothing here reads them, and a port that
+    somebody else has taken keeps HAProxy from starting. Nor is every request told to a syslog that nobody runs.
 
     A request can be repeated only where HAProxy has all of it, so it waits for the body before choosing a replica; not
     so for a stream, whose client may wait for answers before it sends more.
 
-    >>> print(correct("  bind *:8404\\n  bind :9101\\n  bind 127.0.0.1:8000\\n", Path("503.http")))
-      bind 127.0.0.1:8404
-      bind 127.0.0.1:9101
+    >>> print(correct("frontend requests\\n  bind 127.0.0.1:8000\\nlisten stats\\n  bind *:8404\\n", Path("503.http")))
+    frontend requests
       bind 127.0.0.1:8000
     <BLANKLINE>
     """
-    config = re.sub(r"^(\s*)bind (?:\*|)?:(\d+)", r"\1bind 127.0.0.1:\2", config, flags=re.MULTILINE)
+    config = re.sub(r"^(?:frontend prometheus|listen stats) *\n(?:[ \t]+.*(?:\n|\Z))*", "", config, flags=re.MULTILINE)
     config = re.sub(r"^\s*log 127\.0\.0\.1:514 .*\n", "", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*errorfile 50[234]) .*$", rf"\1 {refusal}", config, flags=re.MULTILINE)
     whole = f"    http-request wait-for-body time 10s unless {{ path_end {STREAMED} }}\n"
@@ -64,8 +63,8 @@ def correct(config: str, refusal: Path) -> str:
     return config
 
 
-def install(folder: Path, port: int) -> dict[str, str]:
-    """Write the script into a folder, and give the environment under which Ray Serve uses it to listen on a port.
+def install(folder: Path) -> dict[str, str]:
+    """Write the script into a folder, and give the environment under which Ray Serve uses it.
 
     HAProxy's own files come into the folder too, where its path leaves room for that of a socket; Ray's place for them
     is one for all users of the machine, and is never tidied up.
@@ -76,7 +75,6 @@ def install(folder: Path, port: int) -> dict[str, str]:
     command = f'exec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary()}" "$@"'
     script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
     script.chmod(0o755)
-    stats, metrics = [one for one in free_ports(3) if one != port][:2]
     roomy = len(f"{folder}/{'0' * NODE_ID}/admin.sock.1234567.tmp") <= SOCKET_PATH
     return ({f"RAY_SERVE_HAPROXY_{key}": str(folder / name) for key, name in FILES.items()} if roomy else {}) | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -85,8 +83,6 @@ def install(folder: Path, port: int) -> dict[str, str]:
         # else HAProxy tells every request to a process in Python, which counts what the replicas can count as well
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
         "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
         # what a request may have to be repeated; longer ones are broken off with their replica
@@ -103,15 +99,6 @@ def keep_inside() -> None:
 
     usual = replica.add_port_to_grpc_server
     replica.add_port_to_grpc_server = lambda server, address: usual(server, address.replace("[::]", "127.0.0.1"))
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports of the loopback interface that nothing listens on now."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def binary() -> str:

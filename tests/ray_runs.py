@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +43,23 @@ def environment(**changes: str) -> dict[str, str]:
     """Give the environment for a driver that starts a Ray of its own, whatever Ray this process knows."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "120"} | changes
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports of 127.0.0.1 that nobody listens on, where neither Ray nor the kernel looks for one.
+
+    What is started on them listens later: a port out of the kernel's own range could by then be that of a connection.
+    """
+    kernel = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    usual = range(20000, kernel)  # Ray keeps 10002 to 19999 for its workers
+    found: list[int] = []
+    for port in random.SystemRandom().sample(usual or range(40000, 60000), 1000):
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"1000 ports tried, and not {count} of them were free")
 
 
 def until(condition: Callable[[], Any], what: str, limit_s: float = 120.0) -> Any:

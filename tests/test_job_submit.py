@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,27 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray_runs import environment, offspring, settings, until
+from ray_runs import environment, free_ports, offspring, settings, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-RAY_WORKERS = range(10002, 20000)  # ports that Ray keeps for its workers
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports of 127.0.0.1 that nobody listens on; all are held until the last is found, so that they differ."""
-    held: list[socket.socket] = []
-    found: list[int] = []
-    while len(found) < count:
-        held.append(socket.create_server(("127.0.0.1", 0)))
-        port = held[-1].getsockname()[1]
-        if port not in RAY_WORKERS:
-            found.append(port)
-    for one in held:
-        one.close()
-    return found
 
 
 @dataclass(frozen=True)

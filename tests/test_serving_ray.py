@@ -20,9 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from local_server import artefact_of
-from ray_runs import ROOT, Process, environment, offspring, until
-
-from serve.loopback import free_ports
+from ray_runs import ROOT, Process, environment, free_ports, offspring, until
 
 REPLICA = "ServeReplica:xlt"
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net writes them

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray_runs import free_ports
 
 from xlt_ray import courier, outbox, tracking
 from xlt_ray.config import InputError, TrackingConfig
@@ -121,9 +121,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, fresh: Path) -> Iterator[st
     """A real tracking server; yields its address."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(fresh, folder / "server.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "files")]
@@ -577,9 +575,7 @@ def test_a_server_that_never_answers_blocks_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_a_server_that_is_down_misses_is_sent_by_sync(tmp_path: Path, server: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     box = begin(tmp_path / "run", f"http://127.0.0.1:{port}", experiment="down")
     record_all(box)
     everything = box.pending()

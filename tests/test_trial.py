@@ -179,7 +179,8 @@ def on_two_workers(
 ) -> list[tuple[dict[str, Predictions], checkpoint.Weights]]:
     """Fine-tune on two workers, measured after an epoch and at the end; what each of them predicts and holds then."""
     remote: Any = ray.remote(trial.Worker)
-    address = f"127.0.0.1:{trial._free_port()}"
+    store = trial.meeting_place("127.0.0.1")
+    address = f"{store.host}:{store.port}"
     workers = [remote.options(num_cpus=1).remote(corpus, texts, rank, address, 2, 1, 0) for rank in range(2)]
     try:
         ray.get([one.begin.remote(experiment) for one in workers])

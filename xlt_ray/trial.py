@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -81,7 +80,9 @@ class Worker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         if workers > 1:
             backend = "nccl" if gpus else "gloo"
-            distributed.init_process_group(backend, f"tcp://{address}", rank=rank, world_size=workers)
+            host, _, port = address.rpartition(":")
+            store = distributed.TCPStore(host, int(port), is_master=False)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=workers)
         self.built: Any = None
         self.initial: checkpoint.Weights = {}
 
@@ -178,6 +179,11 @@ class Worker:
             self.begin(experiment, Path(folder))
 
 
+def meeting_place(host: str) -> distributed.TCPStore:
+    """Start the store at which the workers of a trial find each other, on a free port of this machine."""
+    return distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+
+
 class Trial(tune.Trainable):
     """What Tune runs: the first worker, with the others as actors beside it."""
 
@@ -193,7 +199,9 @@ class Trial(tune.Trainable):
         search = judge.search
         asked, workers = search.base.resources, search.settings.fine_tuning.workers
         self.judge, self.rungs, self.cost = judge, list(rungs), 0.0
-        address = f"{ray.util.get_node_ip_address()}:{_free_port()}"
+        # the store takes a free port and keeps it: one chosen here for a worker could be gone when that listens
+        self.store = meeting_place(ray.util.get_node_ip_address())
+        address = f"{self.store.host}:{self.store.port}"
         place = (address, workers, asked.cpus_per_worker, asked.gpus_per_worker)
         remote: Any = ray.remote(Worker)
         group: Any = get_current_placement_group()
@@ -275,9 +283,3 @@ def objectives(judge: Judge, tried: Tried) -> dict[str, float]:
     """Name what a searcher maximises, `objective_mean` and the like, for a mix measured on dev."""
     names = judge.search.settings.selection.objectives
     return {f"objective_{name}": judge.value(tried, name) or 0.0 for name in names}
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return int(found.getsockname()[1])
