@@ -26,6 +26,11 @@ LANGUAGES = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
 WORDS = 60  # words a language
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Number cases of bytes, which are no name: gzip writes the time into them, and then workers do not agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _every_warning_anew() -> None:
     """Let an unknown language's warning, given once a process, not depend on the tests that ran before."""
