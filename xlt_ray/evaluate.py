@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -73,34 +73,15 @@ def predict(
 
     `progress(done, total)` is called on every worker with the rows that this worker has done and has to do.
     """
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    was_training = network.training
-    network.eval()
-    ends = np.cumsum([0, *(tables[language].num_rows for language in tables)])
-    answers, sure = np.zeros(ends[-1], dtype=np.int64), np.zeros(ends[-1], dtype=np.float32)
-    mine = [np.arange(rank, table.num_rows, world) for table in tables.values()]
-    total, done = sum(map(len, mine)), 0
-    device = next(network.parameters()).device
-    for (language, table), rows, start in zip(tables.items(), mine, ends, strict=False):
-        if len(rows):
-            index = network.index(language)
-            logits = outputs(network, device, table, rows, tokenize, precision, tokens, index)
-            answers[start + rows] = logits.argmax(1)
-            sure[start + rows] = calibration.confidence(logits, network.temperature)
-        done += len(rows)
-        progress(done, total)
-    network.train(was_training)
-    if world > 1:
-        answers, sure = _summed(answers, device), _summed(sure, device)
-    return {
-        language: Predictions(
-            gold=table["label"].to_numpy().astype(np.int64),
-            predicted=answers[start : start + table.num_rows],
-            ids=np.asarray(table["id"].to_pylist(), dtype=np.str_),
-            confidence=sure[start : start + table.num_rows],
+    classes, found = network.head.out_features, {}
+    for language, logits in _everywhere(network, network, classes, tables, tokenize, precision, tokens, progress):
+        found[language] = Predictions(
+            gold=tables[language]["label"].to_numpy().astype(np.int64),
+            predicted=logits.argmax(1),
+            ids=np.asarray(tables[language]["id"].to_pylist(), dtype=np.str_),
+            confidence=calibration.confidence(logits, network.temperature),
         )
-        for (language, table), start in zip(tables.items(), ends, strict=False)
-    }
+    return found
 
 
 def embed(
@@ -110,7 +91,8 @@ def embed(
 
     Each of `torch.distributed`'s workers takes its part, and all are told the whole.
     """
-    return _everywhere(network, network.features, network.head.in_features, tables, tokenize, precision, tokens)
+    width = network.head.in_features
+    return dict(_everywhere(network, network.features, width, tables, tokenize, precision, tokens))
 
 
 def temperature(
@@ -118,7 +100,7 @@ def temperature(
 ) -> float:
     """Fit a network's temperature on labelled rows, which are dev of the sources; the same on all workers."""
     classes = network.head.out_features
-    logits = _everywhere(network, network, classes, tables, tokenize, precision, tokens)
+    logits = dict(_everywhere(network, network, classes, tables, tokenize, precision, tokens))
     return calibration.temperature(logits, {code: table["label"].to_numpy() for code, table in tables.items()})
 
 
@@ -130,20 +112,22 @@ def _everywhere(
     tokenize: Tokenize,
     precision: str,
     tokens: int | None,
-) -> dict[str, np.ndarray]:
+    progress: Callable[[int, int], None] = lambda done, all_rows: None,
+) -> Iterator[tuple[str, np.ndarray]]:
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     was_training, device = network.training, next(network.parameters()).device
     network.eval()
-    found = {}
-    for language, table in tables.items():
-        whole = np.zeros((table.num_rows, width), dtype=np.float32)
-        rows = np.arange(rank, table.num_rows, world)
+    mine = {language: np.arange(rank, table.num_rows, world) for language, table in tables.items()}
+    total, done = sum(map(len, mine.values())), 0
+    for language, rows in mine.items():
+        whole = np.zeros((tables[language].num_rows, width), dtype=np.float32)
         if len(rows):
             index = network.index(language)
-            whole[rows] = outputs(call, device, table, rows, tokenize, precision, tokens, index)
-        found[language] = _summed(whole, device) if world > 1 else whole
+            whole[rows] = outputs(call, device, tables[language], rows, tokenize, precision, tokens, index)
+        done += len(rows)
+        progress(done, total)
+        yield language, _summed(whole, device) if world > 1 else whole
     network.train(was_training)
-    return found
 
 
 def _summed(answers: np.ndarray, device: torch.device) -> np.ndarray:
