@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlt_ray import calibration, languages
+from xlt_ray.calibration import Reliability
+
+
+def zero_shot(measured: Mapping[str, Mapping[str, Any]]) -> Reliability:
+    """Add up the tables of reliability of all zero-shot languages."""
+    rows = [row.get("reliability") for row in measured.values() if row["role"] == "zero-shot"]
+    return calibration.pooled(filter(None, rows))
 
 
 def reliability(
-    measured: Mapping[str, Mapping[str, Any]], code: str | None, confidence: float
+    measured: Mapping[str, Mapping[str, Any]], others: Reliability, code: str | None, confidence: float
 ) -> dict[str, Any] | None:
     """Say how often answers as confident as this were right on test rows, in the text's language where it was measured.
 
-    Else in all zero-shot languages together; None where nothing was counted.
+    Else in `others`, all zero-shot languages together; None where nothing was counted.
     """
     own = measured.get(code or "", {}).get("reliability")
-    if own is not None:
-        found = calibration.like(own, confidence)
-    else:
-        rows = [
-            row["reliability"] for row in measured.values() if row["role"] == "zero-shot" and row.get("reliability")
-        ]
-        found = calibration.like(calibration.pooled(rows), confidence)
+    found = calibration.like(others if own is None else own, confidence)
     return found and found | {"language": code if own is not None else None}
 
 
@@ -45,8 +46,5 @@ def _rounded(fraction: float | None) -> float | None:
 
 
 def name(code: str | None) -> str | None:
-    """Name a language in English; the code itself where it is not known."""
-    if code is None:
-        return None
-    known = languages.get(code)
-    return known.name if known else code
+    """Name a language for a reader; None where it could not be told."""
+    return None if code is None else languages.name(code)

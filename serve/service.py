@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import numpy as np
 
 from serve.admission import Queue
 from serve.challenge import Challenge
-from serve.measured import expected, name, reliability
+from serve.measured import expected, name, reliability, zero_shot
 from serve.preparing import Preparing, Unprepared
 from serve.refusals import Refusal, failed, late, not_ready, unfit
 from serve.settings import ServeArgs
 from serve.telemetry import Telemetry
 from xlt_ray import batching
 from xlt_ray.artefact import Artefact
+from xlt_ray.calibration import Reliability
 from xlt_ray.engine import Engine, Row
 from xlt_ray.identify import Guess, Identifier
 
@@ -42,6 +44,11 @@ class Model:
     artefact: Artefact
     name: str
     version: str
+
+    @cached_property
+    def zero_shot(self) -> Reliability:
+        """How reliable its confidences are in all zero-shot languages together."""
+        return zero_shot(self.artefact.languages)
 
     @property
     def shown(self) -> dict[str, str]:
@@ -83,12 +90,12 @@ class Answer:
     guesses: Sequence[Guess]
     least: float = 0.0
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """The most probable label of every text."""
         return np.asarray(self.model.artefact.labels)[self.probabilities.argmax(1)]
 
-    @property
+    @cached_property
     def given(self) -> list[str | None]:
         """The label that the client is given for every text, None where the answer abstains."""
         sure = self.probabilities.max(1).round(DIGITS) >= self.least  # by what is shown
@@ -290,6 +297,7 @@ class Service:
 def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
     """Write an answer as the list of results that a response holds, one a text."""
     labels, measured = answer.model.artefact.labels, answer.model.artefact.languages
+    others = answer.model.zero_shot
     best = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :top_k]
     results = []
     for row, ranked, guess, given in zip(answer.probabilities, best, answer.guesses, answer.given, strict=True):
@@ -302,7 +310,7 @@ def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
                 "scores": scores,
                 "language": {"code": guess.code, "name": name(guess.code), "confidence": guess.confidence},
                 "expected_accuracy": expected(measured.get(guess.code or "")),
-                "reliability": reliability(measured, guess.code, float(row[ranked[0]])),
+                "reliability": reliability(measured, others, guess.code, float(row[ranked[0]])),
             }
         )
     return results

@@ -15,7 +15,7 @@ import pytest
 
 from serve import challenge
 from serve.challenge import Challenge, ChallengeArgs
-from serve.measured import expected, reliability
+from serve.measured import expected, reliability, zero_shot
 from serve.refusals import Refusal
 from serve.service import Chunk, Model, Service, answer_all, shown
 from serve.telemetry import Telemetry
@@ -258,10 +258,11 @@ def test_how_often_as_confident_answers_were_right_is_told_for_the_language_or_f
     together = calibration.like(calibration.pooled(pooled), sure)
     assert together is not None and others == [{**together, "language": None}] * 2
     bare = {code: dict.fromkeys(row) | {"role": row["role"]} for code, row in two[0].artefact.languages.items()}
-    assert reliability(bare, "swh_Latn", sure) is None and reliability({}, None, sure) is None
+    assert reliability(bare, zero_shot(bare), "swh_Latn", sure) is None
+    assert reliability({}, zero_shot({}), None, sure) is None
     older = dict(two[0].artefact.languages["swh_Latn"])
     del older["reliability"], older["calibration_error"]
-    assert reliability({"swh_Latn": older}, "swh_Latn", sure) is None
+    assert reliability({"swh_Latn": older}, zero_shot({"swh_Latn": older}), "swh_Latn", sure) is None
     assert (expected(older) or {})["calibration_error"] is None
 
 
