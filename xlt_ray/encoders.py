@@ -21,6 +21,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from xlt_ray import bundled, sniff
 from xlt_ray.bundled import BUNDLED, DIGITS
 from xlt_ray.config import InputError
+from xlt_ray.errors import joined
 
 FAMILIES = ("t5", "mt5", "umt5")  # encoder-decoders whose encoder transformers can save and load by itself
 WAYS_OUT = f"use {BUNDLED}, a directory saved by save_pretrained, or a hub id (go online, or set HF_HOME to a cache)"
@@ -144,7 +145,7 @@ def seen_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
 def _parts(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.is_file() and PARTS.fullmatch(path.name))
     if pointers := [f"network.init: {pointer}" for pointer in map(sniff.lfs_pointer, files) if pointer]:
-        raise InputError("\n".join(pointers), pointers)
+        raise joined(pointers)
     if folder / "config.json" not in files:
         raise InputError(f"network.init: {folder} holds no config.json, so no encoder; {WAYS_OUT}")
     return files

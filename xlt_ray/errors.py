@@ -17,6 +17,11 @@ class InputError(ValueError):
         self.faults = list(faults) or [message]
 
 
+def joined(faults: Sequence[str]) -> InputError:
+    """Make one error of what is wrong one by one, a line each."""
+    return InputError("\n".join(faults), faults)
+
+
 @contextlib.contextmanager
 def collecting(faults: list[str]) -> Iterator[None]:
     """Add to `faults` what an InputError says, and go on after the block."""

@@ -17,7 +17,7 @@ from torch import nn
 from xlt_ray import encoders
 from xlt_ray.batching import MULTIPLE
 from xlt_ray.config import InputError, NetworkConfig
-from xlt_ray.errors import collecting
+from xlt_ray.errors import collecting, joined
 
 CHANGES = "changes.safetensors"  # in a bundle: of the encoder, where the encoder itself is not
 
@@ -150,7 +150,7 @@ def build(
     with collecting(faults):
         freeze(network, config.freeze)
     if faults:
-        raise InputError("\n".join(faults), faults)
+        raise joined(faults)
     return network, encoder.tokenizer, encoder.identity
 
 

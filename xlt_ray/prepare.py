@@ -15,7 +15,7 @@ import torch
 from xlt_ray import corpora, encoder_check, mixture, overlap, soundness, techniques, tracking_check
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.corpus import Corpus, refuse
-from xlt_ray.errors import collecting
+from xlt_ray.errors import collecting, joined
 from xlt_ray.mixture import Share
 from xlt_ray.techniques import Material, Technique
 
@@ -145,7 +145,7 @@ def check_resources(experiment: Experiment) -> None:
                 f"machine has {have}; set resources.{fewer} {larger}"
             )
     if faults:
-        raise InputError("\n".join(faults), faults)
+        raise joined(faults)
 
 
 def laid_out(

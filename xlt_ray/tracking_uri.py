@@ -142,12 +142,10 @@ def _without_scheme(uri: str, shown: str) -> str | None:
     if re.match(r"https?/", uri):
         scheme, _, rest = bare.partition("/")
         return f"{shown}: write {scheme}://{rest.lstrip('/')}"
-    if Path(uri).expanduser().exists() and Path(uri).is_dir() or not SERVER.fullmatch(uri.lstrip("/")):
-        if DATABASE_FILE.fullmatch(uri):
-            return f"{shown}: a database is written sqlite:///{uri}"
-        return None if _file_store() else f"{shown}: MLflow has given up plain directories; use {HERE}"
     if DATABASE_FILE.fullmatch(uri):
         return f"{shown}: a database is written sqlite:///{uri}"
+    if Path(uri).is_dir() or not SERVER.fullmatch(uri.lstrip("/")):
+        return None if _file_store() else f"{shown}: MLflow has given up plain directories; use {HERE}"
     scheme = "http" if re.match(r"[^/]*:\d|localhost|[\d.]+(/|$)", bare) else "https"
     return f"{shown}: a server needs its scheme; write {scheme}://{bare}"
 

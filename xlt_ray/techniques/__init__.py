@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from xlt_ray import config_keys
 from xlt_ray.config import Experiment, InputError, Section
 from xlt_ray.corpus import Corpus
+from xlt_ray.errors import joined
 
 if TYPE_CHECKING:
     from torch import nn
@@ -169,7 +170,7 @@ def build(experiment: Experiment) -> tuple[Technique, ...]:
                 f"{' or '.join(kind.methods)}, or take the technique out"
             )
     if faults:
-        raise InputError("\n".join(faults), faults)
+        raise joined(faults)
     return tuple(found)
 
 
