@@ -102,7 +102,7 @@ def test_the_terminal_table_holds_every_number_whole_within_the_width(width):
     mean = measured.summary["accuracy/mean_zero_shot"]
     assert re.search(rf"zero-shot languages, mean \(59\) +{100 * mean:.1f}", text)
     assert "seen by the encoder" in text and "new to the encoder" in text
-    assert re.search(rf"worst +{100 * measured.worst().accuracy:.1f}.*{plots.name(measured.worst().code)}", text)
+    assert re.search(rf"worst +{100 * measured.worst().accuracy:.1f}.*{languages.name(measured.worst().code)}", text)
 
 
 def test_how_far_to_trust_a_confidence_is_drawn_and_tabled(tmp_path):
@@ -281,7 +281,7 @@ def test_in_the_chart_every_language_has_a_place_and_no_words_meet(count):
     assert not any(a.overlaps(b) for at, a in enumerate(boxes) for b in boxes[:at])
     shown = [text.get_text().removesuffix(" †") for text in words]
     for code in measured.languages:
-        assert plots.name(code).replace(" script)", ")") in shown
+        assert languages.name(code).replace(" script)", ")") in shown
     assert len(figure.axes) <= 3
 
 

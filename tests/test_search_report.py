@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from test_report import Outline, printed
 
-from xlt_ray import comparison, config, languages, metrics, plots, search_plots, search_report, selection, space
+from xlt_ray import comparison, config, languages, metrics, search_plots, search_report, selection, space
 from xlt_ray.metrics import Predictions
 from xlt_ray.selection import Findings, Judge, Retrained, Tried
 
@@ -238,7 +238,7 @@ def test_the_terminal_ranks_fine_tuned_mixes_then_probes(usual):
     for line, one in zip(lines, listed, strict=True):
         worst = min(judge.languages(one), key=lambda code: one.accuracy[code])
         assert f"{100 * judge.value(one):.1f}" in line and f"[{100 * one.low:4.1f}, {100 * one.high:4.1f}]" in line
-        assert f"{100 * one.accuracy[worst]:.1f} {plots.name(worst)}" in line
+        assert f"{100 * one.accuracy[worst]:.1f} {languages.name(worst)}" in line
         assert worst not in one.point["sources"]
 
 
@@ -390,7 +390,7 @@ def test_the_page_stands_alone_and_can_be_used_without_seeing_it(usual, oracle, 
         }
         assert all(path.is_file() and path.name == name for name, path in files.items())
         for code in (*found.search.base.targets, *found.chosen.point["sources"]):
-            assert plots.name(code) in outline.text
+            assert languages.name(code) in outline.text
 
 
 @pytest.mark.parametrize(

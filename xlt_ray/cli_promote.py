@@ -103,7 +103,7 @@ def _table(gate: Any, champion: Any, candidate: Any) -> Any:
     from rich import box
     from rich.table import Table
 
-    from xlt_ray.languages import get
+    from xlt_ray import languages
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("language")
@@ -115,12 +115,9 @@ def _table(gate: Any, champion: Any, candidate: Any) -> Any:
     colours = {"falls": "red", "lost": "red", "unclear": "yellow"}
     ranked = sorted(gate.rows, key=lambda row: (row.difference is not None, row.difference or 0.0, row.code))
     for row in ranked:
-        language = get(row.code)
         figures = ["-" if one is None else f"{100 * one:.1f}" for one in (row.champion, row.candidate)]
         interval = "-" if row.low is None else f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
         change = "-" if row.difference is None else f"{100 * row.difference:+.1f}"
         verdict = row.verdict if row.verdict not in colours else f"[{colours[row.verdict]}]{row.verdict}[/]"
-        table.add_row(
-            language.name if language else row.code, row.code, str(row.rows), *figures, change, f"\\{interval}", verdict
-        )
+        table.add_row(languages.name(row.code), row.code, str(row.rows), *figures, change, f"\\{interval}", verdict)
     return table

@@ -24,7 +24,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from xlt_ray import cluster, encoders, frozen, metrics, plots, prepare, run, techniques, train
+from xlt_ray import cluster, encoders, frozen, languages, metrics, plots, prepare, run, techniques, train
 from xlt_ray.config import Experiment, InputError
 from xlt_ray.prepare import Prepared
 from xlt_ray.storage import RunFolder, open_folder
@@ -309,8 +309,8 @@ def _notes(found: Sweep) -> list[str]:
             ((k, *found.widest(k)) for k in {k for k, _ in found.lines if k}), key=lambda one: (one[2], -one[0])
         )
         notes.append(
-            f"The choice of shots alone moves one language by up to {100 * spread:.1f} points: {plots.name(code)} "
-            f"({code}) at k = {shots}."
+            f"The choice of shots alone moves one language by up to {100 * spread:.1f} points: "
+            f"{languages.name(code)} ({code}) at k = {shots}."
         )
     if 0 not in {k for k, _ in found.lines}:
         notes.append("k = 0 is the bundle of network.init itself, which `xlt evaluate` measures.")

@@ -65,6 +65,12 @@ def get(code: str) -> Language | None:
     return _by_code().get(code)
 
 
+def name(code: str) -> str:
+    """Return a language's name for a reader, or its code where the table does not have it."""
+    found = get(code)
+    return found.name if found else code
+
+
 @functools.cache
 def resolve(code: str) -> str:
     """Turn any usual code into the canonical one; an unknown code comes back unchanged, with one warning.

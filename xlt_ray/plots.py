@@ -49,12 +49,6 @@ _GROUP_FROM = 20  # with fewer zero-shot languages, one sorted list reads better
 Row = LanguageScore | str  # a bar, or the title of a group
 
 
-def name(code: str) -> str:
-    """Give a language's name for a reader, or its code where the table of languages does not have it."""
-    found = languages.get(code)
-    return found.name if found else code
-
-
 def family(code: str) -> str:
     """Give a language's family, or a word for not knowing it."""
     found = languages.get(code)
@@ -162,7 +156,7 @@ def _draw(axes: Axes, position: int, row: Row, best: float | None, baseline: Sco
     if baseline and row.code in baseline.languages:
         axes.plot(baseline.languages[row.code].accuracy, position, color=INK, **_DIAMOND)
     mark = " †" if row.seen is False else ""
-    shown = name(row.code).replace(" script)", ")")
+    shown = languages.name(row.code).replace(" script)", ")")
     axes.text(-0.02, position, shown + mark, color=INK, ha="right", va="center_baseline")
     axes.text(1.02, position, f"{100 * row.accuracy:.1f}", color=INK, va="center_baseline")
 

@@ -68,7 +68,7 @@ def table(scores: Scores, experiment: Experiment) -> Group:
         gap, error = (_percent(number) for number in (one.transfer_gap, one.calibration_error))
         interval = _interval(one.accuracy_low, one.accuracy_high)
         numbers = (str(one.support), f"{100 * one.accuracy:.1f}", interval, f"{100 * one.macro_f1:.1f}", gap)
-        name = Text(plots.name(one.code), no_wrap=True, overflow="ellipsis")
+        name = Text(languages.name(one.code), no_wrap=True, overflow="ellipsis")
         rows.add_row(name, one.code, one.role, _seen(one), *numbers, *([error] if calibrated else []))
     lines = [ORACLE, ""] if experiment.oracle else []
     lines += [FEW_SHOT, ""] if few_shot(scores) else []
@@ -88,7 +88,7 @@ def _summary_lines(scores: Scores) -> list[str]:
             lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  {f1}{error and f'  ECE {error}'}")
     worst = scores.worst()
     interval = _interval(worst.accuracy_low, worst.accuracy_high)
-    lines.append(f"{'worst':<33} {100 * worst.accuracy:5.1f}  {interval}  {plots.name(worst.code)}")
+    lines.append(f"{'worst':<33} {100 * worst.accuracy:5.1f}  {interval}  {languages.name(worst.code)}")
     lines.append(f"{'standard deviation over languages':<33} {100 * summary['accuracy/std']:5.1f}")
     if "transfer_gap/mean" in summary:
         low, high = summary["transfer_gap/mean_low"], summary["transfer_gap/mean_high"]
@@ -152,8 +152,8 @@ def cautions(scores: Scores, experiment: Experiment) -> list[str]:
     points = 100 * (wide.accuracy_high - wide.accuracy_low)
     if points > 10:
         found.append(
-            f"Intervals span up to {points:.0f} points, as in {plots.name(wide.code)}; a difference smaller than that "
-            "between two models may be chance. Compare models row by row rather than by their intervals."
+            f"Intervals span up to {points:.0f} points, as in {languages.name(wide.code)}; a difference smaller than "
+            "that between two models may be chance. Compare models row by row rather than by their intervals."
         )
     if "calibration_error/mean" in scores.summary and scores.temperature == 1:
         found.append("No source has dev rows, so no temperature was fitted: confidences are as the training left them.")
@@ -174,7 +174,7 @@ def commonest(one: LanguageScore) -> float:
 def _some(listed: Sequence[LanguageScore], measured: int, most: int = 8) -> str:
     if len(listed) == measured > 1:
         return f"all {measured} languages"
-    names = [plots.name(one.code) for one in listed[:most]]
+    names = [languages.name(one.code) for one in listed[:most]]
     return ", ".join(names) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
@@ -229,7 +229,7 @@ def _page(
     environment: Mapping[str, Any],
     baseline: Scores | None,
 ) -> dict[str, Any]:
-    mixture = [{**row, "name": plots.name(row["language"])} for row in facts.get("mixture", ())]
+    mixture = [{**row, "name": languages.name(row["language"])} for row in facts.get("mixture", ())]
     versions = {key: masked(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
     summary = scores.summary
     return {
@@ -238,7 +238,7 @@ def _page(
         "dropped": {split: sum(rows.values()) for split, rows in facts.get("dropped", {}).items()},
         "mixture": mixture,
         "rows_trained": sum(row["rows"] for row in mixture),
-        "sources": [plots.name(code) for code in experiment.sources],
+        "sources": [languages.name(code) for code in experiment.sources],
         "labels": scores.labels,
         "temperature": scores.temperature,
         "languages": [_language(one, baseline) for one in ranked(scores)],
@@ -263,7 +263,7 @@ def _language(one: LanguageScore, baseline: Scores | None) -> dict[str, Any]:
     before = baseline.languages.get(one.code) if baseline else None
     return {
         "score": one,
-        "name": plots.name(one.code),
+        "name": languages.name(one.code),
         "family": known.family if known else "",
         "script": known.script if known else "",
         "seen": _seen(one),

@@ -19,7 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
 from xlt_ray import selection
-from xlt_ray.plots import INK, SCRIPTS, STYLE, name
+from xlt_ray.languages import name
+from xlt_ray.plots import INK, SCRIPTS, STYLE
 from xlt_ray.search_config import Objective
 from xlt_ray.selection import Findings, Tried
 from xlt_ray.space import Point, Search, describe

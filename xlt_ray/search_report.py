@@ -18,7 +18,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from xlt_ray import config, plots, report, search_plots, selection
+from xlt_ray import config, languages, plots, report, search_plots, selection
 from xlt_ray import search_summary as summary
 from xlt_ray.masking import masked
 from xlt_ray.metrics import Scores
@@ -38,7 +38,7 @@ PICTURES = {
 def table(findings: Findings) -> Group:
     """Lay a search out for a terminal 80 columns wide or more; prints as plain text into a pipe."""
     names = short(findings.search.pool)
-    key = ", ".join(f"{three} {plots.name(code)}" for code, three in names.items() if three != plots.name(code))
+    key = ", ".join(f"{three} {languages.name(code)}" for code, three in names.items() if three != languages.name(code))
     parts: list[Any] = [
         _mixes(findings),
         Text(f"\nchosen: {summary.short_name(findings.chosen.point, findings)}"),
@@ -207,7 +207,7 @@ def _page(findings: Findings) -> dict[str, Any]:
         "objectives": search.settings.selection.objectives,
         "counts": summary.counted(findings),
         "chosen": summary.trial(chosen, findings),
-        "sources": [(plots.name(code), weights.get(code)) for code in sources],
+        "sources": [(languages.name(code), weights.get(code)) for code in sources],
         "settings": {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in facts.items()},
         "pool": len(search.pool),
         "targets": len(search.base.targets),
@@ -225,12 +225,12 @@ def _page(findings: Findings) -> dict[str, Any]:
             for one in findings.rules
         ],
         "effects": [
-            (plots.name(code), one)
+            (languages.name(code), one)
             for code, one in sorted(
                 selection.importance(findings.judge, findings.tried).items(), key=lambda pair: -pair[1].value
             )
         ],
-        "ranking": [(plots.name(str(row.get("code"))), row.get("score")) for row in findings.ranking],
+        "ranking": [(languages.name(str(row.get("code"))), row.get("score")) for row in findings.ranking],
         "configuration": config.dump(search.experiment(chosen.point)),
     }  # fmt: skip
 
@@ -274,7 +274,7 @@ def _languages(findings: Findings, chosen: Retrained) -> list[Mapping[str, Any]]
     for code, first in chosen.scores[0].languages.items():
         each = [one.languages[code].accuracy for one in chosen.scores if code in one.languages]
         rows.append(
-            {"name": plots.name(code), "code": code, "role": "source" if first.role == "source" else "target",
+            {"name": languages.name(code), "code": code, "role": "source" if first.role == "source" else "target",
              "seen": "?" if first.seen is None else "yes" if first.seen else "no", "rows": first.support,
              "mean": sum(each) / len(each), "low": min(each), "high": max(each),
              "gains": [gain.get(code) for gain in gains]}

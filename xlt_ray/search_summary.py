@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlt_ray import plots, proposals, selection, similarity
+from xlt_ray import languages, proposals, selection, similarity
 from xlt_ray.comparison import Comparison
 from xlt_ray.search_config import Objective, Rule
 from xlt_ray.search_plots import KINDS, ORACLE, mix, short
@@ -40,7 +40,7 @@ def short_name(point: Point, findings: Findings) -> str:
 
 def full_name(point: Point, findings: Findings) -> str:
     """Write a mix with the whole names of its languages."""
-    return mix(point, findings.search, {code: plots.name(code) for code in findings.search.pool})
+    return mix(point, findings.search, {code: languages.name(code) for code in findings.search.pool})
 
 
 def trial(one: Tried, findings: Findings) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def trial(one: Tried, findings: Findings) -> dict[str, Any]:
         "fidelity": KINDS[one.fidelity] if one.whole else "stopped",
         "epochs": "" if one.fidelity == "probe" else str(one.epochs) if one.whole else f"{one.epochs} of {epochs}",
         "values": values,
-        "worst": (plots.name(worst), one.accuracy[worst]) if worst else ("", None),
+        "worst": (languages.name(worst), one.accuracy[worst]) if worst else ("", None),
     }
 
 

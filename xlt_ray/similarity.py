@@ -258,15 +258,10 @@ def _kin(source: str, related: Sequence[str]) -> str:
     near = typology.branch(line[: max(depth.values())])
     # as near as the branch says, the nearest first; sorting keeps the order of equals
     there = [code for code in sorted(related, key=lambda t: -depth[t]) if typology.branch(line[: depth[code]]) == near]
-    names = [_name(code) for code in there]
+    names = [languages.name(code) for code in there]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     family = f"{line[0]}; " if near != line[0] and len(there) < len(related) else ""
     return f"same family as {len(related)} ({family}{near}: {', '.join(names[:3])}{more})"
-
-
-def _name(code: str) -> str:
-    known = languages.get(code)
-    return known.name if known else code
 
 
 # mixes
@@ -311,8 +306,8 @@ def table(ranking: Ranking) -> Group:
     why = Table.grid(padding=(0, 1))
     for place, row in enumerate(ranking.rows, 1):
         numbers = [f"{row.score:.3f}", str(row.nearest), *(_cell(name, row.measures[name]) for name in MEASURES)]
-        grid.add_row(str(place), Text(_name(row.code), no_wrap=True, overflow="ellipsis"), row.code, *numbers)
-        why.add_row(f"{place:>2}", Text(_name(row.code)), Text(row.reasons))
+        grid.add_row(str(place), Text(languages.name(row.code), no_wrap=True, overflow="ellipsis"), row.code, *numbers)
+        why.add_row(f"{place:>2}", Text(languages.name(row.code)), Text(row.reasons))
     return Group(grid, Text(), why)
 
 
