@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 from ray.util import placement_group_table
-from ray_runs import Settings, offspring, until
+from ray_runs import Settings, free_ports, offspring, until
 from search_runs import TRIAL_ACTOR, search_settings, write
 from typer.testing import CliRunner
 
@@ -37,7 +37,9 @@ def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def start(dashboard: bool) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(address="local", num_cpus=2, include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet)
+    # not its usual port, which every Ray without a dashboard takes for its own, those of other tests among them
+    place = {"dashboard_host": "127.0.0.1", "dashboard_port": free_ports(1)[0]}
+    ray.init(address="local", num_cpus=2, include_dashboard=dashboard, **place, **quiet)
 
 
 def actors() -> list[str]:

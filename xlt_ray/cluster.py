@@ -36,7 +36,9 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        ray.init(address="local", include_dashboard=False, **quiet)
+        # Without a dashboard, port 8265 is still noted as its address, where another Ray of this machine may have one.
+        # Ray Train asks there whether its controller lives, and stops the workers of one that it is told nothing of.
+        ray.init(address="local", include_dashboard=False, dashboard_port=0, **quiet)
     try:
         yield
     finally:
