@@ -24,10 +24,14 @@ import numpy as np
 import ray
 from scipy import stats
 
-from xlt_ray import cluster, plots, run, screening, search, space
-from xlt_ray.frozen import Frozen, fit, predict
-from xlt_ray.prepare import prepare
-from xlt_ray.space import Search
+from xlt_ray.reports import plots
+from xlt_ray.runs import run
+from xlt_ray.search import prepare as search_prepare
+from xlt_ray.search import screening, space
+from xlt_ray.search.space import Search
+from xlt_ray.training import cluster
+from xlt_ray.training.frozen import Frozen, fit, predict
+from xlt_ray.training.setup import prepare
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 CONFIG = Path(__file__).parents[1] / "jobs" / "configs" / "search_sib200.yaml"
@@ -110,16 +114,16 @@ def _probe(frozen: Frozen, base: Any, alpha: float, draw: int, targets: Sequence
 
 
 def _groups(accuracy: Mapping[str, float], dealt: Mapping[str, int], targets: Sequence[str]) -> Row:
-    from xlt_ray import languages
+    from xlt_ray.languages.codes import get
 
-    seen = {code for code in targets if (known := languages.get(code)) and known.in_xlmr}
+    seen = {code for code in targets if (known := get(code)) and known.in_xlmr}
     small = sorted(dealt, key=lambda code: dealt[code])[:SMALL]
     members = (targets, [c for c in targets if c in seen], [c for c in targets if c not in seen], small)
     return {name: float(np.mean([accuracy[c] for c in codes])) for name, codes in zip(GROUPS, members, strict=True)}
 
 
 def _fine_tuned(args: argparse.Namespace, found: Search, alphas: Sequence[float], draws: int) -> dict[float, list[Row]]:
-    searched, corpus = search.prepared(found)
+    searched, corpus = search_prepare.prepared(found)
     pool, targets = searched.pool, list(searched.base.targets)
     most = max(corpus.table("train", code).num_rows for code in pool)
     curve: dict[float, list[Row]] = {alpha: [] for alpha in alphas}

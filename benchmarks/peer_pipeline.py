@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from xlt_ray import bundle
+from xlt_ray.inference import bundle
 
 
 class Classifier(transformers.PreTrainedModel):

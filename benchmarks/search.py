@@ -30,11 +30,14 @@ from typing import Any
 
 import numpy as np
 
-from xlt_ray import cluster, metrics, run, screening, search, similarity, space
-from xlt_ray.comparison import compare_seeds
-from xlt_ray.search import Found
-from xlt_ray.selection import Tried
-from xlt_ray.space import Search, describe, point_key
+from xlt_ray.evaluation import predictions
+from xlt_ray.evaluation.comparison import compare_seeds
+from xlt_ray.runs import run
+from xlt_ray.search import prepare, screening, search, similarity, space
+from xlt_ray.search.search import Found
+from xlt_ray.search.selection import Tried
+from xlt_ray.search.space import Search, describe, point_key
+from xlt_ray.training import cluster
 
 CONFIG = Path(__file__).parents[1] / "jobs" / "configs" / "search_sib200.yaml"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -113,13 +116,13 @@ def _search(args: argparse.Namespace, arm: str, seconds: float | None) -> Found:
 
 def _warm(loaded: Search) -> None:
     """Compute the features of the pool, unless they are in the cache."""
-    prepared, corpus = search.prepared(loaded)
+    prepared, corpus = prepare.prepared(loaded)
     with cluster.ray_cluster(prepared.base):
         screening.embed(prepared.base, corpus.for_training(prepared.pool), lambda event: None)
 
 
 def _alike(loaded: Search) -> dict[str, Any]:
-    prepared, corpus = search.prepared(loaded)
+    prepared, corpus = prepare.prepared(loaded)
     with cluster.ray_cluster(prepared.base):
         ranking = similarity.rank(prepared.base, corpus, lambda event: None)
     return {"sources": sorted(ranking.greedy(6))}
@@ -204,7 +207,7 @@ def _retrain(args: argparse.Namespace, searched: Search, point: Any, seed: int) 
     corpus = experiment.corpus.model_copy(update={"cache_dir": str(args.storage.absolute() / "cache")})
     experiment = experiment.model_copy(update={"corpus": corpus})
     outcome = run.run(experiment)
-    return outcome.scores, metrics.load_predictions(outcome.folder.local / "predictions.npz")
+    return outcome.scores, predictions.load_predictions(outcome.folder.local / "predictions.npz")
 
 
 def _mean(runs: list[tuple[Any, Any]], codes: Sequence[str]) -> float:

@@ -38,7 +38,11 @@ import numpy as np
 import uvloop  # half the processor's time of asyncio's own loop, which the server can use
 from http_load import Taken
 
-from xlt_ray import config, engine, export, prepare
+from xlt_ray import config
+from xlt_ray.corpora import loaders
+from xlt_ray.export import export
+from xlt_ray.inference import engine
+from xlt_ray.training import setup
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = (1, 8, 64)
@@ -70,7 +74,7 @@ class Row:
 def texts_of(run: Path) -> list[tuple[str, str]]:
     """Give (language, text) of the test rows of a run's corpus, shuffled once and for all."""
     experiment = config.load(run / "experiment.yaml")
-    corpus, _ = prepare.load_corpus(prepare.absolute(experiment))
+    corpus, _ = loaders.load_corpus(setup.absolute(experiment))
     rows = [
         (code, text) for code in corpus.languages("test") for text in corpus.table("test", code)["text"].to_pylist()
     ]
@@ -396,7 +400,7 @@ def prepared(run: Path, scratch: Path) -> tuple[Path, Path, Path, Path]:
     bundle = run / "bundle"
     folder, other, model = scratch / "artefact", scratch / "other", scratch / "mlflow"
     experiment = config.load(run / "experiment.yaml")
-    corpus, _ = prepare.load_corpus(prepare.absolute(experiment))
+    corpus, _ = loaders.load_corpus(setup.absolute(experiment))
     seen = [text for code in corpus.languages("train") for text in corpus.table("train", code)["text"].to_pylist()[:20]]
     export.export(bundle, folder, texts=seen)
     export.export(bundle, scratch / "twenty", vocabulary="trimmed", languages=TWENTY, texts=seen)

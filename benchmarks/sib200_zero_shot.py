@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from xlt_ray import config, metrics, run
-from xlt_ray.metrics import Predictions
+from xlt_ray import config
+from xlt_ray.evaluation.predictions import Predictions, load_predictions
+from xlt_ray.runs import run
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
@@ -69,7 +70,7 @@ def _one(args: argparse.Namespace, method: str, source: str, seed: int) -> dict[
     if not outcome.repeated:
         train = marks.get("evaluate", marks.get("score", 0.0)) - marks.get("train", marks.get("embed", 0.0))
         file.write_text(json.dumps({"training": train, "all": time.monotonic() - started}), encoding="utf-8")
-    predictions = metrics.load_predictions(outcome.folder.local / "predictions.npz")
+    predictions = load_predictions(outcome.folder.local / "predictions.npz")
     print(f"{method} {source} seed {seed}: {outcome.scores.summary['accuracy/mean_zero_shot']:.4f}", flush=True)
     return {"predictions": predictions, "seconds": json.loads(file.read_text(encoding="utf-8"))}
 

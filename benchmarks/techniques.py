@@ -34,11 +34,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from xlt_ray import collate, config, evaluate, frozen, loop, metrics, network, prepare, techniques
-from xlt_ray.comparison import compare_seeds
-from xlt_ray.config import Experiment
-from xlt_ray.metrics import Predictions
-from xlt_ray.precision import choose_precision
+from xlt_ray import config, techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.corpus import known_languages
+from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.comparison import compare_seeds
+from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
+from xlt_ray.model import collate, network
+from xlt_ray.model.precision import choose_precision
+from xlt_ray.training import frozen, loop, setup
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
@@ -117,7 +121,7 @@ def _kept(experiment: Experiment, folder: Path, name: str) -> dict[str, Any]:
         else:
             _run(experiment, str(folder))
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    splits = {split: metrics.load_predictions(folder / f"{split}.npz") for split in ("dev", "test")}
+    splits = {split: load_predictions(folder / f"{split}.npz") for split in ("dev", "test")}
     mean = np.mean([one.accuracy for code, one in splits["test"].items() if code != "eng_Latn"])
     print(f"{method} {name} seed {seed}: {100 * mean:.1f} {json.dumps(facts)}", flush=True)
     return facts | splits
@@ -151,11 +155,11 @@ def _experiment(args: argparse.Namespace, method: str, name: str, seed: int, tar
 
 def _run(experiment: Experiment, folder: str) -> None:
     """Train, predict dev and test of all languages, and write both with what it cost."""
-    prepared = prepare.prepare(experiment)
+    prepared = setup.prepare(experiment)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    known = techniques.known_languages(experiment, prepared.corpus)
+    known = known_languages(experiment, prepared.corpus)
     net, tokenizer, _ = techniques.network(prepared.techniques, experiment, len(prepared.corpus.labels), known)
     net.to(device)
     tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
@@ -164,7 +168,7 @@ def _run(experiment: Experiment, folder: str) -> None:
     if experiment.training.method == "probe":
         figures, precision, seconds, predictions = _probe(prepared, net, tokenize, measured)
     else:
-        run = loop.Run(
+        run = setup.Run(
             prepared.experiment, prepared.visible, net, tokenize, lambda row, save: None,
             techniques=prepared.techniques, material=prepared.material,
         )  # fmt: skip
@@ -172,7 +176,7 @@ def _run(experiment: Experiment, folder: str) -> None:
         figures, precision, seconds = progress.facts, progress.precision, time.monotonic() - began
         predictions = {split: evaluate.predict(net, each, tokenize, precision) for split, each in measured.items()}
     for split, each in predictions.items():
-        metrics.save_predictions(Path(folder) / f"{split}.npz", each)
+        save_predictions(Path(folder) / f"{split}.npz", each)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * _resident()
     facts = {"minutes": seconds / 60, "gigabytes": memory / 2**30, "device": device.type, "precision": precision}
     (Path(folder) / "facts.json").write_text(json.dumps(facts | {"figures": figures}), encoding="utf-8")
@@ -183,7 +187,7 @@ def _resident() -> int:
 
 
 def _probe(
-    prepared: prepare.Prepared, net: Any, tokenize: collate.Tokenize, measured: Mapping[str, Mapping[str, pa.Table]]
+    prepared: setup.Prepared, net: Any, tokenize: collate.Tokenize, measured: Mapping[str, Mapping[str, pa.Table]]
 ) -> tuple[dict[str, float], str, float, dict[str, dict[str, Predictions]]]:
     """Fit a probe; gives its figures, the precision of features, seconds without these, and predictions by split."""
     precision = choose_precision("auto", net, tokenize.max_length)

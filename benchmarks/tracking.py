@@ -18,8 +18,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from xlt_ray import run
-from xlt_ray.config import build
+from xlt_ray.config.read import build
+from xlt_ray.runs import run
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _experiment(args: argparse.Namespace, workers: int = 1, threads: float = THREADS) -> Any:
-    from xlt_ray.config import build
+    from xlt_ray.config.read import build
 
     return build(
         {
@@ -127,7 +127,7 @@ def _experiment(args: argparse.Namespace, workers: int = 1, threads: float = THR
 
 
 def _rows(args: argparse.Namespace) -> tuple[Any, list[str], np.ndarray]:
-    from xlt_ray.prepare import prepare
+    from xlt_ray.training.setup import prepare
 
     corpus = prepare(_experiment(args)).corpus
     table = corpus.table("train", "eng_Latn")
@@ -137,7 +137,7 @@ def _rows(args: argparse.Namespace) -> tuple[Any, list[str], np.ndarray]:
 def _network(args: argparse.Namespace) -> tuple[Any, Any]:
     import torch
 
-    from xlt_ray import network
+    from xlt_ray.model import network
 
     torch.set_num_threads(THREADS)
     net, tokenizer, _ = network.build(_experiment(args).network.model_copy(update={"freeze": ()}), 7, seed=0)
@@ -155,8 +155,8 @@ def _result(args: argparse.Namespace, times: list[float], corpus: Any, net: Any,
 
 
 def _accuracy(corpus: Any, net: Any, tokenizer: Any) -> dict[str, float]:
-    from xlt_ray import evaluate
-    from xlt_ray.collate import Tokenize
+    from xlt_ray.evaluation import evaluate
+    from xlt_ray.model.collate import Tokenize
 
     tables = {code: corpus.table("test", code) for code in MEASURED}
     predictions = evaluate.predict(net, tables, Tokenize(tokenizer, "query: ", LENGTH), "float32", 4096)
@@ -231,9 +231,10 @@ def _trainer(args: argparse.Namespace) -> dict[str, Any]:
 def _loop(args: argparse.Namespace, threads: int = THREADS) -> dict[str, Any]:
     import torch
 
-    from xlt_ray import loop, network
-    from xlt_ray.collate import Tokenize
-    from xlt_ray.prepare import prepare
+    from xlt_ray.model import network
+    from xlt_ray.model.collate import Tokenize
+    from xlt_ray.training import loop, setup
+    from xlt_ray.training.setup import prepare
 
     torch.set_num_threads(threads)
     experiment = _experiment(args)
@@ -247,7 +248,7 @@ def _loop(args: argparse.Namespace, threads: int = THREADS) -> dict[str, Any]:
 
     visible = corpus.for_training(experiment.sources)
     tokenize = Tokenize(tokenizer, "query: ", LENGTH)
-    loop.fit(loop.Run(experiment, visible, net, tokenize, lambda metrics, save: None, emit))
+    loop.fit(setup.Run(experiment, visible, net, tokenize, lambda metrics, save: None, emit))
     return _from_events(args, times, corpus, net, tokenizer)
 
 
@@ -269,8 +270,9 @@ def _from_events(
 
 
 def _on_ray(args: argparse.Namespace, workers: int, threads: float) -> dict[str, Any]:
-    from xlt_ray import checkpoint, cluster, network, train
-    from xlt_ray.prepare import prepare
+    from xlt_ray.model import network
+    from xlt_ray.training import cluster, distributed
+    from xlt_ray.training.setup import prepare
 
     experiment = _experiment(args, workers, threads)
     prepared = prepare(experiment)
@@ -283,9 +285,9 @@ def _on_ray(args: argparse.Namespace, workers: int, threads: float) -> dict[str,
             peak[0] = max(peak[0], _workers_memory())
 
     with tempfile.TemporaryDirectory() as folder, cluster.ray_cluster(experiment):
-        trained = train.fine_tune(prepared.experiment, folder, None, on_event)
+        trained = distributed.fine_tune(prepared.experiment, folder, None, on_event)
     net, tokenizer, _ = network.build(experiment.network, len(prepared.corpus.labels), experiment.seed)
-    checkpoint.restore_weights(net, trained.weights)
+    network.restore_weights(net, trained.weights)
     return _from_events(args, times, prepared.corpus, net.eval(), tokenizer) | {"peak_gb": peak[0]}
 
 

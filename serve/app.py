@@ -1,9 +1,9 @@
 """The application of Ray Serve: `serve run serve.app:build model=models:/NAME@champion`, or with serve/config.yaml.
 
 One deployment does everything, because a second hop between processes costs three milliseconds and a share of a core.
-A replica fetches its model by a process beside itself that is gone afterwards (`xlt_ray.fetch`), so neither MLflow nor,
-on a CPU, torch is ever loaded here. A new `user_config` exchanges the model under load: the new one is loaded while the
-old one answers, and one that cannot be loaded leaves the old one answering.
+A replica fetches its model by a process beside itself that is gone afterwards (`xlt_ray.registry.fetch`), so neither
+MLflow nor, on a CPU, torch is ever loaded here. A new `user_config` exchanges the model under load: the new one is
+loaded while the old one answers, and one that cannot be loaded leaves the old one answering.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from serve import loopback
-from serve.admission import Keys
-from serve.challenge import Challenge, ChallengeArgs
-from serve.service import TOKENS, Chunk, Model, Service, answer_all
+from serve.replica.admission import Keys
+from serve.replica.challenge import Challenge, ChallengeArgs
+from serve.replica.model import Chunk, Model
+from serve.replica.service import TOKENS, Service, answer_all
+from serve.replica.telemetry import ServeTelemetry
 from serve.settings import Section, ServeArgs, from_builder
-from serve.telemetry import ServeTelemetry
 
 NAME = "Classifier"  # of the deployment
 ONGOING = 256  # requests in a replica; as many more wait at its door, and Ray refuses the rest, in plain text
@@ -64,7 +65,7 @@ class Classifier:
         self._swap: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
-        from serve import api
+        from serve.http import api
 
         keys = Keys(self.args.api_keys, lambda: ray_serve.get_replica_context().world_size)
         return api.create(self.args, lambda: self.service, keys, _exposition)
@@ -135,7 +136,7 @@ async def load(spec: str, args: ServeArgs) -> Model:
 
     Raises RuntimeError with what that process said, or what `engine.load` raises.
     """
-    command = [sys.executable, "-m", "xlt_ray.fetch", spec, "--device", args.device]
+    command = [sys.executable, "-m", "xlt_ray.registry.fetch", spec, "--device", args.device]
     command += ["--precision", args.precision, "--vocabulary", args.vocabulary, "--cache", args.cache_dir]
     command += ["--languages", ",".join(args.languages)]
     pipe = asyncio.subprocess.PIPE
@@ -156,7 +157,7 @@ async def load(spec: str, args: ServeArgs) -> Model:
 
 
 def _open(found: dict[str, Any], args: ServeArgs) -> Model:
-    from xlt_ray import engine
+    from xlt_ray.inference import engine
 
     folder = Path(found["folder"])
     threads = max(1, round(args.scaling.cpus))
@@ -197,12 +198,12 @@ def build(args: dict[str, Any]) -> Application:
 def resolve(settings: ServeArgs, spec: str | None = None) -> str:
     """Name a model, by default the one of the settings, so that all replicas mean the same: no alias, a whole path."""
     spec = spec or settings.model
-    from xlt_ray import fetch, registry
+    from xlt_ray.registry import fetch, versions
 
     if not spec.startswith("models:"):
         folder = Path(spec).expanduser().absolute()
         return str(fetch.bundle_in(folder) if folder.exists() else folder)  # it may lie on the server's machine alone
-    found = registry.resolve(spec, settings.tracking_uri)
+    found = versions.resolve(spec, settings.tracking_uri)
     return f"models:/{found.name}/{found.version}"
 
 

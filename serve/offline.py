@@ -15,11 +15,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from serve.service import Chunk, Model, Service, answer_all
+from serve.http.stream import answer_lines
+from serve.replica.model import Chunk, Model
+from serve.replica.service import Service, answer_all
 from serve.settings import Limits, ServeArgs
-from serve.stream import answer_lines
-from xlt_ray import engine, fetch, sniff
-from xlt_ray.config import InputError
+from xlt_ray import sniff
+from xlt_ray.errors import InputError
+from xlt_ray.inference import engine
+from xlt_ray.registry import fetch
 
 # what makes JSON lines of two columns with a tab between
 TO_PAIRS = (

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from xlt_ray import config, config_keys, languages
-from xlt_ray.config import InputError
-from xlt_ray.tracking_uri import absolute
+from xlt_ray import config
+from xlt_ray.config.keys import explain
+from xlt_ray.errors import InputError
+from xlt_ray.languages.codes import read
+from xlt_ray.tracking.tracking_uri import absolute
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -92,9 +94,9 @@ class ServeArgs(Section):
     @classmethod
     def _known(cls, codes: tuple[str, ...]) -> tuple[str, ...]:
         for code in codes:
-            if languages.read(code) is None:
+            if read(code) is None:
                 raise ValueError(f"{code!r} is not a language code; `xlt languages` lists them")
-        return tuple(str(languages.read(code)) for code in codes)
+        return tuple(str(read(code)) for code in codes)
 
     @field_validator("cors_origins")
     @classmethod
@@ -121,7 +123,7 @@ def parse(data: Mapping[str, Any], place: str = "args") -> ServeArgs:
     try:
         args = ServeArgs.model_validate(dict(data))
     except ValidationError as error:
-        faults = "\n".join("  " + config_keys.explain(fault, ServeArgs) for fault in error.errors())
+        faults = "\n".join("  " + explain(fault, ServeArgs) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
     args.check_replicas()
     # replicas have another working directory

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from xlt_ray import bundle, collate, network
-from xlt_ray.bundle import Bundle
-from xlt_ray.collate import Tokenize
-from xlt_ray.config import build
+from xlt_ray.config.read import build
+from xlt_ray.inference import bundle
+from xlt_ray.inference.bundle import Bundle
+from xlt_ray.model import collate, network
+from xlt_ray.model.collate import Tokenize
 
 LABELS = ("sport", "food", "travel")
 TEXTS = ["eng1 eng2 eng3", "eng40 eng41", "swh22", "unknown words", "", "deu1 " * 100, "hin3 eng7 [PAD] eng9"]

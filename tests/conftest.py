@@ -12,8 +12,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from xlt_ray import languages
-from xlt_ray.config import Experiment, build
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.read import build
+from xlt_ray.languages import codes
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -34,7 +35,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 @pytest.fixture(autouse=True)
 def _every_warning_anew() -> None:
     """Let an unknown language's warning, given once a process, not depend on the tests that ran before."""
-    languages.resolve.cache_clear()
+    codes.resolve.cache_clear()
 
 
 def _vocabulary() -> list[str]:

@@ -14,11 +14,17 @@ import numpy as np
 import torch
 import uvicorn
 
-from serve import api
-from serve.admission import Keys
-from serve.service import Chunk, Model, Service, answer_all
+from serve.http import api
+from serve.replica.admission import Keys
+from serve.replica.model import Chunk, Model
+from serve.replica.service import Service, answer_all
 from serve.settings import ServeArgs
-from xlt_ray import bundle, collate, config, engine, export, metrics, network
+from xlt_ray import config
+from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.export import export
+from xlt_ray.inference import bundle, engine
+from xlt_ray.model import collate, network
 
 
 def loaded(folder: Path, name: str = "models:/tiny/1", version: str = "1") -> Model:
@@ -83,7 +89,7 @@ def artefact_of(encoder: Path, folder: Path, seed: int = 0, pairs: bool = False)
         net.head.bias -= net.head.weight @ net.eval().features(batch).mean(0)
     truth = np.arange(60) % len(LABELS)
     predictions = {
-        code: metrics.Predictions(  # fmt: skip
+        code: Predictions(  # fmt: skip
             truth,
             np.where(np.arange(60) < 60 * share, truth, (truth + 1) % 3),
             [*map(str, range(60))],

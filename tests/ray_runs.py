@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 TRAIN_WORKER = "RayTrainWorker"  # in the title of a process that runs a worker of Ray Train
-COURIER = "xlt_ray.courier"
+COURIER = "xlt_ray.tracking.courier"
 ROOT = Path(__file__).parents[1]
 
 Settings = dict[str, Any]

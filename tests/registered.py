@@ -10,20 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from xlt_ray import bundle, collate, metrics, network, outbox, prepare
-from xlt_ray.config import TrackingConfig, build
-from xlt_ray.delivery import Delivery
-from xlt_ray.metrics import Predictions
+from xlt_ray.config.experiment import TrackingConfig
+from xlt_ray.config.read import build
+from xlt_ray.corpora import loaders
+from xlt_ray.evaluation.predictions import Predictions, save_predictions
+from xlt_ray.inference import bundle
+from xlt_ray.model import collate, network
+from xlt_ray.tracking import outbox
+from xlt_ray.tracking.delivery import Delivery
+from xlt_ray.training import setup
 
 NAME = "tiny"
 
 
 def database(folder: Path) -> str:
     """Create an empty tracking database; takes a second."""
-    from xlt_ray import tracking
+    from xlt_ray.tracking import mlflow_run
 
     uri = f"sqlite:///{folder / 'xlt.db'}"
-    tracking._create_database(uri)
+    mlflow_run._create_database(uri)
     return uri
 
 
@@ -48,7 +53,7 @@ def settings(encoder: Path, corpus: Path, cache: Path) -> dict[str, Any]:
 def made_bundle(folder: Path, data: Mapping[str, Any], seed: int = 0, labels: tuple[str, ...] | None = None) -> Path:
     """Save a bundle of an untrained network whose answers differ from text to text."""
     experiment = build(dict(data))
-    corpus, _ = prepare.load_corpus(prepare.absolute(experiment))
+    corpus, _ = loaders.load_corpus(setup.absolute(experiment))
     labels = labels or corpus.labels
     net, tokenizer, identity = network.build(experiment.network, len(labels), seed)
     tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
@@ -63,7 +68,7 @@ def made_bundle(folder: Path, data: Mapping[str, Any], seed: int = 0, labels: tu
 
 def answers(data: Mapping[str, Any], right: Mapping[str, float], seed: int = 0) -> dict[str, Predictions]:
     """Give predictions of the corpus's test rows, a share of them right, language -> share."""
-    corpus, _ = prepare.load_corpus(prepare.absolute(build(dict(data))))
+    corpus, _ = loaders.load_corpus(setup.absolute(build(dict(data))))
     rng = np.random.default_rng(seed)
     found = {}
     for code, share in right.items():
@@ -83,7 +88,7 @@ def finished(
     box = outbox.Outbox.open(folder, TrackingConfig(uri=uri), folder.name, folder.name)
     shutil.copytree(made, folder / "bundle")
     if predictions is not None:
-        metrics.save_predictions(folder / "predictions.npz", predictions)
+        save_predictions(folder / "predictions.npz", predictions)
         box.artifact(folder / "predictions.npz")
     box.finish()
     if deliver:

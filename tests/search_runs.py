@@ -13,11 +13,14 @@ import yaml
 from ray_runs import Settings, settings
 from typer.testing import CliRunner
 
-from xlt_ray import checkpoint, cli, evaluate, loop, network, techniques
-from xlt_ray.collate import Tokenize
-from xlt_ray.config import Experiment
-from xlt_ray.corpus import Corpus
-from xlt_ray.metrics import Predictions
+from xlt_ray import cli, techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.model import network
+from xlt_ray.model.collate import Tokenize
+from xlt_ray.training import loop, setup
 
 POOL = ("eng_Latn", "deu_Latn", "swh_Latn")
 TARGET = "hin_Deva"
@@ -99,7 +102,7 @@ def stamps(files: Iterable[Path]) -> dict[Path, tuple[int, bytes]]:
 class Plain:
     """An experiment fitted by the loop alone: its weights, and its predictions on dev of the languages it was given."""
 
-    weights: checkpoint.Weights
+    weights: network.Weights
     dev: Mapping[str, Predictions]
 
     @property
@@ -112,14 +115,14 @@ def fit_plainly(experiment: Experiment, corpus: Corpus) -> Plain:
 
     `corpus` is a whole one where there are techniques, which may look at texts of targets.
     """
-    chosen, languages = techniques.build(experiment), techniques.known_languages(experiment, corpus)
+    chosen, languages = techniques.build(experiment), known_languages(experiment, corpus)
     net, tokenizer, _ = techniques.network(chosen, experiment, len(corpus.labels), languages)
     tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        visible, material = techniques.scene(chosen, experiment, corpus)
-        run = loop.Run(
+        visible, material = setup.scene(chosen, experiment, corpus)
+        run = setup.Run(
             experiment, visible, net, tokenize, lambda metrics, save: None, techniques=chosen, material=material
         )
         progress = loop.fit(run)
@@ -128,4 +131,4 @@ def fit_plainly(experiment: Experiment, corpus: Corpus) -> Plain:
         dev = evaluate.predict(net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step)
     finally:
         torch.set_num_threads(threads)
-    return Plain(checkpoint.trained(net), dev)
+    return Plain(network.trained(net), dev)

@@ -13,7 +13,7 @@ import yaml
 from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from xlt_ray.config import TrackingConfig
+from xlt_ray.config.experiment import TrackingConfig
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
@@ -123,7 +123,9 @@ def test_jobs_leave_behind_what_is_large_or_changes(path: str) -> None:
     assert any(excludes(step) for excludes in excluded for step in steps), f"add {path} to .rayignore"
 
 
-@pytest.mark.parametrize("path", ["jobs/train.py", "jobs/configs/quickstart.yaml", "xlt_ray/data/languages.tsv"])
+@pytest.mark.parametrize(
+    "path", ["jobs/train.py", "jobs/configs/quickstart.yaml", "xlt_ray/languages/languages.tsv", "xlt_ray/runs/run.py"]
+)
 def test_jobs_take_along_what_they_need(path: str) -> None:
     assert (ROOT / path).is_file()
     excluded = get_excludes_from_ignore_files(ROOT, include_gitignore=False)

@@ -18,8 +18,8 @@ PRELOADED = [
     "pandas",
     "torch._dynamo",
     "transformers.models.bert.modeling_bert",
-    "xlt_ray.corpora.files",
-    "xlt_ray.loop",
+    "xlt_ray.corpora.loaders.files",
+    "xlt_ray.training.loop",
 ]
 TIMEOUT = timedelta(seconds=60)
 

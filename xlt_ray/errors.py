@@ -33,3 +33,7 @@ def collecting(faults: list[str]) -> Iterator[None]:
 
 class TrainingError(RuntimeError):
     """Work on Ray stopped; the message says why in the words of the worker that failed."""
+
+
+class RegistryError(RuntimeError):
+    """MLflow does not answer, or refuses what should go; the message is one line."""

@@ -22,12 +22,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional
 
-from xlt_ray.config import Experiment, InputError
-from xlt_ray.corpus import Corpus
-from xlt_ray.techniques import Embed, Material, Technique, known_languages
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.errors import InputError
+from xlt_ray.techniques.technique import Embed, Material, Technique
 
 if TYPE_CHECKING:
-    from xlt_ray.network import Network
+    from xlt_ray.model.network import Network
 
 PROBED = 60  # rows a language, half to fit the probe for the language and half to ask it
 

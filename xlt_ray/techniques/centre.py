@@ -20,13 +20,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from xlt_ray import mixture
-from xlt_ray.config import Experiment, InputError
-from xlt_ray.corpus import Corpus
-from xlt_ray.techniques import Embed, Material, Technique
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora import mixture
+from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.errors import InputError
+from xlt_ray.techniques.technique import Embed, Material, Technique
 
 if TYPE_CHECKING:
-    from xlt_ray.network import Network
+    from xlt_ray.model.network import Network
 
 
 class Centre(Technique):

@@ -21,13 +21,16 @@ import pyarrow as pa
 import regex
 from pydantic import Field, PrivateAttr, field_validator
 
-from xlt_ray import languages as codes
-from xlt_ray import lexicon as lexicons
-from xlt_ray.config import Experiment, InputError
-from xlt_ray.corpus import Corpus, column_digest
-from xlt_ray.lexicon import FEWEST_PAIRS, LONGEST, WORD, Lexicon, Translations, fold
-from xlt_ray.mixture import shares
-from xlt_ray.techniques import Example, Material, Technique, Tell
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.arrow import column_digest
+from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.corpora.mixture import shares
+from xlt_ray.errors import InputError
+from xlt_ray.events import Tell
+from xlt_ray.languages import codes, lexicon, word_alignment
+from xlt_ray.languages.lexicon import FEWEST_PAIRS, LONGEST, Lexicon, Translations
+from xlt_ray.languages.word_alignment import WORD, fold
+from xlt_ray.techniques.technique import Example, Material, Technique
 
 VERSION = 1  # of how lexicons are induced; part of the name of a cached one
 GAP = regex.compile(r"[\s\-]+")  # what may stand between the words of a phrase
@@ -151,11 +154,11 @@ class CodeSwitch(Technique):
         if self.lexicons != "induced":
             missing = "no file of {} under techniques.code_switch.lexicons"
             return None if self._file(pair, experiment) else missing.format(" -> ".join(pair))
-        if unsegmented := next((one for one in pair if lexicons.unsegmented(one)), None):
+        if unsegmented := next((one for one in pair if lexicon.unsegmented(one)), None):
             return f"{unsegmented} is written without spaces between words, so no lexicon can be induced"
         if source not in rows or code not in rows:
             return f"{code if source in rows else source} has no train or dev rows"
-        common = lexicons.shared(rows[source].select(["id"]), rows[code].select(["id"]))[0].num_rows
+        common = word_alignment.shared(rows[source].select(["id"]), rows[code].select(["id"]))[0].num_rows
         if common < FEWEST_PAIRS:
             return f"{common} rows have the same id in {source} and {code}, fewer than {FEWEST_PAIRS}"
         return None
@@ -200,7 +203,7 @@ class CodeSwitch(Technique):
         if self.lexicons != "induced":
             file = self._file(pair, experiment)
             assert file is not None, "_fault finds a file that is missing"
-            return lexicons.read(file, *pair)
+            return lexicon.read(file, *pair)
         tables = [rows[code] for code in pair]
         settings = hashlib.sha256(json.dumps([VERSION, pair, self.score, self.phrases]).encode())
         for table in tables:
@@ -211,8 +214,8 @@ class CodeSwitch(Technique):
         kept = folder / f"{'-'.join(pair)}-{settings.hexdigest()[:16]}.tsv"
         if not kept.is_file():
             # written and read back, so that a first run and a later one see the same order of entries
-            lexicons.write(kept, lexicons.induce_tables(tables[0], tables[1], pair, self.score, self.phrases))
-        return lexicons.read_table(kept, *pair)
+            lexicon.write(kept, lexicon.induce_tables(tables[0], tables[1], pair, self.score, self.phrases))
+        return lexicon.read_table(kept, *pair)
 
 
 @dataclass(frozen=True, eq=False)

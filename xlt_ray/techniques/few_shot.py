@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from xlt_ray import languages as codes
-from xlt_ray.config import Experiment, InputError
-from xlt_ray.corpus import Corpus
-from xlt_ray.techniques import Material, Technique
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.errors import InputError
+from xlt_ray.languages import codes
+from xlt_ray.techniques.technique import Material, Technique
 
 
 class FewShot(Technique):

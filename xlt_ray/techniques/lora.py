@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from xlt_ray.config import InputError
-from xlt_ray.techniques import Technique
+from xlt_ray.errors import InputError
+from xlt_ray.techniques.technique import Technique
 
 if TYPE_CHECKING:
-    from xlt_ray.network import Network
+    from xlt_ray.model.network import Network
 
 # kind of encoder (config.model_type) -> the linear layers of its attention that make queries and values
 ATTENTION = {

@@ -1,0 +1,1 @@
+"""Operate a server: start it, roll a model out and back, compare two under load."""

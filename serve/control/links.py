@@ -1,0 +1,93 @@
+"""Reach the controller of Ray Serve: over the REST interface of a cluster's dashboard, or as a driver on this machine.
+
+What `xlt serve` starts has no dashboard: it would cost as much memory as the model, and cannot reach a Ray that listens
+on loopback alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from xlt_ray.errors import InputError
+
+Details = dict[str, Any]
+
+
+class Link(Protocol):
+    """What is asked of a controller, as Serve's REST interface defines it."""
+
+    def applications(self) -> dict[str, Details]:
+        """Give every application: its status, message, deployed_app_config and deployments with their replicas."""
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        """Make what is deployed equal to a configuration; returns before that is done."""
+
+
+class Rest:
+    """A cluster, by the address of its dashboard; raises InputError where nobody answers."""
+
+    def __init__(self, address: str) -> None:
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+        try:
+            self._client = ServeSubmissionClient(address)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(f"--address: {address} does not answer as a Ray dashboard ({error})") from None
+
+    def applications(self) -> dict[str, Details]:
+        found: dict[str, Details] = self._client.get_serve_details()["applications"]
+        return found
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        self._client.deploy_applications(dict(config))
+
+
+class Driver:
+    """The cluster that this process is connected to."""
+
+    def __init__(self) -> None:
+        from ray.serve.context import _get_global_client
+
+        self._client: Any = _get_global_client()
+
+    def applications(self) -> dict[str, Details]:
+        import ray
+
+        details = ray.get(self._client._controller.get_serve_instance_details.remote())
+        found: dict[str, Details] = json.loads(json.dumps(details, default=str))["applications"]
+        return found
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        from ray.serve.schema import ServeDeploySchema
+
+        self._client.deploy_apps(ServeDeploySchema.model_validate(dict(config)))
+
+
+@contextlib.contextmanager
+def on_loopback(address: str) -> Iterator[str]:
+    """Connect to a Ray on this machine's loopback interface, or start one ("local"); gives its address.
+
+    None of its own servers listens beyond this machine: Ray would replace 127.0.0.1 by the machine's address, and its
+    servers then listen on every interface.
+    """
+    import ray
+    from ray._private import services
+
+    usual, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options["include_dashboard"] = False
+    try:
+        ray.init(address=address, _node_ip_address="127.0.0.1", **options)
+    except ConnectionError:
+        raise InputError(f"--port: the server's Ray at {address} does not answer; is it still running?") from None
+    finally:
+        services.resolve_ip_for_localhost = usual
+    try:
+        yield str(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,1 @@
+"""What happens within a replica: admission, batching, answers, telemetry."""

@@ -1,0 +1,51 @@
+"""Say beside an answer what was measured on test: how often a model is right in a language, and when this confident."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xlt_ray.evaluation import calibration
+from xlt_ray.evaluation.calibration import Reliability
+from xlt_ray.languages import codes
+
+
+def zero_shot(measured: Mapping[str, Mapping[str, Any]]) -> Reliability:
+    """Add up the tables of reliability of all zero-shot languages."""
+    rows = [row.get("reliability") for row in measured.values() if row["role"] == "zero-shot"]
+    return calibration.pooled(filter(None, rows))
+
+
+def reliability(
+    measured: Mapping[str, Mapping[str, Any]], others: Reliability, code: str | None, confidence: float
+) -> dict[str, Any] | None:
+    """Say how often answers as confident as this were right on test rows, in the text's language where it was measured.
+
+    Else in `others`, all zero-shot languages together; None where nothing was counted.
+    """
+    own = measured.get(code or "", {}).get("reliability")
+    found = calibration.like(others if own is None else own, confidence)
+    return found and found | {"language": code if own is not None else None}
+
+
+def expected(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Say what was measured in a language, as fractions with the 95% interval; None where nothing was."""
+    if measured is None:
+        return None
+    return {
+        "accuracy": round(measured["accuracy"], 4),
+        "low": round(measured["low"], 4),
+        "high": round(measured["high"], 4),
+        "rows": measured["support"],
+        "trained_on": measured["role"] == "source",
+        "calibration_error": _rounded(measured.get("calibration_error")),
+    }
+
+
+def _rounded(fraction: float | None) -> float | None:
+    return None if fraction is None else round(fraction, 4)
+
+
+def name(code: str | None) -> str | None:
+    """Name a language for a reader; None where it could not be told."""
+    return None if code is None else codes.name(code)

@@ -1,0 +1,246 @@
+"""Answer requests: tokenise, guess languages, wait for a place in a batch, and say how far to trust the answer.
+
+Nothing here knows of HTTP or Ray, so that the same code runs behind Ray Serve and in a test's own event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.replica.admission import Queue
+from serve.replica.challenge import Challenge
+from serve.replica.measured import expected, name, reliability
+from serve.replica.model import DIGITS, Answer, Chunk, Infer, Model
+from serve.replica.preparing import Preparing, Unprepared
+from serve.replica.refusals import Refusal, failed, late, not_ready, unfit
+from serve.replica.telemetry import Telemetry
+from serve.settings import ServeArgs
+from xlt_ray.languages.identify import Identifier
+from xlt_ray.model import batching
+
+logger = logging.getLogger("ray.serve")
+PATIENCE = 600.0  # seconds: nobody watches a stream's single lines, and the next are not read before these are answered
+TOKENS = {"cpu": 1024, "cuda": 16384}  # of one batch: what fits a processor's cache, what keeps a GPU busy
+
+
+def answer_all(chunks: Sequence[Chunk]) -> list[np.ndarray | Exception]:
+    """Run a batch: each chunk's probabilities, or TimeoutError where its time is up. Blocks; no event loop needed.
+
+    Where the engine fails at a batch, its chunks are tried one by one: only those at fault get the exception.
+    """
+    now = time.monotonic()
+    results: list[np.ndarray | Exception] = [TimeoutError() for _ in chunks]
+    alive = [i for i, chunk in enumerate(chunks) if chunk.until > now]
+    for model in {id(chunks[i].model): chunks[i].model for i in alive}.values():
+        mine = [i for i in alive if chunks[i].model is model]
+        for i, part in zip(mine, _parts(model, [chunks[i] for i in mine]), strict=True):
+            results[i] = part
+    return results
+
+
+def _parts(model: Model, parts: Sequence[Chunk]) -> Sequence[np.ndarray | Exception]:
+    try:
+        rows = [row for part in parts for row in part.rows]
+        codes = [code for part in parts for code in part.codes or [None] * len(part.rows)]
+        found = model.engine.probabilities(rows, codes)
+        if not np.isfinite(found).all():
+            raise ArithmeticError("the model's answer holds numbers that are none")
+    except Exception as error:
+        return [error] if len(parts) == 1 else [one for part in parts for one in _parts(model, [part])]
+    return np.split(found, np.cumsum([len(part.rows) for part in parts])[:-1])
+
+
+class Service:
+    """Everything that one replica knows: the model, its challenger, and what waits.
+
+    `infer` runs one chunk, together with whatever else waits at that moment.
+    """
+
+    def __init__(
+        self, args: ServeArgs, infer: Infer, telemetry: Telemetry | None = None, replica: str = "local"
+    ) -> None:
+        self.args, self.infer, self.replica = args, infer, replica
+        self.telemetry = telemetry or Telemetry()
+        self.queue = Queue(args.limits.waiting_texts)
+        self.model: Model | None = None
+        self.challenge: Challenge | None = None
+        self.problem = ""  # why the model last asked for is not the one that answers
+        self.loading = ""  # the model that is being loaded
+        self.draining = False
+        self._preparing = Preparing(Identifier(Path(args.cache_dir).expanduser()) if args.identify else None)
+        self._background: set[asyncio.Task[None]] = set()
+
+    def ready(self) -> Model:
+        """Give the model that answers; raise the Refusal `not_ready` where there is none."""
+        if self.draining:
+            raise not_ready("this replica is shutting down")
+        if self.model is None:
+            raise not_ready(self.problem or "the model is still being loaded")
+        return self.model
+
+    def budget(self, model: Model) -> int:
+        """Give the tokens that a model is handed at once."""
+        return max(self.args.tokens_per_batch or TOKENS[model.engine.device], model.engine.max_length)
+
+    async def classify(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        given: Sequence[str | None] | None = None,
+        deadline: float | None = None,
+        min_confidence: float | None = None,
+        patient: bool = False,
+    ) -> Answer:
+        """Classify texts; `given` are their languages where known, `patient` waits for room instead of being refused.
+
+        Below `min_confidence`, by default that of the settings, a text is given no label.
+        Raises a Refusal: 422 for what the model cannot take, 503 where nothing could be answered before `deadline` s.
+        """
+        model = self.ready()
+        if self.challenge is not None:
+            model = self.challenge.pick(model, texts)
+        self._check(model, texts, pairs)
+        deadline = min(deadline or self.args.limits.deadline_s, self.args.limits.deadline_s)
+        while patient and not self.queue.free(len(texts), deadline):
+            await asyncio.sleep(0.02)
+            self.ready()
+        with self.queue.enter(len(texts), deadline):
+            patience = PATIENCE if patient else deadline
+            answer = await self._answer(model, texts, pairs, given, time.monotonic() + patience, patience)
+        answer = replace(answer, least=self.args.min_confidence if min_confidence is None else min_confidence)
+        self._count(answer)
+        if self.args.log_texts:
+            self._log(answer, texts, pairs)
+        return answer
+
+    async def _answer(
+        self,
+        model: Model,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        given: Sequence[str | None] | None,
+        until: float,
+        deadline: float,
+    ) -> Answer:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
+                rows, guesses = await self._preparing(Unprepared(model.engine, texts, pairs, given))
+                groups = batching.steps([len(row) for row in rows], self.budget(model))
+                chunks = [
+                    Chunk(model, [rows[i] for i in group], until, [guesses[i].code for i in group]) for group in groups
+                ]
+                if len(chunks) == 1:  # as a rule, and without a task of its own
+                    parts = [await self.infer(chunks[0])]
+                else:
+                    parts = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
+        except TimeoutError:
+            raise late(deadline) from None
+        except Refusal:
+            raise
+        except Exception as error:
+            logger.error("%s failed at %d texts: %s: %s", model.name, len(texts), type(error).__name__, error)
+            raise failed() from None
+        order = np.concatenate([np.asarray(group) for group in groups])
+        return Answer(model, np.concatenate(parts)[np.argsort(order)], guesses)
+
+    def _check(self, model: Model, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        if (pairs is not None) != model.artefact.pairs:
+            kind = "pairs of texts: give `pairs`, as many as `texts`" if model.artefact.pairs else "one text: leave out"
+            raise unfit("pairs", f"this model classifies {kind}" + ("" if model.artefact.pairs else " `pairs`"))
+        if pairs is not None and len(pairs) != len(texts):
+            raise unfit("pairs", f"{len(pairs)} of them for {len(texts)} texts; give one a text")
+
+    def _count(self, answer: Answer) -> None:
+        measured = answer.model.artefact.languages
+        guessed = [guess.code for guess in answer.guesses]
+        codes = ["unknown" if code is None else code if code in measured else "unmeasured" for code in guessed]
+        self.telemetry.texts(answer.model.version, codes, answer.given)
+
+    def _log(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        for i, (text, label) in enumerate(zip(texts, answer.given, strict=True)):
+            pair = {"pair": pairs[i]} if pairs else {}
+            line = {"text": text, **pair, "label": label, "model": answer.model.name}
+            logger.info(json.dumps(line, ensure_ascii=False))
+
+    def follow_up(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        """Let a challenger in the shadow classify the same texts, once they are answered and while there is room."""
+        challenge = self.challenge
+        if challenge is None:
+            return
+        challenge.answered(answer)
+        if not challenge.shadows(texts) or self.queue.waiting > self.queue.most // 4:
+            return
+        task = asyncio.get_running_loop().create_task(self._shadow(challenge, answer, texts, pairs))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _shadow(
+        self, challenge: Challenge, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None
+    ) -> None:
+        deadline = self.args.limits.deadline_s
+        codes = [guess.code for guess in answer.guesses]
+        try:
+            with self.queue.enter(len(texts), deadline):
+                second = await self._answer(challenge.model, texts, pairs, codes, time.monotonic() + deadline, deadline)
+        except Refusal:
+            return  # a shadow costs nobody an answer
+        challenge.compared(answer, second)
+
+    async def feedback(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        pairs: Sequence[str] | None,
+        given: Sequence[str | None] | None,
+    ) -> dict[str, Any]:
+        """Score the model, and the challenger where there is one, on texts whose label is known."""
+        champion = self.ready()
+        known = champion.artefact.labels
+        for i, label in enumerate(labels):
+            if label not in known:
+                raise unfit(f"labels[{i}]", f"{label!r} is not a label of this model; `GET /v1/model` lists them")
+        self._check(champion, texts, pairs)
+        models = [champion] + ([self.challenge.model] if self.challenge else [])
+        deadline = self.args.limits.deadline_s
+        with self.queue.enter(len(texts) * len(models), deadline):
+            until = time.monotonic() + deadline
+            answers = [await self._answer(m, texts, pairs, given, until, deadline) for m in models]
+        right = [(a.labels == np.asarray(labels)).tolist() for a in answers]
+        if self.challenge is not None:
+            self.challenge.judged([guess.code for guess in answers[0].guesses], right[0], right[1])
+        return {
+            model.name: {"version": model.version, "texts": len(labels), "right": sum(mine)}
+            for model, mine in zip(models, right, strict=True)
+        }
+
+
+def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
+    """Write an answer as the list of results that a response holds, one a text."""
+    labels, measured = answer.model.artefact.labels, answer.model.artefact.languages
+    others = answer.model.zero_shot
+    best = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :top_k]
+    results = []
+    for row, ranked, guess, given in zip(answer.probabilities, best, answer.guesses, answer.given, strict=True):
+        scores = [{"label": labels[i], "score": round(float(row[i]), DIGITS)} for i in ranked]
+        results.append(
+            {
+                "label": given,
+                "confidence": scores[0]["score"],
+                "abstained": given is None,
+                "scores": scores,
+                "language": {"code": guess.code, "name": name(guess.code), "confidence": guess.confidence},
+                "expected_accuracy": expected(measured.get(guess.code or "")),
+                "reliability": reliability(measured, others, guess.code, float(row[ranked[0]])),
+            }
+        )
+    return results

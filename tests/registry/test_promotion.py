@@ -1,0 +1,329 @@
+"""Promotion: the alias moves last, only to what passed, or by force that is recorded; interrupted, it goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests import registered
+from xlt_ray import cli, config
+from xlt_ray.corpora.loaders import load_corpus
+from xlt_ray.errors import InputError, RegistryError
+from xlt_ray.export import agreement
+from xlt_ray.inference import artefact
+from xlt_ray.inference.bundle import load
+from xlt_ray.registry import fetch, promotion, publish, rivals, versions
+from xlt_ray.tracking import mlflow_run
+
+GOOD = {"eng_Latn": 0.8, "deu_Latn": 0.8, "swh_Latn": 0.8, "hin_Deva": 0.8}
+BETTER = GOOD | {"eng_Latn": 0.9}
+WORSE = BETTER | {"swh_Latn": 0.2}
+
+
+class Home:
+    """An empty registry and runs to fill it with; each test names its own registered model."""
+
+    def __init__(self, folder: Path, encoder: Path, corpus: Path) -> None:
+        self.folder, self.uri, self.cache, self.corpus = folder, registered.database(folder), folder / "cache", corpus
+        self.data = registered.settings(encoder, corpus, folder / "corpus")
+        self.made = registered.made_bundle(folder / "made", self.data)
+        for name, right in {"good": GOOD, "better": BETTER, "worse": WORSE}.items():
+            registered.finished(folder / name, self.uri, self.made, registered.answers(self.data, right))
+
+    def promote(self, run: str, name: str, **asked: Any) -> promotion.Outcome:
+        where = run if run.startswith("models:") else str(self.folder / run)
+        return promotion.promote(where, name=name, cache=self.cache, **{"uri": self.uri} | asked)
+
+    def champion(self, name: str) -> str | None:
+        found = versions.aliased(name, "champion", self.uri)
+        return found.version if found else None
+
+    def register(self, run: str, name: str, champion: bool = False) -> versions.Version:
+        version = promotion.find(str(self.folder / run), name, self.uri)
+        if champion:
+            versions.move_alias(name, "champion", version.version, self.uri)
+        return version
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_corpus: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_run, "_ask", lambda *question: None)  # tests/tracking/test_tracking.py shows what it does
+        yield Home(tmp_path_factory.mktemp("home"), tiny_encoder, tiny_corpus)
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the two fresh processes, seconds each, that another test of this file shows at work."""
+    monkeypatch.setattr(publish, "trial", lambda *question: None)
+
+
+def test_a_first_promotion_interrupted_at_its_end_goes_on_and_is_whole(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: str) -> None:
+        raise KeyboardInterrupt
+
+    seen: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "move_alias", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            home.promote("good", "first", on_event=registered.stages(seen))
+    assert seen == ["register", "check", "export", "agree", "upload", "ask", "alias"]
+    assert home.champion("first") is None
+    seen.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "trial", lambda *question: None)
+        found = home.promote("good", "first", on_event=registered.stages(seen))
+    assert seen == ["register", "check", "ask", "alias"]  # what was made and passed is not made again
+    assert found.promoted and found.reasons == () and found.gate is None
+    assert "first has no champion yet: nothing to compare with" in found.notes
+    assert home.champion("first") == "1"
+    version = versions.resolve("models:/first@champion", home.uri)
+    assert version.tags["xlt.promoted_from.champion"] == "none"
+    assert version.tags["xlt.serving"].startswith("serving/")
+    assert "xlt.forced.champion" not in version.tags
+    served = fetch.fetch("models:/first@champion", home.uri, cache=home.cache)
+    made = artefact.read(served.folder)
+    assert made.checks[made.precisions[0]]["passed"] is True
+    assert len(registered.client(home.uri).search_model_versions("name = 'first'")) == 1
+
+
+def test_a_worse_run_is_refused_with_its_table_and_nothing_moves(home: Home) -> None:
+    home.register("good", "refused", champion=True)
+    asked = ["promote", str(home.folder / "worse"), "--name", "refused", "--cache", str(home.cache)]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 1, done.output
+    assert "Swahili" in done.output and "-60.0" in done.output and "falls" in done.output
+    assert "refused: swh_Latn: falls by 60.0 points, more than 2" in done.output
+    assert "models:/refused@champion still means version 1; version 2 stays registered" in done.output
+    assert home.champion("refused") == "1"
+    version = versions.resolve("models:/refused/2", home.uri)
+    assert set(version.tags) == {"xlt.bundle"}
+    client = registered.client(home.uri)
+    figures = client.get_run(version.run_id).data.metrics
+    assert figures["gate/difference/swh_Latn"] == pytest.approx(-0.6)
+    assert figures["gate/mean_difference"] == pytest.approx(-0.125, abs=0.01)
+    assert (figures["gate/passed"], figures["gate/champion/eng_Latn"]) == (0, 0.8)
+    files = [file.path for file in client.list_artifacts(version.run_id, "gate/against-1")]
+    assert files == ["gate/against-1/gate.json", "gate/against-1/gate.tsv"]
+    history = client.get_metric_history(version.run_id, "gate/mean_difference")
+    home.promote("worse", "refused")
+    assert client.get_metric_history(version.run_id, "gate/mean_difference") == history
+
+
+def test_force_is_recorded_and_a_rollback_goes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "trial", lambda *question: None)
+        home.promote("good", "forced")
+        found = home.promote("worse", "forced", force=True)
+    assert found.promoted and home.champion("forced") == "2"
+    assert "swh_Latn: falls by 60.0 points, more than 2" in found.reasons
+    tags = versions.resolve("models:/forced@champion", home.uri).tags
+    assert tags["xlt.promoted_from.champion"] == "1"
+    assert tags["xlt.forced.champion"] == "; ".join(found.reasons)
+    assert json.loads(tags["xlt.gate.champion"])["passed"] is False
+    said = promotion.rollback("forced", uri=home.uri, cache=home.cache)
+    assert said == "models:/forced@champion goes back from version 2 to version 1"
+    assert home.champion("forced") == "1"
+    assert versions.resolve("models:/forced/2", home.uri).tags["xlt.rolled_back.champion"] == "to 1"
+    with pytest.raises(InputError, match="models:/forced/1: was not promoted from another version"):
+        promotion.rollback("forced", uri=home.uri, cache=home.cache)
+    with pytest.raises(InputError, match="no such alias"):
+        promotion.rollback("forced", "rival", home.uri)
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_better_run_is_promoted_under_each_alias_apart(home: Home) -> None:
+    for run in ("good", "better"):
+        assert home.promote(run, "aliases").promoted
+    again = home.promote("models:/aliases/2", "aliases")
+    assert again.promoted and "is the champion already" in again.notes[0]
+    assert home.promote("models:/aliases/1", "aliases", alias="rival").promoted
+    assert home.promote("models:/aliases/2", "aliases", alias="rival").promoted
+    asked = ["promote", "models:/aliases/2", "--uri", home.uri, "--cache", str(home.cache)]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    assert "models:/aliases@champion means version 2, as it did\n" in done.output
+    assert "float32 agrees on 100.00% of 180 rows" in done.output
+    tags = versions.resolve("models:/aliases/2", home.uri).tags
+    assert (tags["xlt.promoted_from.champion"], tags["xlt.promoted_from.rival"]) == ("1", "1")
+    gate = json.loads(tags["xlt.gate.champion"])
+    assert (gate["against"], gate["passed"], gate["languages"]) == ("1", True, 4)
+
+
+@pytest.mark.usefixtures("untried")
+def test_an_alias_that_training_moved_is_held_against_the_version_before(home: Home) -> None:
+    """`tracking.alias` moves it without any gate; a promotion makes up for that and knows the way back."""
+    for run in ("good", "worse"):
+        version = home.register(run, "trained", champion=True)
+        versions.tag(version, {"xlt.alias": "champion"})
+    found = home.promote("worse", "trained")
+    assert not found.promoted and "swh_Latn: falls by 60.0 points, more than 2" in found.reasons
+    assert "moved there by its training" in found.notes[0]
+    assert home.champion("trained") == "2"
+    assert home.promote("worse", "trained", force=True).promoted
+    assert versions.resolve("models:/trained/2", home.uri).tags["xlt.promoted_from.champion"] == "1"
+
+
+def test_only_served_languages_count_and_their_codes_may_be_of_any_kind(home: Home) -> None:
+    champion = home.register("good", "served", champion=True)
+    candidate = home.register("worse", "served")
+    found, reasons = promotion._compared(
+        candidate, champion, ("eng_Latn",), 0.02, False, home.cache, lambda event: None
+    )
+    assert found is not None and found.passed and not reasons
+    with pytest.warns(UserWarning, match="klingon"):
+        refused = home.promote("worse", "served", served=["en", "klingon"])
+    assert refused.reasons == ("klingon: served, but the candidate was not measured in it",)
+
+
+def test_other_labels_are_refused_by_name(home: Home) -> None:
+    labels = ("sport", "food", "voyage")
+    made = registered.made_bundle(home.folder / "renamed_made", home.data, labels=labels)
+    registered.finished(home.folder / "renamed", home.uri, made, registered.answers(home.data, GOOD))
+    home.register("good", "labels", champion=True)
+    found = home.promote("renamed", "labels")
+    assert not found.promoted and found.gate is None
+    assert (
+        "labels: the candidate's differ from the champion's: travel, voyage only in one of the two" in found.reasons[0]
+    )
+
+
+def test_a_champion_measured_on_other_rows_is_measured_anew(home: Home) -> None:
+    """Its own answers on the candidate's rows are what is compared, where the rows of its run are others or gone."""
+    other = registered.answers(home.data, {"eng_Latn": 1.0, "deu_Latn": 1.0})
+    other["deu_Latn"] = type(other["deu_Latn"])(
+        *(getattr(other["deu_Latn"], k)[:9] for k in ("gold", "predicted", "ids"))
+    )
+    registered.finished(home.folder / "elsewhere", home.uri, home.made, other)
+    champion, candidate = home.register("elsewhere", "rows"), home.register("good", "rows")
+    sides = rivals.predictions(candidate, champion, (), home.cache, lambda event: None)
+    assert sides.served == ("deu_Latn", "eng_Latn")
+    assert sides.champion["eng_Latn"].accuracy == 1.0  # the same rows: taken from its run
+    model = load(home.made)
+    table = config.build(home.data) and load_corpus(model.experiment)[0].table("test", "deu_Latn")
+    expected = model.probabilities(table["text"].to_pylist()).argmax(1)
+    assert (sides.champion["deu_Latn"].predicted == expected).all() and len(expected) == 45
+    registered.finished(home.folder / "bare", home.uri, home.made, None)
+    sides = rivals.predictions(candidate, home.register("bare", "rows"), (), home.cache, lambda event: None)
+    assert (sides.champion["deu_Latn"].predicted == expected).all() and len(sides.served) == 4
+
+
+# the artefact
+
+
+def checked(int8: bool, float32: bool) -> Any:
+    return lambda *arguments, **options: {
+        name: {
+            "passed": passed,
+            "agreement": 0.999 if passed else 0.97,
+            "texts": 180,
+            "reasons": [] if passed else ["5 of 180 rows get another label, more than 0.5%"],
+        }
+        for name, passed in (("int8", int8), ("float32", float32))
+    }
+
+
+@pytest.mark.usefixtures("untried")
+def test_an_int8_that_does_not_agree_is_dropped_and_a_float32_refuses(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "check", checked(False, False))
+    found = home.promote("good", "checks")
+    assert not found.promoted and home.champion("checks") is None
+    why = "5 of 180 rows get another label, more than 0.5%"
+    assert found.reasons == (f"float32 is not the original: {why}",)
+    assert "xlt.serving" not in versions.resolve("models:/checks/1", home.uri).tags
+    monkeypatch.setattr(agreement, "check", checked(False, True))
+    found = home.promote("good", "checks")
+    assert found.promoted and found.artefact is not None and found.artefact.precisions == ("float32",)
+    assert f"int8 is dropped and float32 served: {why}" in found.notes
+    tags = versions.resolve("models:/checks/1", home.uri).tags
+    agreed = "int8 agrees on 97.00% of 180 rows; float32 agrees on 99.90% of 180 rows"
+    assert tags["xlt.checked"] == f"{agreed}; int8 is dropped and float32 served: {why}"
+    kept = fetch.fetch("models:/checks@champion", home.uri, cache=home.cache)
+    assert not list(Path(kept.folder).glob("*int8*"))
+
+
+@pytest.mark.usefixtures("untried")
+def test_fewer_rows_are_said_to_be_fewer_and_do_not_count_as_all_of_them(home: Home) -> None:
+    asked = ["promote", str(home.folder / "good"), "--name", "sampled", "--cache", str(home.cache), "--rows", "10"]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    agreed = "float32 agrees on 100.00% of 40 rows drawn from 180 (95% interval from 91.2%)"
+    assert agreed in done.output and "models:/sampled@champion now means version 1\n" in done.output
+    tags = versions.resolve("models:/sampled/1", home.uri).tags
+    assert agreed in tags["xlt.checked"]
+    fewer = home.promote("good", "sampled", rows=5)
+    assert "its artefact was made and checked before" in fewer.notes
+    assert fewer.artefact is not None and fewer.artefact.checks["float32"]["texts"] == 40
+    whole = home.promote("good", "sampled")
+    assert whole.artefact is not None and whole.artefact.checks["float32"]["texts"] == 180
+    assert "its artefact was made and checked before" not in whole.notes
+    assert "its artefact was made and checked before" in home.promote("good", "sampled", rows=10).notes
+
+
+def test_what_does_not_load_is_never_promoted_not_even_by_force(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(version: versions.Version, folder: Path, place: str) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+        upload(version, folder, place)
+
+    upload = versions.upload
+    monkeypatch.setattr(versions, "upload", damaged)
+    found = home.promote("good", "broken", force=True)
+    assert not found.promoted and home.champion("broken") is None
+    assert (
+        "cannot be fetched: error: models:/broken/1: tokenizer.json is not the file that was logged" in found.reasons[0]
+    )
+    assert "xlt.serving" not in versions.resolve("models:/broken/1", home.uri).tags
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_corpus_out_of_reach_is_refused_with_the_way_out(home: Home, tmp_path: Path) -> None:
+    data = home.data | {"corpus": home.data["corpus"] | {"path": str(tmp_path / "corpus")}}
+    shutil.copytree(home.corpus, tmp_path / "corpus")
+    made = registered.made_bundle(tmp_path / "made", data)
+    registered.finished(home.folder / "orphan", home.uri, made, registered.answers(data, GOOD))
+    shutil.rmtree(tmp_path / "corpus")
+    with pytest.raises(InputError, match=r"the corpus is out of reach .*give texts to check on with --texts FILE"):
+        home.promote("orphan", "orphan")
+    assert home.champion("orphan") is None
+    (tmp_path / "texts").write_text("eng1 eng2 eng3\n\nswh1 swh2\n" * 20)
+    found = home.promote("orphan", "orphan", texts=tmp_path / "texts")
+    assert found.promoted and not found.reasons
+    by_force = home.promote("orphan", "unchecked", force=True)
+    assert by_force.promoted and by_force.reasons == ("the artefact was not checked against the original",)
+    assert by_force.artefact is not None and by_force.artefact.precisions == ("float32",)
+
+
+# what cannot be meant
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alias": "latest"}, "alias: 'latest'"),
+        ({"alias": "v3"}, "alias: 'v3'"),
+        ({"tolerance": 2.0}, "tolerance: 200 points"),
+        ({"run": "nowhere"}, "no finished run"),
+        ({"run": "models:/none/1"}, "no registered model 'none'"),
+        ({"texts": Path("nowhere.txt")}, "nowhere.txt: cannot be read"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(home: Home, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        home.promote(**{"run": "good", "name": "nonsense"} | changes)
+
+
+def test_an_alias_that_somebody_moved_meanwhile_is_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = home.register("good", "raced")
+    outcome = promotion.Outcome(version, "champion", None, None, None, None, (), (), False)
+    versions.move_alias("raced", "champion", version.version, home.uri)
+    with pytest.raises(RegistryError, match="was moved to version 1 meanwhile; promote again"):
+        promotion._move(outcome)

@@ -1,0 +1,161 @@
+"""The folder of a run: local, or a mirror of any fsspec URL that another machine can go on from."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.read import build
+from xlt_ray.errors import InputError
+from xlt_ray.runs import storage
+
+
+def experiment(where: object, cache: Path, *overrides: str) -> Experiment:
+    data = {"name": "trial", "sources": ["eng_Latn"], "storage": str(where), "corpus": {"cache_dir": str(cache)}}
+    return build(data, overrides)
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A place in fsspec's memory, as another machine would see a bucket."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    yield f"memory://{name}"
+    files = fsspec.filesystem("memory")
+    if files.exists(name):
+        files.rm(name, recursive=True)
+
+
+def contents(url: str) -> set[str]:
+    files = fsspec.filesystem("memory")
+    root = "/" + url.removeprefix("memory://")
+    return {name.removeprefix(root + "/") for name in files.find(root)}
+
+
+# local
+
+
+def test_a_local_run_has_a_folder_of_its_key_and_nothing_elsewhere(tmp_path: Path) -> None:
+    made = experiment(tmp_path / "runs", tmp_path / "cache")
+    folder = storage.open_run(made)
+    assert folder.local == tmp_path / "runs" / made.key() and folder.local.is_dir()
+    assert folder.remote is None and folder.shown == str(folder.local)
+    assert folder.checkpoints() == (str(folder.local), None)
+    folder.upload()
+    folder.download("result.json")
+    assert list(folder.local.iterdir()) == [] and not (tmp_path / "cache").exists()
+
+
+def test_local_storage_may_be_relative_in_the_home_or_a_file_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for where, folder in (("runs", "runs"), ("~/r", "home/r"), (f"file://{tmp_path}/url", "url")):
+        made = experiment(where, tmp_path / "cache")
+        assert storage.open_run(made).local == tmp_path / folder / made.key()
+
+
+def test_an_identity_stays_until_the_folder_is_deleted(tmp_path: Path) -> None:
+    made = experiment(tmp_path / "runs", tmp_path / "cache")
+    first = storage.open_run(made).identity()
+    assert first and first == storage.open_run(made).identity() == storage.open_run(made).identity()
+    (tmp_path / "runs" / made.key() / "identity.txt").unlink()
+    assert storage.open_run(made).identity() != first
+
+
+# remote
+
+
+def test_what_one_machine_uploads_another_downloads(tmp_path: Path, url: str) -> None:
+    here = storage.open_run(experiment(url, tmp_path / "here"))
+    there = storage.open_run(experiment(url, tmp_path / "there"))
+    assert here.local != there.local
+    assert here.shown.startswith("memory://")
+    assert here.shown.endswith(f"{url.removeprefix('memory://')}/{experiment(url, tmp_path).key()}")
+    (here.local / "bundle" / "encoder").mkdir(parents=True)
+    (here.local / "bundle" / "encoder" / "config.json").write_text("{}")
+    (here.local / "result.json").write_text("done")
+    here.upload()
+    there.download("result.json", "bundle/encoder/config.json", "absent.json")
+    assert (there.local / "result.json").read_text() == "done"
+    assert (there.local / "bundle" / "encoder" / "config.json").read_text() == "{}"
+    assert not (there.local / "absent.json").exists()
+    key = experiment(url, tmp_path).key()
+    assert contents(url) == {f"{key}/result.json", f"{key}/bundle/encoder/config.json"}
+
+
+def test_an_upload_brings_changes_and_a_download_overwrites_nothing(tmp_path: Path, url: str) -> None:
+    here = storage.open_run(experiment(url, tmp_path / "here"))
+    there = storage.open_run(experiment(url, tmp_path / "there"))
+    for text in ("one", "two"):
+        (here.local / "a.txt").write_text(text)
+        here.upload()
+        there.download("a.txt")
+    assert fsspec.filesystem("memory").cat(f"{here.remote[1]}/a.txt") == b"two"  # type: ignore[index]
+    assert (there.local / "a.txt").read_text() == "one"
+
+
+def test_files_are_uploaded_in_the_order_they_were_written(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = storage.open_run(experiment(url, tmp_path))
+    for age, name in enumerate(["scores.json", "bundle/z.json", "bundle/bundle.json", "result.json", "a.json"]):
+        (here.local / name).parent.mkdir(exist_ok=True)
+        (here.local / name).write_text("")
+        os.utime(here.local / name, (1000 + age, 1000 + age))
+    sent: list[str] = []
+    assert here.remote is not None
+    monkeypatch.setattr(here.remote[0], "put_file", lambda local, remote: sent.append(Path(local).name), raising=True)
+    here.upload()
+    # so a result that another machine sees has its scores, and a bundle.json its files
+    assert sent == ["scores.json", "z.json", "bundle.json", "result.json", "a.json"]
+
+
+def test_machines_that_share_storage_share_the_identity(tmp_path: Path, url: str) -> None:
+    first = storage.open_run(experiment(url, tmp_path / "here")).identity()
+    assert storage.open_run(experiment(url, tmp_path / "there")).identity() == first
+    assert storage.open_run(experiment(f"{url}/", tmp_path / "here")).identity() == first
+
+
+def test_a_run_in_one_place_says_nothing_about_another(tmp_path: Path, url: str) -> None:
+    one, other = (storage.open_run(experiment(f"{url}/{part}", tmp_path)) for part in ("a", "b"))
+    assert experiment(f"{url}/a", tmp_path).key() == experiment(f"{url}/b", tmp_path).key()
+    (one.local / "result.json").write_text("done")
+    assert one.identity() != other.identity()
+    assert not (other.local / "result.json").exists()
+
+
+def test_checkpoints_go_to_the_remote_place_through_pyarrow(tmp_path: Path, url: str) -> None:
+    folder = storage.open_run(experiment(url, tmp_path))
+    path, files = folder.checkpoints()
+    files.create_dir(f"{path}/ray", recursive=True)
+    with files.open_output_stream(f"{path}/ray/training.pt") as stream:
+        stream.write(b"weights")
+    assert contents(url) == {f"{experiment(url, tmp_path).key()}/ray/training.pt"}
+
+
+# what is refused
+
+
+def test_storage_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    remedy = "give a directory or an fsspec URL"
+
+    def absent(url: str, **options: Any) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    for where in (tmp_path / "file", tmp_path / "file" / "below", "nothing://x", "a\0b"):
+        with pytest.raises(InputError, match=f"^storage: .* cannot be used .*{remedy}"):
+            storage.open_run(experiment(where, tmp_path / "cache"))
+    with pytest.raises(InputError, match="^storage: 'memory://x' cannot be used"):
+        storage.open_run(experiment("memory://x", tmp_path / "file"))
+    monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
+    with pytest.raises(InputError, match="'s3://bucket' cannot be used .Install s3fs"):
+        storage.open_run(experiment("s3://bucket", tmp_path))

@@ -1,0 +1,218 @@
+"""The contract of every technique in the catalogue: whatever is enrolled there is run through all of this."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xlt_ray import techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.read import build
+from xlt_ray.corpora import loaders
+from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.errors import InputError
+from xlt_ray.inference import bundle
+from xlt_ray.inference.bundle import Bundle
+from xlt_ray.model import collate
+from xlt_ray.model import network as networks
+from xlt_ray.model.network import Network
+from xlt_ray.techniques import CATALOGUE
+from xlt_ray.techniques.technique import Example, Technique
+from xlt_ray.training import frozen, loop, setup
+
+Settings = dict[str, Any]
+TEXTS = ["eng1 eng2 eng3", "swh4 swh50 swh7", "hin30"]
+# what a technique needs besides its defaults to work on a corpus of some hundred made-up rows
+PARAMETERS: dict[str, Settings] = {"code_switch": {"score": 0.01, "rate": 0.9}, "few_shot": {"shots": 2}}
+
+
+@pytest.fixture(params=sorted(CATALOGUE))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def settings(tiny_settings: Settings, parallel_corpus: Path, name: str) -> Settings:
+    """An experiment with one technique, on rows that are translations of each other."""
+    method = techniques.load(name).methods[0]
+    changed = copy.deepcopy(tiny_settings)
+    changed["corpus"]["path"] = str(parallel_corpus)
+    changed["sources"] = ["eng_Latn"]
+    changed["training"]["method"] = method
+    changed["techniques"] = [{name: PARAMETERS.get(name, {})}]
+    return changed
+
+
+@pytest.fixture(scope="session")
+def parallel_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three languages whose rows of one id are the same words, in another language."""
+    folder = tmp_path_factory.mktemp("parallel")
+    rng = np.random.default_rng(0)
+    for split, rows, start in (("train", 120, 0), ("dev", 21, 1000), ("test", 30, 2000)):
+        drawn = []
+        for number in range(rows):
+            label = number % 3
+            drawn.append((start + number, [20 * label + int(i) for i in rng.integers(20, size=6)], label))
+        for language in ("eng_Latn", "swh_Latn", "hin_Deva"):
+            lines = ["id\ttext\tlabel"] + [
+                f"{row}\t{' '.join(f'{language[:3]}{i}' for i in words)} {language[:3]}row{row}\tlabel{label}"
+                for row, words, label in drawn
+            ]
+            (folder / language).mkdir(exist_ok=True)
+            (folder / language / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def run_of(experiment: Experiment) -> setup.Run:
+    corpus = loaders.load(experiment.corpus)
+    chosen, known = techniques.build(experiment), known_languages(experiment, corpus)
+    net, tokenizer, _ = techniques.network(chosen, experiment, len(corpus.labels), known)
+    visible, material = setup.scene(chosen, experiment, corpus)
+    tokenize = collate.Tokenize(tokenizer, "", experiment.network.max_length)
+    return setup.Run(
+        experiment, visible, net, tokenize, lambda metrics, save: None, techniques=chosen, material=material
+    )
+
+
+def test_it_says_what_it_is_and_every_parameter_has_a_meaning(name: str) -> None:
+    kind = techniques.load(name)
+    assert kind.name == name
+    assert issubclass(kind, Technique)
+    assert kind.__doc__ and kind.__doc__.strip()
+    assert kind.paper and kind.needs and kind.cost
+    assert set(kind.methods) <= {"fine_tune", "probe"} and kind.methods
+    assert all(field.description for field in kind.model_fields.values())
+
+
+def test_it_is_made_with_defaults_and_refuses_what_it_does_not_know(name: str, settings: Settings) -> None:
+    kind = techniques.load(name)
+    assert kind() == kind()
+    (made,) = techniques.build(build({**settings, "techniques": [name]}))
+    assert made == kind()
+    with pytest.raises(InputError, match=rf"techniques\.{name}\.no_such_key: unknown key"):
+        techniques.build(build({**settings, "techniques": [{name: {"no_such_key": 1}}]}))
+
+
+def test_its_hooks_give_what_they_should(name: str, settings: Settings) -> None:
+    experiment = build(settings)
+    (made,) = techniques.build(experiment)
+    corpus = loaders.load(experiment.corpus)
+    _, material = setup.scene((made,), experiment, corpus)
+    visible = corpus.for_training(experiment.sources)
+    changed = made.corpus(visible, material)
+    assert isinstance(changed, Corpus)
+    assert changed.labels == visible.labels and not changed.splits["test"]
+    ready = made.prepare(material)
+    example = Example("eng1 eng2 eng3", None, "eng_Latn")
+    once, again = (ready.example(example, np.random.default_rng(5)) for _ in range(2))
+    assert isinstance(once, Example) and once == again
+    run = run_of(experiment)
+    assert isinstance(run.network, Network)
+    term = made.loss_term(run.network, material, lambda tables: run.embed(tables, "float32"))
+    assert term is None or isinstance(term, torch.nn.Module)
+    assert all(isinstance(table.num_rows, int) for table in made.texts(material).values())
+
+
+def test_no_label_of_a_target_reaches_it_unless_it_reads_labels(name: str, settings: Settings) -> None:
+    experiment = build(settings)
+    (made,) = techniques.build(experiment)
+    visible, material = setup.scene((made,), experiment, loaders.load(experiment.corpus))
+    assert all("label" not in table.column_names for table in material.texts.values())
+    assert bool(material.shots) is made.reads_labels
+    if not made.reads_labels:
+        assert visible.languages("train") == visible.languages("dev") == ("eng_Latn",)
+    assert not visible.splits["test"]
+
+
+def test_the_loss_is_finite_and_a_step_changes_what_is_trained(name: str, settings: Settings) -> None:
+    if "fine_tune" not in techniques.load(name).methods:
+        pytest.skip("has no training of its own")
+    settings["training"] |= {"epochs": 1, "batch_size": 120}
+    run = run_of(build(settings))
+    trainee = loop.begin(run)
+    before = {n: p.detach().clone() for n, p in run.network.named_parameters() if p.requires_grad}
+    trainee.advance(1)
+    assert np.isfinite(trainee.progress.history[0]["train/epoch_loss"])
+    now = dict(run.network.named_parameters())
+    moved = [n for n, p in before.items() if not torch.equal(p, now[n])]
+    assert any(not n.startswith(("head", "terms")) for n in moved)
+    assert all(n in moved for n in before if n.startswith("terms") and n.endswith("bias"))
+
+
+def test_a_run_killed_within_an_epoch_goes_on_bit_by_bit(name: str, settings: Settings, tmp_path: Path) -> None:
+    if "fine_tune" not in techniques.load(name).methods:
+        pytest.skip("has no training of its own")
+    settings["training"] |= {"epochs": 2, "batch_size": 16, "checkpoint_every": 3}
+    whole = run_of(build(settings))
+    kept: list[Path] = []
+
+    def keep(metrics: dict[str, float], save: setup.Save | None) -> None:
+        assert save is not None
+        kept.append(tmp_path / str(len(kept)))
+        kept[-1].mkdir()
+        save(kept[-1])
+
+    whole.report = keep
+    loop.fit(whole)
+    again = run_of(build(settings))
+    loop.fit(again, kept[1])  # the second within the first epoch
+    one, other = whole.network.state_dict(), again.network.state_dict()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def trained(settings: Settings) -> tuple[Bundle, str]:
+    settings["training"] |= {"epochs": 1}
+    experiment = build(settings)
+    run = run_of(experiment)
+    if experiment.training.method == "fine_tune":
+        loop.fit(run)
+    run.network.terms.clear()
+    identity = networks.build(experiment.network, 3, 0)[2]
+    return Bundle(run.network.eval(), run.tokenize, run.corpus.labels, experiment, None), identity
+
+
+def test_a_bundle_comes_back_as_it_was(name: str, settings: Settings, tmp_path: Path) -> None:
+    original, identity = trained(settings)
+    bundle.save(tmp_path / "bundle", original, identity)
+    loaded = bundle.load(tmp_path / "bundle")
+    assert loaded.experiment == original.experiment
+    for codes in (["eng_Latn", "swh_Latn", "hin_Deva"], [None] * 3, ["xxx_Latn"] * 3):
+        one, other = (model.probabilities(TEXTS, languages=codes) for model in (original, loaded))
+        assert np.array_equal(one, other)
+
+
+def test_a_plain_network_answers_as_the_one_with_techniques(name: str, settings: Settings, tmp_path: Path) -> None:
+    model, _ = trained(settings)
+    wanted = {code: model.probabilities(TEXTS, languages=[code] * 3) for code in (None, "eng_Latn", "swh_Latn")}
+    bare, added = networks.plain(model.network)
+    assert not len(bare.steps)
+    plain = Bundle(bare, model.tokenize, model.labels, model.experiment, None).probabilities(TEXTS)
+    for code, expected in wanted.items():
+        moved = plain * np.exp(np.array(added.get(code or "", [0.0] * 3)))
+        np.testing.assert_allclose(moved / moved.sum(1, keepdims=True), expected, atol=1e-5)
+
+
+def test_a_method_that_it_has_no_effect_on_is_refused(name: str, settings: Settings) -> None:
+    for method in {"fine_tune", "probe"} - set(techniques.load(name).methods):
+        settings["training"]["method"] = method
+        with pytest.raises(InputError, match=rf"techniques\.{name}: has no effect"):
+            setup.prepare(build(settings))
+
+
+def test_what_a_probe_is_fitted_on_is_what_training_draws(name: str, settings: Settings) -> None:
+    if "probe" not in techniques.load(name).methods:
+        pytest.skip("has no effect on a probe")
+    settings["training"]["method"] = "probe"
+    prepared = setup.prepare(build(settings))
+    tables = frozen.training_tables(prepared)
+    assert {key for key in tables if key.startswith("train/")} == {
+        f"train/{code}" for code in prepared.visible.languages("train")
+    }
+    times = prepared.experiment.training.epochs if prepared.techniques[0].changes_examples else 1
+    assert tables["train/eng_Latn"].num_rows == 120 * times

@@ -1,0 +1,108 @@
+"""What `xlt` prints that is no result: the plan of a run, the catalogue, and the languages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Column, Table
+
+from xlt_ray import config, techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.keys import describe
+from xlt_ray.config.search import SearchConfig
+from xlt_ray.corpora.loaders import LOADERS
+from xlt_ray.languages import codes as known
+from xlt_ray.techniques import technique
+from xlt_ray.training.setup import prepare
+
+METHODS = {
+    "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
+    "probe": "logistic regression on frozen features; seconds once the features are there; the baseline of everything",
+}
+ENCODERS = {
+    "bundled:e5-small": "multilingual E5 small, about 100 languages, 118 M parameters; needs no network",
+    "intfloat/multilingual-e5-small": "the same from the hub, not rounded to 4 bits",
+    "xlm-roberta-base": "XLM-R base; any other AutoModel encoder of the hub goes as well",
+    "microsoft/mdeberta-v3-base": "mDeBERTa v3",
+    "google/mt5-small": "the encoder of an encoder-decoder",
+    "a directory": "what `save_pretrained` writes of a model and its tokenizer, or a bundle of an earlier run",
+}
+
+
+def plan(experiment: Experiment) -> None:
+    """Print an experiment, its mixture and what it asks of a cluster; raise InputError if it is unsound."""
+    prepared, console = prepare(experiment), Console(highlight=False)
+    console.print(config.dump(experiment), markup=False)
+    mixture = Table("source", "rows", "weight", "share", "draws an epoch", "repeats of a row", title="mixture")
+    for share in prepared.mixture:
+        cells = (share.rows, f"{share.weight:g}", f"{share.share:.3f}", f"{share.draws:.0f}", f"{share.repeats:.2f}")
+        mixture.add_row(share.language, *map(str, cells))
+    console.print(mixture)
+    few = f" and {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
+    console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot{few}")
+    console.print(
+        f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}"
+    )
+    asked = experiment.resources
+    if experiment.training.method == "fine_tune":
+        console.print(f"updates: {prepared.updates} of {experiment.training.batch_size} rows")
+    console.print(
+        f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "
+        f"{asked.workers * asked.cpus_per_worker:g} CPU, {asked.workers * asked.gpus_per_worker:g} GPU"
+    )
+    console.print(f"run: {experiment.storage}/{experiment.key()}")
+
+
+def catalogue(serving: type[BaseModel]) -> None:
+    """Print what a configuration can name; `serving` is the form of a server's settings."""
+    console = Console(highlight=False)
+    for title, rows in {
+        "corpora (corpus.loader)": LOADERS,
+        "methods (training.method)": METHODS,
+        "encoders (network.init)": ENCODERS,
+    }.items():
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, purpose in rows.items():
+            table.add_row(name, purpose)
+        console.print(table)
+    console.print(_techniques())
+    described_under = {
+        "keys": describe(Experiment),
+        "keys of techniques": [row for kind in _kinds() for row in describe(kind, f"techniques.{kind.name}.")],
+        "keys of a search (xlt tune)": describe(SearchConfig, "search."),
+        "keys of a server (xlt serve)": describe(serving),
+    }
+    for title, described in described_under.items():
+        # a key that is cut cannot be copied
+        keys = Table(Column("key", no_wrap=True), "default", "meaning", title=title, title_justify="left")
+        for key, default, meaning in described:
+            keys.add_row(key, str(default), meaning)
+        console.print(keys)
+
+
+def _techniques() -> Table:
+    table = Table(title="techniques (techniques)", show_header=False, title_justify="left", show_lines=True)
+    for kind in _kinds():
+        purpose = (kind.__doc__ or "").strip().split("\n")[0]
+        facts = {"paper": kind.paper, "needs": kind.needs, "cost": kind.cost, "methods": ", ".join(kind.methods)}
+        table.add_row(kind.name, "\n".join([purpose, *(f"{name}: {fact}" for name, fact in facts.items())]))
+    return table
+
+
+def _kinds() -> list[type[technique.Technique]]:
+    return [techniques.load(name) for name in techniques.CATALOGUE]
+
+
+def languages(codes: Sequence[str]) -> None:
+    """Print what is known of some languages, or of all; raise InputError for a code that cannot be read."""
+    table = Table("code", "name", "script", "family", "in XLM-R", "also written")
+    rows = [known.get(known.resolve(code)) for code in codes] if codes else list(known.all_languages())
+    for asked, row in zip(codes or [""] * len(rows), rows, strict=True):
+        if row is None:
+            table.add_row(asked, "unknown: passed on as it is", "", "", "", "")
+            continue
+        seen = "yes" if row.in_xlmr else "no"
+        table.add_row(row.code, row.name, row.script, row.family, seen, " ".join(row.aliases[:6]))
+    Console(highlight=False).print(table)

@@ -1,0 +1,114 @@
+"""Show a run's progress: a live bar in a terminal, a line every few seconds in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from xlt_ray.events import LONG, STAGES
+
+EVERY = 5.0  # seconds between lines in a log
+
+
+@contextlib.contextmanager
+def shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give the function that a run's events go to, and tidy up after it."""
+    if not console.is_terminal:
+        yield _noted(console, _lines(console))
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield _noted(console, _bars(bars))
+
+
+def _noted(console: Console, show: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Print what an event notes, each note once, and show all other events."""
+    notes: set[str] = set()
+
+    def note_or_show(event: dict[str, Any]) -> None:
+        note = event.get("note")
+        if note is None:
+            show(event)
+        elif note not in notes:
+            notes.add(note)
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+    return note_or_show
+
+
+def _describe(event: dict[str, Any]) -> tuple[str, float | None, float | None]:
+    stage = event["stage"]
+    text, done, total = STAGES[stage], event.get("done"), event.get("total")
+    if "train/loss" in event:
+        done, total = event["step"], event["steps"]
+        text += f"  loss {event['train/loss']:.3f}"
+    if "train/epoch_loss" in event:
+        text += f"  epoch {event['epoch']} done, loss {event['train/epoch_loss']:.3f}"
+    if "dev/accuracy" in event:
+        text += f"  source dev accuracy {100 * event['dev/accuracy']:.1f}"
+    if "oracle_dev/accuracy" in event:
+        text += f"  ORACLE target dev accuracy {100 * event['oracle_dev/accuracy']:.1f}"
+    if "strength" in event:
+        text += f"  at strength {event['strength']:g}"
+    if event.get("running"):
+        text += f"  {event['running']} running"
+    if "best" in event:
+        text += f"  best {'ORACLE target ' if event['oracle'] else ''}dev {100 * event['best']:.1f}: "
+    if "mix" in event:
+        text += f"{event['mix']}" if "best" in event else f"  {event['mix']}"
+    return text, done, total
+
+
+def _bars(bars: Progress) -> Callable[[dict[str, Any]], None]:
+    tasks: dict[str, Any] = {}
+
+    def show(event: dict[str, Any]) -> None:
+        text, done, total = _describe(event)
+        stage = event["stage"]
+        if stage not in tasks:
+            for other in tasks.values():
+                bars.update(other, total=bars.tasks[other].total or 1, completed=bars.tasks[other].total or 1)
+            tasks[stage] = bars.add_task(text, total=total)
+        if done is None:
+            bars.update(tasks[stage], description=text)
+        else:
+            bars.update(tasks[stage], description=text, total=total, completed=done)
+
+    return show
+
+
+def _lines(console: Console) -> Callable[[dict[str, Any]], None]:
+    start, last = time.monotonic(), {"stage": "", "time": 0.0}
+    begun: dict[str, tuple[float, float]] = {}
+
+    def show(event: dict[str, Any]) -> None:
+        text, done, total = _describe(event)
+        now = time.monotonic()
+        important = (
+            event["stage"] != last["stage"]
+            or "epoch" in event
+            or "strength" in event
+            or (done is not None and done == total)
+        )
+        if important or now - float(last["time"]) >= EVERY:  # type: ignore[arg-type]
+            count = f"  {done:g} of {total:g}" if done is not None and total else ""
+            if event["stage"] in LONG and done is not None and total:
+                since, first = begun.setdefault(event["stage"], (now, done))
+                if first < done < total:
+                    left = (now - since) / (done - first) * (total - done)
+                    count += f", about {left / 60:.0f} min left" if left >= 60 else f", about {left:.0f} s left"
+            console.print(f"[{now - start:5.0f} s] {text}{count}", markup=False, highlight=False, soft_wrap=True)
+            last.update(stage=event["stage"], time=now)
+
+    return show

@@ -1,0 +1,253 @@
+"""The sections of a configuration, as frozen pydantic models, and the name of a run: a digest of what decides it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from xlt_ray.config import keys
+from xlt_ray.languages.codes import resolve
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class CorpusConfig(Section):
+    """Where labelled rows come from."""
+
+    loader: Literal["voice_commands", "files", "hub"] = "voice_commands"
+    path: str | None = Field(None, description="files: directory, URL or pattern with {language} and {split}; hub: id")
+    revision: str | None = Field(None, description="hub: commit or branch to pin")
+    subset: str | None = Field(None, description="hub: configuration name; may hold {language}")
+    format: Literal["tsv", "csv", "jsonl", "parquet"] | None = Field(None, description="files: guessed from the suffix")
+    quoting: Literal["auto", "quoted", "plain"] = Field(
+        "auto",
+        description="tsv, csv: double quotes enclose fields, or are characters; auto: a csv's enclose, a tsv's where "
+        "what it holds says so",
+    )
+    text: str = Field("text", description="column of the text; several joined by '+' as in 'headline+text'")
+    text_pair: str | None = Field(None, description="column of the second text, for pair tasks")
+    label: str = "label"
+    id: str | None = Field(None, description="column of an id; equal ids in two splits are refused")
+    language: str | None = Field(None, description="column of the language, where one file holds several")
+    splits: Mapping[Literal["train", "dev", "test"], str] = Field(
+        {"train": "train", "dev": "dev", "test": "test"}, description="our split -> its name in the files"
+    )
+    languages: tuple[str, ...] | Mapping[str, str] | None = Field(
+        None, description="restrict to these; or a mapping from our code to the name used by path or subset"
+    )
+    labels: tuple[str, ...] | None = Field(None, description="the label set; default: the labels of train")
+    drop_labels: tuple[str, ...] = Field(
+        (), description="labels whose rows are left out and counted, such as -1 for none; '' for an empty one"
+    )
+    overlap: Literal["refuse", "drop_train"] = Field(
+        "refuse", description="same id or text in train/dev and test: refuse, or drop the row from train/dev"
+    )
+    cache_dir: str = Field("~/.cache/xlt_ray", description="Arrow files and frozen features, keyed by content")
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _other_splits_keep_their_names(cls, splits: Any) -> Any:
+        # so that corpus.splits.dev=validation alone does not do away with train and test
+        return {"train": "train", "dev": "dev", "test": "test", **splits} if isinstance(splits, dict) else splits
+
+    @field_validator("drop_labels", mode="before")
+    @classmethod
+    def _one_or_more(cls, names: Any) -> Any:
+        # so that corpus.drop_labels=-1 is enough, and corpus.drop_labels= names the empty label
+        return ("",) if names is None else (names,) if isinstance(names, str) else names
+
+    @model_validator(mode="after")
+    def _labels_once(self) -> CorpusConfig:
+        stated = self.labels or ()
+        if twice := sorted({name for name in stated if stated.count(name) > 1}):
+            raise ValueError(f"labels: {', '.join(twice)} given twice; name each label once")
+        if both := sorted(set(stated) & set(self.drop_labels)):
+            raise ValueError(f"drop_labels: {', '.join(both)} is in labels too; take it out of one of them")
+        return self
+
+
+class MixtureConfig(Section):
+    """How training draws are shared among the source languages: p(language) ~ weight * rows ** alpha."""
+
+    alpha: float = Field(0.3, ge=0, le=5, description="1 keeps the corpus sizes, 0 gives every language the same share")
+    weights: Mapping[str, float] = Field({}, description="per language, default 1; 0 leaves a language out")
+    draws_per_epoch: int | None = Field(None, ge=1, description="default: as many as the sources have rows")
+    label_balance: float = Field(
+        0.0, ge=0, le=1, description="weight of rows in the loss: 0 the same for all, 1 the same for every label"
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _not_negative(cls, weights: Mapping[str, float]) -> Mapping[str, float]:
+        for language, weight in weights.items():
+            if not (0 <= weight < float("inf")):
+                raise ValueError(f"{language}: a weight is a finite number of 0 or more, got {weight}")
+        resolved = {resolve(code): weight for code, weight in weights.items()}
+        if len(resolved) < len(weights):
+            raise ValueError(f"{', '.join(weights)}: two of these are one language; give each one weight")
+        return resolved
+
+
+class NetworkConfig(Section):
+    """The encoder and what stands between it and the label."""
+
+    init: str = Field("bundled:e5-small", description="bundled:e5-small, a hub id, or a local directory or bundle")
+    revision: str | None = None
+    head: Literal["fresh", "bundle"] = Field("fresh", description="bundle: go on with that of the bundle `init`")
+    pooling: Literal["mean", "first"] = Field("mean", description="mean over tokens, or the first token")
+    prefix: str | None = Field(
+        None, description="put before every text; default 'query: ' for the bundled e5, else none"
+    )
+    max_length: int = Field(128, ge=8, le=8192, description="tokens; longer inputs are cut")
+    dropout: float | None = Field(None, ge=0, lt=1, description="default: what the encoder's own configuration says")
+    freeze: tuple[Literal["embeddings"] | int, ...] = Field(
+        ("embeddings",),
+        description="'embeddings' (word embeddings; 96 of the 118 M parameters) and numbers of blocks from the bottom",
+    )
+
+
+class TrainingConfig(Section):
+    """How the network is fitted."""
+
+    method: Literal["fine_tune", "probe"] = "fine_tune"
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(32, ge=1, description="rows an update, over all workers together")
+    tokens_per_step: int | None = Field(
+        None,
+        ge=8,
+        description="padded tokens a worker forwards at once, more accumulate; default: 1024 on CPU, 16384 on GPU",
+    )
+    learning_rate: float = Field(5e-5, gt=0)
+    head_learning_rate: float | None = Field(None, gt=0, description="default: learning_rate")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the updates over which the rate rises linearly")
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    language_id: float = Field(
+        0.0, ge=0, description="weight of a second head that names the text's language, a multi-task loss"
+    )
+    unlabelled_rows: int | None = Field(
+        None,
+        ge=0,
+        description="unlabelled train rows of sources and targets that join an update, for losses that need no label; "
+        "default: batch_size where there is such a loss, else none",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where measured faster"
+    )
+    average_last: int = Field(1, ge=1, description="epochs at whose ends weights are averaged; 1 takes the last alone")
+    checkpoint_every: int | None = Field(None, ge=1, description="updates between checkpoints besides each epoch's end")
+    select: Literal["last", "source_dev", "target_dev"] = Field(
+        "last", description="which epoch to keep; target_dev is an oracle and is labelled so everywhere"
+    )
+    probe_strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0),
+        min_length=1,
+        description="probe: inverse L2 penalties to choose from on source dev",
+    )
+
+
+class EvaluationConfig(Section):
+    """What is measured after training, on test, once."""
+
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples for every interval")
+    tokens_per_step: int | None = Field(
+        None, ge=8, description="padded tokens a worker forwards at once; default: 1024 on CPU, 16384 on GPU"
+    )
+
+
+class TrackingConfig(Section):
+    """Where results go in MLflow."""
+
+    uri: str = Field("sqlite:///xlt.db", repr=False, description="any MLflow tracking URI; 'off' for none")
+    experiment: str = "xlt"
+    register_as: str | None = Field(None, description="name of the registered model; default: none is registered")
+    alias: str | None = Field(None, description="alias to move to the new version, such as champion")
+    flush_seconds: float = Field(120, ge=0, description="wait at the end for what is not yet sent; the rest is kept")
+
+
+class ResourcesConfig(Section):
+    """What is asked of Ray."""
+
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0, description="worker failures survived before the run stops")
+
+
+class Experiment(Section):
+    """One run, whole: what is trained on what, how it is measured and where it is written."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(0, ge=0, lt=2**63)
+    corpus: CorpusConfig = CorpusConfig()
+    sources: tuple[str, ...] = Field(min_length=1, description="languages whose train rows are used")
+    targets: tuple[str, ...] | Literal["all"] = Field("all", description="languages measured besides the sources")
+    mixture: MixtureConfig = MixtureConfig()
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
+    techniques: Mapping[str, Mapping[str, Any]] = Field(
+        {}, description="what helps transfer, in this order: a name, or a name with its parameters; see xlt catalogue"
+    )
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    storage: str = Field("runs", description="directory or fsspec URL; each run has its own folder in it")
+
+    @field_validator("sources", "targets")
+    @classmethod
+    def _canonical(cls, codes: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if isinstance(codes, str):
+            return codes
+        resolved = tuple(resolve(code) for code in codes)
+        twice = sorted({code for code in resolved if resolved.count(code) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} given twice; name each language once")
+        return resolved
+
+    @field_validator("techniques", mode="before")
+    @classmethod
+    def _named(cls, techniques: Any) -> Any:
+        return keys.named(techniques)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        strangers = sorted(set(self.mixture.weights) - set(self.sources))
+        if strangers:
+            raise ValueError(f"mixture.weights: {', '.join(strangers)} not among sources; add or remove")
+        if all(self.mixture.weights.get(code, 1.0) == 0 for code in self.sources):
+            raise ValueError("mixture.weights: every source has weight 0; give at least one a positive weight")
+        if self.training.average_last > self.training.epochs:
+            raise ValueError(
+                f"training.average_last: {self.training.average_last} epochs to average but training.epochs is "
+                f"{self.training.epochs}; lower the first or raise the second"
+            )
+        if self.training.average_last > 1 and self.training.select != "last":
+            raise ValueError("training.average_last: averaging needs training.select: last")
+        return self
+
+    @property
+    def oracle(self) -> bool:
+        """Whether target labels chose the model, which makes its scores an upper bound and not a zero-shot result."""
+        return self.training.select == "target_dev"
+
+    def key(self) -> str:
+        """Name the run by what decides its result, so that the same command finds the same run again.
+
+        Where it is tracked or stored and how long an interrupted job may retry do not change a result and are left out;
+        the number of workers stays in, because floating-point sums depend on it.
+        """
+        deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
+        deciding["resources"].pop("max_failures")
+        deciding["corpus"].pop("cache_dir")
+        # a list, because they compose in their order, which sorted keys would hide
+        deciding["techniques"] = list(deciding["techniques"].items())
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        return f"{self.name}-{digest[:10]}"

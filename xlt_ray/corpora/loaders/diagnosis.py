@@ -1,0 +1,158 @@
+"""What is wrong with a file of rows: which bytes, which line, and a way out that works when it is obeyed."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import yaml
+
+from xlt_ray import sniff
+from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.corpora.corpus import SHOWN_FAULTS
+from xlt_ray.errors import InputError
+
+BLOCK = 8 << 20  # bytes Arrow parses at once, so the longest line it can take; the longest field read strictly
+PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
+
+
+class FileFaults(InputError):
+    """What is wrong with one file, each fault with place, value and remedy."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults), faults)
+
+
+def roles(config: CorpusConfig) -> dict[str, tuple[str, ...]]:
+    """List the columns that make up each of text, text_pair, label, id and language, where they are asked for."""
+    asked = {role: getattr(config, role) for role in ("text", "text_pair", "label", "id", "language")}
+    return {
+        role: tuple(names.split("+")) if role.startswith("text") else (names,) for role, names in asked.items() if names
+    }
+
+
+def missing_columns(shown: str, there: Sequence[str], config: CorpusConfig) -> list[str]:
+    """Say which of the columns asked for a file does not have, or has twice."""
+    faults = []
+    listed = ", ".join(name if name == name.strip() else repr(name) for name in (n[:40] for n in there[:20]))
+    for role, names in roles(config).items():
+        for name in names:
+            near = next(iter(difflib.get_close_matches(name, there, n=1, cutoff=0.5)), None)
+            if any(column.strip('"') == name for column in there):
+                remedy = "its double quotes enclose it: set corpus.quoting=quoted"
+            elif near is None:
+                remedy = f"set corpus.{role} to one of these, or write a line of names above the rows"
+            elif re.fullmatch(r"[\w.-]+", near) and yaml.safe_load(near) == near:
+                remedy = f"did you mean corpus.{role}={near}?"
+            else:
+                remedy = f"rename {near!r} to {name!r} in the file"
+            if name not in there:
+                faults.append(f"{shown}: no column {name!r} for corpus.{role}; it has {listed}; {remedy}")
+            elif there.count(name) > 1:
+                faults.append(f"{shown}: column {name!r} (corpus.{role}) stands there twice; rename one of them")
+    return faults
+
+
+def lines_of(file: Path) -> io.BufferedReader:
+    """Open a file as bytes, unpacked where its name says that it is packed."""
+    return io.BufferedReader(pa.input_stream(str(file), compression="detect"), 1 << 20)
+
+
+def foreign(file: Path, shown: str, kind: str) -> str | None:
+    """Say what a file is by its first bytes where that is not what its name or `corpus.format` says; None: it may be.
+
+    Raises OSError where it cannot be read.
+    """
+    with file.open("rb") as stream:
+        start = stream.read(sniff.HEAD)
+    if not start or (fault := sniff.pointer_fault(start, shown)):
+        return fault if start else None
+    magic = next((magic for suffix, magic in PACKED.items() if file.name.lower().endswith(suffix)), None)
+    if magic and not start.startswith(magic):
+        return (
+            sniff.foreign(start, shown) or f"{shown}: not packed, as its name says; take the last ending off its name"
+        )
+    if kind == "parquet":
+        known = start.startswith((b"PAR1", b"PARE"))
+        return None if known else sniff.foreign(start, shown) or _no_parquet(start, shown)
+    if start.startswith(b"PAR1"):
+        return (
+            f"{shown}: a parquet file, which its name does not say; rename it to end in .parquet, or where "
+            "corpus.path is a pattern with the ending, set corpus.format=parquet"
+        )
+    if not magic:
+        return sniff.foreign(start, shown)
+    with lines_of(file) as unpacked:
+        fault = sniff.foreign(unpacked.read(sniff.HEAD), shown)
+    return f"{fault} (unpack it first)" if fault else None
+
+
+def _no_parquet(start: bytes, shown: str) -> str:
+    return (
+        f"{shown}: cannot be read as parquet (it begins with {start[:20]!r}); copy it again, or name it by what it is"
+    )
+
+
+def undecodable(file: Path, shown: str) -> list[str]:
+    """Say which lines are not UTF-8: each of them among others that are, or once for a file in another encoding."""
+    bad: list[tuple[int, int, bytes, UnicodeDecodeError]] = []
+    start, mixed = 0, False
+    with lines_of(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                mixed = not line.decode("utf-8").isascii() or mixed
+            except UnicodeDecodeError as error:
+                if len(bad) < SHOWN_FAULTS:
+                    bad.append((number, start, line, error))
+            start += len(line)
+    return [
+        sniff.undecodable(f"{shown}, line {number}", line, error, start, mixed, shown)
+        for number, start, line, error in (bad if mixed else bad[:1])
+    ]
+
+
+def ragged(place: str, columns: int, width: int, line: str, kind: str) -> str:
+    """Say that a row has another number of columns than the header."""
+    separator = "tab" if kind == "tsv" else "comma"
+    return (
+        f"{place}: {columns} columns where the header has {width} ({line.strip()[:60]!r}); a text holds a {separator} "
+        "or a line break: take it out, enclose the text in double quotes, or write the file as jsonl"
+    )
+
+
+def refused(
+    file: Path, shown: str, skip: int, attempt: Callable[[Sequence[bytes]], str | None], remedy: str
+) -> Iterator[str]:
+    """Find the first line that Arrow refuses, by halves of what `attempt` says why it does not take.
+
+    The first `skip` lines, those of a header, are left out.
+    """
+    number = skip
+    with lines_of(file) as stream:
+        for _ in range(skip):
+            stream.readline()
+        while lines := stream.readlines(1 << 20):
+            if attempt(lines) is not None:
+                while len(lines) > 1:
+                    half = lines[: len(lines) // 2]
+                    if attempt(half) is None:
+                        number, half = number + len(half), lines[len(half) :]
+                    lines = half
+                if (reason := attempt(lines)) is not None:
+                    if len(lines[0]) > BLOCK:
+                        reason = f"{len(lines[0]):,} bytes, where {BLOCK:,} can be read"
+                    value = lines[0][:60].decode("utf-8", "replace").strip()
+                    yield f"{shown}, line {number + 1}: {reason} ({value!r}); {remedy}"
+                    return
+            number += len(lines)
+
+
+def first_of(*searches: Iterator[str]) -> list[str]:
+    """Take the faults, at most 20, of the first search that finds some; none where nothing is seen to be wrong."""
+    found = (list(itertools.islice(search, SHOWN_FAULTS)) for search in searches)
+    return next((faults for faults in found if faults), [])

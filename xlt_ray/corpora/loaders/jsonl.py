@@ -1,0 +1,180 @@
+"""Read jsonl, a JSON object a line, and say what is wrong with what is not."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+
+from xlt_ray import sniff
+from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.corpora.loaders.diagnosis import BLOCK, first_of, lines_of, refused, roles
+
+PEEKED = 1000  # lines that tell a file's columns and their types
+NULL = type(None)
+ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+# programs that turn other JSON, from standard input, into rows, and half characters into question marks
+ROWS = "import json,re,sys; [print(json.dumps(row)) for row in {}]"
+COLUMNS = (
+    "(lambda d: [dict(zip(d, row)) for row in zip(*(c.values() if isinstance(c, dict) else c for c in d.values()))])"
+    "(json.load(sys.stdin))"
+)
+ONE_BY_ONE = r'map(json.loads, re.split(r"(?<=\})\s*\n(?=\{)", sys.stdin.read().strip()))'
+WHOLE = (
+    "import json,sys; [print(json.dumps(json.loads(line), ensure_ascii=False)"
+    '.encode("utf-8", "replace").decode()) for line in sys.stdin]'
+)
+
+
+HALF = re.compile("[^\ud800-\udfff]{0,20}([\ud800-\udfff])")
+
+
+class NotObject(ValueError):
+    """A line of a jsonl file is JSON but no object."""
+
+
+def row_of(line: bytes) -> dict[str, Any]:
+    """Parse one line; raise UnicodeDecodeError, json.JSONDecodeError or NotObject."""
+    row = json.loads(line.decode("utf-8-sig"))
+    if not isinstance(row, dict):
+        raise NotObject(f"{type(row).__name__} instead of an object")
+    return row
+
+
+def types_of(file: Path, wanted: Sequence[str]) -> dict[str, type]:
+    """Give the columns of a file's first lines, each with the type of its first value that is not null.
+
+    1000 lines are looked at, and more where a wanted column is null in all of them.
+    """
+    types: dict[str, type] = {}
+    with lines_of(file) as stream:
+        for number, line in enumerate(stream):
+            if number >= PEEKED and all(types.get(name) is not NULL for name in wanted):
+                break
+            for name, value in (row_of(line) if line.strip() else {}).items():
+                if types.get(name, NULL) is NULL:
+                    types[name] = type(value)
+    return types
+
+
+def batches(stream: pa.NativeFile, types: dict[str, type], wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read by Arrow, the columns wanted by the types they begin with."""
+    schema = pa.schema([(name, ARROW_TYPES.get(types.get(name, str), pa.string())) for name in wanted])
+    yield from pa.json.open_json(
+        stream,
+        read_options=pa.json.ReadOptions(block_size=BLOCK),
+        parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    )
+
+
+def other_layout(file: Path, shown: str) -> str | None:
+    """Say that a file is one array, one object or objects over several lines, and what writes it line by line."""
+    with lines_of(file) as stream:
+        lines = stream.read(sniff.HEAD).decode("utf-8-sig", "ignore").lstrip().splitlines()
+    if not lines or not lines[0].startswith(("[", "{")):
+        return None
+    try:
+        first = json.loads(lines[0])
+    except json.JSONDecodeError:
+        # an object that is cut off has others below it
+        first = None if len(lines) > 1 and lines[1].startswith("{") else ...
+    if lines[0].startswith("[") and (first is ... or (first and isinstance(first[0], dict))):
+        what, rows = "one JSON array", "json.load(sys.stdin)"
+    elif first is ... and len(lines) > 1:
+        what, rows = _over_lines(file)
+    elif isinstance(first, dict) and len(lines) == 1 and (layout := _layout(first)):
+        what, rows = layout
+    else:
+        return None
+    convert = sniff.in_place(f"python3 -c {shlex.quote(ROWS.format(rows))}", shown)
+    return f"{shown}: {what}, not a JSON object a line; {convert} writes it so"
+
+
+def _over_lines(file: Path) -> tuple[str, str]:
+    with lines_of(file) as stream:
+        text = stream.read(8 * BLOCK).decode("utf-8-sig", "ignore")
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:
+        return "JSON objects over several lines", ONE_BY_ONE
+    return _layout(whole) or ("one JSON object", "[json.load(sys.stdin)]")
+
+
+def _layout(whole: dict[str, Any]) -> tuple[str, str] | None:
+    for name, rows in whole.items():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            return f"one JSON object with its rows in {name!r}", f"json.load(sys.stdin)[{json.dumps(name)}]"
+    if len(whole) > 1 and all(isinstance(column, list | dict) for column in whole.values()):
+        return "one JSON object that holds columns", COLUMNS
+    return None
+
+
+def faults(file: Path, shown: str, config: CorpusConfig) -> list[str]:
+    """Find what makes a file unreadable, at most 20 faults, the line for certain; none where all of it can be read."""
+    wanted = list(dict.fromkeys(itertools.chain(*roles(config).values())))
+    try:
+        types = types_of(file, wanted)
+    except ValueError:
+        types = {}
+
+    def attempt(lines: Sequence[bytes]) -> str | None:
+        try:
+            for _ in batches(pa.BufferReader(b"".join(lines)), types, wanted):
+                pass
+        except pa.ArrowException as error:
+            return str(error).removeprefix("JSON parse error: ").split(" in row ")[0]
+        return None
+
+    return first_of(
+        _bad_rows(file, shown, wanted),
+        refused(file, shown, 0, attempt, "correct the line (a number in quotes is text) or remove it"),
+    )
+
+
+def _bad_rows(file: Path, shown: str, wanted: Sequence[str]) -> Iterator[str]:
+    """Find what is wrong of each kind: its first line, and how many more there are."""
+    kinds: dict[str, type] = {}
+    first: dict[str, str] = {}
+    more: Counter[str] = Counter()
+    with lines_of(file) as stream:
+        for number, line in enumerate(stream, 1):
+            for kind, fault in _bad_line(line, wanted, kinds, shown):
+                first.setdefault(kind, f"{shown}, line {number}: {fault}")
+                more[kind] += 1
+    for kind, fault in first.items():
+        yield fault + (f"; {more[kind] - 1:,} more such" if more[kind] > 1 else "")
+
+
+def _bad_line(line: bytes, wanted: Sequence[str], kinds: dict[str, type], shown: str) -> Iterator[tuple[str, str]]:
+    try:
+        row = row_of(line) if line.strip() else {}
+    except (json.JSONDecodeError, NotObject) as error:
+        start = line.decode("utf-8", "replace").strip()[:60]
+        yield str(getattr(error, "msg", error)), f"{error} ({start!r}); write one JSON object a line"
+        return
+    for name in wanted:
+        value = row.get(name)
+        if isinstance(value, list | dict):
+            what = f"{name!r} is a {type(value).__name__}"
+            yield what, f"{what} ({str(value)[:40]!r}), not one value; write one text or number"
+        elif value is not None and type(value) is not (before := kinds.setdefault(name, type(value))):
+            what = f"{name!r} is {type(value).__name__}"
+            yield what, f"{what} ({str(value)[:40]!r}) and {before.__name__} before; write it as text everywhere"
+    for name, value in row.items():
+        if half := HALF.search(name) or HALF.search(json.dumps(value, ensure_ascii=False)[1:]):
+            convert = sniff.in_place(f"python3 -c {shlex.quote(WHOLE)}", shown)
+            yield (
+                "half",
+                f"{name!r} holds {ascii(half[1])[1:-1]}, half of a character such as an emoji ({ascii(half[0])}); "
+                f"write the character whole, or {convert} puts a question mark there",
+            )
+            return

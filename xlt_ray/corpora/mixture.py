@@ -1,0 +1,150 @@
+"""Sampling shares p ~ weight * rows ** alpha, and seeded epoch draws that no restart or worker count changes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from xlt_ray.config.experiment import MixtureConfig
+from xlt_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The training rows of one epoch, in order: row `row[i]` of language `languages[language[i]]`."""
+
+    languages: tuple[str, ...]
+    language: np.ndarray  # (draws,) int32
+    row: np.ndarray  # (draws,) int64
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one language gets of an epoch; `repeats` is how often each of its rows is expected."""
+
+    language: str
+    rows: int
+    weight: float
+    share: float
+    draws: float
+    repeats: float
+
+
+def shares(sizes: Mapping[str, int], alpha: float, weights: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Share the draws among languages: p ~ weight * rows ** alpha, summing to 1.
+
+    alpha = 1 keeps the corpus sizes, alpha = 0 gives every language the same share whatever its size, and alpha > 1
+    favours the large. Exponent smoothing as in Devlin's multilingual BERT (0.7) and Conneau et al. 2020, eq. 1 (0.3).
+
+    >>> shares({"eng_Latn": 900, "swh_Latn": 100}, alpha=1)
+    {'eng_Latn': 0.9, 'swh_Latn': 0.1}
+    >>> shares({"eng_Latn": 900, "swh_Latn": 100}, alpha=0.5)
+    {'eng_Latn': 0.75, 'swh_Latn': 0.25}
+    >>> shares({"eng_Latn": 900, "swh_Latn": 100}, alpha=0, weights={"swh_Latn": 3})
+    {'eng_Latn': 0.25, 'swh_Latn': 0.75}
+    """
+    weights = weights or {}
+    raw = {code: weights.get(code, 1.0) * float(rows) ** alpha if rows else 0.0 for code, rows in sizes.items()}
+    total = sum(raw.values())
+    if not 0 < total < float("inf"):
+        raise InputError(
+            f"mixture: weights times rows ** alpha sum to {total} (rows: {dict(sizes)}); give a source that "
+            "has rows a positive weight of ordinary size"
+        )
+    return {code: value / total for code, value in raw.items()}
+
+
+def table(sizes: Mapping[str, int], config: MixtureConfig) -> list[Share]:
+    """Lay out the mixture for a reader: rows, share, expected draws an epoch and expected repeats of each row."""
+    share = shares(sizes, config.alpha, config.weights)
+    draws = config.draws_per_epoch or sum(rows for code, rows in sizes.items() if share[code] > 0)
+    return [
+        Share(
+            code,
+            rows,
+            config.weights.get(code, 1.0),
+            share[code],
+            draws * share[code],
+            draws * share[code] / max(rows, 1),
+        )
+        for code, rows in sizes.items()
+    ]
+
+
+def epoch(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: int) -> Draws:
+    """Draw epoch `number` (from 0): the same on every rank, on every machine, before and after a restart.
+
+    Each language keeps one endless stream of its rows, a fresh permutation after another, and an epoch takes the next
+    piece of it. So over a whole run no row of a language is drawn twice more often than another, and alpha = 1 with
+    the default number of draws is the usual epoch: every row once.
+    """
+    names = tuple(sorted(sizes))
+    before = np.zeros(len(names), dtype=np.int64)
+    for earlier in range(number):
+        before += _counts(sizes, config, seed, earlier)
+    counts = _counts(sizes, config, seed, number)
+    rows = [_stream(name, sizes[name], seed, before[i], counts[i]) for i, name in enumerate(names)]
+    language = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+    order = np.random.default_rng([seed, number, 1]).permutation(len(language))
+    return Draws(names, language[order], np.concatenate(rows)[order])
+
+
+def label_weights(labels: Mapping[str, np.ndarray], classes: int, config: MixtureConfig) -> np.ndarray:
+    """Weigh labels in the loss, (classes,) float32: w ~ frequency ** -label_balance, of mean 1 over the draws.
+
+    `labels[language]` are those of its rows, (rows,), and a label's frequency is that among the mixture's draws.
+    label_balance = 0 weighs every row alike; with 1 every label counts the same in sum, however rare (inverse
+    frequency, King and Zeng 2001, "Logistic regression in rare events data"). A label without rows has weight 1.
+
+    >>> label_weights({"eng_Latn": np.array([0, 0, 0, 0, 1])}, 2, MixtureConfig(label_balance=1)).tolist()
+    [0.625, 2.5]
+    """
+    if not config.label_balance:
+        return np.ones(classes, dtype=np.float32)
+    share = shares({code: len(rows) for code, rows in labels.items()}, config.alpha, config.weights)
+    counts = [share[code] * np.bincount(rows, minlength=classes) / max(len(rows), 1) for code, rows in labels.items()]
+    frequency = np.sum(counts, axis=0)
+    there = frequency > 0
+    weights = np.power(frequency, -config.label_balance, where=there, out=np.ones(classes))
+    weights[there] /= (weights * frequency)[there].sum()
+    return weights.astype(np.float32)
+
+
+def unlabelled(sizes: Mapping[str, int], alpha: float, rows: int, seed: int, step: int) -> Draws:
+    """Draw the rows without labels that join update `step`, languages by p ~ rows ** alpha, independently each.
+
+    The same on every rank and after a restart, as `epoch` is.
+    """
+    names = tuple(sorted(code for code, count in sizes.items() if count))
+    share = shares({name: sizes[name] for name in names}, alpha)
+    rng = np.random.default_rng([seed, step, 3])
+    language = rng.choice(len(names), rows, p=[share[name] for name in names])
+    counts = np.array([sizes[name] for name in names])
+    return Draws(names, language.astype(np.int32), rng.integers(counts[language]))
+
+
+def _counts(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: int) -> np.ndarray:
+    # systematic sampling: every count is its expectation rounded up or down, unbiased over epochs, and the sum is exact
+    expected = {share.language: share.draws for share in table(sizes, config)}
+    ends = np.cumsum([expected[name] for name in sorted(sizes)])
+    offset = np.random.default_rng([seed, number, 0]).random()
+    ticks = np.floor(ends + offset).astype(np.int64)
+    ticks[-1] = round(ends[-1])
+    return np.diff(np.minimum(ticks, ticks[-1]), prepend=0)
+
+
+def _stream(language: str, rows: int, seed: int, start: int, count: int) -> np.ndarray:
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    first, last = start // rows, (start + count - 1) // rows
+    cycles = [
+        np.random.default_rng([seed, zlib.crc32(language.encode()), cycle]).permutation(rows)
+        for cycle in range(first, last + 1)
+    ]
+    return np.concatenate(cycles)[start - first * rows :][:count]

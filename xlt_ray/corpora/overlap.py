@@ -1,0 +1,187 @@
+"""Texts that stand where they should not: in train and in test, and several times in one split.
+
+Texts are compared as encoders see them, and ids as they are: by Arrow on whole columns, but a piece at a time, so that
+a large language costs no second copy of its texts.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xlt_ray.corpora.corpus import Corpus, first_of, place, taken_from
+
+BUNCH_ROWS = 1 << 18
+Where = tuple[str, str]  # split and language
+KINDS = (
+    ("with another label too", "correct or remove some of them"),
+    ("three times or more", "each of them counts in the score"),
+)
+# what has no shape of its own: format characters, such as those of zero width, and variation selectors
+UNSEEN = r"[\p{Cf}\x{34F}\x{180B}-\x{180D}\x{180F}\x{FE00}-\x{FE0F}]+"
+# of what NFKD leaves; a single space needs no change, which makes this quick
+SPACES = r"[ \x{1C}-\x{1F}\x{85}\x{1680}\x{2028}\x{2029}\s]{2,}|[\t-\r\x{1C}-\x{1F}\x{85}\x{1680}\x{2028}\x{2029}]"
+
+
+def overlaps(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
+    """Say which rows of train and dev have the id or the text of a row of test, of what a run reads."""
+    tested = [language for split, language in read if split == "test"]
+    others = [(split, language) for split, language in read if split != "test"]
+    remedy = "remove the rows from either, or set corpus.overlap: drop_train"
+    for what, key in _KEYS.items():
+        marks = _in_test([corpus.table(*where) for where in others], what, _test_keys(corpus, tested, what))
+        for (split, language), both in zip(others, marks, strict=True):
+            row = pc.index(both, True).as_py()
+            if row >= 0:
+                value = key(corpus.table(split, language).slice(row, 1))[0]
+                twin = next(_find(corpus, tested, what, value))
+                fault = f"{what} {_short(value.as_py())} is in test too, at {twin}"
+                restarts = ", or unset corpus.id if ids restart in every split" if what == "id" else ""
+                yield from first_of(corpus, split, language, both, fault, remedy + restarts)
+
+
+def as_seen(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Write texts as encoders see them: NFKD, without invisible characters, with one space between words; null is "".
+
+    >>> as_seen(pa.chunked_array([["caf\\u00e9 \\u00a0au\\u200b lait", "\\ufb01n", None]])).to_pylist()
+    ['cafe\\u0301 au lait', 'fin', '']
+    """
+    shown = pc.replace_substring_regex(pc.fill_null(texts, "").cast(pa.large_string()), UNSEEN, "")
+    spaced = pc.replace_substring_regex(pc.utf8_normalize(shown, "NFKD"), SPACES, " ")
+    return pc.utf8_trim_whitespace(spaced)
+
+
+def _texts(table: pa.Table) -> pa.ChunkedArray:
+    parts = [as_seen(table[name]) for name in ("text", "text_pair") if name in table.column_names]
+    return pc.binary_join_element_wise(*parts, pa.scalar("\x1f", pa.large_string())) if len(parts) > 1 else parts[0]
+
+
+def _ids(table: pa.Table) -> pa.ChunkedArray:
+    return table["id"].cast(pa.large_string())
+
+
+_KEYS = {"id": _ids, "text": _texts}
+
+
+def _in_test(tables: Sequence[pa.Table], what: str, seen: pa.Array) -> list[pa.ChunkedArray]:
+    """Mark in every table the rows whose id or text is among those of test."""
+    marks: list[list[pa.BooleanArray]] = [[] for _ in tables]
+    for bunch in _bunches([(number, piece) for number, table in enumerate(tables) for piece in pieces(table)]):
+        keys = [chunk for _, piece in bunch for chunk in _KEYS[what](piece).chunks]
+        found = pc.is_in(pa.chunked_array(keys, pa.large_string()), value_set=seen, skip_nulls=True)
+        for number, piece in bunch:
+            marks[number] += found.slice(0, piece.num_rows).chunks
+            found = found.slice(piece.num_rows)
+    return [pa.chunked_array(chunks, pa.bool_()) for chunks in marks]
+
+
+def pieces(table: pa.Table) -> Iterator[pa.Table]:
+    """Cut a table in pieces, since `as_seen` makes a copy of texts, which a large language must not hold whole."""
+    for start in range(0, table.num_rows, BUNCH_ROWS):
+        yield table.slice(start, BUNCH_ROWS)
+
+
+def _bunches(pieces: Iterable[tuple[int, pa.Table]]) -> Iterator[list[tuple[int, pa.Table]]]:
+    # each search costs what test is large, so small languages share one
+    bunch: list[tuple[int, pa.Table]] = []
+    for piece in pieces:
+        bunch.append(piece)
+        if sum(one.num_rows for _, one in bunch) >= BUNCH_ROWS:
+            yield bunch
+            bunch = []
+    if bunch:
+        yield bunch
+
+
+def _test_keys(corpus: Corpus, tested: Iterable[str], what: str) -> pa.Array:
+    parts = [piece for language in tested for piece in pieces(corpus.table("test", language))]
+    return pc.unique(pa.chunked_array([c for piece in parts for c in _KEYS[what](piece).chunks], pa.large_string()))
+
+
+def _find(corpus: Corpus, tested: Iterable[str], what: str, value: pa.Scalar) -> Iterator[str]:
+    for language in tested:
+        row = pc.index(_KEYS[what](corpus.table("test", language)), value).as_py()
+        if row >= 0:
+            yield place(corpus, "test", language, row)
+
+
+def _short(value: str) -> str:
+    shown = unicodedata.normalize("NFC", value.replace("\x1f", " / "))
+    return repr(shown if len(shown) <= 60 else shown[:57] + "...")
+
+
+def repeats(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
+    """Say which texts stand in one split of a language with several labels, or three times and more in test."""
+    for split, kinds in (("train", KINDS[:1]), ("test", KINDS)):
+        found = {code: _repeated(corpus.table(split, code)) for one, code in read if one == split}
+        for kind, remedy in kinds:
+            having = {code: groups[kind] for code, groups in found.items() if kind in groups}
+            if having:
+                code, (_, first, second) = next(iter(having.items()))
+                text = _texts(corpus.table(split, code).slice(first, 1))[0].as_py()
+                total, among = sum(rows for rows, _, _ in having.values()), f" of {len(having)} languages"
+                yield (
+                    f"{split}: {total} rows{among if len(having) > 1 else ''} have a text that stands there {kind}, "
+                    f"such as {_short(text)} at {_labelled(corpus, split, code, first)} and "
+                    f"{_labelled(corpus, split, code, second)}; {remedy}"
+                )
+
+
+def _labelled(corpus: Corpus, split: str, language: str, row: int) -> str:
+    label = corpus.table(split, language)["label"][row].as_py()
+    return f"{place(corpus, split, language, row)} ({corpus.labels[label]!r})"
+
+
+def _repeated(table: pa.Table) -> dict[str, tuple[int, int, int]]:
+    """Count the rows of each of KINDS, where there are any, and give two of one text: kind -> (rows, first, second)."""
+    # numbers of 64 bits stand for texts, since a table of a large language's texts would be another copy of them
+    parts = [np.fromiter(map(hash, _texts(one).to_pylist()), np.int64, one.num_rows) for one in pieces(table)]
+    keys, labels = np.concatenate([np.empty(0, np.int64), *parts]), table["label"].to_numpy()
+    order = np.lexsort((labels, keys))
+    starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]][: len(keys)])
+    sizes = np.diff(np.r_[starts, len(keys)])
+    first, last = order[starts], order[starts + sizes - 1]  # of the least and the greatest label
+    found = {}
+    for (kind, _), those in zip(KINDS, (labels[first] != labels[last], sizes > 2), strict=True):
+        if those.any():
+            shown = np.flatnonzero(those)[first[those].argmin()]
+            found[kind] = (int(sizes[those].sum()), int(first[shown]), int(last[shown]))
+    return found
+
+
+def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:
+    """Drop from train and dev every row whose id or text stands in the test split of any language.
+
+    Returns the smaller corpus and split -> language -> number of rows dropped, where any were. Whole batches without
+    such a row stay memory-mapped.
+    """
+    tested = corpus.languages("test")
+    kept: dict[str, dict[str, pa.Table]] = {"train": {}, "dev": {}, "test": dict(corpus.splits.get("test", {}))}
+    dropped: dict[str, dict[str, int]] = {}
+    others = [(split, language, table) for split, language, table in corpus.tables() if split != "test"]
+    tables = [table for _, _, table in others]
+    marks = [_in_test(tables, what, _test_keys(corpus, tested, what)) for what in _KEYS]
+    for (split, language, table), *both in zip(others, *marks, strict=True):
+        kept[split][language] = _without(table, pc.or_(*both))
+        count = table.num_rows - kept[split][language].num_rows
+        if count:
+            dropped.setdefault(split, {})[language] = count
+    return replace(corpus, splits=kept), dropped
+
+
+def _without(table: pa.Table, unwanted: pa.ChunkedArray) -> pa.Table:
+    if not pc.any(unwanted, min_count=0).as_py():
+        return table
+    keep = pc.invert(unwanted)
+    batches, start = [], 0
+    for batch in table.to_batches():
+        mask = keep.slice(start, batch.num_rows)
+        whole = pc.all(mask, min_count=0).as_py()
+        batches.append(batch if whole else batch.filter(mask.combine_chunks()))
+        start += batch.num_rows
+    return taken_from(table, pa.Table.from_batches(batches, schema=table.schema))

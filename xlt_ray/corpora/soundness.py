@@ -1,0 +1,117 @@
+"""Whether a corpus can give a sound result: what `check` refuses, and what it warns of.
+
+Everything is computed by Arrow on whole columns; only the first faulty row of a kind becomes a Python object.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xlt_ray.corpora import labels, overlap
+from xlt_ray.corpora.arrow import origins_of
+from xlt_ray.corpora.corpus import Corpus, first_of, offer, refuse
+
+
+def check(
+    corpus: Corpus, sources: Sequence[str], targets: Sequence[str] | Literal["all"] = "all", dev: Sequence[str] = ()
+) -> None:
+    """Refuse a corpus that cannot give a sound result for these languages, with one InputError listing every fault.
+
+    `dev` names the languages whose dev rows are needed (the sources for early stopping on them). What no run reads,
+    such as train rows of a target, is not looked at. What may be meant only causes a warning.
+    """
+    measured = corpus.measured(sources, targets)
+    read = [
+        (split, language)
+        for split, wanted in (("train", sources), ("dev", {*sources, *dev}), ("test", measured))
+        for language in sorted(wanted)
+        if language in corpus.languages(split)
+    ]
+    found = labels.gather(corpus, sources, read)
+    faults = [
+        *_absent(corpus, sources, measured, dev),
+        *(_without_test(corpus) if targets == "all" else ()),
+        *(fault for split, language in read for fault in _bad_rows(corpus, split, language)),
+        *labels.faults(found),
+        *overlap.overlaps(corpus, read),
+    ]
+    if faults:
+        refuse(f"corpus {corpus.name}", faults)
+    for caution in itertools.chain(
+        _left_out(corpus, sources),
+        (caution for split, language in read for caution in _repeated_ids(corpus, split, language)),
+        labels.cautions(found),
+        overlap.repeats(corpus, read),
+    ):
+        warnings.warn(caution, stacklevel=2)
+
+
+def _absent(corpus: Corpus, sources: Sequence[str], measured: Sequence[str], dev: Sequence[str]) -> Iterator[str]:
+    for split, role, wanted in (("train", "source", sources), ("dev", "language", dev), ("test", "target", measured)):
+        there = corpus.languages(split)
+        for language in wanted:
+            if language in corpus.splits.get(split, {}) and language not in there:
+                yield f"{_no_rows(corpus, split, language)}; add some, or take another {role}"
+            elif language not in there:
+                yield f"{split}: {role} {language} has none; {offer(language, there)}"
+    if not measured and not corpus.splits.get("test"):
+        yield f"test: nothing to measure; {offer('', corpus.languages('test'))}"
+
+
+def _without_test(corpus: Corpus) -> Iterator[str]:
+    there = corpus.languages("test")
+    some = f"targets=[{', '.join(there)}]" if len(there) <= 20 else "targets"
+    for language in sorted({*corpus.splits.get("test", {})} - {*there}):
+        yield (
+            f"{_no_rows(corpus, 'test', language)}, and targets: all asks for every language with a test split; add "
+            f"rows, remove the split, or name those with rows in {some}"
+        )
+
+
+def _no_rows(corpus: Corpus, split: str, language: str) -> str:
+    gone = corpus.left_out.get(split, {}).get(language, 0)
+    but = f" but {gone} left out by corpus.drop_labels" if gone else ""
+    return f"{_file(corpus.splits[split][language])}{split}, {language}: no rows{but}"
+
+
+def _left_out(corpus: Corpus, sources: Sequence[str]) -> Iterator[str]:
+    """Say which sources are not measured for want of test rows, and what `corpus.drop_labels` took."""
+    for language in sorted({*sources} & {*corpus.splits.get("test", {})} - {*corpus.languages("test")}):
+        yield f"{_no_rows(corpus, 'test', language)}, so it is not measured"
+    for split, rows in corpus.left_out.items():
+        shown = [f"{language} {count}" for language, count in sorted(rows.items())]
+        more = f" and {len(shown) - 10} languages more" if len(shown) > 10 else ""
+        yield f"corpus.drop_labels: rows of {split} left out: {', '.join(shown[:10])}{more}"
+
+
+def _bad_rows(corpus: Corpus, split: str, language: str) -> Iterator[str]:
+    table = corpus.table(split, language)
+    for column in ("text", "text_pair"):
+        if column in table.column_names:
+            blank = [pc.equal(overlap.as_seen(piece[column]), "") for piece in overlap.pieces(table)]
+            bare = pa.chunked_array([chunk for marks in blank for chunk in marks.chunks], pa.bool_())
+            yield from first_of(corpus, split, language, bare, f"empty {column}", "fill it or remove the row")
+    remedy = f"label it, remove the row, or leave out all such rows by {labels.dropping(corpus, [''])}"
+    yield from first_of(corpus, split, language, pc.is_null(table["label"]), "no label", remedy)
+    if split == "train" and table.num_rows < len(corpus.labels):
+        yield (
+            f"{_file(table)}{split}, {language}: {table.num_rows} rows for {len(corpus.labels)} labels; "
+            "add rows, or do not take it as a source"
+        )
+
+
+def _file(table: pa.Table) -> str:
+    return next((f"{file}, " for _, file, _ in origins_of(table)), "")
+
+
+def _repeated_ids(corpus: Corpus, split: str, language: str) -> Iterator[str]:
+    table = corpus.table(split, language)
+    repeats = table.num_rows - pc.count_distinct(table["id"], mode="all").as_py()
+    if repeats:
+        yield f"{_file(table)}{split}, {language}: {repeats} rows repeat an earlier row's id"

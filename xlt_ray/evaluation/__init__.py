@@ -1,0 +1,1 @@
+"""Scores of a language with their intervals, comparisons of two models, and gates."""

@@ -1,0 +1,107 @@
+"""Compare two models on the rows both have predicted: a paired bootstrap of the difference in mean accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation import bootstrap
+from xlt_ray.evaluation.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two sets of predictions differ on the rows both have: mean accuracy of the first minus the second's."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    languages: int
+    rows: int
+    per_language: Mapping[str, float]
+
+
+def compare(
+    a: Mapping[str, Predictions], b: Mapping[str, Predictions], resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Test whether two models differ in mean accuracy: `compare_seeds` of one run each."""
+    return compare_seeds([a], [b], resamples, seed)
+
+
+def compare_seeds(
+    a: Sequence[Mapping[str, Predictions]],
+    b: Sequence[Mapping[str, Predictions]],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Test whether two models differ in mean accuracy, on the languages and row ids both have, by a paired bootstrap.
+
+    Each side is one model trained with one or several seeds, the same number on both; a row's gain is the average over
+    seeds, taken in pairs. The interval then bounds what other test rows would give these very runs; how far other seeds
+    would move the difference shows in its spread over the pairs, which the caller has.
+
+    The p-value is two-sided: how often a resampled difference, shifted to have no effect, is at least as large as the
+    one observed, counting the observed itself. Ids shared by languages are resampled jointly, as in `score`.
+    Sources: Efron and Tibshirani 1993, chapter 16; Koehn 2004, "Statistical significance tests for machine translation
+    evaluation"; Berg-Kirkpatrick, Burkett and Klein 2012, "An empirical investigation of statistical significance in
+    NLP". Raises InputError when nothing is common, an id occurs twice, gold labels differ, or the numbers of runs do.
+    """
+    if len(a) != len(b):
+        raise InputError(f"compare: {len(a)} runs against {len(b)}; give both models the same seeds")
+    both = sorted(set.intersection(*(set(one) for one in (*a, *b))))
+    paired = {code: _pairs(code, [one[code] for one in a], [one[code] for one in b]) for code in both}
+    paired = {code: one for code, one in paired.items() if len(one[0])}
+    if not paired:
+        raise InputError("compare: no language with a common row id; compare predictions made on the same test rows")
+    ids = {code: one[0] for code, one in paired.items()}
+    gains = {code: one[1] for code, one in paired.items()}
+    draws = resampled_means(gains, ids, resamples, seed)
+    per_language = {code: float(gain.mean()) for code, gain in gains.items()}
+    difference = float(np.mean(list(per_language.values())))
+    resampled = bootstrap.mean(np.stack(list(draws.values())))
+    low, high = np.nanquantile(resampled, bootstrap.TAILS).tolist()
+    extreme = int(np.sum(np.abs(resampled - difference) >= abs(difference) - 1e-12))
+    p_value = (1 + extreme) / (1 + resamples)
+    return Comparison(difference, low, high, p_value, len(gains), sum(map(len, gains.values())), per_language)
+
+
+def resampled_means(
+    gains: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray], resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Resample every language's gains: language -> means (resamples,); ids shared by languages are drawn jointly."""
+    if bootstrap.shared(ids):
+        return bootstrap.together(gains, ids, bootstrap.share, resamples, seed)
+    return {code: bootstrap.share(*bootstrap.alone(code, gain, resamples, seed)) for code, gain in gains.items()}
+
+
+def _pairs(code: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]:
+    each = [pair(code, first, second) for first, second in zip(a, b, strict=True)]
+    if any(len(ids) != len(each[0][0]) or (ids != each[0][0]).any() for ids, _ in each):
+        raise InputError(f"{code}: the runs of one model predicted different rows; compare runs on the same test rows")
+    return each[0][0], np.mean([gains for _, gains in each], axis=0)
+
+
+def pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Give the ids both have and, for each, 1 where only the first is right, -1 where only the second, else 0.
+
+    Raises InputError naming the language when an id occurs twice or gold labels differ.
+    """
+    ids_a, ids_b = np.asarray(a.ids, dtype=np.str_), np.asarray(b.ids, dtype=np.str_)
+    for ids in (ids_a, ids_b):
+        names, times = np.unique(ids, return_counts=True)
+        if len(times) and times.max() > 1:
+            often = times.argmax()
+            raise InputError(f"{code}: id {str(names[often])!r} occurs {times[often]} times; make row ids unique")
+    common, first, second = np.intersect1d(ids_a, ids_b, assume_unique=True, return_indices=True)
+    differs = np.flatnonzero(np.asarray(a.gold)[first] != np.asarray(b.gold)[second])
+    if len(differs):
+        raise InputError(
+            f"{code}: id {str(common[differs[0]])!r} has different gold labels in the two; compare predictions made on "
+            "one corpus with one label set"
+        )
+    right = [np.asarray(one.gold) == np.asarray(one.predicted) for one in (a, b)]
+    return common, right[0][first].astype(np.int64) - right[1][second]

@@ -1,0 +1,125 @@
+"""Predict the labels of whole splits, shared among workers, and bring the answers together by summing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import distributed
+
+from xlt_ray.evaluation import calibration
+from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.model import collate
+from xlt_ray.model.collate import Tokenize
+from xlt_ray.model.network import Network
+from xlt_ray.model.precision import autocast, token_budget
+
+CHUNK = 4096  # rows tokenised at once: enough to sort well by length, little enough to hold
+
+
+@torch.inference_mode()
+def outputs(
+    call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    device: torch.device,
+    table: pa.Table,
+    rows: np.ndarray,
+    tokenize: Tokenize,
+    precision: str,
+    tokens: int | None = None,
+    language: int = -1,
+) -> np.ndarray:
+    """Compute `call` (a network for logits, its `features` for features) on rows of a table: (rows, width) float32.
+
+    `language` is the place of the rows' language among the network's, -1 where it is not among them.
+    """
+    parts: list[np.ndarray] = []
+    for start in range(0, len(rows), CHUNK):
+        encoded = tokenize.rows(table, rows[start : start + CHUNK])
+        order, found = [], []
+        for positions, batch in collate.budgeted(
+            encoded, token_budget(tokens, device), tokenize.tokenizer.pad_token_id
+        ):
+            batch["language"] = torch.full((len(positions),), language)
+            with autocast(device, precision):
+                found.append(call({key: value.to(device) for key, value in batch.items()}).float().cpu().numpy())
+            order += positions
+        parts.append(np.concatenate(found)[np.argsort(order)])
+    return np.concatenate(parts)
+
+
+def predict(
+    network: Network,
+    tables: Mapping[str, pa.Table],
+    tokenize: Tokenize,
+    precision: str,
+    tokens: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, all_rows: None,
+) -> dict[str, Predictions]:
+    """Predict every row of every language's table, each of `torch.distributed`'s workers its part, all told the whole.
+
+    `progress(done, total)` is called on every worker with the rows that this worker has done and has to do.
+    """
+    classes, found = network.head.out_features, {}
+    for language, logits in _everywhere(network, network, classes, tables, tokenize, precision, tokens, progress):
+        found[language] = Predictions(
+            gold=tables[language]["label"].to_numpy().astype(np.int64),
+            predicted=logits.argmax(1),
+            ids=np.asarray(tables[language]["id"].to_pylist(), dtype=np.str_),
+            confidence=calibration.confidence(logits, network.temperature),
+        )
+    return found
+
+
+def embed(
+    network: Network, tables: Mapping[str, pa.Table], tokenize: Tokenize, precision: str, tokens: int | None = None
+) -> dict[str, np.ndarray]:
+    """Compute pooled features, not yet transformed, of every row: language -> (rows, width) float32.
+
+    Each of `torch.distributed`'s workers takes its part, and all are told the whole.
+    """
+    width = network.head.in_features
+    return dict(_everywhere(network, network.features, width, tables, tokenize, precision, tokens))
+
+
+def temperature(
+    network: Network, tables: Mapping[str, pa.Table], tokenize: Tokenize, precision: str, tokens: int | None = None
+) -> float:
+    """Fit a network's temperature on labelled rows, which are dev of the sources; the same on all workers."""
+    classes = network.head.out_features
+    logits = dict(_everywhere(network, network, classes, tables, tokenize, precision, tokens))
+    return calibration.temperature(logits, {code: table["label"].to_numpy() for code, table in tables.items()})
+
+
+def _everywhere(
+    network: Network,
+    call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    width: int,
+    tables: Mapping[str, pa.Table],
+    tokenize: Tokenize,
+    precision: str,
+    tokens: int | None,
+    progress: Callable[[int, int], None] = lambda done, all_rows: None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    was_training, device = network.training, next(network.parameters()).device
+    network.eval()
+    mine = {language: np.arange(rank, table.num_rows, world) for language, table in tables.items()}
+    total, done = sum(map(len, mine.values())), 0
+    for language, rows in mine.items():
+        whole = np.zeros((tables[language].num_rows, width), dtype=np.float32)
+        if len(rows):
+            index = network.index(language)
+            whole[rows] = outputs(call, device, tables[language], rows, tokenize, precision, tokens, index)
+        done += len(rows)
+        progress(done, total)
+        yield language, _summed(whole, device) if world > 1 else whole
+    network.train(was_training)
+
+
+def _summed(answers: np.ndarray, device: torch.device) -> np.ndarray:
+    # every row was answered by one worker and is 0 on the others, so the sum over workers is the whole
+    tensor = torch.from_numpy(answers).to(device)
+    distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()

@@ -1,0 +1,295 @@
+"""Turn gold labels and predictions into scores per language, with intervals: counts first, then divide.
+
+Everything here works on whole counts (a C x C confusion table per language), so a result does not depend on how rows
+were shared among workers or batches. Means over languages are unweighted: a language with 40 rows counts as much as one
+with 4,000, because the question is which languages are served and not which are plentiful in the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from scipy import sparse, stats
+
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation import bootstrap, calibration
+from xlt_ray.evaluation.predictions import Predictions
+
+Metric = Literal["accuracy", "macro_f1"]
+METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """What was measured in one language; fractions from 0 to 1, `low` and `high` bound the 95% interval."""
+
+    code: str
+    role: str  # "source", "few-shot" (some rows were trained on) or "zero-shot"
+    support: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+    macro_f1_low: float
+    macro_f1_high: float
+    transfer_gap: float | None  # best source's accuracy minus this one's; None when no source was measured
+    seen: bool | None  # by the encoder in pre-training; None when unknown
+    confusion: tuple[tuple[int, ...], ...]  # rows gold, columns predicted
+    # of confidences, as `calibration` defines them; None where predictions were kept without
+    calibration_error: float | None = None
+    calibration_error_low: float | None = None
+    calibration_error_high: float | None = None
+    reliability: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured, per language and summed up; see `score` for the keys of the summary.
+
+    `temperature` is the one by which confidences were computed, 1 where none was fitted.
+    """
+
+    labels: tuple[str, ...]
+    languages: Mapping[str, LanguageScore]
+    summary: Mapping[str, float]
+    temperature: float = 1.0
+
+    def worst(self, metric: Metric = "accuracy") -> LanguageScore:
+        """Give the language with the lowest score; of equals the first by code."""
+        return min(self.languages.values(), key=lambda language: (getattr(language, metric), language.code))
+
+    def to_json(self) -> str:
+        """Write as JSON, one language a line."""
+        rows = (f"  {json.dumps(code)}: {json.dumps(asdict(one))}" for code, one in self.languages.items())
+        head = f'{{"labels": {json.dumps(self.labels)},\n "summary": {json.dumps(dict(self.summary))},\n'
+        head += f' "temperature": {json.dumps(self.temperature)},\n'
+        return head + ' "languages": {\n' + ",\n".join(rows) + "}}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Scores:
+        """Read what `to_json` wrote, equal to what was written."""
+        data = json.loads(text)
+        languages = {}
+        for code, fields in data["languages"].items():
+            for name in ("confusion", "reliability"):
+                if fields.get(name) is not None:
+                    fields[name] = tuple(tuple(row) for row in fields[name])
+            languages[code] = LanguageScore(**fields)
+        return cls(tuple(data["labels"]), languages, data["summary"], data.get("temperature", 1.0))
+
+
+def confusion(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count (classes, classes) whole numbers: row the gold class, column the predicted one.
+
+    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    cells = np.asarray(gold, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def accuracy(confusion: np.ndarray) -> float:
+    """Share of rows predicted right."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """Mean F1 over the classes that occur in gold or predictions, each counting the same.
+
+    A class that occurs in neither is left out; one that occurs and is never right counts 0. That is scikit-learn's
+    `f1_score(gold, predicted, average="macro", zero_division=0)` with its default labels.
+    """
+    table = np.asarray(confusion)
+    return float(_macro(np.diagonal(table), table.sum(axis=1) + table.sum(axis=0)))
+
+
+def _macro(right: np.ndarray, either: np.ndarray) -> np.ndarray:
+    # F1 = 2 right / (gold + predicted); classes on the first axis
+    occurs = either > 0
+    f1 = np.divide(2.0 * right, either, out=np.zeros(either.shape), where=occurs)
+    classes = occurs.sum(axis=0)
+    return np.divide(f1.sum(axis=0), classes, out=np.full(classes.shape, np.nan), where=classes > 0)
+
+
+def classification_report(measured: LanguageScore | np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """List precision, recall, F1 and support of every class, in the order of the labels; 0 where undefined."""
+    table = np.asarray(measured.confusion if isinstance(measured, LanguageScore) else measured)
+    rows = []
+    for index, label in enumerate(labels):
+        right, gold, predicted = int(table[index, index]), int(table[index].sum()), int(table[:, index].sum())
+        precision, recall = right / max(predicted, 1), right / max(gold, 1)
+        f1 = 2 * right / max(gold + predicted, 1)
+        rows.append({"label": label, "precision": precision, "recall": recall, "f1": f1, "support": gold})
+    return rows
+
+
+def score(
+    predictions: Mapping[str, Predictions],
+    labels: Sequence[str],
+    sources: Sequence[str],
+    seen: frozenset[str] | None,
+    resamples: int = 2000,
+    seed: int = 0,
+    few_shot: Sequence[str] = (),
+) -> Scores:
+    """Measure every language and sum up; in `few_shot` languages besides the sources some rows were trained on.
+
+    Intervals are 95% percentile bootstrap intervals over test rows (Efron and Tibshirani 1993, chapter 13): they say
+    how far a score could move with another test set of this size, not with another training seed. Resampled macro-F1 is
+    centred on the measured one, because resampling loses rare classes and would put the whole interval below it. Where
+    every row is right or every row is wrong, resampling shows no spread and the accuracy's Wilson interval stands in.
+
+    The summary holds, for `accuracy` and `macro_f1`: `mean` (all languages), `mean_zero_shot`, `mean_few_shot`,
+    `mean_source`, `mean_seen` and `mean_unseen` (zero-shot languages that the encoder met or did not meet in
+    pre-training), each also with `_low` and `_high`; `worst`; `std` (over all languages, dividing by their number).
+    Where all predictions have a confidence, the same for `calibration_error`, whose worst is the largest. Besides,
+    `transfer_gap/mean` over the zero-shot languages, with `_low` and `_high`. A key is absent where no language belongs
+    under it.
+
+    Where languages share row ids (parallel test sets) ids are resampled jointly for the means, because an item that is
+    hard is hard in all languages: resampling each language alone would make the interval of a mean far too narrow.
+
+    Raises InputError naming the language when one is empty, has arrays of different lengths or unknown classes.
+    """
+    _check(predictions, len(labels))
+    codes, classes = sorted(predictions), len(labels)
+    cells = {code: np.int64(classes) * predictions[code].gold + predictions[code].predicted for code in codes}
+    ids = {code: np.asarray(predictions[code].ids) for code in codes}
+
+    def measure(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return _both(kinds, counts, classes)
+
+    tables = {code: np.bincount(cells[code], minlength=classes**2).reshape(classes, classes) for code in codes}
+    best = max((accuracy(tables[code]) for code in codes if code in sources), default=None)
+    alone, joint = bootstrap.resampled(cells, ids, measure, resamples, seed)
+    for draws in (alone, joint):
+        _centre(draws, tables)
+    languages = {}
+    for code in codes:
+        known = None if seen is None else code in seen
+        languages[code] = _language(code, role(code, sources, few_shot), tables[code], alone[code], best, known)
+    if all(rows.confidence is not None for rows in predictions.values()):
+        languages, errors = _calibrated(languages, predictions, resamples, seed)
+        joint = {code: np.vstack([joint[code], errors[code]]) for code in codes}
+    return Scores(tuple(labels), languages, _summary(languages, joint))
+
+
+def _calibrated(
+    languages: Mapping[str, LanguageScore], predictions: Mapping[str, Predictions], resamples: int, seed: int
+) -> tuple[dict[str, LanguageScore], dict[str, np.ndarray]]:
+    """Add to languages how reliable confidences are; besides, resampled calibration errors for means."""
+    sure = {code: one.confidence for code, one in predictions.items() if one.confidence is not None}
+    cells = {code: calibration.cells(sure[code], one.gold == one.predicted) for code, one in predictions.items()}
+    ids = {code: np.asarray(one.ids) for code, one in predictions.items()}
+    alone, joint = bootstrap.resampled(cells, ids, calibration.expected_errors, resamples, seed)
+    added = {}
+    for code, one in languages.items():
+        plain = float(calibration.expected_errors(*np.unique(cells[code], return_counts=True)))
+        error, draws = calibration.corrected(plain, alone[code])
+        _, joint[code] = calibration.corrected(plain, joint[code])
+        low, high = np.quantile(draws, bootstrap.TAILS).tolist()
+        found = {"calibration_error": error, "calibration_error_low": low, "calibration_error_high": high}
+        added[code] = replace(one, **found, reliability=calibration.reliability(cells[code]))
+    return added, joint
+
+
+def role(code: str, sources: Sequence[str], few_shot: Sequence[str]) -> str:
+    """Say what a language is to a run: "source", "few-shot" (some rows of a target were trained on) or "zero-shot"."""
+    return "source" if code in sources else "few-shot" if code in few_shot else "zero-shot"
+
+
+def _centre(draws: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]) -> None:
+    # resampling loses rare classes and so pulls macro-F1 down, with many classes below every plausible value
+    for code, table in tables.items():
+        draws[code][1] += macro_f1(table) - np.nanmean(draws[code][1])
+
+
+def _check(predictions: Mapping[str, Predictions], classes: int) -> None:
+    if not predictions:
+        raise InputError("predictions: hold no language, so there is nothing to measure; give at least one")
+    for code, rows in predictions.items():
+        lengths = (len(rows.gold), len(rows.predicted), len(rows.ids))
+        if len(set(lengths)) > 1:
+            raise InputError(
+                f"{code}: {lengths[0]} gold labels, {lengths[1]} predictions, {lengths[2]} ids; give one of each a row"
+            )
+        sure = rows.confidence
+        if sure is not None and not (len(sure) == lengths[0] and np.all((sure >= 0) & (sure <= 1))):
+            raise InputError(f"{code}: confidence must be a number from 0 to 1 for each row")
+        if not lengths[0]:
+            raise InputError(f"{code}: no rows to measure; leave the language out or give it test rows")
+        low = min(int(np.min(rows.gold)), int(np.min(rows.predicted)))
+        high = max(int(np.max(rows.gold)), int(np.max(rows.predicted)))
+        if low < 0 or high >= classes:
+            raise InputError(
+                f"{code}: class {low if low < 0 else high}, but there are {classes} labels (0 to {classes - 1}); "
+                "use the label set the predictions were made with"
+            )
+
+
+def _language(
+    code: str, role: str, table: np.ndarray, draws: np.ndarray, best: float | None, seen: bool | None
+) -> LanguageScore:
+    right, rows = int(np.trace(table)), int(table.sum())
+    (low, f1_low), (high, f1_high) = np.clip(np.quantile(draws, bootstrap.TAILS, axis=1), 0, 1).tolist()
+    if right in (0, rows):
+        wilson = stats.binomtest(right, rows).proportion_ci(method="wilson")
+        low, high = float(wilson.low), float(wilson.high)
+    gap = None if best is None else best - right / rows
+    frozen = tuple(tuple(row) for row in table.tolist())
+    return LanguageScore(code, role, rows, right / rows, low, high, macro_f1(table), f1_low, f1_high, gap, seen, frozen)
+
+
+def _summary(languages: Mapping[str, LanguageScore], draws: Mapping[str, np.ndarray]) -> dict[str, float]:
+    zero_shot = [code for code, one in languages.items() if one.role == "zero-shot"]
+    source = [code for code, one in languages.items() if one.role == "source"]
+    groups = {
+        "mean": list(languages),
+        "mean_zero_shot": zero_shot,
+        "mean_few_shot": [code for code, one in languages.items() if one.role == "few-shot"],
+        "mean_source": source,
+        "mean_seen": [code for code in zero_shot if languages[code].seen is True],
+        "mean_unseen": [code for code in zero_shot if languages[code].seen is False],
+    }
+    summary: dict[str, float] = {}
+    measured = (*METRICS, "calibration_error")[: len(next(iter(draws.values())))]
+    for position, metric in enumerate(measured):
+        values = {code: getattr(one, metric) for code, one in languages.items()}
+        for name, members in groups.items():
+            if members:
+                key = f"{metric}/{name}"
+                summary[key] = float(np.mean([values[code] for code in members]))
+                mean_draws = bootstrap.mean(np.stack([draws[code][position] for code in members]))
+                low, high = np.clip(np.nanquantile(mean_draws, bootstrap.TAILS), 0, 1).tolist()
+                if len(members) == 1:  # one interval, not two that differ by chance
+                    one = languages[members[0]]
+                    low, high = getattr(one, f"{metric}_low"), getattr(one, f"{metric}_high")
+                summary[f"{key}_low"], summary[f"{key}_high"] = low, high
+        summary[f"{metric}/worst"] = float((min if metric in METRICS else max)(values.values()))
+        summary[f"{metric}/std"] = float(np.std(list(values.values())))
+    if source and zero_shot:
+        best = max(source, key=lambda code: languages[code].accuracy)
+        gaps = draws[best][0] - bootstrap.mean(np.stack([draws[code][0] for code in zero_shot]))
+        low, high = np.nanquantile(gaps, bootstrap.TAILS).tolist()
+        mean = languages[best].accuracy - summary["accuracy/mean_zero_shot"]
+        summary |= {"transfer_gap/mean": mean, "transfer_gap/mean_low": low, "transfer_gap/mean_high": high}
+    return summary
+
+
+def _both(kinds: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
+    """Compute accuracy and macro-F1 (2, resamples) of resampled counts (cells, resamples) of the given cells."""
+    gold, predicted = np.divmod(kinds, classes)
+    each = np.arange(len(kinds))
+    ones = np.ones(len(kinds), counts.dtype)
+    marginal = sparse.csr_array((ones, (gold, each)), shape=(classes, len(kinds)))
+    marginal = marginal + sparse.csr_array((ones, (predicted, each)), shape=(classes, len(kinds)))
+    hits = gold == predicted
+    right = np.zeros((classes, counts.shape[1]), counts.dtype)
+    right[gold[hits]] = counts[hits]
+    rows = counts.sum(axis=0)
+    share = np.divide(right.sum(axis=0), rows, out=np.full(rows.shape, np.nan), where=rows > 0)
+    return np.stack([share, _macro(right, marginal @ counts)])

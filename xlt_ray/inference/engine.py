@@ -1,0 +1,329 @@
+"""Answer with a model, one interface for two engines: onnxruntime on a CPU, torch on a GPU or for a plain bundle.
+
+The first loads neither torch nor transformers nor scipy. Both encode texts exactly as training did: prefix, truncation,
+pair template; and both cut what they are asked into batches of similar length.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from xlt_ray.errors import InputError
+from xlt_ray.inference import artefact, pieces
+from xlt_ray.model import batching
+
+if TYPE_CHECKING:
+    from xlt_ray.inference.bundle import Bundle
+    from xlt_ray.model.network import Network
+
+# Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
+TOKENS = 160
+MULTIPLE = 1  # onnxruntime prepares nothing per shape, so padding to a multiple would only be more to compute
+
+RELEASE = 8  # batches after which pages of the embedding table are unmapped: they stay in the system's file cache
+
+_LOADING = threading.Lock()
+
+Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them
+
+
+class Engine(Protocol):
+    """A model ready to answer; `encode` and `probabilities` may be called from several threads at once."""
+
+    artefact: artefact.Artefact  # of a bundle what its artefact would say
+    labels: tuple[str, ...]
+    precision: str
+    device: str
+    max_length: int
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
+        """Turn texts into rows of token ids, cut at `max_length`; `len` of a row is its tokens."""
+
+    def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
+        """Give the calibrated probability of every label for every row: (rows, labels) float32, each summing to 1.
+
+        `codes` are the languages of the rows, None where one is unknown; without any, all are.
+        """
+
+
+def load(
+    folder: str | Path,
+    *,
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    tokens: int | None = None,
+) -> Engine:
+    """Load what lies in a folder: an artefact for onnxruntime, a bundle for torch; "auto" takes the best there is.
+
+    `precision` is float32, int8 (artefacts) or bfloat16 (bundles); `device` is cpu or cuda; `threads` computes with so
+    many, by default as many as this process may use; `tokens` is the padded tokens of a batch. InputError says what
+    does not go together.
+    """
+    folder = Path(folder)
+    if (folder / artefact.FILE).is_file() or not (folder / "bundle.json").is_file():
+        if device not in ("auto", "cpu"):
+            raise InputError(f"{folder}: an artefact computes on cpu, not {device}; give its bundle instead")
+        return OnnxEngine(artefact.read(folder), precision, threads, tokens)
+    return TorchEngine(folder, precision, device, threads, tokens)
+
+
+class _Encode:
+    """Encode texts by a tokenizer that nobody changes any more, so that threads can share it."""
+
+    def __init__(self, tokenizer: Any, prefix: str, max_length: int, types: bool) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+        self.tokenizer, self.prefix, self.types = tokenizer, prefix, types
+
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
+        whole: list[Any] = [self.prefix + text for text in texts]
+        try:
+            encoded = self.tokenizer.encode_batch_fast(whole if pairs is None else list(zip(whole, pairs, strict=True)))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"texts: cannot be encoded ({error}); give Unicode, as many pairs as texts") from None
+        if self.types:
+            return [np.array([one.ids, one.type_ids], dtype=np.int64).T for one in encoded]
+        return [np.array(one.ids, dtype=np.int64) for one in encoded]
+
+
+class OnnxEngine:
+    """Answer on a CPU from an artefact that `artefact.read` found whole.
+
+    Every batch is computed by one thread and `threads` of them at once, which is faster than several threads a batch;
+    whoever calls, no more than that compute. With int8, close calls are answered again in float32: those texts whose
+    two best labels are nearer to each other than `artefact.margin`, a few of a hundred.
+    """
+
+    device = "cpu"
+
+    def __init__(
+        self, found: artefact.Artefact, precision: str = "auto", threads: int | None = None, tokens: int | None = None
+    ) -> None:
+        self.artefact, self.labels, self.max_length = found, found.labels, found.max_length
+        self.precision = found.precisions[0] if precision == "auto" else precision
+        second = self.precision == "int8" and found.margin > 0
+        with _LOADING:
+            before = _mapped(found.folder)
+            self.session = _session(found.network(self.precision))
+            self.precise = _session(found.network("float32")) if second else None
+            # what these two sessions mapped and hold as long as this engine lives; what another engine of the folder
+            # mapped may be gone before, and something else may lie there then
+            self.mapped = [span for span in _mapped(found.folder) if span not in before]
+        self.inputs = tuple(one.name for one in self.session.get_inputs())
+        self.tokens, self.threads = tokens or TOKENS, threads or len(os.sched_getaffinity(0))
+        self.pool = ThreadPoolExecutor(self.threads, "onnx")
+        self.batches = 0
+        self.asked = 0  # rows that were answered again in float32
+        self.encode = self._encode()
+
+    def _encode(self) -> Any:
+        import tokenizers
+
+        found = self.artefact
+        if found.vocabulary.get("library") == pieces.LIBRARY:
+            return pieces.Pieces(found.folder, found.prefix, found.max_length)
+        tokenizer = tokenizers.Tokenizer.from_file(str(found.folder / artefact.TOKENIZER))
+        return _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
+
+    def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
+        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1.
+
+        `codes` are the languages of the rows, None where one is unknown; without any, all are.
+        """
+        logits = self.logits(self.session, rows)
+        moves = added(self.artefact, codes)
+        if self.precise is not None and len(rows):
+            # which calls are close is seen only when all is added up
+            close = np.flatnonzero(margins(logits if moves is None else logits + moves) < self.artefact.margin)
+            self.asked += len(close)
+            logits[close] = self.logits(self.precise, [rows[int(i)] for i in close])
+        return _softmax((logits if moves is None else logits + moves) / self.artefact.temperature)
+
+    def logits(self, session: Any, rows: Sequence[Row]) -> np.ndarray:
+        """Score every label for every row by one of the networks: (rows, labels) float32."""
+        lengths = [len(row) for row in rows]
+        # so that there is work for every thread, where there are rows enough
+        tokens = max(1, min(self.tokens, -(-sum(lengths) // self.threads)))
+        groups = batching.steps(lengths, tokens, MULTIPLE)
+        result = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
+
+        def answer(group: list[int]) -> None:
+            (result[group],) = session.run(["logits"], self._padded([rows[i] for i in group]))
+
+        for _ in self.pool.map(answer, groups):
+            self.batches += 1
+            if self.batches % RELEASE == 0:
+                _release(self.mapped)
+        return result
+
+    def _padded(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        width = max(len(row) for row in rows)
+        batch = {name: np.zeros((len(rows), width), dtype=np.int64) for name in self.inputs}
+        batch["input_ids"].fill(self.artefact.pad_id)
+        for i, row in enumerate(rows):
+            batch["input_ids"][i, : len(row)] = row if row.ndim == 1 else row[:, 0]
+            batch["attention_mask"][i, : len(row)] = 1
+            if row.ndim == 2:
+                batch["token_type_ids"][i, : len(row)] = row[:, 1]
+        return batch
+
+
+class TorchEngine:
+    """Answer with torch from a bundle: on a GPU in bfloat16, on a CPU in float32 as `Bundle.probabilities` does.
+
+    What techniques left in the bundle is in the network and in `artefact.offsets`, as in an artefact.
+
+    Let one thread call `probabilities`: torch's arithmetic suffers from several (docs/decisions.md).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        precision: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        tokens: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        import torch
+
+        from xlt_ray.inference import bundle
+        from xlt_ray.model.precision import token_budget
+
+        self.device = _device(device)
+        self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
+        if self.precision not in ("float32", "bfloat16"):
+            raise InputError(f"precision: {precision} needs an artefact; give one, or take float32 or bfloat16")
+        if threads:
+            torch.set_num_threads(threads)
+        found = bundle.load(folder)
+        network, offsets = plain(found)
+        self.network = network.to(self.device)
+        self.artefact = replace(artefact.describe(folder, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
+        self.labels, self.max_length = found.labels, found.tokenize.max_length
+        self.tokens = tokens or token_budget(found.experiment.evaluation.tokens_per_step, torch.device(self.device))
+        tokenizer = found.tokenize.tokenizer
+        self.call: Any = torch.compile(self.network, dynamic=True) if compiled else self.network
+        types = "token_type_ids" in tokenizer.model_input_names
+        self.encode = _Encode(tokenizer.backend_tokenizer, found.tokenize.prefix, self.max_length, types)
+
+    def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
+        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1.
+
+        `codes` are the languages of the rows, None where one is unknown; without any, all are.
+        """
+        import torch
+
+        from xlt_ray.model import collate
+        from xlt_ray.model.precision import autocast
+
+        device = torch.device(self.device)
+        result = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
+        moves = added(self.artefact, codes)
+        encoded: list[Any] = [
+            {"input_ids": row} if row.ndim == 1 else {"input_ids": row[:, 0], "token_type_ids": row[:, 1]}
+            for row in rows
+        ]
+        with torch.inference_mode(), autocast(device, self.precision):
+            for group, batch in collate.budgeted(encoded, self.tokens, self.artefact.pad_id):
+                logits = self.call({key: value.to(device) for key, value in batch.items()}).float()
+                if moves is not None:
+                    logits += torch.from_numpy(moves[group]).to(device)
+                result[group] = (logits / self.artefact.temperature).softmax(-1).cpu().numpy()
+        return result
+
+
+def plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
+    """Give a bundle's network without anything of techniques, and what languages add to its logits (`offsets`).
+
+    LoRA's matrices are merged into the bundle's own encoder, in memory: it answers as before.
+    """
+    from xlt_ray.model import network
+    from xlt_ray.techniques import lora
+
+    if lora.adapted(found.network.encoder):
+        lora.merge(found.network.encoder)
+    return network.plain(found.network)
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device: {asked!r}; give auto, cpu or cuda")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda, but torch finds no GPU here; give cpu or auto")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def added(found: artefact.Artefact, codes: Sequence[str | None] | None) -> np.ndarray | None:
+    """Give what is to be added to the logits of texts in these languages, (texts, labels) float32; None for nothing.
+
+    That is all there is to centring when it is served: it subtracts a vector m of the language from the features x, the
+    head is linear, and W (x - m) + b = (W x + b) - W m. Other languages, and unknown ones, add 0.
+    """
+    if not codes or not found.offsets:
+        return None
+    nothing = [0.0] * len(found.labels)
+    return np.array([found.offsets.get(code or "", nothing) for code in codes], dtype=np.float32)
+
+
+def margins(logits: np.ndarray) -> np.ndarray:
+    """Say how far the best label is above the second best, (rows,); infinite where there is but one label."""
+    if logits.shape[1] < 2:
+        return np.full(len(logits), np.inf, dtype=np.float32)
+    best = np.partition(logits, -2, axis=1)
+    return best[:, -1] - best[:, -2]
+
+
+def _session(file: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # fused by hand already; shapes hardly ever come again, and an arena never gives back what one long text took
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.enable_mem_pattern = options.enable_cpu_mem_arena = False
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no class of their own
+        raise InputError(f"{file}: onnxruntime cannot load it ({error}); export the bundle again") from None
+
+
+def _mapped(folder: Path) -> list[tuple[int, int]]:
+    """List where files of a folder are mapped into this process, as (address, bytes); none where nothing tells."""
+    with suppress(OSError):
+        found = []
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+            span, access, _, _, _, *name = line.split(maxsplit=5)
+            start, end = (int(part, 16) for part in span.split("-"))
+            # private and of a file that nobody writes to: what is unmapped comes again as it was
+            if name and Path(name[0]).parent == folder.resolve() and name[0].endswith(".bin") and access[3] == "p":
+                found.append((start, end - start))
+        return found
+    return []
+
+
+def _release(mapped: Sequence[tuple[int, int]]) -> None:
+    # every row that was looked up has brought its neighbours' pages along, which would add up to the whole table
+    libc = ctypes.CDLL(None)
+    for address, size in mapped:
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

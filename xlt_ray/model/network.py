@@ -1,0 +1,230 @@
+"""The network: an encoder, a pooling of its token features, and a linear head over labels.
+
+Techniques put in between what they do to pooled features (`steps`) and beside it what they add to the loss (`terms`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from xlt_ray.config.experiment import NetworkConfig
+from xlt_ray.errors import InputError, collecting, joined
+from xlt_ray.model import encoders
+from xlt_ray.model.batching import MULTIPLE
+
+Weights = dict[str, torch.Tensor]
+
+CHANGES = "changes.safetensors"  # in a bundle: of the encoder, where the encoder itself is not
+
+
+class Network(nn.Module):
+    """Classify texts: encode tokens, pool them to one vector, map it linearly to a score per label.
+
+    `languages` are those that a batch's `language`, (rows,) int64, indexes; -1 stands for any other and for unknown.
+    `temperature` is what to divide scores by before they become probabilities; 1 until `calibration` has fitted one.
+    """
+
+    def __init__(self, encoder: Any, classes: int, pooling: str, seed: int = 0, languages: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.encoder, self.pooling, self.seed, self.languages = encoder, pooling, seed, tuple(languages)
+        self.temperature = 1.0
+        self.steps = nn.ModuleDict()  # name of a technique -> (features, language) to features, in their order
+        self.terms = nn.ModuleDict()  # name of a technique -> (network, batch, features) to a loss per row
+        settings = encoder.config
+        self.dropout = nn.Dropout(getattr(settings, "hidden_dropout_prob", getattr(settings, "dropout_rate", 0.1)))
+        # a generator of its own and none of nn.Linear's own numbers, so that building a network disturbs nothing
+        self.head = nn.utils.skip_init(nn.Linear, settings.hidden_size, classes)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.head.weight.normal_(0.0, 0.02, generator=generator)
+            self.head.bias.zero_()
+
+    def features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Pool the encoder's last hidden states: (rows, tokens) token ids to (rows, width) float32."""
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+        hidden = self.encoder(**inputs).last_hidden_state.float()
+        if self.pooling == "first":
+            return hidden[:, 0]
+        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def transform(self, features: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
+        """Do to pooled features (rows, width) what techniques ask for; without `language` it is unknown for all."""
+        if language is None and len(self.steps):
+            language = torch.full((len(features),), -1, device=features.device)
+        for step in self.steps.values():
+            features = step(features, language)
+        return features
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Score every label: transformed features (rows, width) to (rows, classes) float32 logits."""
+        features = self.dropout(features)
+        with torch.autocast(features.device.type, enabled=False):  # the head decides; it costs nothing in float32
+            return self.head(features)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Score every label: a batch of (rows, tokens) tensors to (rows, classes) float32 logits."""
+        return self.classify(self.transform(self.features(batch), batch.get("language")))
+
+    def index(self, language: str | None) -> int:
+        """Give the place of a language in `languages`, -1 where it is not there."""
+        return self.languages.index(language) if language in self.languages else -1
+
+
+def plain(network: Network) -> tuple[Network, dict[str, list[float]]]:
+    """Give a network without steps that answers the same where the language is unknown, and what languages add.
+
+    The second maps a language to what its logits, (classes,), are more than those of an unknown one. Raises InputError
+    where a step does more with a language than to shift features, which no constant can make up for.
+    """
+    width = network.head.in_features
+    probe = torch.cat([torch.zeros(1, width), torch.eye(width)]).to(network.head.weight)
+    with torch.no_grad():
+        unknown = network.transform(probe)
+        turned, moved = unknown[1:] - unknown[0], unknown[0]
+        result = Network(network.encoder, network.head.out_features, network.pooling)
+        result.temperature = network.temperature
+        result.head.weight.copy_(network.head.weight @ turned.T)
+        result.head.bias.copy_(network.head.bias + network.head.weight @ moved)
+        added = {}
+        for index, code in enumerate(network.languages if len(network.steps) else ()):
+            known = network.transform(probe, torch.full((len(probe),), index, device=probe.device))
+            shift = known - unknown
+            if (shift - shift[0]).abs().max() > 1e-4 * max(1.0, float(shift[0].abs().max())):
+                raise InputError("a technique does more with languages than to shift features; serve with torch")
+            added[code] = (network.head.weight @ shift[0]).tolist()
+    return result.train(network.training), added
+
+
+def prefix(config: NetworkConfig) -> str:
+    """Say what is put before every text: as the configuration or the bundle states, else 'query: ' for E5 encoders."""
+    if config.prefix is not None:
+        return config.prefix
+    if (bundle := Path(config.init) / "bundle.json").is_file():
+        try:
+            return str(json.loads(bundle.read_text(encoding="utf-8"))["prefix"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"network.init: {bundle} is damaged ({error}); copy the bundle again") from None
+    # the name alone, as the folders above a local encoder say nothing about it
+    return "query: " if "e5-" in Path(config.init).name.lower() else ""
+
+
+def encoder_source(config: NetworkConfig) -> str:
+    """Name what `encoders.load` is to load: a bundle written by an earlier run stands for the encoder inside it.
+
+    Raises InputError for a bundle that holds changes to an encoder alone.
+    """
+    if not (Path(config.init) / "bundle.json").is_file():
+        return config.init
+    if (Path(config.init) / CHANGES).is_file():
+        raise InputError(
+            f"network.init: the bundle {config.init} holds only LoRA's changes to an encoder; train it again with "
+            "techniques.lora.merge=true to go on from it"
+        )
+    return str(Path(config.init) / "encoder")
+
+
+def build(
+    config: NetworkConfig, classes: int, seed: int, languages: Sequence[str] = (), weights: bool = True
+) -> tuple[Network, Any, str]:
+    """Load a configuration's encoder and put a head on it; return (network, tokenizer, encoder identity).
+
+    The head is fresh, or that of the bundle `config.init` where `config.head` asks for it. Without `weights` the
+    encoder has shapes alone, see `encoders.load`. Raises InputError with all that does not fit.
+    """
+    encoder = encoders.load(encoder_source(config), config.revision, weights)
+    faults: list[str] = []
+    with collecting(faults):
+        _check_length(encoder.model, config.max_length)
+    network = Network(encoder.model, classes, config.pooling, seed, languages)
+    if config.head == "bundle":
+        with collecting(faults):
+            _take_head(network, Path(config.init))
+    if config.dropout is not None:
+        _set_dropout(network, config.dropout)
+    with collecting(faults):
+        freeze(network, config.freeze)
+    if faults:
+        raise joined(faults)
+    return network, encoder.tokenizer, encoder.identity
+
+
+def _take_head(network: Network, bundle: Path) -> None:
+    file = bundle / "head.safetensors"
+    if not file.is_file():
+        raise InputError(f"network.head: bundle, but {bundle} is none (no {file.name}); set network.init to a bundle")
+    state = load_file(file)
+    if state["weight"].shape != network.head.weight.shape:
+        raise InputError(
+            f"network.head: the bundle {bundle} has {len(state['weight'])} labels, the corpus "
+            f"{len(network.head.weight)}; take a bundle of the same labels, or network.head=fresh"
+        )
+    network.head.load_state_dict(state)
+
+
+def _check_length(encoder: nn.Module, asked: int) -> None:
+    # encoders with relative positions have no such table and no such limit
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding):
+        room = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        room -= room % MULTIPLE  # batches are padded to multiples
+        if asked > room:
+            raise InputError(
+                f"network.max_length: {asked} tokens, but the encoder has room for {room}; give {room} or less"
+            )
+
+
+def _set_dropout(network: Network, probability: float) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("dropout", "attention_dropout"):  # T5 and ModernBERT keep that of their attention as a number
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+
+
+def freeze(network: Network, parts: tuple[str | int, ...]) -> None:
+    """Stop training of parts of the encoder: 'embeddings' (word embeddings), a number n (everything up to block n).
+
+    Raises InputError where n is more blocks than the encoder has.
+    """
+    blocks = encoders.layers(network.encoder)
+    for part in parts:
+        if part == "embeddings":
+            network.encoder.get_input_embeddings().requires_grad_(False)
+        elif not 0 <= int(part) <= len(blocks):
+            raise InputError(
+                f"network.freeze: {part} blocks, but the encoder has {len(blocks)}; give 0 to {len(blocks)}"
+            )
+        else:
+            trained = {id(p) for block in blocks[int(part) :] for p in block.parameters()}
+            for parameter in network.encoder.parameters():
+                if id(parameter) not in trained:
+                    parameter.requires_grad_(False)
+
+
+def trained(network: nn.Module) -> Weights:
+    """Take what training changes: the parameters with gradients and all buffers, by name, not copied."""
+    weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+    return weights | {name: b for name, b in network.named_buffers() if name in network.state_dict()}
+
+
+def restore_weights(network: nn.Module, weights: Weights) -> None:
+    """Put weights taken by `trained` back; raise InputError where names or shapes are not those of this network."""
+    current = trained(network)
+    strange = sorted(current.keys() ^ weights.keys())
+    strange += sorted(name for name in current.keys() & weights.keys() if current[name].shape != weights[name].shape)
+    if strange:
+        raise InputError(
+            f"checkpoint: its weights are not this network's ({', '.join(strange[:3])} ...); use a new name"
+        )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            current[name].copy_(tensor)

@@ -1,0 +1,1 @@
+"""Registered models: versions, the champion, promotion, and fetching one to serve it."""

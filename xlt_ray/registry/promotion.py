@@ -1,0 +1,257 @@
+"""Promote a run's model to what is served, and take that back: gate, fast artefact, trial, and only then the alias.
+
+Each step may be interrupted and done again: versions, artefacts and tags that are there already are found and kept, and
+the alias, which is what a service follows, moves last. What a promotion did is in the version's tags, one set for each
+alias: `xlt.promoted_from.ALIAS` (the version before, or none), `xlt.gate.ALIAS` (the comparison in short) and
+`xlt.forced.ALIAS` (the reasons against that were overruled).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from xlt_ray.config.masking import masked
+from xlt_ray.errors import InputError, RegistryError
+from xlt_ray.evaluation import gate
+from xlt_ray.evaluation.gate import Gate
+from xlt_ray.events import OnEvent
+from xlt_ray.languages import codes
+from xlt_ray.registry import fetch, publish, versions
+from xlt_ray.registry.versions import Version
+from xlt_ray.tracking import courier, mlflow_run, outbox, preflight
+from xlt_ray.tracking.mlflow_run import Refused
+from xlt_ray.tracking.tracking_uri import absolute, whole
+
+PREVIOUS, GATE, FORCED, ROLLED_BACK = "xlt.promoted_from", "xlt.gate", "xlt.forced", "xlt.rolled_back"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a promotion came to: `reasons` against it, overruled where it was `promoted` all the same.
+
+    `present` is the version the alias pointed at, None where there was no such alias; `previous` the one that was
+    compared with, another than `version`; `gate` is None where there was nothing to compare with.
+    """
+
+    version: Version
+    alias: str
+    present: str | None
+    previous: Version | None
+    gate: Gate | None
+    artefact: publish.Made | None
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    promoted: bool
+
+
+def promote(
+    run: str,
+    alias: str = "champion",
+    *,
+    name: str | None = None,
+    uri: str | None = None,
+    served: Sequence[str] = (),
+    tolerance: float = 0.02,
+    strict: bool = False,
+    force: bool = False,
+    texts: Path | None = None,
+    cache: Path | None = None,
+    rows: int | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> Outcome:
+    """Register a run's model where needed, hold it against the alias's present version, and move the alias to it.
+
+    `run` is the folder of a finished run or models:/NAME/VERSION; `served` are the languages that matter, by default
+    all that the present version was measured in; `tolerance` is a fraction. With `force` reasons against are recorded
+    and overruled, but for one: a model that does not load and answer is never promoted. `texts` is a file of one text
+    a line to check the artefact on where the run's corpus is out of reach; with `rows` at most so many rows of each
+    language are compared for that, which is recorded. Refused: `promoted` is False and the alias
+    is where it was. Raises InputError for what cannot be meant, RegistryError where MLflow fails.
+    """
+    if wrong := preflight.alias_fault(alias):
+        raise InputError(f"--alias: {wrong}")
+    if not 0 <= tolerance <= 1:
+        raise InputError(f"tolerance: {100 * tolerance:g} points; give 0 to 100")
+    served = tuple(codes.resolve(code) for code in served)
+    on_event({"stage": "register"})
+    candidate = find(run, name, uri)
+    present, previous, note = _before(candidate, alias)
+    compared: Gate | None = None
+    reasons: list[str] = []
+    if previous is not None:
+        on_event({"stage": "gate"})
+        compared, reasons = _compared(candidate, previous, served, tolerance, strict, cache, on_event)
+    outcome = Outcome(candidate, alias, present, previous, compared, None, tuple(reasons), note, False)
+    if reasons and not force:
+        return outcome
+    folder = None if run.startswith("models:") else Path(run) / "bundle"
+    made = publish.make(candidate, folder, texts, force, cache, on_event, rows)
+    reasons += made.reasons
+    outcome = replace(outcome, artefact=made, reasons=tuple(reasons), notes=(*note, *made.notes))
+    if not made.answers or (reasons and not force):
+        return outcome
+    on_event({"stage": "alias"})
+    _move(outcome)
+    return replace(outcome, promoted=True)
+
+
+def _before(candidate: Version, alias: str) -> tuple[str | None, Version | None, tuple[str, ...]]:
+    """Say which version the alias means, which to compare with, and what is to be noted about that."""
+    present = versions.aliased(candidate.name, alias, candidate.uri)
+    if present is None:
+        return None, None, (f"{candidate.name} has no {alias} yet: nothing to compare with",)
+    if present.version != candidate.version:
+        return present.version, present, ()
+    if f"{PREVIOUS}.{alias}" in candidate.tags:
+        return present.version, None, (f"{candidate.model} is the {alias} already, since its promotion",)
+    earlier = versions.held_before(candidate, alias)  # training with tracking.alias moves it without any gate
+    if earlier is None:
+        return present.version, None, (f"{candidate.model} is the first {alias}: nothing to compare with",)
+    note = f"{candidate.model} is the {alias} already, moved there by its training; it is compared only now"
+    return present.version, earlier, (note,)
+
+
+def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
+    """Find the registered version of a run, or register it, checks included; no alias is moved."""
+    if run.startswith("models:"):
+        return versions.resolve(run, uri or versions.default_uri())
+    folder = Path(run)
+    if not (folder / "bundle" / "bundle.json").is_file():
+        if folder.is_dir():
+            fetch.bundle_in(folder)  # which says what it is instead
+        raise InputError(f"{run}: no finished run (no bundle/bundle.json); give a run's folder or models:/NAME/VERSION")
+    where = outbox.address(folder)
+    if where is None:
+        raise InputError(f"{run}: was not tracked, so MLflow knows nothing of it; train it with a tracking.uri")
+    known = [record for _, record in outbox.records(folder, 0) if record["kind"] == "model" and record["name"]]
+    experiment = json.loads((folder / "bundle" / "bundle.json").read_text(encoding="utf-8"))["experiment"]
+    if name is not None and (wrong := preflight.name_fault(name)):
+        raise InputError(f"--name: {wrong}")
+    name = name or (known[-1]["name"] if known else experiment["tracking"]["register_as"])
+    if name is None:
+        raise InputError(f"{run}: tracking.register_as was not set; name the registered model with --name")
+    target = absolute(uri, "--uri") if uri else whole(str(where["uri"]))
+    said: list[str] = []
+    courier.sync([folder], uri, said.append)
+    # a model refused under the name or alias it was trained with is what another name and alias are given for
+    refused = outbox.Sent.load(folder, target).failed.values()
+    if outbox.waiting(folder, target) or any(not one.startswith("model: ") for one in refused):
+        raise RegistryError(f"{run}: not all of it is in MLflow, which the gate needs: {'; '.join(said)[-700:]}")
+    return _registered(folder, target, name, bool(experiment["corpus"]["text_pair"]))
+
+
+def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
+    record = {"kind": "model", "path": "bundle", "name": name, "alias": None, "pairs": pairs}
+    with outbox.locked(folder / "outbox.lock"):
+        where = outbox.address(folder)
+        assert where is not None
+        try:
+            run = mlflow_run.Run(folder, uri, where, outbox.Sent.load(folder, uri).run_id)
+            with contextlib.redirect_stderr(io.StringIO()):  # MLflow's own remarks, in the middle of our progress
+                run.tell([record | {"loader": "xlt_ray.bundle"}])
+        except Refused as error:
+            raise RegistryError(f"{folder}: {error}") from error
+    found = versions.of_run(name, run.id, mlflow_run.bundle_digest(folder / "bundle"), uri)
+    if found is None:
+        raise RegistryError(f"{folder}: was registered as {name}, but {masked(uri)} has no such version; try again")
+    return found
+
+
+def _compared(
+    candidate: Version,
+    champion: Version,
+    served: Sequence[str],
+    tolerance: float,
+    strict: bool,
+    cache: Path | None,
+    on_event: OnEvent,
+) -> tuple[Gate | None, list[str]]:
+    """Compare, and record the comparison on the candidate's run; without one, the reason why there is none."""
+    from xlt_ray.registry import rivals
+
+    try:
+        sides = rivals.predictions(candidate, champion, served, cache, on_event)
+        labels = (sides.labels[0], sides.labels[1])
+        found = gate.judge(sides.candidate, sides.champion, labels, served or sides.served, tolerance, strict)
+    except InputError as error:
+        return None, [f"cannot be compared with {champion.model}: {error}"]
+    figures = {"gate/mean_difference": found.difference, "gate/mean_low": found.low, "gate/mean_high": found.high}
+    figures["gate/passed"] = float(found.passed)
+    for row in found.rows:
+        for key, value in (("difference", row.difference), ("champion", row.champion), ("candidate", row.candidate)):
+            if value is not None:
+                figures[f"gate/{key}/{row.code}"] = value
+    table = {"champion": champion.model, "candidate": candidate.model, **asdict(found), "passed": found.passed}
+    files = {"gate.json": json.dumps(table, indent=1), "gate.tsv": tsv(found)}
+    versions.record(candidate, figures, int(champion.version), files, f"gate/against-{champion.version}")
+    return found, list(found.reasons)
+
+
+def tsv(found: Gate) -> str:
+    """Write the table of a gate, a language a line, as tab-separated values; fractions, empty where unknown."""
+    keys = ("code", "rows", "champion", "candidate", "difference", "low", "high", "p_value", "verdict")
+    lines = ["\t".join(keys)]
+    for row in found.rows:
+        values = (getattr(row, key) for key in keys)
+        lines.append("\t".join("" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in values))
+    return "\n".join(lines) + "\n"
+
+
+def _move(outcome: Outcome) -> None:
+    """Record a promotion in the version's tags, then move the alias, unless somebody else has moved it meanwhile."""
+    version, alias, before = outcome.version, outcome.alias, outcome.previous
+    now = versions.aliased(version.name, alias, version.uri)
+    if (now and now.version) != outcome.present:
+        raise RegistryError(
+            f"{version.name}@{alias} was moved to version {now and now.version} meanwhile; promote again"
+        )
+    tags = {"xlt.alias": alias}  # so that sending the run's records again moves no alias
+    if before is not None or outcome.present is None or f"{PREVIOUS}.{alias}" not in version.tags:
+        tags[f"{PREVIOUS}.{alias}"] = before.version if before else "none"
+        tags[f"{GATE}.{alias}"] = json.dumps(_short(outcome.gate, before))
+    if outcome.reasons or f"{FORCED}.{alias}" in version.tags:
+        tags[f"{FORCED}.{alias}"] = "; ".join(outcome.reasons) or "no"
+    versions.tag(version, tags)
+    versions.move_alias(version.name, alias, version.version, version.uri)
+
+
+def _short(found: Gate | None, before: Version | None) -> dict[str, Any]:
+    if found is None:
+        return {"against": before.version if before else None, "passed": None}
+    unclear = [row.code for row in found.rows if row.verdict == "unclear"]
+    figures = {key: round(getattr(found, key), 5) for key in ("difference", "low", "high", "tolerance")}
+    against = before.version if before else None
+    return {"against": against, "passed": found.passed, "languages": len(found.rows), **figures, "unclear": unclear}
+
+
+def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: Path | None = None) -> str:
+    """Move an alias back to the version it was promoted from, and say from which to which.
+
+    The earlier version's artefact is fetched, loaded and asked once before. Raises InputError where there is nothing to
+    go back to and RegistryError where the earlier version does not answer.
+    """
+    uri = uri or versions.default_uri()
+    present = versions.aliased(name, alias, uri)
+    if present is None:
+        raise InputError(f"models:/{name}@{alias}: no such alias in {masked(uri)}; `xlt promote` moves one")
+    number = present.tags.get(f"{PREVIOUS}.{alias}", "none")
+    if not number.isdecimal():
+        raise InputError(f"{present.model}: was not promoted from another version, so there is none to go back to")
+    earlier = versions.resolve(f"models:/{name}/{number}", uri)
+    if earlier.tags.get(versions.SERVING):
+        with tempfile.TemporaryDirectory() as elsewhere:
+            why = publish.trial(earlier, (mlflow_run.QUESTION, None), None, cache, Path(elsewhere))
+        if why:
+            raise RegistryError(f"{earlier.model}: {why}; the alias stays at version {present.version}")
+    elif versions.listing(earlier, "bundle") is None:
+        raise RegistryError(f"{earlier.model}: its files are gone; the alias stays at version {present.version}")
+    versions.tag(present, {f"{ROLLED_BACK}.{alias}": f"to {earlier.version}"})
+    versions.move_alias(name, alias, earlier.version, uri)
+    return f"models:/{name}@{alias} goes back from version {present.version} to version {earlier.version}"

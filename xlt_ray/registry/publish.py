@@ -1,0 +1,252 @@
+"""Make the artefact that a registered version is served from: export, check, log, fetch it back and ask it once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from xlt_ray.errors import InputError
+from xlt_ray.events import OnEvent
+from xlt_ray.inference import artefact
+from xlt_ray.registry import fetch, versions
+from xlt_ray.registry.versions import Version
+
+Question = tuple[str, str | None]  # a text, and its pair
+CHECKED = "xlt.checked"  # tag of a version: what its artefact was checked on, and what came of it
+TEXTS = 10_000_000  # bytes of a file of texts that are looked at
+ASK = """
+import json, sys
+from xlt_ray.inference import engine
+from xlt_ray.languages import identify
+text, pair = json.loads(sys.argv[2])
+model = engine.load(sys.argv[1], device="cpu")
+pair = text if model.artefact.pairs and pair is None else pair
+codes = [identify.Identifier().guess(text).code] if model.artefact.offsets else None
+found = model.probabilities(model.encode([text], None if pair is None else [pair]), codes)
+assert found.shape == (1, len(model.labels)) and abs(found.sum() - 1) < 0.01, f"its probabilities are {found!r}"
+print(json.dumps(model.labels[int(found[0].argmax())]))
+"""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a version's artefact turned out to be: `reasons` against serving it; whether it loads and `answers`."""
+
+    precisions: tuple[str, ...]
+    checks: Mapping[str, Any]
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    answers: bool
+
+
+def make(
+    version: Version,
+    bundle: Path | None,
+    texts: Path | None = None,
+    force: bool = False,
+    cache: Path | None = None,
+    on_event: OnEvent = lambda event: None,
+    rows: int | None = None,
+) -> Made:
+    """Make, check, log and try a version's artefact; one that was made and passed before is only tried.
+
+    `bundle` is the version's folder if it is at hand. Networks are checked on the test rows of the bundle's corpus,
+    else on the `texts` of a file; InputError says so where there are neither, unless with `force`. With `rows` at most
+    so many of each language are compared, and what passed on fewer rows than are asked for now is made and checked
+    again. An int8 network that does not agree is dropped; where float32 does not, nothing is logged unless with
+    `force`.
+    """
+    from xlt_ray.inference import bundle as bundles
+
+    on_event({"stage": "check"})
+    bundle = bundle or Path(fetch.fetch(version.model, version.uri, device="cuda", cache=cache).folder)
+    model = bundles.load(bundle)
+    notes: list[str] = []
+    tables: dict[str, Any] = {}
+    unlabelled: list[str] = []
+    try:
+        tables, unlabelled = _tables(model, texts)
+    except InputError as error:
+        if not force:
+            raise
+        notes.append(f"the artefact is not checked against the original: {error}")
+    question, expected = _question(model, tables)
+    del model  # half a gigabyte, and export loads its own
+    made = _earlier(version, sum(min(table.num_rows, rows or table.num_rows) for table in tables.values()))
+    with tempfile.TemporaryDirectory() as scratch:
+        if made is None:
+            made = _export(bundle, Path(scratch) / "artefact", tables, unlabelled, on_event, rows)
+            if made.reasons and not force:
+                return replace(made, notes=(*notes, *made.notes))
+            on_event({"stage": "upload"})
+            place = f"serving/{artefact.read(Path(scratch) / 'artefact').digest}"
+            versions.upload(version, Path(scratch) / "artefact", place)
+            told = [agrees(name, one) for name, one in made.checks.items()]
+            versions.tag(version, {CHECKED: "; ".join([*told, *made.notes, *made.reasons]), versions.SERVING: place})
+        on_event({"stage": "ask"})
+        why = trial(version, question, expected, cache, Path(scratch))
+    if why:
+        versions.untag(version, versions.SERVING)
+        return replace(made, reasons=(*made.reasons, why), notes=(*notes, *made.notes), answers=False)
+    return replace(made, notes=(*notes, *made.notes), answers=True)
+
+
+def trial(
+    version: Version, question: Question, expected: str | None, cache: Path | None, elsewhere: Path
+) -> str | None:
+    """Fetch a version as a server would, load it and ask it once, in fresh processes; say what went wrong, if anything.
+
+    `expected` is the label it has to answer, None for any. Works in the folder `elsewhere`.
+    """
+    kept = ["--cache", str(cache.absolute())] if cache else []
+    fetched = _python(
+        "-m", "xlt_ray.registry.fetch", version.model, *kept, cwd=elsewhere, MLFLOW_TRACKING_URI=version.uri
+    )
+    if fetched.returncode:
+        return f"cannot be fetched: {fetched.stderr.strip()[-500:]}"
+    folder = json.loads(fetched.stdout)["folder"]
+    asked = _python("-c", ASK, folder, json.dumps(question), cwd=elsewhere)
+    if asked.returncode:
+        return f"does not load and answer: {asked.stderr.strip()[-500:]}"
+    answer = json.loads(asked.stdout)
+    if expected is not None and answer != expected:
+        return f"answers {answer!r} where the bundle answers {expected!r}, to {question[0][:80]!r}"
+    return None
+
+
+def _python(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""} | variables
+    return subprocess.run(
+        [sys.executable, "-P", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _tables(model: Any, texts: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """Give the rows to check a network on, and other texts, none of test, to find out where int8 is in doubt.
+
+    The rows are a file's texts, the bundle's answers being right, or the test rows of the bundle's corpus.
+    """
+    from xlt_ray.runs import measure
+
+    if texts is None:
+        try:
+            experiment, corpus = measure.corpus_for(model, model.experiment)
+            codes = corpus.measured(experiment.sources, experiment.targets)
+            others = [text for table in corpus.unlabelled(codes).values() for text in table["text"].to_pylist()]
+            return {code: corpus.table("test", code) for code in codes}, others
+        except (InputError, OSError) as error:
+            raise InputError(
+                f"the corpus is out of reach ({error}); give texts to check on with --texts FILE"
+            ) from None
+    import pyarrow as pa
+
+    from xlt_ray.languages.identify import Identifier
+
+    try:
+        lines = [line for line in texts.read_text(encoding="utf-8")[:TEXTS].splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--texts {texts}: cannot be read ({error}); give a UTF-8 file of one text a line") from None
+    if not lines:
+        raise InputError(f"--texts {texts}: holds no text; give one a line")
+    pairs = lines if model.experiment.corpus.text_pair else None
+    columns: dict[str, Any] = {"id": list(map(str, range(len(lines)))), "text": lines}
+    if len(model.network.steps):  # answers depend on languages, which are guessed as a server would
+        columns["language"] = pa.array([guess.code for guess in Identifier().guess_all(lines)], pa.string())
+    columns["label"] = model.probabilities(lines, pairs).argmax(1)
+    return {"texts": pa.table(columns | ({"text_pair": pairs} if pairs else {}))}, []
+
+
+def _question(model: Any, tables: Mapping[str, Any]) -> tuple[Question, str]:
+    """Choose a text whose answer the bundle is surest of, so that rounding cannot decide it."""
+    from xlt_ray.tracking.mlflow_run import QUESTION
+
+    rows = [row for table in tables.values() for row in table.slice(0, 1).to_pylist()][:16] or [{"text": QUESTION}]
+    texts = [row["text"] for row in rows]
+    paired = bool(model.experiment.corpus.text_pair)
+    pairs = [row.get("text_pair") or row["text"] for row in rows] if paired else None
+    found = model.probabilities(texts, pairs)
+    best = int(found.max(1).argmax())
+    return (texts[best], pairs[best] if pairs else None), model.labels[int(found[best].argmax())]
+
+
+def _earlier(version: Version, wanted: int) -> Made | None:
+    """Give what was made of this version before, if it passed its checks on all rows or on as many as are wanted."""
+    content = versions.listing(version, "serving")
+    if content is None:
+        return None
+    try:
+        card = json.loads(content)
+        precisions, checks = tuple(card["precisions"]), card["checks"]
+        kept = [checks[one] for one in precisions]
+        enough = all(one["texts"] >= min(one.get("of", 0), wanted) for one in kept)
+        passed = bool(kept) and enough and all(one["passed"] is True for one in kept)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    notes = ("its artefact was made and checked before", *_notes(checks, precisions)) if passed else ()
+    return Made(precisions, checks, (), notes, False) if passed else None
+
+
+def _export(
+    bundle: Path, out: Path, tables: Mapping[str, Any], texts: Sequence[str], on_event: OnEvent, rows: int | None
+) -> Made:
+    """Export in both precisions, check both and drop an int8 that does not agree."""
+    from xlt_ray.export import agreement, export
+
+    on_event({"stage": "export"})
+    made = export.export(bundle, out, texts=texts)
+    if not tables:
+        made = _drop(made, "int8")
+        return Made(made.precisions, {}, ("the artefact was not checked against the original",), (), False)
+    on_event({"stage": "agree"})
+    checks = agreement.check(
+        bundle, out, tables, lambda done, total: on_event({"stage": "agree", "done": done, "total": total}), rows
+    )
+    made = artefact.record(out, checks)
+    if not checks["int8"]["passed"]:
+        made = _drop(made, "int8")
+    reasons = tuple(f"float32 is not the original: {one}" for one in checks["float32"]["reasons"])
+    return Made(made.precisions, made.checks, reasons, _notes(checks, made.precisions), False)
+
+
+def _notes(checks: Mapping[str, Any], precisions: Sequence[str]) -> tuple[str, ...]:
+    """Say which precisions were dropped and why, and what in the others only chance explains."""
+    notes = []
+    for name, one in checks.items():
+        if name not in precisions:
+            notes.append(f"{name} is dropped and float32 served: {'; '.join(one.get('reasons', [])) or 'disagrees'}")
+        elif one.get("passed") and one.get("unclear"):
+            notes.append(f"{name} passes, as chance explains this: {'; '.join(one['unclear'])}")
+    return tuple(notes)
+
+
+def agrees(name: str, found: Mapping[str, Any]) -> str:
+    """Say in a line how far a precision agrees with the original, and on how many rows of how many that was looked at.
+
+    >>> agrees("int8", {"agreement": 0.999, "low": 0.9944, "texts": 1000, "of": 1000})
+    'int8 agrees on 99.90% of 1000 rows'
+    >>> agrees("int8", {"agreement": 0.999, "low": 0.9944, "texts": 1000, "of": 14319})
+    'int8 agrees on 99.90% of 1000 rows drawn from 14319 (95% interval from 99.4%)'
+    """
+    text = f"{name} agrees on {100 * found['agreement']:.2f}% of {found['texts']} rows"
+    if found["texts"] >= found.get("of", 0):
+        return text
+    return f"{text} drawn from {found['of']} (95% interval from {100 * found['low']:.1f}%)"
+
+
+def _drop(made: artefact.Artefact, precision: str) -> artefact.Artefact:
+    """Take a precision's files out of an artefact; what others share stays."""
+    if precision not in made.precisions or len(made.precisions) == 1:
+        return made
+    for file in made.folder.glob(f"*.{precision}.*"):
+        file.unlink()
+    left = replace(made, precisions=tuple(one for one in made.precisions if one != precision), margin=0.0)
+    artefact.write(left)
+    return artefact.read(made.folder)

@@ -1,0 +1,91 @@
+"""Bring together what two registered versions predicted on the same test rows, measuring one anew where needed."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlt_ray.config.read import build
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation.predictions import Predictions, load_predictions
+from xlt_ray.events import OnEvent
+from xlt_ray.registry import fetch, versions
+from xlt_ray.registry.versions import Version
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Predictions and labels of both; `served` are the languages that the champion was measured in by its own run."""
+
+    candidate: Mapping[str, Predictions]
+    champion: Mapping[str, Predictions]
+    labels: tuple[tuple[str, ...], tuple[str, ...]]
+    served: tuple[str, ...]
+
+
+def predictions(
+    candidate: Version, champion: Version, served: Sequence[str], cache: Path | None, on_event: OnEvent
+) -> Sides:
+    """Fetch both versions' test predictions from MLflow.
+
+    A language in which the champion predicted other rows than the candidate, or none, is measured anew: the champion's
+    bundle on the corpus of the candidate's run. Raises InputError where one is no bundle or that corpus is not
+    at hand.
+    """
+    cards = [_card(version) for version in (candidate, champion)]
+    labels = (tuple(cards[0]["labels"]), tuple(cards[1]["labels"]))
+    first, second = _stored(candidate), _stored(champion)
+    if first is None:
+        first = _measured(candidate, cards[0], None, cache, on_event)
+    known = tuple(sorted(second)) if second is not None else tuple(sorted(first))
+    second = dict(second or {})
+    stale = [code for code in served or known if code in first and not _same(first[code], second.get(code))]
+    if stale and set(labels[0]) == set(labels[1]):
+        second |= _measured(champion, cards[0], stale, cache, on_event)
+    return Sides(first, second, labels, known)
+
+
+def _card(version: Version) -> dict[str, Any]:
+    content = versions.listing(version, "bundle")
+    if content is None:
+        raise InputError(f"{version.model}: holds no bundle of xlt_ray; use another alias, or --force")
+    card: dict[str, Any] = json.loads(content)
+    return card
+
+
+def _stored(version: Version) -> dict[str, Predictions] | None:
+    with tempfile.TemporaryDirectory() as scratch:
+        file = versions.predictions(version, Path(scratch))
+        return load_predictions(file) if file is not None else None
+
+
+def _same(one: Predictions, other: Predictions | None) -> bool:
+    """Tell whether two hold the same rows: ids and gold labels, in any order."""
+    if other is None or len(one.ids) != len(other.ids):
+        return False
+    order = [np.argsort(np.asarray(rows.ids, dtype=np.str_), kind="stable") for rows in (one, other)]
+    ids, gold = (
+        [np.asarray(getattr(rows, key))[where] for rows, where in zip((one, other), order, strict=True)]
+        for key in ("ids", "gold")
+    )
+    return bool((ids[0] == ids[1]).all() and (gold[0] == gold[1]).all())
+
+
+def _measured(
+    version: Version, card: Mapping[str, Any], codes: Sequence[str] | None, cache: Path | None, on_event: OnEvent
+) -> dict[str, Predictions]:
+    """Predict the test rows of the corpus in a bundle's card, in some languages or all of them."""
+    from xlt_ray.inference import bundle
+    from xlt_ray.runs import measure
+
+    experiment = build(card["experiment"], place=f"{version.model}: experiment")
+    model = bundle.load(fetch.fetch(version.model, version.uri, device="cuda", cache=cache).folder)
+    experiment, tables = measure.rows(model, experiment, sources=experiment.sources)
+    chosen = {code: table for code, table in tables.items() if codes is None or code in codes}
+    return measure.predict(model, experiment, chosen, on_event)

@@ -1,0 +1,285 @@
+"""Say what was measured: a table for the terminal, a table file, and a page that stands alone.
+
+The page is for a person who has never seen this project: what was trained on what, how good it is in each language and
+how sure that is, what to beware of, how to load the model and how to get the same result again.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from xlt_ray import config
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.masking import masked
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation import calibration
+from xlt_ray.evaluation.metrics import LanguageScore, Scores, classification_report
+from xlt_ray.languages import codes
+from xlt_ray.reports import plots
+from xlt_ray.reports.page import percent, render
+
+LEAST = (0.0, 0.5, 0.7, 0.8, 0.9)  # confidences below which abstaining is shown
+FEW_ROWS = 100  # below this an accuracy near 80% has an interval of more than 16 points
+ORACLE = (
+    "Oracle: dev labels of the target languages chose the epoch that was kept, so these scores are an upper bound "
+    "and not a zero-shot result."
+)
+FEW_SHOT = (
+    "Few-shot: some labelled rows of the languages with that role were trained on, so their scores are no zero-shot "
+    "results."
+)
+_SUMMARY = {
+    "mean_zero_shot": "zero-shot languages, mean",
+    "mean_seen": "seen by the encoder",
+    "mean_unseen": "new to the encoder",
+    "mean_few_shot": "few-shot languages, mean",
+    "mean_source": "source languages, mean",
+}
+
+
+def few_shot(scores: Scores) -> bool:
+    """Tell whether rows of a language besides the sources were trained on."""
+    return any(one.role == "few-shot" for one in scores.languages.values())
+
+
+def ranked(scores: Scores) -> list[LanguageScore]:
+    """List source languages, then few-shot, then zero-shot ones, each from best to worst."""
+    order = ("source", "few-shot", "zero-shot")
+    return sorted(scores.languages.values(), key=lambda one: (order.index(one.role), -one.accuracy, one.code))
+
+
+def table(scores: Scores, experiment: Experiment) -> Group:
+    """Lay out scores in per cent for a terminal 80 columns wide or more; prints as plain text into a pipe."""
+    title = f"{experiment.name}: test scores in %" + (" (oracle, an upper bound)" if experiment.oracle else "")
+    title += " (few-shot)" if few_shot(scores) else ""
+    rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    rows.add_column("language")  # may wrap, so that a narrow terminal cuts names and not numbers
+    for heading in ("code", "role", "seen"):
+        rows.add_column(heading, no_wrap=True)
+    calibrated = any(one.calibration_error is not None for one in scores.languages.values())
+    for heading in ("n", "acc", "95% interval", "F1", "gap", *(["ECE"] if calibrated else [])):
+        rows.add_column(heading, no_wrap=True, justify="right")
+    for one in ranked(scores):
+        gap, error = (percent(number) for number in (one.transfer_gap, one.calibration_error))
+        interval = _interval(one.accuracy_low, one.accuracy_high)
+        numbers = (str(one.support), f"{100 * one.accuracy:.1f}", interval, f"{100 * one.macro_f1:.1f}", gap)
+        name = Text(codes.name(one.code), no_wrap=True, overflow="ellipsis")
+        rows.add_row(name, one.code, one.role, _seen(one), *numbers, *([error] if calibrated else []))
+    lines = [ORACLE, ""] if experiment.oracle else []
+    lines += [FEW_SHOT, ""] if few_shot(scores) else []
+    return Group(rows, Text("\n".join(["", *lines, *_summary_lines(scores)])))
+
+
+def _summary_lines(scores: Scores) -> list[str]:
+    summary, lines = scores.summary, []
+    counts = _counts(scores)
+    for key, title in _SUMMARY.items():
+        if f"accuracy/{key}" in summary:
+            mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
+            indent = "  " if key in ("mean_seen", "mean_unseen") else ""
+            named = f"{indent}{title} ({counts[key]})"
+            f1 = f"F1 {100 * summary[f'macro_f1/{key}']:.1f}"
+            error = percent(summary.get(f"calibration_error/{key}"))
+            lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  {f1}{error and f'  ECE {error}'}")
+    worst = scores.worst()
+    interval = _interval(worst.accuracy_low, worst.accuracy_high)
+    lines.append(f"{'worst':<33} {100 * worst.accuracy:5.1f}  {interval}  {codes.name(worst.code)}")
+    lines.append(f"{'standard deviation over languages':<33} {100 * summary['accuracy/std']:5.1f}")
+    if "transfer_gap/mean" in summary:
+        low, high = summary["transfer_gap/mean_low"], summary["transfer_gap/mean_high"]
+        lines.append(f"{'transfer gap, mean':<33} {100 * summary['transfer_gap/mean']:5.1f}  {_interval(low, high)}")
+    if "calibration_error/mean" in summary:
+        fitted = "none, as no source has dev rows" if scores.temperature == 1 else f"{scores.temperature:5.2f}"
+        lines.append(f"{'temperature, fitted on source dev':<33} {fitted}")
+    return lines
+
+
+def _counts(scores: Scores) -> dict[str, int]:
+    each = list(scores.languages.values())
+    zero_shot = [one for one in each if one.role == "zero-shot"]
+    return {
+        "mean_zero_shot": len(zero_shot),
+        "mean_few_shot": sum(one.role == "few-shot" for one in each),
+        "mean_seen": sum(one.seen is True for one in zero_shot),
+        "mean_unseen": sum(one.seen is False for one in zero_shot),
+        "mean_source": sum(one.role == "source" for one in each),
+    }
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{100 * low:4.1f}, {100 * high:4.1f}]"
+
+
+def _seen(one: LanguageScore) -> str:
+    return "?" if one.seen is None else "yes" if one.seen else "no"
+
+
+def write_table(path: str | Path, scores: Scores) -> None:
+    """Write one language a row, fractions from 0 to 1, as tab- or comma-separated values by the name's suffix."""
+    file = Path(path)
+    separators = {".tsv": "\t", ".csv": ","}
+    if file.suffix not in separators:
+        raise InputError(f"{path}: a table is written as .tsv or .csv; end the name with one of them")
+    nested = ("code", "confusion", "reliability")
+    measured = [field for field in LanguageScore.__dataclass_fields__ if field not in nested]
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, delimiter=separators[file.suffix], lineterminator="\n")
+        writer.writerow(["code", "name", "script", "family", *measured])
+        for one in ranked(scores):
+            known = codes.get(one.code)
+            about = (known.name, known.script, known.family) if known else ("", "", "")
+            writer.writerow([one.code, *about, *(getattr(one, field) for field in measured)])
+
+
+def cautions(scores: Scores, experiment: Experiment) -> list[str]:
+    """List, in sentences, what a reader of the scores should beware of."""
+    each = ranked(scores)
+    found = [ORACLE] if experiment.oracle else []
+    found += [FEW_SHOT] if few_shot(scores) else []
+    if "accuracy/mean_zero_shot" not in scores.summary:
+        found.append("Only source languages were measured, so nothing is known here about other languages.")
+    if all(one.transfer_gap is None for one in each):
+        found.append("No source language was measured, so there is no transfer gap.")
+    few = [one for one in each if one.support < FEW_ROWS]
+    if few:
+        found.append(f"Fewer than {FEW_ROWS} test rows, so a wide interval: {_some(few, len(each))}.")
+    wide = max(each, key=lambda one: one.accuracy_high - one.accuracy_low)
+    points = 100 * (wide.accuracy_high - wide.accuracy_low)
+    if points > 10:
+        found.append(
+            f"Intervals span up to {points:.0f} points, as in {codes.name(wide.code)}; a difference smaller than "
+            "that between two models may be chance. Compare models row by row rather than by their intervals."
+        )
+    if "calibration_error/mean" in scores.summary and scores.temperature == 1:
+        found.append("No source has dev rows, so no temperature was fitted: confidences are as the training left them.")
+    weak = [one for one in each if one.accuracy_low <= commonest(one)]
+    if weak:
+        found.append(
+            f"Not told apart from always answering the commonest label of the test rows: {_some(weak, len(each))}."
+        )
+    found.append("Intervals say how scores may move with other test rows; another training seed would move them too.")
+    return found
+
+
+def commonest(one: LanguageScore) -> float:
+    """Compute the accuracy of always answering the label most frequent in this language's test rows."""
+    return max(sum(row) for row in one.confusion) / one.support
+
+
+def _some(listed: Sequence[LanguageScore], measured: int, most: int = 8) -> str:
+    if len(listed) == measured > 1:
+        return f"all {measured} languages"
+    names = [codes.name(one.code) for one in listed[:most]]
+    return ", ".join(names) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def write(
+    folder: str | Path,
+    scores: Scores,
+    experiment: Experiment,
+    corpus_facts: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    environment: Mapping[str, Any],
+    baseline: Scores | None = None,
+) -> dict[str, Path]:
+    """Write report.html, scores.json, scores.tsv and the pictures; give file name -> path.
+
+    `corpus_facts` may hold `name`, `description`, `licence`, `fingerprint`, `mixture` (a list of {language, rows,
+    weight, share, draws, repeats}), `dropped` (split -> language -> rows also found in test), `warnings` (sentences)
+    and `baseline` (what the baseline is, in a few words). `environment` holds versions and the like, shown as they are,
+    and may hold `command`, which made the run, and `bundle`, the model's folder as one would type it. Without
+    `history`, as after a probe, there is no picture of training. Names and passwords in URLs are left out.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    files = {name: target / name for name in ("report.html", "scores.json", "scores.tsv")}
+    files["scores.json"].write_text(scores.to_json(), encoding="utf-8")
+    write_table(files["scores.tsv"], scores)
+    picture, training = plots.bars(scores, baseline), plots.curve(history)
+    files |= plots.save(picture, target, "languages")
+    if training:
+        files |= plots.save(training, target, "training")
+    reliable = plots.reliability(reliability(scores))
+    page = _page(scores, experiment, corpus_facts, environment, baseline) | {
+        "picture": plots.svg(picture, "languages", "Accuracy in each language, with its 95% interval"),
+        "reliable": reliable and plots.svg(reliable, "reliability", "Share of right answers by confidence"),
+        "training": training and plots.svg(training, "training", "Training loss and accuracy on dev, per epoch"),
+    }
+    files["report.html"].write_text(render("report.html", page), encoding="utf-8")
+    return files
+
+
+def _page(
+    scores: Scores,
+    experiment: Experiment,
+    facts: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    baseline: Scores | None,
+) -> dict[str, Any]:
+    mixture = [{**row, "name": codes.name(row["language"])} for row in facts.get("mixture", ())]
+    versions = {key: masked(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
+    summary = scores.summary
+    return {
+        "experiment": experiment,
+        "facts": dict.fromkeys(("name", "description", "licence", "fingerprint", "baseline"), "") | dict(facts),
+        "dropped": {split: sum(rows.values()) for split, rows in facts.get("dropped", {}).items()},
+        "mixture": mixture,
+        "rows_trained": sum(row["rows"] for row in mixture),
+        "sources": [codes.name(code) for code in experiment.sources],
+        "labels": scores.labels,
+        "temperature": scores.temperature,
+        "languages": [_language(one, baseline) for one in ranked(scores)],
+        "counts": _counts(scores),
+        "summary": {key.replace("/", "_"): value for key, value in summary.items()},
+        "worst": _language(scores.worst(), baseline),
+        "baseline": baseline,
+        "commonest": float(np.mean([commonest(one) for one in scores.languages.values()])),
+        "classes": _classes(scores),
+        "least": LEAST,
+        "answered": {name: [calibration.answered(t, c) for c in LEAST] for name, t in reliability(scores).items()},
+        "cautions": [*cautions(scores, experiment), *facts.get("warnings", ())],
+        "configuration": config.dump(experiment),
+        "command": masked(str(environment.get("command", "xlt train experiment.yaml"))),
+        "bundle": str(environment.get("bundle", "bundle")),
+        "versions": versions,
+    }
+
+
+def _language(one: LanguageScore, baseline: Scores | None) -> dict[str, Any]:
+    known = codes.get(one.code)
+    before = baseline.languages.get(one.code) if baseline else None
+    return {
+        "score": one,
+        "name": codes.name(one.code),
+        "family": known.family if known else "",
+        "script": known.script if known else "",
+        "seen": _seen(one),
+        "baseline": before.accuracy if before else None,
+    }
+
+
+def _classes(scores: Scores) -> list[dict[str, Any]]:
+    # over the zero-shot languages, for that is where labels get lost; over all where there are none
+    zero_shot = [one for one in scores.languages.values() if one.role == "zero-shot"]
+    together = np.sum([one.confusion for one in zero_shot or scores.languages.values()], axis=0)
+    return classification_report(together, scores.labels)
+
+
+def reliability(scores: Scores) -> dict[str, calibration.Reliability]:
+    """Add up tables of reliability by group of languages, every row counting the same; only groups that have one."""
+    named = {"source": "source languages", "few-shot": "few-shot languages"}
+    kinds = {True: "zero-shot, seen by the encoder", False: "zero-shot, new to the encoder", None: "zero-shot"}
+    groups: dict[str, list[calibration.Reliability]] = {}
+    for one in ranked(scores):
+        if one.reliability is not None:
+            groups.setdefault(named.get(one.role) or kinds[one.seen], []).append(one.reliability)
+    return {name: calibration.pooled(tables) for name, tables in groups.items()}

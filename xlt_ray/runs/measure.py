@@ -1,0 +1,157 @@
+"""Measure a finished bundle on a corpus, and write a finished run's report again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from xlt_ray import config
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora import soundness
+from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.corpora.loaders import load_corpus
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation import evaluate as evaluation
+from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.comparison import Comparison, compare
+from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.predictions import Predictions, load_predictions
+from xlt_ray.events import OnEvent
+from xlt_ray.inference import bundle
+from xlt_ray.inference.bundle import Bundle
+from xlt_ray.model import encoders
+from xlt_ray.model.precision import choose_precision
+from xlt_ray.reports import report
+from xlt_ray.training.setup import absolute
+
+
+def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
+    """Give what a bundle's run measured on its own corpus, None where that is not known to be what it answers now.
+
+    That is a bundle saved without scores, or one whose techniques know languages: `xlt adapt` may have changed those
+    since. Raises InputError where the bundle is damaged or a `wanted` language was not measured.
+    """
+    content = bundle.verify(folder)
+    if content.get("steps") or "scores.json" not in content["sha256"]:
+        return None
+    scores = _scores(folder)
+    _refuse_unmeasured(wanted, scores.languages)
+    return scores
+
+
+def measure(
+    folder: Path,
+    other: str | None,
+    overrides: Sequence[str],
+    on_event: OnEvent,
+    wanted: Sequence[str] = (),
+    alone: bool = False,
+) -> tuple[Scores, Experiment]:
+    """Predict and score every measured language of the bundle's corpus, or of the one in the configuration `other`.
+
+    With `alone` only the `wanted` languages are measured. The corpus must have the bundle's labels; InputError names
+    those it lacks or adds, and wanted languages that would not be measured.
+    """
+    on_event({"stage": "check"})
+    model = bundle.load(folder)
+    data = config.load(other).model_dump(mode="json") if other else model.experiment.model_dump(mode="json")
+    experiment, tables = rows(model, config.build(data, overrides, place=other or str(folder)), wanted)
+    tables = {code: table for code, table in tables.items() if not alone or code in wanted}
+    predictions = predict(model, experiment, tables, on_event)
+    seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
+    few_shot = [code for code, one in model.scores.languages.items() if one.role == "few-shot"] if model.scores else []
+    sources, settings = model.experiment.sources, experiment.evaluation
+    scores = metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed, few_shot)
+    return replace(scores, temperature=model.network.temperature), experiment
+
+
+def rows(
+    model: Bundle, experiment: Experiment, wanted: Sequence[str] = (), sources: Sequence[str] | None = None
+) -> tuple[Experiment, dict[str, pa.Table]]:
+    """Load the test rows of an experiment's corpus, language -> table, as a bundle is measured on them.
+
+    Measured are the experiment's targets and the `sources`, by default the bundle's. Errors as for `measure`.
+    """
+    experiment, corpus = corpus_for(model, experiment)
+    measured = corpus.measured(model.experiment.sources if sources is None else sources, experiment.targets)
+    _refuse_unmeasured(wanted, measured)
+    test = corpus.for_testing()
+    soundness.check(test, (), experiment.targets)
+    return experiment, {code: test.table("test", code) for code in measured}
+
+
+def _refuse_unmeasured(wanted: Sequence[str], measured: Collection[str]) -> None:
+    if missing := [code for code in wanted if code not in measured]:
+        raise InputError(f"--report {missing[0]}: not measured; measured are {', '.join(sorted(measured))}")
+
+
+def corpus_for(model: Bundle, experiment: Experiment) -> tuple[Experiment, Corpus]:
+    """Load the corpus of an experiment with a bundle's labels; InputError names those it lacks or adds."""
+    data = experiment.model_dump(mode="json")
+    data["corpus"]["labels"] = list(model.labels)  # indices must mean what they meant in training
+    experiment = absolute(config.build(data))
+    corpus, _ = load_corpus(experiment)
+    if corpus.labels != model.labels:
+        strange = sorted({*corpus.labels} ^ {*model.labels})
+        raise InputError(
+            f"corpus {corpus.name}: labels {', '.join(strange[:5])} differ from the bundle's; map them first"
+        )
+    return experiment, corpus
+
+
+def predict(
+    model: Bundle, experiment: Experiment, tables: Mapping[str, pa.Table], on_event: OnEvent
+) -> dict[str, Predictions]:
+    """Predict all rows of all languages, on a GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.network.to(device)
+
+    def tell(done: int, total: int) -> None:
+        on_event({"stage": "evaluate", "done": done, "total": total})
+
+    precision = choose_precision(experiment.training.precision, model.network, experiment.network.max_length)
+    budget = experiment.evaluation.tokens_per_step
+    return evaluation.predict(model.network, tables, model.tokenize, precision, budget, tell)
+
+
+def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
+    """Compare two finished runs, first less second: on all languages, and on those zero-shot in both."""
+    runs = [(load_predictions(folder / "predictions.npz"), _scores(folder)) for folder in (first, second)]
+    (a, scores), (b, others) = runs
+    common = [code for code in scores.languages if code in others.languages]
+    zero_shot = [c for c in common if "source" not in (scores.languages[c].role, others.languages[c].role)]
+    groups = {
+        "all": common,
+        "zero-shot in both": zero_shot,
+        "zero-shot, seen by the encoder": [c for c in zero_shot if scores.languages[c].seen is True],
+        "zero-shot, unseen": [c for c in zero_shot if scores.languages[c].seen is False],
+    }
+    return {name: compare({c: a[c] for c in codes}, b) for name, codes in groups.items() if codes or name == "all"}
+
+
+def _scores(folder: Path) -> Scores:
+    file = folder / "scores.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: no scores.json; give the folder of a finished run, such as runs/quickstart-...")
+    return Scores.from_json(file.read_text(encoding="utf-8"))
+
+
+def report_again(folder: Path) -> tuple[Scores, Experiment, dict[str, Path]]:
+    """Render tables, plots and page from what a finished run kept; raise InputError where it is not finished."""
+    kept: dict[str, Any] = {}
+    for name in ("scores.json", "history.json", "corpus.json", "environment.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no {name}; give the folder of a finished run, such as runs/quickstart-...")
+        kept[name] = json.loads((folder / name).read_text(encoding="utf-8"))
+    scores = _scores(folder)
+    experiment = config.load(folder / "experiment.yaml")
+    files = report.write(
+        folder, scores, experiment, kept["corpus.json"], kept["history.json"], kept["environment.json"]
+    )
+    return scores, experiment, files

@@ -1,0 +1,71 @@
+"""What a run records: its start, its progress and its end, written to the outbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.runs.storage import RunFolder
+from xlt_ray.tracking import environment
+from xlt_ray.tracking.outbox import Outbox
+from xlt_ray.training.setup import Prepared
+
+
+def record_start(outbox: Outbox, prepared: Prepared) -> None:
+    experiment = prepared.experiment
+    outbox.params(flat(experiment.model_dump(mode="json")))
+    outbox.tags(
+        {
+            "xlt.selection": "oracle" if experiment.oracle else experiment.training.select,
+            "xlt.method": experiment.training.method,
+            "xlt.supervision": "few-shot" if prepared.few_shot else "zero-shot",
+            "xlt.techniques": ", ".join(experiment.techniques) or "none",
+        }
+    )
+    outbox.tags({f"xlt.environment.{name}": value for name, value in environment.environment().items()})
+    profile = {"labels": len(prepared.corpus.labels), "train": {s.language: s.rows for s in prepared.mixture}}
+    where = experiment.corpus.path or experiment.corpus.loader
+    outbox.dataset(prepared.corpus.name, where, prepared.corpus.fingerprint[:32], profile, "training")
+
+
+def record_event(outbox: Outbox, event: Mapping[str, Any]) -> None:
+    logged = {k: v for k, v in event.items() if k.startswith(("train/", "dev/", "oracle_dev/", "learning_rate"))}
+    if logged:
+        outbox.metrics(logged, step=int(event["step"]))
+
+
+def record_end(
+    outbox: Outbox, experiment: Experiment, folder: RunFolder, scores: Scores, files: Mapping[str, Path]
+) -> None:
+    found = {f"test/{name}": value for name, value in scores.summary.items()} | {"temperature": scores.temperature}
+    for code, language in scores.languages.items():
+        found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}
+        if language.transfer_gap is not None:
+            found[f"test/transfer_gap/{code}"] = language.transfer_gap
+        if language.calibration_error is not None:
+            found[f"test/calibration_error/{code}"] = language.calibration_error
+    outbox.metrics(found, step=0)
+    for path in (*files.values(), folder.local / "experiment.yaml", folder.local / "predictions.npz"):
+        outbox.artifact(path)
+    if experiment.tracking.register_as:
+        outbox.model(
+            folder.local / "bundle",
+            experiment.tracking.register_as,
+            experiment.tracking.alias,
+            pairs=bool(experiment.corpus.text_pair),
+        )
+
+
+def flat(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Name every value of nested data by its dotted key, as MLflow's parameters are."""
+    rows: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            rows |= flat(value, f"{above}{key}.")
+        else:
+            rows[above + key] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+    return rows

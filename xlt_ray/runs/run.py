@@ -1,0 +1,192 @@
+"""One run from configuration to result: train or probe on Ray, score once, then bundle, report and record.
+
+Whatever is killed, the same command goes on: checkpoints, features and the outbox of tracking are on disk, and
+`result.json`, written last, marks the end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from xlt_ray import techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.read import dump
+from xlt_ray.corpora.corpus import known_languages
+from xlt_ray.corpora.loaders import LOADERS
+from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.predictions import Predictions, save_predictions
+from xlt_ray.events import OnEvent
+from xlt_ray.inference import bundle
+from xlt_ray.model import encoders, network
+from xlt_ray.model.collate import Tokenize
+from xlt_ray.reports import report
+from xlt_ray.runs.records import record_end, record_event, record_start
+from xlt_ray.runs.storage import RunFolder, open_run
+from xlt_ray.tracking import courier
+from xlt_ray.tracking import environment as tracking_environment
+from xlt_ray.tracking.outbox import Outbox, pending
+from xlt_ray.training import cluster, distributed, embedding, frozen, probe
+from xlt_ray.training.setup import Prepared, prepare
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, scores, and how many tracking records could not be sent yet."""
+
+    experiment: Experiment
+    folder: RunFolder
+    scores: Scores
+    unsent: int
+    repeated: bool  # the run had been finished before and nothing was computed now
+
+
+def run(
+    experiment: Experiment,
+    on_event: OnEvent = lambda event: None,
+    parent_key: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Do an experiment, go on with it, or show it if it is done; raise InputError before any work if it is unsound.
+
+    `parent_key` nests the tracked run below the one of that key; `tags` are tracked beside the run's own.
+    """
+    folder = open_run(experiment)
+    folder.download(RESULT, "scores.json")
+    if (folder.local / RESULT).is_file():
+        scores = Scores.from_json((folder.local / "scores.json").read_text(encoding="utf-8"))
+        return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
+    on_event({"stage": "check"})
+    prepared = prepare(experiment)
+    folder.download("outbox.jsonl", "outbox.sent")
+    (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
+    run_key = f"{experiment.key()}-{folder.identity()}"
+    outbox = Outbox.open(folder.local, experiment.tracking, run_key, experiment.name, parent_key)
+    record_start(outbox, prepared)
+    outbox.tags(tags or {})
+    sender = courier.start(outbox)
+    try:
+        scores = _work(prepared, folder, outbox, on_event)
+        outbox.finish("FINISHED")
+        on_event({"stage": "track"})
+        unsent = sender.close(experiment.tracking.flush_seconds)
+    except BaseException as error:
+        outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        sender.close(min(10.0, experiment.tracking.flush_seconds))
+        folder.upload()
+        raise
+    (folder.local / RESULT).write_text(
+        json.dumps({"summary": dict(scores.summary), "key": experiment.key()}), encoding="utf-8"
+    )
+    folder.upload()
+    return Outcome(experiment, folder, scores, unsent, repeated=False)
+
+
+def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
+    experiment, started = prepared.experiment, time.monotonic()
+    on_event({"stage": "start"})
+
+    def follow(event: dict[str, Any]) -> None:
+        record_event(outbox, event)
+        on_event(event)
+
+    with cluster.ray_cluster(experiment), cluster.plain_errors():
+        if experiment.training.method == "probe":
+            model, predictions, history = _probe(prepared, outbox, follow)
+        else:
+            model, predictions, history = _fine_tune(prepared, folder, outbox, follow)
+    on_event({"stage": "score"})
+    net, tokenizer, identity = model
+    seen = encoders.seen_languages(net.encoder, tokenizer)
+    labels, settings = prepared.corpus.labels, experiment.evaluation
+    few = prepared.few_shot
+    scores = metrics.score(predictions, labels, experiment.sources, seen, settings.resamples, experiment.seed, few)
+    scores = replace(scores, temperature=net.temperature)
+    on_event({"stage": "save"})
+    tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores), identity)
+    save_predictions(folder.local / "predictions.npz", predictions)
+    (folder.local / "scores.json").write_text(scores.to_json(), encoding="utf-8")
+    facts, environment = corpus_facts(prepared), tracking_environment.environment()
+    for name, content in {"history": history, "corpus": facts, "environment": environment}.items():
+        (folder.local / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    files = report.write(folder.local, scores, experiment, facts, history, environment)
+    outbox.metrics({"seconds": time.monotonic() - started}, step=0)
+    record_end(outbox, experiment, folder, scores, files)
+    return scores
+
+
+Model = tuple[network.Network, Any, str]
+History = list[dict[str, float]]
+
+
+def _fine_tune(
+    prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEvent
+) -> tuple[Model, dict[str, Predictions], History]:
+    experiment = prepared.experiment
+    trained = distributed.fine_tune(experiment, *folder.checkpoints(), on_event)
+    for row in (*trained.reported, *trained.history):
+        record_event(outbox, row)  # an event on its way to a driver that was killed is never told again
+    outbox.metrics({f"techniques/{name}": value for name, value in trained.facts.items()}, step=0)
+    model = _network(prepared)
+    network.restore_weights(model[0], trained.weights)
+    model[0].temperature = trained.temperature
+    model[0].eval()
+    return model, trained.predictions, trained.history
+
+
+def _network(prepared: Prepared) -> Model:
+    experiment, corpus = prepared.experiment, prepared.corpus
+    languages = known_languages(experiment, corpus)
+    return techniques.network(prepared.techniques, experiment, len(corpus.labels), languages)
+
+
+def _probe(prepared: Prepared, outbox: Outbox, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
+
+    def tell(done: int, total: int) -> None:
+        on_event({"stage": "prepare", "done": done, "total": total})
+
+    experiment, classes = prepared.experiment, len(prepared.corpus.labels)
+    tables, test = frozen.training_tables(prepared, tell), frozen.test_tables(prepared)
+    found, _ = embedding.features(experiment, {**tables, **test, **frozen.texts(prepared)}, on_event)
+    model = _network(prepared)
+    facts = frozen.settle(prepared, model[0], found)
+    outbox.metrics({f"techniques/{name}": value for name, value in facts.items()}, step=0)
+    on_event({"stage": "fit"})
+    taught = frozen.gathered(tables, found, classes, model[0])
+    fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
+    fitted = frozen.calibrated(taught, fitted, experiment.sources)
+    probe.install(model[0], fitted)
+    model[0].eval()
+    for number, strength in enumerate(fitted.dev_loss):
+        dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
+        on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
+    return model, frozen.predict(frozen.gathered(test, found, classes, model[0]), fitted, "test"), []
+
+
+def corpus_facts(prepared: Prepared) -> dict[str, Any]:
+    """Gather what a reader must know about the rows behind a result."""
+    corpus, config = prepared.corpus, prepared.experiment.corpus
+    return {
+        "name": corpus.name,
+        "licence": corpus.licence,
+        "description": _description(config.loader),
+        "labels": list(corpus.labels),
+        "fingerprint": corpus.fingerprint,
+        "mixture": [asdict(share) for share in prepared.mixture],
+        "dropped": prepared.dropped,
+    }
+
+
+def _description(loader: str) -> str:
+    # the paragraphs of a loader's docstring that say what its rows are and are not; general loaders say it in a line
+    paragraphs = (importlib.import_module(f"xlt_ray.corpora.loaders.{loader}").__doc__ or "").strip().split("\n\n")
+    limits = [" ".join(p.split()) for p in paragraphs[1:] if p.startswith("What it is not")]
+    return " ".join([LOADERS[loader][0].upper() + LOADERS[loader][1:] + ".", *limits])

@@ -1,0 +1,89 @@
+"""The folder of a run: a local directory, or a local copy of a folder at any fsspec URL that is brought up to date."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run writes: `local` always, and `remote` (file system, path) where storage is a URL."""
+
+    local: Path
+    remote: tuple[Any, str] | None = None
+
+    @property
+    def shown(self) -> str:
+        """The place to tell a person."""
+        return str(self.remote[0].unstrip_protocol(self.remote[1])) if self.remote else str(self.local)
+
+    def checkpoints(self) -> tuple[str, Any]:
+        """Give Ray Train its storage path and, where that is remote, the pyarrow file system to reach it by."""
+        if self.remote is None:
+            return str(self.local), None
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return self.remote[1], PyFileSystem(FSSpecHandler(self.remote[0]))
+
+    def upload(self) -> None:
+        """Bring the remote folder up to date with the local one; nothing to do where there is no remote."""
+        if self.remote is not None:
+            files, path = self.remote
+            # in the order they were written, so that what marks the others as whole comes after them
+            written = sorted((p.stat().st_mtime_ns, p) for p in self.local.rglob("*") if p.is_file())
+            for _, file in written:
+                files.makedirs(f"{path}/{file.relative_to(self.local).parent}", exist_ok=True)
+                files.put_file(str(file), f"{path}/{file.relative_to(self.local)}")
+
+    def download(self, *names: str) -> None:
+        """Fetch named files that exist remotely and are not here yet, as when another machine began the run."""
+        if self.remote is not None:
+            files, path = self.remote
+            for name in names:
+                if not (self.local / name).exists() and files.exists(f"{path}/{name}"):
+                    (self.local / name).parent.mkdir(parents=True, exist_ok=True)
+                    files.get(f"{path}/{name}", str(self.local / name), recursive=True)
+
+    def identity(self) -> str:
+        """Name this run apart from one of the same key whose folder was deleted; made at the first call."""
+        self.download("identity.txt")
+        file = self.local / "identity.txt"
+        if not file.is_file():
+            file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+            if self.remote is not None:
+                self.remote[0].makedirs(self.remote[1], exist_ok=True)
+                self.remote[0].put_file(str(file), f"{self.remote[1]}/identity.txt")
+        return file.read_text(encoding="utf-8").strip()
+
+
+def open_run(experiment: Experiment) -> RunFolder:
+    """Open, and make where needed, the folder of an experiment's run; raise InputError where that cannot be."""
+    return open_folder(experiment, experiment.key())
+
+
+def open_folder(experiment: Experiment, key: str) -> RunFolder:
+    """Open, and make where needed, the folder named `key` in an experiment's storage; errors as for `open_run`."""
+    try:
+        if "://" in experiment.storage and not experiment.storage.startswith("file://"):
+            files, path = fsspec.core.url_to_fs(f"{experiment.storage.rstrip('/')}/{key}")
+            # the key leaves storage out, and a run in one place says nothing about another
+            where = hashlib.sha256(experiment.storage.rstrip("/").encode()).hexdigest()[:8]
+            local = Path(experiment.corpus.cache_dir).expanduser().absolute() / "runs" / f"{key}-{where}"
+            local.mkdir(parents=True, exist_ok=True)
+            return RunFolder(local, (files, path))
+        local = Path(experiment.storage.removeprefix("file://")).expanduser().absolute() / key
+        local.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"storage: {experiment.storage!r} cannot be used ({error}); give a directory or an fsspec URL"
+        ) from None
+    return RunFolder(local)

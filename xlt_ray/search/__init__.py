@@ -1,0 +1,1 @@
+"""Search the mix of source languages, alpha and techniques with Ray Tune. Begin at `search.py`."""

@@ -1,0 +1,130 @@
+"""The journal of a search: every mix tried, on disk as soon as it is known, so that a kill loses nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from xlt_ray.events import OnEvent
+from xlt_ray.search.selection import Judge, Tried, whole_fine_tunings
+from xlt_ray.search.space import describe, point_key
+
+
+class Journal:
+    """Every mix tried, one line each, with the seconds of search that were behind it; read again after a kill."""
+
+    def __init__(self, file: Path, since: float | None = None) -> None:
+        """Read what is there; seconds count from `since`, a `time.monotonic()` (default: now)."""
+        self.file = file
+        self.tried: dict[str, Tried] = {}  # a fine-tuning that went further takes the place of its earlier rungs
+        lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+        whole = [line for line in lines if line.endswith(b"\n")]
+        if len(whole) < len(lines):
+            file.write_bytes(b"".join(whole))  # the line that was being written
+        for line in whole:
+            record = json.loads(line)
+            name = record.pop("name")
+            self.tried[name] = Tried(**record)
+        before = max((one.seconds for one in self.tried.values()), default=0.0)
+        self._began = (time.monotonic() if since is None else since) - before
+
+    def seconds(self) -> float:
+        """Give the wall clock of the search, over all sessions, up to the last thing written in each."""
+        return time.monotonic() - self._began
+
+    def add(self, name: str, tried: Tried) -> Tried:
+        """Write down a result."""
+        tried = replace(tried, seconds=self.seconds())
+        self.tried[name] = tried
+        with self.file.open("ab") as stream:
+            stream.write(json.dumps({"name": name, **tried.to_plain()}).encode() + b"\n")
+        return tried
+
+    def probes(self) -> list[Tried]:
+        """List the mixes screened."""
+        return [one for one in self.tried.values() if one.fidelity == "probe"]
+
+    def tuned(self) -> dict[str, Tried]:
+        """List the mixes fine-tuned so far by the name of their trial."""
+        return {name: one for name, one in self.tried.items() if one.fidelity == "fine_tune"}
+
+
+class Shown:
+    """Turn results into events for the live table: how many are done and running, and the best so far."""
+
+    def __init__(self, stage: str, total: int, judge: Judge, done: Sequence[Tried], on_event: OnEvent) -> None:
+        self.stage, self.total, self.judge, self.on_event = stage, total, judge, on_event
+        self.count, self.running = len(done), 0
+        self.best: Tried | None = next(iter(judge.ranked(done)), None)
+        if done:
+            self.tell()
+
+    def __call__(self, tried: Tried) -> None:
+        self.count += 1
+        self.look(tried)
+        self.tell()
+
+    def look(self, tried: Tried) -> None:
+        """Keep a result if it is the best."""
+        value = self.judge.value(tried)
+        if value is not None and (self.best is None or value > (self.judge.value(self.best) or 0.0)):
+            self.best = tried
+
+    def tell(self) -> None:
+        """Send the event."""
+        event: dict[str, Any] = {"stage": self.stage, "done": self.count, "total": self.total, "running": self.running}
+        if self.best is not None:
+            event |= {"best": self.judge.value(self.best), "mix": describe(self.best.point)}
+        self.on_event(event | {"oracle": self.judge.search.oracle})
+
+
+class Trials:
+    """Listen to Tune: write results into the journal, and tell how many trials are done, those of a killed session too.
+
+    `notes` are sentences for the report.
+    """
+
+    def __init__(self, judge: Judge, journal: Journal, on_event: OnEvent) -> None:
+        self.judge, self.journal, self.notes = judge, journal, list[str]()
+        self.ended, self.running = set[str](), set[str]()
+        # by their points, as Tune may name a trial anew after a kill; one that goes on is no longer among them
+        self.earlier = {one.key for one in journal.tuned().values()}
+        self.show = Shown("tune", judge.search.settings.fine_tuning.trials, judge, [], on_event)
+        for one in whole_fine_tunings(list(journal.tried.values())):
+            self.show.look(one)
+        self._tell()
+
+    def __call__(self, what: str, trial: str, told: Mapping[str, Any]) -> None:
+        """Take note of a trial's `start` (told its parameters), `result` (told what it measured) or end."""
+        if what == "start":
+            self.running.add(trial)
+            self.earlier.discard(point_key(self.judge.search.point(told)))
+        elif what == "result" and "diverged" in told:
+            self.notes.append(f"a trial diverged and counts as the worst: {told['diverged']}")
+        elif what == "result":
+            self._result(told)
+        elif what in ("complete", "error"):
+            self.running.discard(trial)
+            self.ended.add(trial)
+        self._tell()
+
+    def _result(self, told: Mapping[str, Any]) -> None:
+        epoch, point = int(told["epoch"]), told["point"]
+        whole = epoch == self.judge.search.base.training.epochs
+        measured = (told["accuracy"], told["low"], told["high"], 0.0, told["cost"])
+        tried = Tried(point, "fine_tune", epoch, whole, *measured)
+        # what is known is not written twice
+        known = self.journal.tried.get(name := f"tune-{tried.key}")
+        tried = known if known and known.epochs >= epoch else self.journal.add(name, tried)
+        if tried.whole:
+            self.show.look(tried)
+
+    def _tell(self) -> None:
+        # a trial that Tune had no time to note before a kill counts twice when another takes its place
+        self.show.count = min(len(self.ended) + len(self.earlier), self.show.total)
+        self.show.running = len(self.running)
+        self.show.tell()

@@ -1,0 +1,78 @@
+"""Techniques in a search: refused before Ray starts where they cannot be, and what texts they may look at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from xlt_ray import techniques
+from xlt_ray.config import plain_yaml
+from xlt_ray.config.masking import public
+from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.errors import InputError
+from xlt_ray.search.space import Search
+from xlt_ray.training import setup
+from xlt_ray.training.setup import prepare
+
+
+def check(search: Search, corpus: Corpus) -> None:
+    """Raise InputError where a technique, or what the space makes of it, cannot be in a mix of the pool."""
+    alone = any(one.kind == "subset" and one.low == 1 for one in search.dimensions)
+    alone |= bool(search.settings.retraining.seeds) and "best_single" in search.settings.retraining.baselines
+    mixes = [search.pool, *([(code,) for code in search.pool] if alone and len(search.pool) > 1 else [])]
+    varied = [(f"search.space.{key}: ", point) for key, point in search.extremes() if key.startswith("techniques.")]
+    for place, point in [("", {}), *varied]:
+        for sources in mixes:
+            experiment = search.experiment({**point, "sources": list(sources)})
+            try:
+                chosen = techniques.build(experiment)
+                if reading := [one.name for one in chosen if one.reads_labels]:
+                    raise InputError(
+                        f"techniques.{reading[0]}: reads labels of targets, and a search ranks mixes by transfer "
+                        "without any; take it out, and go on from the chosen mix with `xlt few-shot`"
+                    )
+                setup.check(chosen, experiment, corpus)
+            except InputError as error:
+                if sources == search.pool:
+                    raise InputError(f"{place}{error}") from None
+                raise InputError(
+                    f"{place}{error}\n(in the mix of {sources[0]} alone; take it out of `sources`, or set "
+                    "search.space.sources.at_least to 2 and leave best_single out of search.retraining.baselines)"
+                ) from None
+
+
+def texts(search: Search, corpus: Corpus) -> dict[str, pa.Table]:
+    """Give the texts of pool and targets without labels, where something may look at them."""
+    training = search.base.training
+    varied = any(one.key.startswith("techniques.") for one in search.dimensions)
+    wanted = varied or search.base.techniques or training.language_id or training.unlabelled_rows
+    return corpus.unlabelled((*search.pool, *search.base.targets), ids=True) if wanted else {}
+
+
+def prepared(search: Search) -> tuple[Search, Corpus]:
+    """Fix paths, targets and the number of draws, take test away, and check all that can be checked without Ray."""
+    found = prepare(search.base)
+    base, corpus = found.experiment, found.corpus
+    targets = tuple(code for code in corpus.measured((), base.targets) if code not in base.sources)
+    if not targets:
+        raise InputError("targets: every one is in `sources`, the pool, so there is nothing to transfer to; add others")
+    rule = search.settings.selection.languages
+    missing = [c for c in (targets if rule == "targets" else base.sources) if c not in corpus.languages("dev")]
+    if missing:
+        raise InputError(
+            f"search.selection.languages: {rule} ranks mixes on dev rows, and {', '.join(missing[:8])} have none; add "
+            "dev rows or leave these languages out"
+        )
+    # equal for all mixes, so that none wins by training longer
+    most = max(corpus.table("train", code).num_rows for code in base.sources)
+    mixture = base.mixture.model_copy(update={"draws_per_epoch": base.mixture.draws_per_epoch or most})
+    base = base.model_copy(update={"targets": targets, "mixture": mixture})
+    search = replace(search, base=base)
+    check(search, corpus)
+    return search, replace(corpus, splits={**corpus.splits, "test": {}})  # nothing below can read a row of test
+
+
+def _dump(search: Search) -> str:
+    data = public(search.base.model_dump(mode="json")) | {"search": search.settings.model_dump(mode="json")}
+    return plain_yaml.dumps(data)

@@ -1,0 +1,1 @@
+"""Reports of searches: the page, its figures, and what MLflow records."""

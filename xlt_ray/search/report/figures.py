@@ -1,0 +1,321 @@
+"""Draw what a search found: its cost, the effect of alpha, the effect of each language, and the best mixes by language.
+
+Objectives are in per cent, and never of test rows. Where target labels ranked the mixes every title says so. As in
+`plots`, only matplotlib's objects are used, and figures take the colour of the page around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
+
+from xlt_ray.config.search import Objective
+from xlt_ray.languages.codes import name
+from xlt_ray.reports.plots import INK, SCRIPTS, STYLE
+from xlt_ray.search import findings as search_findings
+from xlt_ray.search import selection
+from xlt_ray.search.findings import Findings
+from xlt_ray.search.selection import Tried
+from xlt_ray.search.space import Point, Search, describe
+
+COLOURS = {"probe": SCRIPTS["Latin"], "fine_tune": SCRIPTS["Cyrillic"]}  # blue and orange: apart for every eye
+KINDS = {"probe": "probe", "fine_tune": "fine-tuned"}
+ORACLE = "oracle, an upper bound"
+WHERE = {
+    "sources": "dev accuracy over the mix's own languages",
+    "held_out_sources": "accuracy over the pool's languages outside the mix",  # a probe's on dev and train rows
+    "targets": "dev accuracy over the targets",
+}
+_TIMES: dict[float, str] = {
+    **{0.1: "0.1 s", 0.3: "0.3 s", 1: "1 s", 3: "3 s", 10: "10 s", 30: "30 s", 60: "1 min", 180: "3 min"},
+    **{600: "10 min", 1800: "30 min", 3600: "1 h", 10800: "3 h", 36000: "10 h", 86400: "1 d", 259200: "3 d"},
+    **{864000: "10 d", 2592000: "30 d"},
+}
+_SHADES = LinearSegmentedColormap.from_list("shades", ["#eef3fa", "#8fb4dd", "#3b7cc4", "#173f6d"])
+_OWN = "#d96b00"  # outline of a mix's own sources: stands out from every shade of blue
+_NUMBERED = 70  # columns up to which a cell is wide enough for its number
+_FEW = 6  # values of alpha up to which each is averaged by itself
+
+
+def short(pool: Sequence[str]) -> dict[str, str]:
+    """Give each language of the pool a short name: its three letters, or its whole code where these are not its alone.
+
+    >>> short(["zho_Hans", "zho_Hant", "swh_Latn"])
+    {'zho_Hans': 'zho_Hans', 'zho_Hant': 'zho_Hant', 'swh_Latn': 'swh'}
+    """
+    letters = [code.split("_")[0] for code in pool]
+    return {code: three if letters.count(three) == 1 else code for code, three in zip(pool, letters, strict=True)}
+
+
+def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
+    """Write a point for a reader, its languages by the names given; the whole pool is not listed."""
+    sources, weights = point.get("sources", search.pool), point.get("mixture.weights") or {}
+    shown = [names.get(code, code) for code in sources]
+    if len(sources) == len(search.pool) > 3 and not weights:
+        shown = [f"all {len(sources)} of the pool"]
+    told = {names.get(code, code): weight for code, weight in weights.items() if code in sources}
+    return describe({**point, "sources": shown, "mixture.weights": told})
+
+
+def scored(findings: Findings, objective: Objective | None = None) -> str:
+    """Say in words what an objective of the search is (default: the first), and that it is an oracle where it is."""
+    settings, eased = findings.search.settings.selection, findings.judge.difficulty
+    words = f"{objective or settings.objectives[0]} {WHERE[settings.languages]}"
+    if settings.languages == "held_out_sources" and eased:
+        words += ", their difficulty taken off"
+    return words + (f" ({ORACLE})" if findings.search.oracle else "")
+
+
+def cost(findings: Findings) -> Figure:
+    """Draw the objective of every trial against the wall clock, and the best so far of each fidelity.
+
+    Trials stopped early are hollow and no best; the choice is ringed and has its 95% interval.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.5), layout="constrained")
+        axes = figure.subplots()
+        for fidelity in KINDS:
+            _trials(axes, findings, fidelity)
+        chosen, value = findings.chosen, findings.judge.value(findings.chosen)
+        if value is not None:
+            at, colour = max(chosen.seconds, 0.1), COLOURS[chosen.fidelity]
+            axes.vlines(at, 100 * chosen.low, 100 * chosen.high, color=colour, linewidth=1.2)
+            ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "linestyle": "none"}
+            axes.plot(at, 100 * value, color=INK, label="chosen, 95% interval", zorder=5, **ring)
+        _time(axes, [one.seconds for one in findings.tried])
+        _frame(axes, f"{scored(findings)}, %", "wall-clock time since the search began")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, labelcolor=INK, fontsize=8)
+    return figure
+
+
+def _trials(axes: Axes, findings: Findings, fidelity: str) -> None:
+    judge, colour = findings.judge, COLOURS[fidelity]
+    each = [one for one in findings.tried if one.fidelity == fidelity]
+    timed = sorted((max(one.seconds, 0.1), value, one.whole) for one in each if (value := judge.value(one)) is not None)
+    size = 9 if fidelity == "probe" else 26
+    look: dict[str, Any] = {"s": size, "marker": "o" if fidelity == "probe" else "D", "linewidths": 0.9}
+    for whole, face in ((True, colour), (False, "none")):
+        points = [(at, 100 * value) for at, value, ended in timed if ended == whole]
+        if points:
+            faint = 0.45 if len(points) > 100 else 0.85
+            look |= {"alpha": faint, "label": KINDS[fidelity] + ("" if whole else ", stopped early")}
+            axes.scatter(*zip(*points, strict=True), facecolors=face, edgecolors=colour, **look)
+    ended = [(at, 100 * value) for at, value, whole in timed if whole]
+    if ended:
+        at, values = (list(column) for column in zip(*ended, strict=True))
+        best = np.maximum.accumulate([*values, values[-1]])
+        last = max(findings.seconds, *(max(one.seconds, 0.1) for one in findings.tried))
+        label = f"best so far, {KINDS[fidelity]}"
+        axes.plot([*at, last], best, drawstyle="steps-post", color=colour, linewidth=1.6, label=label)
+
+
+def _time(axes: Axes, seconds: Sequence[float]) -> None:
+    low, high = max(min(seconds), 0.1) / 1.3, max(*seconds, 0.1) * 1.3
+    low, high = (low, high) if high > 10 * low else (low / 2, max(high * 2, 10 * low))
+    ticks = [at for at in _TIMES if low <= at <= high]
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks(ticks, [_TIMES[at] for at in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _frame(axes: Axes, title: str, across: str, lines: Literal["both", "x"] = "both") -> None:
+    figure: Any = axes.figure
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=8.5)  # at the edge, where a long one has room
+    axes.grid(axis=lines, color=INK, alpha=0.12, linewidth=0.6)
+    axes.set_xlabel(across, color=INK, fontsize=8)
+    axes.tick_params(colors=INK, length=2, labelsize=7.5)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.patch.set_visible(False)
+
+
+def alpha(findings: Findings) -> Figure | None:
+    """Draw the objective against mixture.alpha at equal languages; None where alpha was not searched.
+
+    What the languages of a mix, or their weights, explain (least squares) is taken off every score, since mixes
+    differ in more than alpha; with too few trials for that the scores stand as they are, and the title does not say
+    "at equal languages". Mixes of one language, where alpha does nothing, are left out. The curve is a local linear
+    regression, its Gaussian kernel a tenth of the range wide, or the mean at each alpha where there are few; the band
+    is a 95% bootstrap interval over trials. It describes the mixes tried, on which the searcher decided.
+    """
+    found = _at_equal_languages(findings)
+    if found is None:
+        return None
+    alphas, values, kind, adjusted = found
+    colour = COLOURS[kind]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.1), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter(alphas, 100 * values, s=9, color=colour, alpha=0.4 if len(alphas) > 100 else 0.8, linewidths=0)
+        if len(alphas) >= 8:
+            grid, middle, low, high = _smooth(alphas, values)
+            if len(set(alphas)) <= _FEW:
+                reach = 100 * np.maximum([middle - low, high - middle], 0)
+                axes.errorbar(grid, 100 * middle, reach, color=INK, fmt="o-", markersize=4, linewidth=1.2, capsize=3)
+            else:
+                axes.fill_between(grid, 100 * low, 100 * high, color=INK, alpha=0.22, linewidth=0)
+                axes.plot(grid, 100 * middle, color=INK, linewidth=1.6)
+        what = f"{KINDS[kind]}s" if kind == "probe" else "fine-tunings"
+        across = f"mixture.alpha ({len(alphas)} {what}; 0: equal shares, 1: by corpus size)"
+        _frame(axes, f"{scored(findings)}, %" + (", at equal languages" if adjusted else ""), across)
+    return figure
+
+
+def _at_equal_languages(findings: Findings) -> tuple[np.ndarray, np.ndarray, str, bool] | None:
+    search, judge = findings.search, findings.judge
+    if not any(one.key == "mixture.alpha" for one in search.dimensions):
+        return None
+    probes = [one for one in findings.tried if one.fidelity == "probe"]
+    rows, alphas, values = [], [], []
+    for one in probes or selection.whole_fine_tunings(findings.tried):
+        sources, value = one.point.get("sources", search.pool), judge.value(one)
+        if value is not None and len(sources) > 1:
+            rows.append([1.0, *search_findings.presence(search, one.point)])
+            alphas.append(float(one.point.get("mixture.alpha", search.base.mixture.alpha)))
+            values.append(value)
+    if not values:
+        return None
+    x, y, design = np.array(alphas), np.array(values), np.array(rows)
+    adjusted = bool(len(y) > 2 * np.linalg.matrix_rank(design))
+    if adjusted:
+        # alpha takes part in the regression, or its own effect would go to the languages it was drawn with
+        whole = np.column_stack([design, x, x**2])
+        languages = np.linalg.lstsq(whole, y, rcond=None)[0][: design.shape[1]]
+        explained = design @ languages
+        y = y - explained + explained.mean()
+    return x, y, "probe" if probes else "fine_tune", adjusted
+
+
+def _smooth(x: np.ndarray, y: np.ndarray, resamples: int = 500) -> tuple[np.ndarray, ...]:
+    """Give (grid, curve, low, high): local linear regression, or means where x takes few values."""
+    few = len(set(x)) <= _FEW
+    grid = np.unique(x) if few else np.linspace(x.min(), x.max(), 60)
+    away = x - grid[:, None]
+    kernel = (away == 0).astype(float) if few else np.exp(-0.5 * (away / (0.1 * (x.max() - x.min()))) ** 2)
+    drawn = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
+    times = np.vstack([np.ones(len(x)), drawn]).T  # the trials themselves, then the resamples
+    zeroth, first, second = (kernel * away**power @ times for power in (0, 1, 2))
+    second = second + 1e-9  # where all trials share one x, the mean is left
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lines = second * ((kernel * y) @ times) - first * ((kernel * away * y) @ times)
+        lines = lines / (zeroth * second - first**2)
+    low, high = np.nanquantile(lines[:, 1:], (0.025, 0.975), axis=1)
+    return grid, lines[:, 0], low, high
+
+
+def importance(findings: Findings) -> Figure | None:
+    """Draw `selection.importance`, in points; None where there were too few mixes to tell."""
+    effects = search_findings.importance(findings.judge, findings.tried)
+    if not effects:
+        return None
+    weighed = any(one.key == "mixture.weights" for one in findings.search.dimensions)
+    kind = "probe" if any(one.fidelity == "probe" for one in findings.tried) else "fine_tune"
+    digits = 1 if max(abs(one.value) for one in effects.values()) >= 0.01 else 2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.23 * len(effects) + 1.0), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, linewidth=0.8, alpha=0.6)
+        for at, (code, one) in enumerate(sorted(effects.items(), key=lambda pair: -pair[1].value)):
+            sure = one.low > 0 or one.high < 0
+            axes.hlines(at, 100 * one.low, 100 * one.high, color=COLOURS[kind], linewidth=1.8)
+            face = COLOURS[kind] if sure else "none"
+            axes.plot(100 * one.value, at, "o", markersize=5, color=COLOURS[kind], markerfacecolor=face)
+            place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": INK, "parse_math": False}
+            place |= {"va": "center_baseline", "fontsize": 8}
+            axes.text(-0.015, at, f"{name(code)} ({one.mixes})", ha="right", **place)
+            axes.text(1.015, at, f"{100 * one.value:+.{digits}f}".replace("-", "−"), **place)
+        what = "a tenth of the weight on a language" if weighed else "a language in the mix"
+        title = f"Objective with {what}, difference in points ({'probed' if kind == 'probe' else 'fine-tuned'} mixes)"
+        across = "points, against the pool's average language at equal size of the mix; hollow: may be 0"
+        _frame(axes, title + (f"; {ORACLE}" if findings.search.oracle else ""), across, "x")
+        axes.set_ylim(len(effects) - 0.4, -0.6)
+        axes.set_yticks([])
+    return figure
+
+
+def heat(findings: Findings, most: int = 12) -> Figure:
+    """Draw dev accuracy of the best mixes (rows; fine-tuned ones first) in each language (columns; the pool first).
+
+    Outlined cells are a mix's own sources, where training saw labels. Up to 70 columns, cells hold their number.
+    """
+    rows = search_findings.shortlist(findings.judge, findings.tried, most, most)[:most] or [findings.chosen]
+    measured = {code for one in rows for code in one.accuracy}
+    pool = [code for code in findings.search.pool if code in measured]
+    targets = sorted(measured.difference(pool), key=lambda code: (name(code), code))
+    names = short(findings.search.pool)
+    heads = {code: f"{name(code)} ({names[code]})" if names[code] != name(code) else name(code) for code in pool}
+    heads |= {code: name(code) for code in targets}
+    labels = [_label(one, findings) for one in rows]
+    with matplotlib.rc_context(STYLE):
+        low, high = _ends([value for one in rows for value in one.accuracy.values()])
+        shades = Normalize(low, high)
+        key = f"dev accuracy, from {100 * low:.0f}% (light) to {100 * high:.0f}% (dark)"
+        key += "; outlined: the mix's own sources" + (f"; right of the gap: targets, {ORACLE}" if targets else "")
+        figure, axes = _grid(labels, heads, len(pool), key)
+        for at, one in enumerate(rows):
+            own = set(one.point.get("sources", findings.search.pool))
+            for position, code in enumerate(heads):
+                if code in one.accuracy:
+                    left = position + (0.5 if position >= len(pool) else 0)
+                    _cell(axes, left, at, one.accuracy[code], shades, code in own, len(heads) <= _NUMBERED)
+    return figure
+
+
+def _label(one: Tried, findings: Findings, longest: int = 46) -> str:
+    kind = KINDS[one.fidelity] if one.whole else "stopped"
+    text = mix(one.point, findings.search, short(findings.search.pool))
+    return f"{text if len(text) <= longest else text[: longest - 1].rstrip(' +.,') + '…'} · {kind}"
+
+
+def _grid(labels: Sequence[str], heads: Mapping[str, str], pool: int, key: str) -> tuple[Figure, Axes]:
+    """Make axes whose unit is a cell, with room for the longest label on the left and the longest heading above."""
+    across = 0.25 if len(heads) <= _NUMBERED else 0.12
+    gap = 0.5 if pool < len(heads) else 0.0
+    left, top = _inches(labels, 7.5) + 0.12, _inches(list(heads.values()), 7) + 0.1
+    below = 0.45
+    wide, high = across * (len(heads) + gap), 0.24 * len(labels)
+    width, height = left + max(wide, _inches([key], 7.5) - left + 0.1) + 0.15, top + high + below
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((left / width, below / height, wide / width, high / height))
+    axes.set_xlim(0, len(heads) + gap)
+    axes.set_ylim(len(labels), 0)
+    axes.set_axis_off()
+    plain: dict[str, Any] = {"color": INK, "parse_math": False}
+    for at, label in enumerate(labels):
+        axes.text(-0.08 / across, at + 0.5, label, ha="right", va="center_baseline", fontsize=7.5, **plain)
+    for at, head in enumerate(heads.values()):
+        place = at + 0.5 + (gap if at >= pool else 0)
+        axes.text(place, -0.2, head, rotation=90, ha="center", va="bottom", fontsize=7, **plain)
+    figure.text(0.05 / width, 0.12 / height, key, fontsize=7.5, va="bottom", **plain)
+    return figure, axes
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return (min(values), max(values)) if max(values) > min(values) else (min(values) - 0.01, max(values) + 0.01)
+
+
+def _cell(axes: Axes, left: float, at: int, value: float, shades: Normalize, own: bool, numbered: bool) -> None:
+    shade = float(shades(value))
+    axes.add_patch(Rectangle((left + 0.04, at + 0.04), 0.92, 0.92, facecolor=_SHADES(shade), linewidth=0))
+    if own:
+        axes.add_patch(Rectangle((left + 0.07, at + 0.07), 0.86, 0.86, fill=False, edgecolor=_OWN, linewidth=1.4))
+    if numbered:
+        ink = "#ffffff" if shade > 0.6 else "#111111"  # not the page's colour: it stands on the cell's
+        axes.text(left + 0.5, at + 0.52, f"{100 * value:.0f}", color=ink, ha="center", va="center", fontsize=6.5)
+
+
+def _inches(texts: Sequence[str], size: float) -> float:
+    # a tenth more than here, because a page may show another font
+    fonts = FontProperties(family=STYLE["font.family"])
+    each = [TextPath((0, 0), text.replace("$", "S"), size=size, prop=fonts).get_extents().x1 for text in texts if text]
+    return 1.1 * max(each, default=0.0) / 72

@@ -1,0 +1,203 @@
+"""The cheap fidelity of a search: thousands of mixes tried as logistic regressions on frozen features.
+
+Every row of the pool is embedded once, in parallel, and kept by content (`train.features`); a trial is then a few fits
+of tens of milliseconds, or a second where the mix is large.
+
+Techniques of the base that change features, as `centre` does, change them here, the same for every mix. Whatever else
+techniques do, and whatever the space varies of them, is left to fine-tuning.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from xlt_ray import techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.events import OnEvent
+from xlt_ray.search.proposals import Proposal, Proposals
+from xlt_ray.search.selection import FIDELITIES, Fidelity, Judge, Tried
+from xlt_ray.search.space import Point, Search, mix_of
+from xlt_ray.techniques.technique import Material
+from xlt_ray.training import cluster, embedding, probe, setup
+from xlt_ray.training.frozen import Frozen, fit, gathered, predict
+
+FOLDS = 4  # of row ids, where languages left out have rows that the mix trains on in translation
+
+
+def embed(
+    experiment: Experiment,
+    corpus: Corpus,
+    on_event: OnEvent,
+    texts: Mapping[str, pa.Table] | None = None,
+    also: Mapping[str, pa.Table] | None = None,
+) -> Frozen:
+    """Compute the features of everything in a corpus, from the cache where they are known, on the whole cluster.
+
+    `texts`, by language and without labels, are what techniques estimate on how they change features. `also` are more
+    texts to embed in the same go, and to leave in the cache for whoever asks for them next.
+    """
+    asked = experiment.resources
+    workers = max(1, cluster.slots(1, asked.cpus_per_worker, asked.gpus_per_worker))
+    experiment = experiment.model_copy(update={"resources": asked.model_copy(update={"workers": workers})})
+    tables = {f"{split}/{code}": table for split, code, table in corpus.tables()}
+    material = Material(experiment, texts or {}, {})
+    moving = [(one, one.texts(material)) for one in techniques.build(experiment)] if texts else []
+    wanted = {f"texts/{code}": table for _, asked in moving for code, table in asked.items()}
+    known, _ = embedding.features(experiment, {**(also or {}), **wanted, **tables}, on_event)
+    net = None
+    if wanted:
+        settling = tuple(one for one, asked in moving if asked)
+        net, _, _ = techniques.network(settling, experiment, len(corpus.labels), sorted(material.texts))
+        # no language is named as trained on, so all are moved, as for any probe
+        setup.settle(settling, net, lambda asked: {code: known[f"texts/{code}"] for code in asked}, material)
+    return gathered(tables, known, len(corpus.labels), net)
+
+
+def predict_left_out(
+    frozen: Frozen, experiment: Experiment, fitted: probe.Fit, pool: Sequence[str]
+) -> dict[str, Predictions]:
+    """Predict train rows of the languages that a mix leaves out, none by a fit that saw the row in another language.
+
+    Rows that share an id are translations of each other. Ids that the mix trains on are dealt into `FOLDS` parts, and a
+    part is predicted by a fit on the others (cross-fitting); all other rows by `fitted`, the fit on the whole mix.
+    """
+    others = [code for code in pool if code not in experiment.sources and f"train/{code}" in frozen.labels]
+    taught = np.unique(np.concatenate([frozen.ids[f"train/{code}"] for code in experiment.sources]))
+    deal = np.vectorize(lambda name: zlib.crc32(name.encode()) % FOLDS, otypes=[np.int64])
+    dealt = {code: deal(frozen.ids[f"train/{code}"]) for code in (*experiment.sources, *others)}
+    part = {code: np.where(np.isin(frozen.ids[f"train/{code}"], taught), dealt[code], -1) for code in others}
+    found = {code: np.full(len(part[code]), -1) for code in others}
+    for number in np.unique(np.concatenate(list(part.values()) or [np.empty(0, int)])).tolist():
+        rest = fitted
+        if number >= 0:
+            kept = _without(frozen, {code: dealt[code] == number for code in experiment.sources})
+            if len(np.unique(np.concatenate([kept.labels[f"train/{code}"] for code in experiment.sources]))) < 2:
+                continue  # too few rows to teach anything
+            rest = fit(kept, experiment, (fitted.strength,), experiment.sources, start=fitted)
+        for code in others:
+            here = part[code] == number
+            found[code][here] = rest.predict(frozen.features[f"train/{code}"][here])
+    told = {code: found[code] >= 0 for code in others}
+    return {
+        code: Predictions(frozen.labels[name][told[code]], found[code][told[code]], frozen.ids[name][told[code]])
+        for code in others
+        if (name := f"train/{code}")
+    }
+
+
+def _without(frozen: Frozen, rows: Mapping[str, np.ndarray]) -> Frozen:
+    features, labels, ids = dict(frozen.features), dict(frozen.labels), dict(frozen.ids)
+    for code, gone in rows.items():
+        for table in (features, labels, ids):
+            table[f"train/{code}"] = table[f"train/{code}"][~gone]
+    return replace(frozen, features=features, labels=labels, ids=ids)
+
+
+def _joined(dev: Predictions, train: Predictions) -> Predictions:
+    # a row number may name one row of dev and another of train
+    ids = [np.char.add(f"{split}/", one.ids) for split, one in (("dev", dev), ("train", train))]
+    return Predictions(
+        np.concatenate([dev.gold, train.gold]), np.concatenate([dev.predicted, train.predicted]), np.concatenate(ids)
+    )
+
+
+def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False) -> Tried:
+    """Fit a mix and measure it on every dev split there is, and on train rows of the languages it leaves out.
+
+    The latter where the search ranks by them, unless `dev_alone`: a fine-tuning is measured on some hundred dev rows
+    of a language, and a probe can afford all that are labelled.
+    """
+    began = time.monotonic()
+    experiment = judge.search.experiment(mix_of(point))
+    fitted = fit(frozen, experiment, judge.search.settings.screening.strengths, experiment.sources)
+    predictions = predict(frozen, fitted, "dev")
+    if not dev_alone:
+        predictions = _with_train(judge.search, frozen, experiment, fitted, predictions)
+    accuracy = {code: one.accuracy for code, one in predictions.items()}
+    draft = Tried(point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 0.0)
+    there = bool(judge.languages(draft))  # a baseline that uses the whole pool leaves no language out
+    low, high = judge.interval(predictions, draft) if there else (0.0, 1.0)
+    return replace(draft, low=low, high=high, cost=time.monotonic() - began)
+
+
+def left_out(search: Search, frozen: Frozen, code: str) -> dict[Fidelity, float]:
+    """Score a language of the pool with a probe trained on the rest, on the rows on which each fidelity is measured.
+
+    Empty where the language has no dev rows; without a probe's score where the search screens nothing.
+    """
+    experiment = search.experiment({"sources": [other for other in search.pool if other != code]})
+    fitted = fit(frozen, experiment, search.settings.screening.strengths, experiment.sources)
+    predictions = predict(frozen, fitted, "dev", [code])
+    found: dict[Fidelity, float] = {"fine_tune": predictions[code].accuracy} if predictions else {}
+    if found and search.settings.screening.trials:
+        found["probe"] = _with_train(search, frozen, experiment, fitted, predictions)[code].accuracy
+    return found
+
+
+def _with_train(
+    search: Search, frozen: Frozen, experiment: Experiment, fitted: probe.Fit, dev: Mapping[str, Predictions]
+) -> dict[str, Predictions]:
+    if search.settings.selection.languages != "held_out_sources":
+        return dict(dev)
+    others = predict_left_out(frozen, experiment, fitted, search.pool)
+    return {**dev, **{code: _joined(dev[code], others[code]) for code in others if code in dev}}
+
+
+class Screening:
+    """Mixes tried as tasks on Ray, which share one copy of the features and are tried again where a worker dies."""
+
+    def __init__(self, judge: Judge, frozen: Frozen) -> None:
+        asked = judge.search.base.resources
+        self.cpus, self.slots = asked.cpus_per_worker, cluster.slots(1, asked.cpus_per_worker, 0)
+        self.frozen = ray.put(frozen)
+        self.task: Any = ray.remote(num_cpus=self.cpus, max_retries=3)(try_mix)
+        self.trust(judge)
+
+    def trust(self, judge: Judge) -> None:
+        """Judge by this from now on."""
+        self.judge, self._shared = judge, ray.put(judge)
+
+    def start(self, point: Point, dev_alone: bool = False) -> Any:
+        """Begin to try a point; gives the task, whose result is a `Tried`."""
+        return self.task.remote(self._shared, self.frozen, point, dev_alone)
+
+    def map(self, points: Sequence[Point], dev_alone: bool = False) -> list[Tried]:
+        """Try points, in parallel, and give the results in their order."""
+        return ray.get([self.start(point, dev_alone) for point in points])
+
+    def measure_difficulty(self) -> Judge:
+        """Learn how easy each language of the pool is for a probe trained on the rest, and judge by it from now on."""
+        pool = self.judge.search.pool
+        if len(pool) > 1:
+            score: Any = ray.remote(num_cpus=self.cpus, max_retries=3)(left_out)
+            found = ray.get([score.remote(self.judge.search, self.frozen, code) for code in pool])
+            difficulty = {}
+            for fidelity in FIDELITIES:  # each on the rows on which it is measured
+                known = {code: one[fidelity] for code, one in zip(pool, found, strict=True) if fidelity in one}
+                mean = float(np.mean(list(known.values()))) if known else 0.0
+                difficulty[fidelity] = {code: value - mean for code, value in known.items()}
+            self.trust(replace(self.judge, difficulty=difficulty))
+        return self.judge
+
+    def run(self, proposals: Proposals, record: Callable[[Tried], Tried], more: Callable[[], bool]) -> None:
+        """Try what is proposed until nothing more is or `more` says no; `record` is told of each result."""
+        waiting: dict[Any, Proposal] = {}
+        feed = iter(proposals)
+        while True:
+            # one at work and one at hand for every slot
+            while len(waiting) < 2 * self.slots and more() and (proposal := next(feed, None)) is not None:
+                waiting[self.start(proposal.point)] = proposal
+            if not waiting:
+                return
+            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+            proposals.tell(waiting.pop(ready), record(ray.get(ready)))

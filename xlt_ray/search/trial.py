@@ -1,0 +1,289 @@
+"""One trial of a search: a mix fine-tuned from rung to rung on one or more workers, measured on dev, never on test.
+
+A trial gets a corpus in which there is no test split and no label of a language outside the pool (dev of the targets in
+an oracle search alone), and beside it the targets' texts without labels, for techniques. Its workers live in the
+placement group that Tune made for it, so Tune frees everything when it stops a trial; and they outlive it: the next
+trial finds the encoder loaded and the rows tokenised.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray import tune
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import distributed
+
+from xlt_ray import techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.model import network
+from xlt_ray.model.collate import Tokenize
+from xlt_ray.search.selection import Judge, Tried
+from xlt_ray.techniques.centre import Shift
+from xlt_ray.techniques.technique import Technique
+from xlt_ray.training import checkpoint, loop, setup
+
+
+class Remembered(Tokenize):
+    """A tokenizer that keeps what it has encoded: trials share most of their rows."""
+
+    def __init__(self, tokenizer: Any, prefix: str, max_length: int) -> None:
+        super().__init__(tokenizer, prefix, max_length)
+        self._known: dict[Any, dict[str, list[int]]] = {}
+
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
+        """Encode texts as `Tokenize` does."""
+        keys = list(texts if pairs is None else zip(texts, pairs, strict=True))
+        new = [i for i, key in enumerate(keys) if key not in self._known]
+        if new:
+            found = super().__call__([texts[i] for i in new], None if pairs is None else [pairs[i] for i in new])
+            self._known |= {keys[i]: row for i, row in zip(new, found, strict=True)}
+        return [self._known[key] for key in keys]
+
+    def forgetful(self) -> Tokenize:
+        """Give one that encodes alike and keeps nothing."""
+        return Tokenize(self.tokenizer, self.prefix, self.max_length)
+
+
+class Worker:
+    """One worker of a trial, and of the trials after it."""
+
+    net: network.Network
+    tokenize: Remembered
+    trainee: loop.Trainee
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        texts: Mapping[str, pa.Table],
+        rank: int,
+        address: str,
+        workers: int,
+        cpus: float,
+        gpus: float,
+    ) -> None:
+        self.corpus, self.texts = corpus, texts
+        self.device = torch.device("cuda" if gpus else "cpu")
+        torch.set_num_threads(max(1, int(cpus)))
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        if workers > 1:
+            backend = "nccl" if gpus else "gloo"
+            host, _, port = address.rpartition(":")
+            store = distributed.TCPStore(host, int(port), is_master=False)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=workers)
+        self.built: Any = None
+        self.initial: network.Weights = {}
+
+    def begin(self, experiment: Experiment, restored: Path | None = None) -> None:
+        """Take up a mix, from the encoder's own weights or from a checkpoint."""
+        # texts of targets are no labels, so the place of train rows, where techniques look for them, is open to them
+        known = replace(
+            self.corpus, splits={**self.corpus.splits, "train": {**self.texts, **self.corpus.splits["train"]}}
+        )
+        chosen, languages = techniques.build(experiment), known_languages(experiment, known)
+        self._build(experiment, chosen, languages)
+        self.net.languages = languages
+        self.net.terms.clear()  # of the trial before, which are no part of what this one begins with
+        network.restore_weights(self.net, self.initial)
+        self.net.zero_grad(set_to_none=True)
+        visible, material = setup.scene(chosen, experiment, known)
+        visible = replace(visible, splits={**visible.splits, "dev": {}})  # measured here, at rungs alone
+        # rows that are new in every epoch are not worth remembering
+        fresh = any(one.changes_examples for one in chosen)
+        tokenize = self.tokenize.forgetful() if fresh else self.tokenize
+        run = setup.Run(
+            experiment, visible, self.net, tokenize, lambda metrics, save: None, techniques=chosen, material=material
+        )
+        self.trainee = loop.begin(run, restored)
+        self.experiment = experiment
+
+    def _build(self, experiment: Experiment, chosen: Sequence[Technique], languages: Sequence[str]) -> None:
+        """Build the network, unless the one of the trial before is the same."""
+        changing = [one for one in chosen if type(one).network is not Technique.network]
+        wanted = (experiment.network, changing, languages if changing else ())
+        if self.built == wanted:
+            return
+        for old in ("net", "tokenize", "trainee"):  # held meanwhile, the old network would double the memory
+            self.__dict__.pop(old, None)
+        classes = len(self.corpus.labels)
+        self.net, tokenizer, _ = techniques.network(chosen, experiment, classes, languages)
+        self.net.to(self.device)
+        self.tokenize = Remembered(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+        self.initial = {name: tensor.clone() for name, tensor in network.trained(self.net).items()}
+        self.built = wanted
+
+    def advance(self, epochs: int) -> dict[str, Predictions]:
+        """Train until so many epochs are done, and predict every dev split there is."""
+        self.trainee.advance(epochs)
+        whole = epochs >= self.experiment.training.epochs
+        if whole:
+            self.trainee.finish()
+            self.trainee.settle()
+        return self._measure(settled=whole)
+
+    def _measure(self, settled: bool) -> dict[str, Predictions]:
+        """Predict dev with what techniques do to features as it is now.
+
+        Before the end of training they have not settled. So they settle here, on a copy that is thrown away: training
+        goes on, and is saved, as if nothing had been measured. Languages that the mix leaves out stand in for targets,
+        and their unlabelled texts are as open; so on the copy they are taken up as `xlt adapt` does it.
+        """
+        net, progress = self.net, self.trainee.progress
+        steps, languages, facts = net.steps, net.languages, dict(progress.facts)
+        net.steps = copy.deepcopy(steps)
+        try:
+            if len(steps) and not settled:
+                self.trainee.settle()
+            self._take_up_left_out()
+            tables = {code: self.corpus.table("dev", code) for code in self.corpus.languages("dev")}
+            budget = self.experiment.evaluation.tokens_per_step
+            return evaluate.predict(net, tables, self.tokenize, progress.precision, budget)
+        finally:
+            net.steps, net.languages, progress.facts = steps, languages, facts
+
+    def _take_up_left_out(self) -> None:
+        """Add to the steps the means of languages that the network does not know."""
+        net, run = self.net, self.trainee.run
+        left = self.corpus.unlabelled([c for c in self.corpus.languages("dev") if net.index(c) < 0], ids=True)
+        shifts = {name: step for name, step in net.steps.items() if isinstance(step, Shift)}
+        if not left or not shifts or len(shifts) < len(net.steps):  # another step may know no way to add a language
+            return
+        assert run.material is not None
+        known, net.languages = len(net.languages), (*net.languages, *left)
+        for one in run.techniques:
+            if one.name in shifts:
+                sample = one.texts(replace(run.material, texts=left))
+                features = run.embed(sample, self.trainee.progress.precision)
+                for place, code in enumerate(left, start=known):
+                    shifts[one.name].add(place, features[code].mean(0, dtype=np.float64))
+
+    def begin_from(self, experiment: Experiment, saved: bytes | None) -> None:
+        """Take up a mix as `begin` does, the checkpoint given as a file's content: workers may share no disk."""
+        if saved is None:
+            self.begin(experiment)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / checkpoint.FILE).write_bytes(saved)
+            self.begin(experiment, Path(folder))
+
+
+def meeting_place(host: str) -> distributed.TCPStore:
+    """Start the store at which the workers of a trial find each other, on a free port of this machine."""
+    return distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+
+
+class Trial(tune.Trainable):
+    """What Tune runs: the first worker, with the others as actors beside it."""
+
+    def setup(  # type: ignore[override]
+        self,
+        config: dict[str, Any],
+        judge: Judge,
+        corpus: Corpus,
+        texts: Mapping[str, pa.Table],
+        rungs: Sequence[int],
+    ) -> None:
+        """Start the workers and take up the first mix."""
+        search = judge.search
+        asked, workers = search.base.resources, search.settings.fine_tuning.workers
+        self.judge, self.rungs, self.cost = judge, list(rungs), 0.0
+        # the store takes a free port and keeps it: one chosen here for a worker could be gone when that listens
+        self.store = meeting_place(ray.util.get_node_ip_address())
+        address = f"{self.store.host}:{self.store.port}"
+        place = (address, workers, asked.cpus_per_worker, asked.gpus_per_worker)
+        remote: Any = ray.remote(Worker)
+        group: Any = get_current_placement_group()
+        self.peers = [
+            remote.options(
+                num_cpus=asked.cpus_per_worker,
+                num_gpus=asked.gpus_per_worker,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            ).remote(corpus, texts, rank, *place)
+            for rank in range(1, workers)
+        ]
+        self.worker = Worker(corpus, texts, 0, *place)
+        self._take_up(config)
+
+    def _take_up(self, config: dict[str, Any], saved: bytes | None = None) -> None:
+        search = self.judge.search
+        self.point = search.point(config)
+        experiment = search.experiment(self.point)
+        waiting = [peer.begin_from.remote(experiment, saved) for peer in self.peers]
+        self.worker.begin_from(experiment, saved)
+        ray.get(waiting)
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung and measure; a mix that diverges ends with objectives of 0."""
+        began = time.monotonic()
+        done = self.worker.trainee.progress.epoch
+        goal = next((rung for rung in self.rungs if rung > done), self.rungs[-1])  # a kill may hide from Tune an end
+        waiting = [peer.advance.remote(goal) for peer in self.peers]
+        try:
+            predictions = self.worker.advance(goal)
+            ray.get(waiting)
+        except FloatingPointError as error:
+            zero = {f"objective_{name}": 0.0 for name in self.judge.search.settings.selection.objectives}
+            return zero | {"epoch": goal, "done": True, "diverged": str(error), "cost": self._spent(began)}
+        accuracy = {code: one.accuracy for code, one in predictions.items()}
+        tried = Tried(self.point, "fine_tune", goal, False, accuracy, 0.0, 0.0, 0.0, 0.0)
+        low, high = self.judge.interval(predictions, tried)
+        result = {"epoch": goal, "accuracy": accuracy, "low": low, "high": high, "done": goal == self.rungs[-1]}
+        result |= {"point": dict(self.point), "key": tried.key}  # a scheduler is handed no nested values
+        return result | objectives(self.judge, tried) | {"cost": self._spent(began)}
+
+    def _spent(self, began: float) -> float:
+        self.cost += time.monotonic() - began
+        return self.cost
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write where the trial is; all workers are at the same place."""
+        self.worker.trainee.save(Path(checkpoint_dir))
+        (Path(checkpoint_dir) / "cost.txt").write_text(str(self.cost), encoding="utf-8")
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on where a trial was saved, or begin anew: a kill can come between a deletion and Tune's note of it."""
+        try:
+            super().restore(checkpoint_path)
+        except (FileNotFoundError, ValueError) as error:  # the file is gone, the folder is
+            if isinstance(error, InputError):
+                raise
+            self.reset_config(self.config)
+
+    def load_checkpoint(self, checkpoint_dir: Any) -> None:
+        """Go on where a trial was saved."""
+        folder = Path(str(checkpoint_dir))
+        self._take_up(self.config, (folder / checkpoint.FILE).read_bytes())
+        self.cost = float((folder / "cost.txt").read_text(encoding="utf-8"))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take up another mix with the same workers."""
+        self.cost = 0.0
+        self._take_up(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """End the other workers."""
+        for peer in self.peers:
+            ray.kill(peer)
+
+
+def objectives(judge: Judge, tried: Tried) -> dict[str, float]:
+    """Name what a searcher maximises, `objective_mean` and the like, for a mix measured on dev."""
+    names = judge.search.settings.selection.objectives
+    return {f"objective_{name}": judge.value(tried, name) or 0.0 for name in names}

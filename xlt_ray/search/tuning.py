@@ -1,0 +1,286 @@
+"""The real fidelity of a search: mixes fine-tuned on Ray Tune, bad ones stopped early; a kill loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+import pyarrow as pa
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.errors import TrainingError
+from xlt_ray.search import proposals
+from xlt_ray.search.selection import Judge, Tried
+from xlt_ray.search.space import Point, Search, mix_of, point_key
+from xlt_ray.search.trial import Trial
+from xlt_ray.training import checkpoint, cluster
+
+# Tune saves its state at most so often; a result younger than that is measured again after a kill
+TUNE_SETTINGS = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C then does what kill does, and one way back serves both
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+STARTUP = 10  # fine-tunings drawn at random before TPE takes over, or half of them; probes count as well
+WARM = 100  # probes the searcher is told of before it proposes
+ASKED_AGAIN = 50  # proposals of known mixes in a row after which a space counts as used up
+
+Listener = Callable[[str, str, Mapping[str, Any]], None]
+# Tune pickles callbacks, and a live display cannot be; so the callback holds a name and finds its listener here
+LISTENERS: dict[str, Listener] = {}
+DEADLINES: dict[str, float] = {}  # likewise; a `time.monotonic()`
+
+
+class Follow(tune.Callback):
+    """Tell the listener of a search what happens to its trials: `start`, `result`, `complete` or `error`."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of a trial that starts or goes on."""
+        self._tell("start", trial, trial.config)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        """Tell of a rung that was reached."""
+        self._tell("result", trial, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of a trial's end; nobody will take up its checkpoint again, which is as large as the optimiser."""
+        self._tell("complete", trial, {})
+        if trial.checkpoint is not None:
+            with contextlib.suppress(OSError):  # it may be gone after a kill, and costs no more than room
+                trial.checkpoint.filesystem.delete_file(f"{trial.checkpoint.path}/{checkpoint.FILE}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of a trial that failed for good."""
+        self._tell("error", trial, {})
+
+    def _tell(self, what: str, trial: Any, result: Mapping[str, Any]) -> None:
+        if self.key in LISTENERS:
+            LISTENERS[self.key](what, trial.trial_id, result)
+
+
+class Deadline(tune.Stopper):
+    """Stop all trials when the time of a search is up; after a kill as well, when less of it is left."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial for itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Tell whether the time is up."""
+        return time.monotonic() > DEADLINES.get(self.key, math.inf)
+
+
+class Halving(AsyncHyperBandScheduler):
+    """ASHA (Li et al. 2020) that lets one mix run to its end: the choice of the probes, which is the one to beat.
+
+    A first rung is often passed before a head has learned anything, and mixes of many languages are the slower to
+    begin; so it may stop by chance what hundreds of probes have named.
+    """
+
+    spared: str | None = None  # the name of its point
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide after a rung whether a trial goes on."""
+        action = super().on_trial_result(tune_controller, trial, result)
+        spared = result.get("key") == self.spared and result["epoch"] < self._max_t  # one that diverged has no key
+        return self.CONTINUE if spared else action
+
+
+class Fresh(OptunaSearch):
+    """Optuna's proposals without the mixes that were proposed before: the same seed would give the same score."""
+
+    known: set[str]
+    search: Search
+
+    def suggest(self, trial_id: str) -> Any:
+        """Propose parameters of a new mix, or that there is none."""
+        study: Any = self._ot_study
+        learned = study.sampler
+        try:
+            for asked in range(ASKED_AGAIN):
+                if asked == ASKED_AGAIN // 2:  # a sampler that likes a few subsets alone names no other
+                    study.sampler = optuna.samplers.RandomSampler(seed=len(self.known))
+                found = super().suggest(trial_id)
+                if found is None:
+                    return None
+                key = point_key(self.search.decode(found))
+                if key not in self.known:
+                    self.known.add(key)
+                    return found
+                study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+        finally:
+            study.sampler = learned
+        return Searcher.FINISHED
+
+
+def rungs(search: Search) -> list[int]:
+    """List the epochs after which a trial is measured and may be stopped; the last is its end."""
+    settings, epochs = search.settings.fine_tuning, search.base.training.epochs
+    found = []
+    rung = settings.grace_epochs
+    while stops_early(search) and rung < epochs:
+        found.append(rung)
+        rung *= settings.reduction
+    return [*found, epochs]
+
+
+def stops_early(search: Search) -> bool:
+    """Whether bad mixes are stopped: by ASHA (Li et al. 2020), which knows a single objective only."""
+    settings = search.settings
+    return settings.fine_tuning.scheduler == "asha" and len(settings.selection.objectives) == 1
+
+
+def concurrent(search: Search) -> int:
+    """Count the trials that run at once; raise InputError with the arithmetic where not even one fits."""
+    asked, settings = search.base.resources, search.settings.fine_tuning
+    cluster.check_trials(settings.workers, asked.cpus_per_worker, asked.gpus_per_worker)
+    fit = cluster.slots(settings.workers, asked.cpus_per_worker, asked.gpus_per_worker)
+    return min(fit, settings.concurrent or fit, settings.trials)
+
+
+def fine_tune(
+    judge: Judge,
+    corpus: Corpus,
+    screened: Sequence[Tried],
+    storage: tuple[str, Any],
+    listener: Listener,
+    seconds: float | None = None,
+    texts: Mapping[str, pa.Table] | None = None,
+) -> list[str]:
+    """Fine-tune mixes, or go on with it; `listener` is told of every rung, and failures come back as sentences.
+
+    `texts` are those of the targets without labels, for techniques. The searcher begins with the best of `screened`.
+    Raises TrainingError where every trial failed.
+    """
+    search = judge.search
+    os.environ.update(TUNE_SETTINGS)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    asked, key = search.base.resources, search.key()
+    bundle = {"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})}
+    group = tune.PlacementGroupFactory([bundle] * search.settings.fine_tuning.workers)
+    # what is common to all trials is put into the object store once
+    common = {"judge": judge, "corpus": corpus, "texts": texts or {}, "rungs": rungs(search)}
+    trainable = tune.with_resources(tune.with_parameters(Trial, **common), group)
+    path = f"{storage[0]}/tune"
+    LISTENERS[key] = listener
+    if seconds is not None:
+        DEADLINES[key] = time.monotonic() + seconds
+    try:
+        if tune.Tuner.can_restore(path, storage_filesystem=storage[1]):
+            tuner = tune.Tuner.restore(
+                path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=storage[1]
+            )
+        else:
+            tuner = _new(judge, trainable, screened, storage)
+        grid = tuner.fit()
+        # Tune may know of a rung that a killed session had no time to write down
+        for result in map(grid.__getitem__, range(len(grid))):
+            if result.metrics and "accuracy" in result.metrics:
+                listener("result", str(result.metrics["trial_id"]), result.metrics)
+    finally:
+        del LISTENERS[key]
+        DEADLINES.pop(key, None)
+    failures = [f"a trial failed: {str(error).strip().splitlines()[-1]}" for error in grid.errors]
+    if failures and len(failures) == len(grid):
+        raise TrainingError(f"every trial failed; the last: {failures[-1]}")
+    return failures
+
+
+def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple[str, Any]) -> tune.Tuner:
+    search, settings = judge.search, judge.search.settings
+    first = f"objective_{settings.selection.objectives[0]}"
+    begin = [search.encode(point) for point in starts(judge, screened)]
+    scheduler: Any = FIFOScheduler()
+    if stops_early(search):
+        fine = settings.fine_tuning
+        scheduler = Halving("epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction)
+        scheduler.spared = point_key(search.decode(begin[0])) if begin else None
+    parameters: dict[str, Any] = {}
+    if settings.searcher == "grid":
+        searcher: Any = BasicVariantGenerator(max_concurrent=concurrent(search))
+        parameters = {"point": tune.grid_search(search.grid()[: settings.fine_tuning.trials])}
+    else:
+        searcher = _searcher(judge, screened, begin)
+    return tune.Tuner(
+        trainable,
+        param_space=parameters,
+        tune_config=tune.TuneConfig(
+            num_samples=1 if settings.searcher == "grid" else settings.fine_tuning.trials,
+            max_concurrent_trials=None if settings.searcher == "grid" else concurrent(search),
+            search_alg=searcher,
+            scheduler=scheduler,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage[0],
+            storage_filesystem=storage[1],
+            callbacks=[Follow(search.key())],
+            stop=Deadline(search.key()),
+            failure_config=tune.FailureConfig(max_failures=search.base.resources.max_failures),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
+            verbose=0,
+        ),
+    )
+
+
+def _searcher(judge: Judge, screened: Sequence[Tried], begin: list[dict[str, Any]]) -> Fresh:
+    search = judge.search
+    objectives = [f"objective_{name}" for name in search.settings.selection.objectives]
+    space = proposals.distributions(search)
+    single = len(objectives) == 1
+    found = Fresh(
+        space,
+        metric=objectives[0] if single else objectives,
+        mode="max" if single else ["max"] * len(objectives),
+        points_to_evaluate=begin,
+        sampler=proposals.sampler(search, 0, startup=min(STARTUP, max(1, search.settings.fine_tuning.trials // 2))),
+    )
+    found.search, found.known = search, set()
+    ranked = judge.ranked(proposals.candidates(search, screened))
+    if search.settings.searcher == "tpe" and single and ranked:
+        step = max(1, len(ranked) // WARM)
+        for one in ranked[::step]:
+            found.add_evaluated_point(search.encode(one.point), judge.value(one) or 0.0)
+    return found
+
+
+def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
+    """Choose the mixes to fine-tune first: the probes' choice and the best of other sets, half of all trials.
+
+    Mixes that differ in weights alone say little more than one of them does.
+    """
+    search = judge.search
+    if search.settings.searcher != "tpe":
+        return []
+    chosen: dict[tuple[str, ...], Point] = {}
+    candidates = proposals.candidates(search, screened)
+    first = judge.choose(candidates)
+    for one in (*((first,) if first else ()), *judge.ranked(candidates)):
+        chosen.setdefault(tuple(one.point.get("sources", search.pool)), mix_of(one.point))
+    return list(chosen.values())[: max(1, search.settings.fine_tuning.trials // 2)]
+
+
+def _name(trial: Any) -> str:
+    return str(trial.trial_id)

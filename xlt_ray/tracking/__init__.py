@@ -1,0 +1,1 @@
+"""MLflow: what a run records is kept in an outbox beside it and sent by a process of its own."""

@@ -1,0 +1,140 @@
+"""What an update is fed with: labelled draws, changed by techniques, and unlabelled rows beside them, as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from xlt_ray.corpora import mixture
+from xlt_ray.corpora.mixture import Draws
+from xlt_ray.model import collate, precision
+from xlt_ray.model.collate import Tokenize
+from xlt_ray.training import setup
+from xlt_ray.training.checkpoint import Progress
+
+WINDOW = 64  # updates among which rows are sorted by length: wide enough to save padding, narrow enough to stay random
+
+SAMPLE = 256  # rows a language from which its tokens per byte are measured
+
+if TYPE_CHECKING:
+    from xlt_ray.training.setup import Run
+
+
+class Feed:
+    """Makes the batches of one worker, `rank` of `world`; `train` are the tables that draws are taken of."""
+
+    def __init__(self, run: Run, train: Mapping[str, pa.Table], rank: int, world: int) -> None:
+        self.run, self.train, self.rank, self.world = run, train, rank, world
+        self.device = next(run.network.parameters()).device
+
+        def tell(done: int, total: int) -> None:
+            run.emit({"stage": "prepare", "done": done, "total": total})
+
+        mix = run.experiment.mixture
+        known = {code: table["label"].to_numpy() for code, table in train.items()} if mix.label_balance else {}
+        self.weights = mixture.label_weights(known, run.network.head.out_features, mix)
+        changing = [one for one in run.techniques if one.changes_examples]
+        self.examples = [one.prepare(run.material, tell) for one in changing if run.material is not None]
+        self.joining = _joining(run)
+        self.texts = dict(run.material.texts) if run.material is not None and self.joining else {}
+        self.sizes = {code: table.num_rows for code, table in self.texts.items()}
+
+    def batches(
+        self, draws: mixture.Draws, positions: np.ndarray, progress: Progress, total: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield this worker's part of the update of `positions`, in steps under the token budget."""
+        own = positions[self.rank :: self.world]
+        more, there = self._unlabelled(progress.step)
+        idle = not len(own) and not len(there)  # a worker without rows runs one at weight 0: all must meet in the sum
+        own = positions[:1] if idle else own
+        encoded, labels, language = self._rows(draws, self.train, own, progress.epoch)
+        if len(there):
+            rows, _, others = self._rows(more, self.texts, there, None)
+            encoded, language = encoded + rows, np.concatenate([language, others])
+        labels = np.pad(labels, (0, len(there)))
+        labelled = np.arange(len(encoded)) < (0 if idle else len(own))
+        weight = np.where(labelled, self.weights[labels], 0.0).astype(np.float32)
+        share = 0.0 if idle else len(positions) / (len(positions) + len(more))
+        tokens = precision.token_budget(self.run.experiment.training.tokens_per_step, self.device)
+        for group, batch in collate.budgeted(encoded, tokens, self.run.tokenize.tokenizer.pad_token_id):
+            batch["label"], batch["weight"] = torch.from_numpy(labels[group]), torch.from_numpy(weight[group])
+            batch["language"] = torch.from_numpy(language[group])
+            batch["share"] = torch.full((len(group),), share)
+            batch["progress"] = torch.tensor(progress.step / total)
+            yield batch
+
+    def _unlabelled(self, step: int) -> tuple[mixture.Draws, np.ndarray]:
+        """Draw the unlabelled rows of this update, and give the places of those that are this worker's."""
+        if not self.texts:
+            return mixture.Draws((), np.empty(0, np.int32), np.empty(0, np.int64)), np.empty(0, np.int64)
+        alpha, seed = self.run.experiment.mixture.alpha, self.run.experiment.seed
+        more = mixture.unlabelled(self.sizes, alpha, self.joining, seed, step)
+        return more, np.arange(len(more))[self.rank :: self.world]
+
+    def _rows(
+        self, draws: mixture.Draws, tables: Mapping[str, pa.Table], places: np.ndarray, epoch: int | None
+    ) -> tuple[list[dict[str, list[int]]], np.ndarray, np.ndarray]:
+        """Encode the draws at `places`, of an epoch or, with None, unlabelled; gives rows, labels and languages."""
+        encoded: list[dict[str, list[int]]] = [{}] * len(places)
+        labels, language = np.zeros(len(places), dtype=np.int64), np.zeros(len(places), dtype=np.int64)
+        for index in np.unique(draws.language[places]):
+            code = draws.languages[index]
+            at = np.flatnonzero(draws.language[places] == index)
+            rows, table = draws.row[places[at]], tables[code]
+            language[at] = self.run.network.index(code)
+            texts, pairs = collate.texts_of(table, rows)
+            if epoch is not None:
+                labels[at] = table["label"].take(rows).to_numpy()
+                address = (self.run.experiment.seed, epoch)
+                texts, pairs = setup.changed(self.examples, texts, pairs, code, address, places[at])
+            for place, row in zip(at, self.run.tokenize(texts, pairs), strict=True):
+                encoded[place] = row
+        return encoded, labels, language
+
+
+def _joining(run: Run) -> int:
+    """Count the unlabelled rows that join an update: as configured, else where a loss wants them."""
+    training = run.experiment.training
+    wanted = bool(training.language_id) or any(one.wants_unlabelled for one in run.techniques)
+    return training.unlabelled_rows if training.unlabelled_rows is not None else training.batch_size if wanted else 0
+
+
+def lengths(table: pa.Table, tokenize: Tokenize) -> np.ndarray:
+    """Estimate the tokens of every row, (rows,) int32, from its bytes and the tokens per byte of a sample.
+
+    Sorting wants no more than this; tokenising all rows on all ranks before the first step would cost minutes.
+    """
+    size = sum(
+        pc.fill_null(pc.binary_length(table[column]), 0).to_numpy().astype(np.float64)
+        for column in ("text", "text_pair")
+        if column in table.column_names
+    )
+    size = np.asarray(size)
+    sample = np.unique(np.linspace(0, len(size) - 1, min(SAMPLE, len(size))).astype(np.int64))
+    tokens = sum(len(row["input_ids"]) for row in tokenize.rows(table, sample))
+    ratio = tokens / max(float(size[sample].sum()), 1.0)
+    return np.clip(np.ceil(size * ratio), 1, tokenize.max_length).astype(np.int32)
+
+
+def updates(draws: Draws, length: Mapping[str, np.ndarray], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Group an epoch's draws into updates of `batch_size` positions of similar length, in a seeded random order.
+
+    Independent of the number of workers: each takes every world-th position of an update, `update[rank::world]`.
+    Within an update rows are sorted by length, so that workers get equal work.
+    """
+    estimate = np.empty(len(draws), dtype=np.int32)
+    for index, name in enumerate(draws.languages):
+        chosen = draws.language == index
+        estimate[chosen] = length[name][draws.row[chosen]]
+    groups = []
+    for start in range(0, len(draws), WINDOW * batch_size):
+        window = np.arange(start, min(start + WINDOW * batch_size, len(draws)))
+        window = window[np.argsort(estimate[window], kind="stable")]
+        groups += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    order = np.random.default_rng([seed, epoch, 2]).permutation(len(groups))
+    return [groups[i] for i in order]

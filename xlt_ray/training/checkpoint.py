@@ -1,0 +1,65 @@
+"""Everything a resumed run needs to go on as if nothing had happened.
+
+Frozen weights are left out: they come again, unchanged, from `network.init`. Generators are left out too, because none
+carries state: draws are addressed by (seed, epoch) and dropout by (seed, update, rank), so that the place alone, which
+is saved, brings back every random number (see docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xlt_ray.model.network import Weights, restore_weights, trained
+
+FILE = "training.pt"
+
+
+@dataclass
+class Progress:
+    """Where a run is, and the sums behind the losses it has still to report. Equal on all ranks when saved."""
+
+    epoch: int = 0  # epochs finished
+    update: int = 0  # updates finished in the epoch under way
+    step: int = 0  # updates finished in all
+    precision: str = ""
+    window_loss: float = 0.0  # summed over the rows since the last reported loss
+    window_rows: float = 0.0
+    epoch_loss: float = 0.0
+    epoch_rows: float = 0.0
+    best_score: float = -1.0
+    reported: list[dict[str, float]] = field(default_factory=list)  # losses told of during epochs
+    history: list[dict[str, float]] = field(default_factory=list)  # one row an epoch
+    facts: dict[str, float] = field(default_factory=dict)  # technique/figure, of `settle`
+
+
+def save(
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: Weights,
+    best: Weights,
+) -> None:
+    """Write one checkpoint file into `folder`."""
+    content = {
+        "network": trained(network),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+        "average": average,
+        "best": best,
+    }
+    torch.save(content, folder / FILE)
+
+
+def load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights, Weights]:
+    """Bring network and optimiser to where a checkpoint left them; return (progress, average, best)."""
+    device = next(network.parameters()).device
+    content: dict[str, Any] = torch.load(folder / FILE, map_location=device, weights_only=True)
+    restore_weights(network, content["network"])
+    optimizer.load_state_dict(content["optimizer"])
+    return Progress(**content["progress"]), content["average"], content["best"]

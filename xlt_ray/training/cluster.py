@@ -1,0 +1,92 @@
+"""The Ray cluster of a run: the one it was told of or a local one, checked first, with errors in plain words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.errors import InputError, TrainingError
+from xlt_ray.training.setup import check_resources
+
+# polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
+RAY_TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+@contextlib.contextmanager
+def ray_cluster(experiment: Experiment) -> Iterator[None]:
+    """Use the cluster RAY_ADDRESS names or this process is connected to, else start a local one and stop it after."""
+    check_resources(experiment)
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        # Without a dashboard, port 8265 is still noted as its address, where another Ray of this machine may have one.
+        # Ray Train asks there whether its controller lives, and stops the workers of one that it is told nothing of.
+        ray.init(address="local", include_dashboard=False, dashboard_port=0, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def slots(workers: int, cpus: float, gpus: float) -> int:
+    """Count how many groups of so many workers, each with these CPUs and GPUs, the connected cluster has room for.
+
+    Workers of a group may sit on different machines; one worker may not.
+    """
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = 0
+    for resources in there:
+        fits = [resources.get(name, 0.0) / asked for name, asked in (("CPU", cpus), ("GPU", gpus)) if asked]
+        room += int(min(fits) + 1e-9)
+    return room // workers
+
+
+def check_trials(workers: int, cpus: float, gpus: float) -> None:
+    """Raise InputError with the arithmetic where the connected cluster cannot run one trial of a search."""
+    if slots(workers, cpus, gpus):
+        return
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = ", ".join(f"{r.get('CPU', 0):g} CPUs" + (f" and {r['GPU']:g} GPUs" if "GPU" in r else "") for r in there)
+    asked = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    raise InputError(
+        f"search.fine_tuning.workers: a trial needs {workers} workers x ({asked}), each worker whole on one machine; "
+        f"the cluster has {len(there)} machines ({machines}), room for {slots(1, cpus, gpus)} such workers; lower "
+        "search.fine_tuning.workers or resources.cpus_per_worker, or use a larger cluster"
+    )
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Give Ray's errors as TrainingError, and the exit that it makes of Ctrl-C and SIGTERM as KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise TrainingError(str(error.cause if isinstance(error.cause, FloatingPointError) else error)) from None
+    except ray.exceptions.RayError as error:
+        raise TrainingError(str(error)) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)  # fit() leaves behind one that asks a controller which is gone

@@ -1,0 +1,220 @@
+"""What runs on Ray: fine-tuning on the workers of a TorchTrainer, and the frozen features of a probe on actors.
+
+Both go on after a kill. Fine-tuning restarts from the last checkpoint when its name and storage are the same, features
+from the pieces that are already in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from xlt_ray import techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.corpus import known_languages
+from xlt_ray.corpora.loaders import load_corpus
+from xlt_ray.errors import InputError, TrainingError
+from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
+from xlt_ray.events import Event, OnEvent
+from xlt_ray.model import network
+from xlt_ray.model.collate import Tokenize
+from xlt_ray.training import loop, setup
+
+LASTING = (InputError, FloatingPointError)  # come again however often workers are restarted
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What fine-tuning leaves: changed weights, their temperature, predictions on test, losses, epochs, figures."""
+
+    weights: dict[str, torch.Tensor]
+    predictions: dict[str, Predictions]
+    reported: list[dict[str, float]]
+    history: list[dict[str, float]]
+    precision: str
+    facts: dict[str, float]  # what techniques tell
+    temperature: float
+
+
+def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
+    """Fine-tune on Ray Train and predict test; the same storage path goes on where an earlier call was stopped."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    asked = experiment.resources
+    events = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _worker,
+        # Ray shows this in its dashboard and its logs, and workers track nothing
+        train_loop_config={"experiment": experiment.model_dump(mode="json", exclude={"tracking"}), "events": events},
+        scaling_config=ScalingConfig(
+            num_workers=asked.workers,
+            use_gpu=asked.gpus_per_worker > 0,
+            resources_per_worker={
+                "CPU": asked.cpus_per_worker,
+                **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=asked.max_failures, controller_failure_limit=1),  # type: ignore[call-arg]
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[_no_vain_restart()],
+        ),
+    )
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with _draining(events, on_event):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise _in_plain_words(error, asked.max_failures) from None
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        return _read_final(Path(folder))
+
+
+def _in_plain_words(error: Any, restarts: int) -> Exception:
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, InputError):
+        return cause
+    failures = getattr(error, "worker_failures", {}).values()
+    if any(type(failure).__module__.startswith("ray.") for failure in failures):  # no Python error: its process is gone
+        return TrainingError(
+            f"a worker died, after as many restarts as resources.max_failures={restarts} allows; where memory is "
+            "short, lower training.tokens_per_step or resources.workers. The same command goes on from the last "
+            "checkpoint"
+        )
+    return TrainingError(str(cause))
+
+
+def _no_vain_restart() -> Any:
+    from ray.train import UserCallback
+
+    class NoVainRestart(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, LASTING):
+                    raise error
+
+    return NoVainRestart()
+
+
+@contextlib.contextmanager
+def _draining(events: Any, on_event: OnEvent) -> Iterator[None]:
+    from ray.util.queue import Empty
+
+    done = threading.Event()
+
+    def drain() -> None:
+        while True:
+            try:
+                on_event(events.get(timeout=0.5))
+            except Empty:
+                if done.is_set():
+                    return
+            except ray.exceptions.RayError:  # the cluster is going down; fit() says why
+                return
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        events.shutdown(force=True)
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """Run on every worker: train to the end, calibrate, then predict this worker's share of test."""
+    from ray.train import get_checkpoint, get_context
+    from ray.train.torch import get_device
+
+    experiment = Experiment.model_validate(settings["experiment"])
+    rank, events = get_context().get_world_rank(), settings["events"]
+    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker is what was asked for
+
+    def emit(event: Event) -> None:
+        if rank == 0:
+            events.actor.put_nowait.remote(event)  # not waited for: progress must not hold up a step
+
+    restored = get_checkpoint()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(restored.as_directory())) if restored else None
+        if folder is not None and (folder / "final.json").is_file():
+            return  # everything was done before; the driver finds this checkpoint
+        emit({"stage": "load"})
+        corpus, _ = load_corpus(experiment)
+        chosen, languages = techniques.build(experiment), known_languages(experiment, corpus)
+        net, tokenizer, _ = techniques.network(chosen, experiment, len(corpus.labels), languages)
+        tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+        net.to(get_device())
+        visible, material = setup.scene(chosen, experiment, corpus)
+        report = _reporter(rank)
+
+        def follow(metrics: dict[str, Any]) -> None:
+            emit({"stage": "train", **metrics})
+
+        run = setup.Run(experiment, visible, net, tokenize, report, follow, chosen, material)
+        progress = loop.fit(run, folder)
+
+    def tell(done: int, total: int) -> None:
+        emit({"stage": "evaluate", "done": done, "total": total})
+
+    budget = experiment.evaluation.tokens_per_step
+    dev = {c: visible.table("dev", c) for c in visible.languages("dev") if c in experiment.sources}
+    net.temperature = evaluate.temperature(net, dev, tokenize, progress.precision, budget)
+    test = corpus.for_testing()
+    tables = {code: test.table("test", code) for code in corpus.measured(experiment.sources, experiment.targets)}
+    predictions = evaluate.predict(net, tables, tokenize, progress.precision, budget, tell)
+    facts = {name: getattr(progress, name) for name in ("reported", "history", "precision", "facts")}
+    facts["temperature"] = net.temperature
+    report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
+
+
+def _reporter(rank: int) -> setup.Report:
+    from ray.train import Checkpoint, report
+
+    def send(metrics: dict[str, float], save: setup.Save | None) -> None:
+        if rank != 0 or save is None:
+            report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    return send
+
+
+def _write_final(
+    folder: Path, net: network.Network, predictions: Mapping[str, Predictions], facts: dict[str, Any]
+) -> None:
+    net.terms.clear()  # trained with the network, but no part of it
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.trained(net).items()}
+    save_file(weights, folder / "weights.safetensors")
+    save_predictions(folder / "predictions.npz", predictions)
+    (folder / "final.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _read_final(folder: Path) -> Trained:
+    facts = json.loads((folder / "final.json").read_text(encoding="utf-8"))
+    weights, predictions = load_file(folder / "weights.safetensors"), load_predictions(folder / "predictions.npz")
+    return Trained(weights, predictions, **{"temperature": 1.0} | facts)  # 1 in files of before there was any

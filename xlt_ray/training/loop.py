@@ -1,0 +1,286 @@
+"""The training loop: torch only, no Ray. The same updates come from 1, 2 or 4 workers, and from a resumed run."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from xlt_ray.config.experiment import TrainingConfig
+from xlt_ray.corpora import mixture
+from xlt_ray.evaluation import evaluate
+from xlt_ray.model import cpu
+from xlt_ray.model.network import Network, Weights, restore_weights, trained
+from xlt_ray.model.objective import LanguageHead, Objective
+from xlt_ray.model.precision import BROKEN, autocast, choose_precision
+from xlt_ray.training import checkpoint, setup
+from xlt_ray.training.batches import Feed, lengths, updates
+from xlt_ray.training.checkpoint import Progress
+from xlt_ray.training.setup import Run
+
+REPORTS = 50  # losses reported over a run
+
+
+def fit(run: Run, restored: Path | None = None) -> Progress:
+    """Fine-tune `run.network` to the end of the configured epochs, from `restored` on where given.
+
+    The network is left with the weights to deploy: the last, the average of the last epochs, or the best on dev.
+    """
+    trainee = begin(run, restored)
+    trainee.advance(run.experiment.training.epochs)
+    trainee.finish()
+    trainee.settle()
+    return trainee.progress
+
+
+def begin(run: Run, restored: Path | None = None) -> Trainee:
+    """Set up optimiser and workers' exchange of gradients for a run, at its start or where `restored` left it."""
+    rank, world = _ranks()
+    asked, longest = run.experiment.training.precision, run.experiment.network.max_length
+    progress = Progress(precision=choose_precision(asked, run.network, longest, lambda note: run.emit({"note": note})))
+    _add_terms(run, progress.precision)
+    objective = Objective(run.network, run.experiment.training.label_smoothing)
+    optimizer = _optimizer(run.network, run.experiment.training)
+    average: Weights = {}
+    best: Weights = {}
+    if restored is not None:
+        progress, average, best = checkpoint.load(restored, run.network, optimizer)
+    forward = (
+        DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        if world > 1
+        else objective
+    )
+    return Trainee(run, forward, optimizer, progress, average, best, rank, world)
+
+
+def _add_terms(run: Run, precision: str) -> None:
+    """Put the losses that come on top of the task's into the network, where they are trained and saved with it."""
+    network, training = run.network, run.experiment.training
+    device = next(network.parameters()).device
+    network.terms.clear()  # of an earlier run of the same network
+    if training.language_id:
+        head = LanguageHead(network.head.in_features, len(network.languages), training.language_id, network.seed)
+        network.terms["language_id"] = head.to(device)
+    for one in run.techniques:
+        assert run.material is not None
+        term = one.loss_term(network, run.material, lambda tables: run.embed(tables, precision))
+        if term is not None:
+            network.terms[one.name] = term.to(device)
+
+
+def rate(training: TrainingConfig, step: int, total: int) -> float:
+    """Give the factor on the learning rate at update `step` of `total`: linear warm-up from near 0 to 1, then decay.
+
+    >>> [round(rate(TrainingConfig(warmup=0.2), step, 10), 2) for step in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.12]
+    """
+    warm = math.ceil(training.warmup * total)
+    if step < warm:
+        return (step + 1) / warm
+    left = (total - step) / max(total - warm, 1)
+    shapes = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}
+    return shapes[training.decay]
+
+
+def _ranks() -> tuple[int, int]:
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def _optimizer(network: Network, training: TrainingConfig) -> torch.optim.Optimizer:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            decay = training.weight_decay if parameter.ndim > 1 else 0.0  # biases and norms are not decayed
+            peak = training.head_learning_rate if name.startswith("head.") else None
+            groups.setdefault((peak or training.learning_rate, decay), []).append(parameter)
+    settings = [{"params": ps, "lr": peak, "peak": peak, "weight_decay": decay} for (peak, decay), ps in groups.items()]
+    return torch.optim.AdamW(settings, fused=True)
+
+
+@dataclass
+class Trainee:
+    """A run under way: `advance` trains whole epochs, `save` writes where it is, `finish` leaves the final weights."""
+
+    run: Run
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    average: Weights
+    best: Weights
+    rank: int
+    world: int
+
+    def __post_init__(self) -> None:
+        self.experiment = self.run.experiment
+        self.device = next(self.run.network.parameters()).device
+        self.parameters = [p for p in self.run.network.parameters() if p.requires_grad]
+        train = {code: self.run.corpus.table("train", code) for code in self.run.corpus.languages("train")}
+        self.train = {code: rows for code, rows in train.items() if self.experiment.mixture.weights.get(code, 1.0) > 0}
+        self.feed = Feed(self.run, self.train, self.rank, self.world)
+        self.sizes = {code: rows.num_rows for code, rows in self.train.items()}
+        self.lengths = {code: lengths(rows, self.run.tokenize) for code, rows in self.train.items()}
+        self.norm = torch.zeros((), device=self.device)  # of the gradient of the latest update
+        self.mine = torch.zeros(
+            2, dtype=torch.float64, device=self.device
+        )  # loss and rows of this rank since they were last summed
+
+    def advance(self, epochs: int) -> None:
+        """Train until so many epochs are done, all in all."""
+        with cpu.fast(self.run.network):
+            while self.progress.epoch < epochs:
+                self._epoch()
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into a folder."""
+        network, optimizer = self.run.network, self.optimizer
+        checkpoint.save(folder, network, optimizer, self.progress, self.average, self.best)
+
+    def finish(self) -> None:
+        """Leave the network with the weights to deploy."""
+        if self.average:
+            count = self.experiment.training.average_last
+            mean = {name: (tensor / count).to(tensor.dtype) for name, tensor in self.average.items()}
+            restore_weights(self.run.network, mean)
+        elif self.best:
+            restore_weights(self.run.network, self.best)
+        self.run.network.eval()
+
+    def settle(self) -> None:
+        """Let techniques compute what depends on the final weights, and keep the figures that they give."""
+        if self.run.material is not None:
+            embed = functools.partial(self.run.embed, precision=self.progress.precision)
+            self.progress.facts |= setup.settle(self.run.techniques, self.run.network, embed, self.run.material)
+
+    def _epoch(self) -> None:
+        """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""
+        progress, training = self.progress, self.experiment.training
+        seed, batch_size = self.experiment.seed, training.batch_size
+        draws = mixture.epoch(self.sizes, self.experiment.mixture, seed, progress.epoch)
+        plan = updates(draws, self.lengths, batch_size, seed, progress.epoch)
+        total = training.epochs * len(plan)
+        every = max(1, total // REPORTS)
+        self.run.network.train()
+        for positions in plan[progress.update :]:
+            self._update(draws, positions, total)
+            progress.update += 1
+            progress.step += 1
+            if progress.step == 1:
+                self._sum_losses()  # what is wrong before anything is learned has another remedy than what comes later
+            if progress.step % every == 0:
+                self._report_loss(total)
+            if (
+                training.checkpoint_every
+                and progress.step % training.checkpoint_every == 0
+                and progress.update < len(plan)
+            ):
+                self._sum_losses()
+                self.run.report({"step": progress.step}, self.save)
+        self._end_epoch()
+
+    def _update(self, draws: mixture.Draws, positions: np.ndarray, total: int) -> None:
+        factor = rate(self.experiment.training, self.progress.step, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        # dropout has an address: the same masks come back after a restart
+        address = np.random.SeedSequence([self.experiment.seed, self.progress.step, self.rank])
+        torch.manual_seed(int(address.generate_state(1)[0]))
+        batches = list(self.feed.batches(draws, positions, self.progress, total))
+        for number, batch in enumerate(batches, start=1):
+            self._step(batch, len(positions), last=number == len(batches))
+        self.norm = nn.utils.clip_grad_norm_(self.parameters, self.experiment.training.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, batch: dict[str, torch.Tensor], rows: int, last: bool) -> None:
+        batch = {key: value.to(self.device) for key, value in batch.items()}
+        wait = isinstance(self.forward, DistributedDataParallel) and not last
+        if isinstance(self.forward, DistributedDataParallel):
+            self.forward.require_backward_grad_sync = not wait  # what no_sync() sets, without nesting
+        with autocast(self.device, self.progress.precision):
+            loss = self.forward(batch)
+        # DDP averages over workers; the mean wanted is over the rows of the update
+        (loss * (self.world / rows)).backward()
+        self.mine += torch.stack([loss.detach(), batch["weight"].sum()]).double()
+
+    def _sum_losses(self) -> None:
+        summed = self.mine.clone()
+        if self.world > 1:
+            distributed.all_reduce(summed)
+        loss, rows = summed.tolist()
+        self.progress.window_loss += loss
+        self.progress.window_rows += rows
+        self.progress.epoch_loss += loss
+        self.progress.epoch_rows += rows
+        self.mine.zero_()
+        # here, so that no checkpoint and no result is made of weights that are not numbers
+        if not (math.isfinite(loss) and math.isfinite(float(self.norm))):
+            raise FloatingPointError(self._diverged(loss / max(rows, 1)))
+
+    def _diverged(self, loss: float) -> str:
+        training, step = self.experiment.training, self.progress.step
+        what = f"loss {loss}, norm of the gradient {float(self.norm)}"
+        exact = self.progress.precision == "float32"
+        if step > 1:
+            otherwise = "" if exact else " or set training.precision=float32"
+            remedy = f"lower training.learning_rate (now {training.learning_rate}){otherwise}"
+            return f"training diverged by update {step}: {what}; {remedy}"
+        # nothing has been learned yet, so that no learning rate is to blame
+        if not exact:
+            return f"training: {what} at the first update, computed in bfloat16; set training.precision=float32"
+        init = self.experiment.network.init
+        return f"training: {what} at the first update, computed in float32 from {init!r} as it is; {BROKEN}"
+
+    def _report_loss(self, total: int) -> None:
+        self._sum_losses()
+        progress = self.progress
+        metrics = {"step": progress.step, "steps": total, "train/loss": progress.window_loss / progress.window_rows}
+        metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        progress.reported.append(metrics)
+        self.run.emit(metrics)
+        progress.window_loss = progress.window_rows = 0.0
+
+    def _end_epoch(self) -> None:
+        self._sum_losses()
+        progress = self.progress
+        row = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "train/epoch_loss": progress.epoch_loss / progress.epoch_rows,
+        }
+        row |= self._dev()
+        progress.history.append(row)
+        progress.epoch_loss = progress.epoch_rows = 0.0
+        progress.epoch, progress.update = progress.epoch + 1, 0
+        self._remember(row)
+        self.run.emit(row)
+        self.run.report(row, self.save)
+
+    def _dev(self) -> dict[str, float]:
+        targets, there = self.experiment.targets, self.run.corpus.languages("dev")
+        chosen = [code for code in there if targets == "all" or code in {*targets, *self.experiment.sources}]
+        tables = {code: self.run.corpus.table("dev", code) for code in chosen}
+        if not tables:
+            return {}
+        budget = self.experiment.evaluation.tokens_per_step
+        predictions = evaluate.predict(self.run.network, tables, self.run.tokenize, self.progress.precision, budget)
+        right = {code: one.accuracy for code, one in predictions.items()}
+        sources = [right[code] for code in right if code in self.experiment.sources]
+        found = {"dev/accuracy": float(np.mean(sources))} if sources else {}
+        others = [right[code] for code in right if code not in self.experiment.sources]
+        return found | ({"oracle_dev/accuracy": float(np.mean(others))} if others else {})
+
+    def _remember(self, row: dict[str, float]) -> None:
+        training, weights = self.experiment.training, trained(self.run.network)
+        if training.average_last > 1 and self.progress.epoch > training.epochs - training.average_last:
+            for name, tensor in weights.items():
+                self.average[name] = self.average[name] + tensor if name in self.average else tensor.clone()
+        key = {"source_dev": "dev/accuracy", "target_dev": "oracle_dev/accuracy"}.get(training.select)
+        if key and row[key] > self.progress.best_score:
+            self.progress.best_score = row[key]
+            self.best.update({name: tensor.clone() for name, tensor in weights.items()})

@@ -1,0 +1,144 @@
+"""Linear probe: a logistic regression on the features of the frozen encoder, the baseline that everything must beat.
+
+Alain and Bengio 2017. The features of a text never change while the encoder does not, so they are computed once and
+kept under a key made of their content; fitting then takes seconds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from xlt_ray.config.experiment import MixtureConfig
+from xlt_ray.corpora import mixture
+from xlt_ray.errors import InputError
+from xlt_ray.model.network import Network
+from xlt_ray.training.embedding import Features
+
+ABSENT = -1e4  # bias of a label that no source row has: finite, yet never the largest
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted probe in terms of raw features: logits = features @ weight.T + bias; `temperature` is a network's."""
+
+    weight: np.ndarray  # (classes, width) float32
+    bias: np.ndarray  # (classes,) float32
+    strength: float
+    dev_loss: Mapping[float, float]  # cross-entropy for each strength tried, mean over the sources
+    dev_accuracy: Mapping[float, float]  # likewise
+    temperature: float = 1.0
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Score every class for every row: (rows, width) float32 to (rows, classes) float32."""
+        scores: np.ndarray = features @ self.weight.T + self.bias
+        return scores
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Give the likeliest class of every row: (rows, width) float32 to (rows,) int64."""
+        return self.logits(features).argmax(1)
+
+
+def fit(
+    train: Features,
+    train_labels: Features,
+    dev: Features,
+    dev_labels: Features,
+    classes: int,
+    mixture_config: MixtureConfig,
+    strengths: tuple[float, ...],
+    start: Fit | None = None,
+) -> Fit:
+    """Fit a multinomial logistic regression on standardised source features, its L2 strength chosen on source dev.
+
+    `train[language]` is (rows, width), `train_labels[language]` (rows,). Rows are weighted so that every language
+    counts by its share of the mixture, as draws do in fine-tuning, and every label by `label_balance`. The strength
+    with the best dev accuracy, the mean over the sources, is taken; where several tie, as they do on some hundred dev
+    rows, the one of least cross-entropy.
+    `start`, a fit of the same classes on similar rows, is where to begin: the optimum is the same, found sooner.
+    Raises InputError where no source has dev rows and there is more than one strength to choose from.
+    """
+    if not dev and len(strengths) > 1:
+        raise InputError(
+            "training.probe_strengths: no source has dev rows to choose by; add dev rows or give one strength"
+        )
+    x, y, weights = _stack(train, train_labels, classes, mixture_config)
+    centre, scale = x.mean(0), x.std(0) + 1e-6
+    x = (x - centre) / scale
+    dev_loss: dict[float, float] = {}
+    dev_accuracy: dict[float, float] = {}
+
+    def rank(strength: float) -> tuple[float, float]:
+        return dev_accuracy[strength], -dev_loss[strength]
+
+    chosen: tuple[np.ndarray, np.ndarray, float] | None = None
+    for strength in sorted(strengths):
+        begin = None if start is None else (start.weight * scale, start.bias + start.weight @ centre)
+        weight, bias = _regress(x, y, weights, strength, classes, begin)
+        weight, bias = weight / scale, bias - (weight / scale) @ centre
+        if dev:
+            scores = {code: log_softmax(dev[code] @ weight.T + bias, axis=1) for code in dev}
+            losses = [-scores[code][np.arange(len(dev_labels[code])), dev_labels[code]].mean() for code in dev]
+            dev_loss[strength] = float(np.mean(losses))
+            dev_accuracy[strength] = float(np.mean([(scores[c].argmax(1) == dev_labels[c]).mean() for c in dev]))
+        if chosen is None or rank(strength) > rank(chosen[2]):
+            chosen = weight, bias, strength
+    assert chosen is not None
+    return Fit(chosen[0].astype(np.float32), chosen[1].astype(np.float32), chosen[2], dev_loss, dev_accuracy)
+
+
+def install(network: Network, fitted: Fit) -> None:
+    """Put a fitted probe into a network's head, so that it is evaluated, saved and served like any other."""
+    with torch.no_grad():
+        network.head.weight.copy_(torch.from_numpy(fitted.weight))
+        network.head.bias.copy_(torch.from_numpy(fitted.bias))
+    network.temperature = fitted.temperature
+
+
+def _stack(
+    features: Features, labels: Features, classes: int, config: MixtureConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    sizes = {code: len(rows) for code, rows in labels.items()}
+    share = mixture.shares(sizes, config.alpha, config.weights)
+    used = [code for code in features if share[code] > 0]
+    total = sum(sizes[code] for code in used)
+    weights = np.concatenate([np.full(sizes[code], share[code] * total / sizes[code]) for code in used])
+    x = np.concatenate([features[code] for code in used]).astype(np.float64)
+    y = np.concatenate([labels[code] for code in used])
+    return x, y, weights * mixture.label_weights(labels, classes, config)[y]
+
+
+def _regress(
+    x: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    strength: float,
+    classes: int,
+    begin: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    present = np.unique(y)
+    if len(present) < 2:
+        raise InputError("training: the sources' train rows hold one label only; a classifier needs two or more")
+    # rows grow the data term but not the penalty; dividing makes one strength mean the same at every corpus size
+    model = LogisticRegression(C=strength * 1000 / len(y), max_iter=500, tol=1e-4, warm_start=True)
+    if begin is not None and len(present) > 2:
+        model.coef_, model.intercept_ = begin[0][present], begin[1][present]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a nearly unpenalised fit may stop early; dev decides
+        model.fit(x, y, sample_weight=weights)
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, ABSENT)
+    if len(present) == 2:
+        weight[present], bias[present] = (
+            np.vstack([-model.coef_, model.coef_]) / 2,
+            np.r_[-model.intercept_, model.intercept_] / 2,
+        )
+    else:
+        weight[present], bias[present] = model.coef_, model.intercept_
+    return weight, bias
