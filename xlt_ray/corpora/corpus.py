@@ -41,7 +41,7 @@ class Corpus:
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict, repr=False)
     # labels of rows that are outside `labels`: index len(labels) + k is unknown_labels[k]; `check` refuses such rows
     unknown_labels: tuple[str, ...] = ()
-    # what its reader decided or left out, for `prepare` to tell
+    # what its reader decided or left out, for `training/setup.py` to tell
     notes: tuple[str, ...] = ()
 
     def table(self, split: str, language: str) -> pa.Table:

@@ -1,7 +1,7 @@
 """How near two languages are by family, script and place, whatever text there is of them.
 
 Families and places come from the package qwanqwa (Glottolog's tree and coordinates; its data are under CC BY-SA 4.0 and
-not copied into this package), and where it knows no family, families and scripts from our own `languages`.
+not copied into this package), and where it knows no family, families and scripts from our own `languages.tsv`.
 Every comparison is of a source with a target, and nan where something is unknown.
 """
 

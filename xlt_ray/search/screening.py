@@ -1,7 +1,7 @@
 """The cheap fidelity of a search: thousands of mixes tried as logistic regressions on frozen features.
 
-Every row of the pool is embedded once, in parallel, and kept by content (`train.features`); a trial is then a few fits
-of tens of milliseconds, or a second where the mix is large.
+Every row of the pool is embedded once, in parallel, and kept by content (`embedding.features`); a trial is then a few
+fits of tens of milliseconds, or a second where the mix is large.
 
 Techniques of the base that change features, as `centre` does, change them here, the same for every mix. Whatever else
 techniques do, and whatever the space varies of them, is left to fine-tuning.

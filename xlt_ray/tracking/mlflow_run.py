@@ -1,4 +1,4 @@
-"""Tell MLflow what an outbox holds: a run's parameters, metrics, artifacts, datasets, model. Only this imports mlflow.
+"""Tell MLflow what an outbox holds: a run's parameters, metrics, artifacts, datasets, model.
 
 Everything here may be interrupted at any point and done again without doubling anything. MLflow drops a metric equal in
 name, step, time and value, a parameter or tag with the same value, a dataset with the same name and digest; a run, a

@@ -1,7 +1,7 @@
 """A run's journal of what MLflow is to be told, so that a server that is slow or down delays and loses nothing.
 
 The run appends to `outbox.jsonl`, one JSON record a line, and never waits for a network. `outbox.sent` says how far
-delivery got at every tracking server, and whoever delivers holds `outbox.lock`; `tracking.py` delivers. Nothing here
+delivery got at every tracking server, and whoever delivers holds `outbox.lock`; `delivery.py` sends. Nothing here
 imports mlflow or opens a connection.
 """
 

@@ -1,6 +1,6 @@
 """Techniques on frozen features: what a probe needs to be trained as fine-tuning is, without running the encoder twice.
 
-Features are computed once, by `train.features`, and kept by content; what a technique does to them comes after.
+Features are computed once, by `embedding.features`, and kept by content; what a technique does to them comes after.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draw what a search found: its cost, the effect of alpha, the effect of each language, and the best mixes by language.
 
 Objectives are in per cent, and never of test rows. Where target labels ranked the mixes every title says so. As in
-`plots`, only matplotlib's objects are used, and figures take the colour of the page around them.
+`reports/plots.py`, only matplotlib's objects are used, and figures take the colour of the page around them.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _smooth(x: np.ndarray, y: np.ndarray, resamples: int = 500) -> tuple[np.ndar
 
 
 def importance(findings: Findings) -> Figure | None:
-    """Draw `selection.importance`, in points; None where there were too few mixes to tell."""
+    """Draw `findings.importance`, in points; None where there were too few mixes to tell."""
     effects = search_findings.importance(findings.judge, findings.tried)
     if not effects:
         return None
