@@ -191,13 +191,13 @@ def test_a_challenge_that_mlflow_has_not_all_of_ends_like_such_a_run(
     left: int, xlt: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from serve.control import control, scoreboard
-    from xlt_ray.tracking import mlflow_run
+    from xlt_ray.tracking import courier
 
     board = scoreboard.Board("a", "b", "shadow", 0.1, {}, f"sqlite:///{tmp_path}/xlt.db")
     monkeypatch.setattr(scoreboard, "HISTORY", str(tmp_path / "history"))
     monkeypatch.setattr(scoreboard, "collect", lambda *asked: board)
     monkeypatch.setattr(control, "found", lambda *asked: contextlib.nullcontext())
-    monkeypatch.setattr(mlflow_run, "start", lambda outbox: SimpleNamespace(close=lambda limit: left))
+    monkeypatch.setattr(courier, "start", lambda outbox: SimpleNamespace(close=lambda limit: left))
     done = xlt("challenge")
     assert done.exit_code == (serving.UNSENT if left else 0), done.output
     told = "2 records are not sent and are kept (no time was left); `xlt sync " if left else "recorded at"

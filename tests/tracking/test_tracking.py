@@ -544,10 +544,11 @@ def test_when_the_driver_is_killed_the_sender_finishes_and_says_so(tmp_path: Pat
     code = """
 import os, signal, sys
 from pathlib import Path
-from xlt_ray.tracking import mlflow_run as tracking
 from xlt_ray.config.experiment import TrackingConfig
-box = tracking.Outbox.open(Path(sys.argv[1]), TrackingConfig(uri=sys.argv[2]), "driver", "driver")
-print(tracking.start(box).pid, flush=True)
+from xlt_ray.tracking import courier
+from xlt_ray.tracking.outbox import Outbox
+box = Outbox.open(Path(sys.argv[1]), TrackingConfig(uri=sys.argv[2]), "driver", "driver")
+print(courier.start(box).pid, flush=True)
 box.metrics({"loss": 1.0}, 0)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -737,7 +738,7 @@ texts = json.loads(sys.argv[2])
 asked = (texts, pandas.Series(texts), pandas.DataFrame({"utterance": texts}), pandas.DataFrame({0: texts, 1: texts}))
 answers = [list(model.predict(texts)) for texts in asked]
 import xlt_ray.bundle
-print(json.dumps([answers, xlt_ray.inference.bundle.__file__, model.metadata.run_id]))
+print(json.dumps([answers, xlt_ray.bundle.__file__, model.metadata.run_id]))
 """
     texts = ["turn on the light", "off"]
     (tmp_path / "elsewhere").mkdir()
