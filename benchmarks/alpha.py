@@ -30,8 +30,8 @@ from xlt_ray.search import prepare as search_prepare
 from xlt_ray.search import screening, space
 from xlt_ray.search.space import Search
 from xlt_ray.training import cluster
+from xlt_ray.training.checks import prepare
 from xlt_ray.training.frozen import Frozen, fit, predict
-from xlt_ray.training.setup import prepare
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 CONFIG = Path(__file__).parents[1] / "jobs" / "configs" / "search_sib200.yaml"

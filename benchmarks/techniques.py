@@ -34,15 +34,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from xlt_ray import config, techniques
+from xlt_ray import config
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.corpus import known_languages
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.comparison import compare_seeds
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
-from xlt_ray.model import collate, network
+from xlt_ray.model import collate
 from xlt_ray.model.precision import choose_precision
-from xlt_ray.training import frozen, loop, setup
+from xlt_ray.training import frozen, loop
+from xlt_ray.training.checks import prepare
+from xlt_ray.training.setup import Run, Setup
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
@@ -155,26 +156,21 @@ def _experiment(args: argparse.Namespace, method: str, name: str, seed: int, tar
 
 def _run(experiment: Experiment, folder: str) -> None:
     """Train, predict dev and test of all languages, and write both with what it cost."""
-    prepared = setup.prepare(experiment)
+    setup = prepare(experiment)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    known = known_languages(experiment, prepared.corpus)
-    net, tokenizer, _ = techniques.network(prepared.techniques, experiment, len(prepared.corpus.labels), known)
+    net, tokenize, _ = setup.build()
     net.to(device)
-    tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
-    measured = {split: {code: prepared.corpus.table(split, code) for code in known} for split in ("dev", "test")}
+    measured = {split: {code: setup.corpus.table(split, code) for code in setup.languages} for split in ("dev", "test")}
     began = time.monotonic()
     if experiment.training.method == "probe":
-        figures, precision, seconds, predictions = _probe(prepared, net, tokenize, measured)
+        figures, precision, seconds, predictions = _probe(setup, net, tokenize, measured)
     else:
-        run = setup.Run(
-            prepared.experiment, prepared.visible, net, tokenize, lambda row, save: None,
-            techniques=prepared.techniques, material=prepared.material,
-        )  # fmt: skip
-        progress = loop.fit(run)
+        progress = loop.fit(Run(setup, net, tokenize))
         figures, precision, seconds = progress.facts, progress.precision, time.monotonic() - began
-        predictions = {split: evaluate.predict(net, each, tokenize, precision) for split, each in measured.items()}
+        inputs = evaluate.Inputs(tokenize, precision)
+        predictions = {split: evaluate.predict(net, each, inputs) for split, each in measured.items()}
     for split, each in predictions.items():
         save_predictions(Path(folder) / f"{split}.npz", each)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * _resident()
@@ -187,17 +183,17 @@ def _resident() -> int:
 
 
 def _probe(
-    prepared: setup.Prepared, net: Any, tokenize: collate.Tokenize, measured: Mapping[str, Mapping[str, pa.Table]]
+    setup: Setup, net: Any, tokenize: collate.Tokenize, measured: Mapping[str, Mapping[str, pa.Table]]
 ) -> tuple[dict[str, float], str, float, dict[str, dict[str, Predictions]]]:
     """Fit a probe; gives its figures, the precision of features, seconds without these, and predictions by split."""
     precision = choose_precision("auto", net, tokenize.max_length)
-    tables = frozen.training_tables(prepared)
+    tables = frozen.training_tables(setup)
     asked = {f"{split}/{code}": table for split, each in measured.items() for code, table in each.items()}
-    found = _features(net, {**asked, **tables, **frozen.texts(prepared)}, tokenize, precision)
+    found = _features(net, {**asked, **tables, **frozen.texts(setup)}, tokenize, precision)
     net.to("cpu")
     began = time.monotonic()
-    figures = frozen.settle(prepared, net, found)
-    experiment, classes = prepared.experiment, len(prepared.corpus.labels)
+    figures = frozen.settle(setup, net, found)
+    experiment, classes = setup.experiment, len(setup.corpus.labels)
     taught = frozen.gathered(tables, found, classes, net)
     fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
     seconds = time.monotonic() - began
@@ -213,9 +209,8 @@ def _features(
     texts = {name: table["text"].to_pylist() for name, table in tables.items()}
     new = sorted({text for each in texts.values() for text in each} - KNOWN.keys())
     if new:
-        KNOWN.update(
-            zip(new, evaluate.embed(net, {"new": pa.table({"text": new})}, tokenize, precision)["new"], strict=True)
-        )
+        found = evaluate.embed(net, {"new": pa.table({"text": new})}, evaluate.Inputs(tokenize, precision))
+        KNOWN.update(zip(new, found["new"], strict=True))
     return {name: np.stack([KNOWN[text] for text in each]) for name, each in texts.items()}
 
 

@@ -127,7 +127,7 @@ def _experiment(args: argparse.Namespace, workers: int = 1, threads: float = THR
 
 
 def _rows(args: argparse.Namespace) -> tuple[Any, list[str], np.ndarray]:
-    from xlt_ray.training.setup import prepare
+    from xlt_ray.training.checks import prepare
 
     corpus = prepare(_experiment(args)).corpus
     table = corpus.table("train", "eng_Latn")
@@ -140,8 +140,8 @@ def _network(args: argparse.Namespace) -> tuple[Any, Any]:
     from xlt_ray.model import network
 
     torch.set_num_threads(THREADS)
-    net, tokenizer, _ = network.build(_experiment(args).network.model_copy(update={"freeze": ()}), 7, seed=0)
-    return net, tokenizer
+    net, tokenize, _ = network.build(_experiment(args).network.model_copy(update={"freeze": ()}), 7, seed=0)
+    return net, tokenize.tokenizer
 
 
 def _result(args: argparse.Namespace, times: list[float], corpus: Any, net: Any, tokenizer: Any) -> dict[str, Any]:
@@ -231,25 +231,21 @@ def _trainer(args: argparse.Namespace) -> dict[str, Any]:
 def _loop(args: argparse.Namespace, threads: int = THREADS) -> dict[str, Any]:
     import torch
 
-    from xlt_ray.model import network
-    from xlt_ray.model.collate import Tokenize
-    from xlt_ray.training import loop, setup
-    from xlt_ray.training.setup import prepare
+    from xlt_ray.training import loop
+    from xlt_ray.training.checks import prepare
+    from xlt_ray.training.setup import Run
 
     torch.set_num_threads(threads)
-    experiment = _experiment(args)
-    corpus = prepare(experiment).corpus
-    net, tokenizer, _ = network.build(experiment.network, len(corpus.labels), experiment.seed)
+    setup = prepare(_experiment(args))
+    net, tokenize, _ = setup.build()
     times: list[tuple[int, float]] = []
 
     def emit(metrics: dict[str, float]) -> None:
         if "train/loss" in metrics:
             times.append((int(metrics["step"]), time.time()))
 
-    visible = corpus.for_training(experiment.sources)
-    tokenize = Tokenize(tokenizer, "query: ", LENGTH)
-    loop.fit(setup.Run(experiment, visible, net, tokenize, lambda metrics, save: None, emit))
-    return _from_events(args, times, corpus, net, tokenizer)
+    loop.fit(Run(setup, net, tokenize, emit=emit))
+    return _from_events(args, times, setup.corpus, net, tokenize.tokenizer)
 
 
 def _from_events(
@@ -272,7 +268,7 @@ def _from_events(
 def _on_ray(args: argparse.Namespace, workers: int, threads: float) -> dict[str, Any]:
     from xlt_ray.model import network
     from xlt_ray.training import cluster, distributed
-    from xlt_ray.training.setup import prepare
+    from xlt_ray.training.checks import prepare
 
     experiment = _experiment(args, workers, threads)
     prepared = prepare(experiment)
@@ -286,9 +282,9 @@ def _on_ray(args: argparse.Namespace, workers: int, threads: float) -> dict[str,
 
     with tempfile.TemporaryDirectory() as folder, cluster.ray_cluster(experiment):
         trained = distributed.fine_tune(prepared.experiment, folder, None, on_event)
-    net, tokenizer, _ = network.build(experiment.network, len(prepared.corpus.labels), experiment.seed)
+    net, tokenize, _ = prepared.build()
     network.restore_weights(net, trained.weights)
-    return _from_events(args, times, prepared.corpus, net.eval(), tokenizer) | {"peak_gb": peak[0]}
+    return _from_events(args, times, prepared.corpus, net.eval(), tokenize.tokenizer) | {"peak_gb": peak[0]}
 
 
 def _workers_memory() -> float:

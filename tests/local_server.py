@@ -81,11 +81,10 @@ def artefact_of(encoder: Path, folder: Path, seed: int = 0, pairs: bool = False)
         {"name": "tiny", "corpus": corpus, "sources": ["eng_Latn", "deu_Latn"], "seed": seed,
          "network": {"init": str(encoder), "max_length": 32, "freeze": []}}
     )  # fmt: skip
-    net, tokenizer, identity = network.build(experiment.network, len(LABELS), seed)
-    tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    net, tokenize, identity = network.build(experiment.network, len(LABELS), seed)
     with torch.no_grad():
         net.head.weight *= 100
-        batch = collate.pad(tokenize([f"eng{i} deu{i} swh{i}" for i in range(20)]), tokenizer.pad_token_id)
+        batch = collate.pad(tokenize([f"eng{i} deu{i} swh{i}" for i in range(20)]), tokenize.tokenizer.pad_token_id)
         net.head.bias -= net.head.weight @ net.eval().features(batch).mean(0)
     truth = np.arange(60) % len(LABELS)
     predictions = {

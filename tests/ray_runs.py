@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.loaders import load_corpus
+from xlt_ray.training.setup import absolute
+
 TRAIN_WORKER = "RayTrainWorker"  # in the title of a process that runs a worker of Ray Train
 COURIER = "xlt_ray.tracking.courier"
 ROOT = Path(__file__).parents[1]
@@ -165,3 +169,8 @@ def results(folder: Path) -> dict[str, bytes]:
         "scores.json",
     ]
     return {name: (folder / name).read_bytes() for name in names}
+
+
+def run_key(experiment: Experiment) -> str:
+    """Return the name of an experiment's run, which its corpus is part of."""
+    return experiment.key(load_corpus(absolute(experiment))[0].fingerprint)

@@ -55,12 +55,11 @@ def made_bundle(folder: Path, data: Mapping[str, Any], seed: int = 0, labels: tu
     experiment = build(dict(data))
     corpus, _ = loaders.load_corpus(setup.absolute(experiment))
     labels = labels or corpus.labels
-    net, tokenizer, identity = network.build(experiment.network, len(labels), seed)
-    tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    net, tokenize, identity = network.build(experiment.network, len(labels), seed)
     texts = [text for code in corpus.languages("test") for text in corpus.table("test", code)["text"].to_pylist()]
     with torch.no_grad():
         net.head.weight *= 100
-        batch = collate.pad(tokenize(texts), tokenizer.pad_token_id)
+        batch = collate.pad(tokenize(texts), tokenize.tokenizer.pad_token_id)
         net.head.bias -= net.head.weight @ net.eval().features(batch).mean(0)
     bundle.save(folder, bundle.Bundle(net.eval(), tokenize, labels, experiment, None), identity)
     return folder

@@ -13,14 +13,14 @@ import yaml
 from ray_runs import Settings, settings
 from typer.testing import CliRunner
 
-from xlt_ray import cli, techniques
+from xlt_ray import cli
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.model import network
-from xlt_ray.model.collate import Tokenize
-from xlt_ray.training import loop, setup
+from xlt_ray.training import loop
+from xlt_ray.training.setup import Run, Setup
 
 POOL = ("eng_Latn", "deu_Latn", "swh_Latn")
 TARGET = "hin_Deva"
@@ -115,20 +115,16 @@ def fit_plainly(experiment: Experiment, corpus: Corpus) -> Plain:
 
     `corpus` is a whole one where there are techniques, which may look at texts of targets.
     """
-    chosen, languages = techniques.build(experiment), known_languages(experiment, corpus)
-    net, tokenizer, _ = techniques.network(chosen, experiment, len(corpus.labels), languages)
-    tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    setup = Setup.of(experiment, corpus)
+    net, tokenize, _ = setup.build()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        visible, material = setup.scene(chosen, experiment, corpus)
-        run = setup.Run(
-            experiment, visible, net, tokenize, lambda metrics, save: None, techniques=chosen, material=material
-        )
-        progress = loop.fit(run)
+        progress = loop.fit(Run(setup, net, tokenize))
         net.terms.clear()
         tables = {code: corpus.table("dev", code) for code in corpus.languages("dev")}
-        dev = evaluate.predict(net, tables, tokenize, progress.precision, experiment.evaluation.tokens_per_step)
+        inputs = evaluate.Inputs(tokenize, progress.precision, experiment.evaluation.tokens_per_step)
+        dev = evaluate.predict(net, tables, inputs)
     finally:
         torch.set_num_threads(threads)
     return Plain(network.trained(net), dev)

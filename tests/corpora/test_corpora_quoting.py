@@ -17,7 +17,7 @@ from xlt_ray.corpora.arrow import origins_of
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.corpora.loaders import delimited
 from xlt_ray.errors import InputError
-from xlt_ray.training import setup
+from xlt_ray.training import checks
 
 SPLITS = ("train", "dev", "test")
 TEXTS = ['He said "no"', "two\nlines, a\ttab", "plain", "with, comma", '"all of it"', "", "7"]
@@ -191,7 +191,7 @@ def test_check_and_train_are_told_once_for_all_files(tmp_path: Path) -> None:
     experiment = Experiment.model_validate({"corpus": settings, "sources": ["eng"], "training": {"method": "probe"}})
     for _ in range(2):  # the second time from the cache
         with pytest.warns(UserWarning, match=r"eng/train.tsv and 2 more files: double quotes are read as") as told:
-            setup.prepare(experiment)
+            checks.prepare(experiment)
         assert len(told) == 1
 
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from xlt_ray import config
 from xlt_ray.cli import app
-from xlt_ray.training import setup
+from xlt_ray.training import checks
+from xlt_ray.training.setup import Setup
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("amh", "arq", "ary", "hau", "ibo", "kin", "orm", "pcm", "por", "swa", "tir", "tso", "twi", "yor")
@@ -55,9 +56,9 @@ def _masakhanews(folder: Path) -> Path:
     return folder
 
 
-def _prepared(name: str, folder: Path, cache: Path) -> setup.Prepared:
+def _prepared(name: str, folder: Path, cache: Path) -> Setup:
     overrides = [f"corpus.path={folder}", f"corpus.cache_dir={cache}"]
-    return setup.prepare(config.load(ROOT / "jobs" / "configs" / name, overrides))
+    return checks.prepare(config.load(ROOT / "jobs" / "configs" / name, overrides))
 
 
 def test_the_layout_of_afrisenti_is_sound(tmp_path: Path) -> None:

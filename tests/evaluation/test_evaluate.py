@@ -15,17 +15,19 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.model import collate, network
 
 
 def parts(experiment: Experiment) -> tuple[network.Network, collate.Tokenize, dict[str, pa.Table]]:
     corpus = loaders.load(experiment.corpus)
-    net, tokenizer, _ = network.build(experiment.network, len(corpus.labels), experiment.seed)
-    tokenize = collate.Tokenize(tokenizer, "", experiment.network.max_length)
+    net, tokenize, _ = network.build(experiment.network, len(corpus.labels), experiment.seed)
     rows, device = np.arange(45), torch.device("cpu")
     net.eval()
-    features = evaluate.outputs(net.features, device, corpus.table("test", "eng_Latn"), rows, tokenize, "float32", 512)
+    features = evaluate.outputs(
+        net.features, device, corpus.table("test", "eng_Latn"), rows, Inputs(tokenize, "float32", 512)
+    )
     with torch.no_grad():  # far from ties, and every label is predicted somewhere
         net.head.weight *= 100
         net.head.bias -= net.head.weight @ torch.from_numpy(features.mean(0))
@@ -37,7 +39,7 @@ def parts(experiment: Experiment) -> tuple[network.Network, collate.Tokenize, di
 
 def predict(settings: dict[str, Any], tokens: int = 256) -> dict[str, Predictions]:
     net, tokenize, tables = parts(build(settings))
-    return evaluate.predict(net, tables, tokenize, "float32", tokens)
+    return evaluate.predict(net, tables, Inputs(tokenize, "float32", tokens))
 
 
 def assert_equal(one: dict[str, Predictions], other: dict[str, Predictions]) -> None:
@@ -50,7 +52,7 @@ def assert_equal(one: dict[str, Predictions], other: dict[str, Predictions]) -> 
 
 def test_predictions_are_the_argmax_of_each_row_in_its_order(tiny_experiment: Experiment) -> None:
     net, tokenize, tables = parts(tiny_experiment)
-    found = evaluate.predict(net, tables, tokenize, "float32", 64)
+    found = evaluate.predict(net, tables, Inputs(tokenize, "float32", 64))
     assert list(found) == list(tables)
     net.eval()
     for language, table in tables.items():
@@ -67,21 +69,21 @@ def test_predictions_are_the_argmax_of_each_row_in_its_order(tiny_experiment: Ex
 
 def test_a_temperature_changes_confidences_and_no_label(tiny_experiment: Experiment) -> None:
     net, tokenize, tables = parts(tiny_experiment)
-    plain = evaluate.predict(net, tables, tokenize, "float32", 64)
+    plain = evaluate.predict(net, tables, Inputs(tokenize, "float32", 64))
     for temperature in (0.1, 1.7, 30.0):
         net.temperature = temperature
-        found = evaluate.predict(net, tables, tokenize, "float32", 64)
+        found = evaluate.predict(net, tables, Inputs(tokenize, "float32", 64))
         for language, table in tables.items():
             assert np.array_equal(found[language].predicted, plain[language].predicted)
             rows = np.arange(table.num_rows)
-            logits = evaluate.outputs(net, torch.device("cpu"), table, rows, tokenize, "float32", 64)
+            logits = evaluate.outputs(net, torch.device("cpu"), table, rows, Inputs(tokenize, "float32", 64))
             wanted = (torch.from_numpy(logits) / temperature).softmax(-1).max(-1).values
             np.testing.assert_allclose(found[language].confidence, wanted, rtol=1e-4)
 
 
 def temperature(settings: dict[str, Any]) -> float:
     net, tokenize, tables = parts(build(settings))
-    return evaluate.temperature(net, tables, tokenize, "float32", 256)
+    return evaluate.temperature(net, tables, Inputs(tokenize, "float32", 256))
 
 
 def test_the_number_of_workers_changes_no_temperature(tiny_settings: dict[str, Any]) -> None:
@@ -113,7 +115,7 @@ def test_outputs_come_in_the_order_of_the_rows_asked_for(
     table, device = tables["eng_Latn"], torch.device("cpu")
 
     def features(rows: list[int], tokens: int) -> np.ndarray:
-        return evaluate.outputs(net.features, device, table, np.array(rows), tokenize, "float32", tokens)
+        return evaluate.outputs(net.features, device, table, np.array(rows), Inputs(tokenize, "float32", tokens))
 
     every = features(list(range(45)), 10**6)
     assert every.shape == (45, 32) and every.dtype == np.float32
@@ -126,7 +128,7 @@ def test_bfloat16_gives_float32_outputs_near_the_others(tiny_experiment: Experim
     net.eval()
     rows, device = np.arange(45), torch.device("cpu")
     exact, rough = (
-        evaluate.outputs(net.features, device, tables["eng_Latn"], rows, tokenize, precision, 256)
+        evaluate.outputs(net.features, device, tables["eng_Latn"], rows, Inputs(tokenize, precision, 256))
         for precision in ("float32", "bfloat16")
     )
     assert rough.dtype == np.float32 and not np.array_equal(exact, rough)
@@ -140,7 +142,7 @@ def test_predicting_leaves_the_networks_mode_and_the_generator_alone(
     net, tokenize, tables = parts(tiny_experiment)
     net.train(training)
     before = torch.get_rng_state()
-    evaluate.predict(net, tables, tokenize, "float32", 256)
+    evaluate.predict(net, tables, Inputs(tokenize, "float32", 256))
     assert net.training == training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -149,7 +151,7 @@ def test_predicting_leaves_the_networks_mode_and_the_generator_alone(
 def test_progress_counts_the_rows_to_their_end(tiny_experiment: Experiment) -> None:
     net, tokenize, tables = parts(tiny_experiment)
     told: list[tuple[int, int]] = []
-    evaluate.predict(net, tables, tokenize, "float32", 256, lambda done, total: told.append((done, total)))
+    evaluate.predict(net, tables, Inputs(tokenize, "float32", 256), lambda done, total: told.append((done, total)))
     assert told == [(45, 50), (48, 50), (50, 50)]
 
 
@@ -159,7 +161,7 @@ def test_pairs_are_predicted_as_pairs(tiny_experiment: Experiment, tiny_encoder:
     paired = alone.append_column("text_pair", alone["text"].take(list(reversed(range(45)))))
     net.eval()
     a, b = (
-        evaluate.outputs(net, torch.device("cpu"), table, np.arange(45), tokenize, "float32", 256)
+        evaluate.outputs(net, torch.device("cpu"), table, np.arange(45), Inputs(tokenize, "float32", 256))
         for table in (alone, paired)
     )
     assert np.abs(a - b).max() > 1e-3

@@ -27,11 +27,10 @@ LABELS = ("sport", "food", "travel")
 
 def made(experiment: Experiment) -> tuple[Bundle, str]:
     """Make a bundle of an untrained network whose answers differ from text to text."""
-    net, tokenizer, identity = network.build(experiment.network, 3, 0)
-    tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+    net, tokenize, identity = network.build(experiment.network, 3, 0)
     with torch.no_grad():
         net.head.weight *= 100
-        batch = collate.pad(tokenize(TEXTS), tokenizer.pad_token_id)
+        batch = collate.pad(tokenize(TEXTS), tokenize.tokenizer.pad_token_id)
         net.head.bias -= net.head.weight @ net.eval().features(batch).mean(0)
     predictions = {
         code: Predictions(np.array([0, 1, 2] * 4), np.array([0, 1, 1] * 4), [str(i) for i in range(12)])

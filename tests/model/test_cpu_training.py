@@ -25,7 +25,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 def built(folder: Path, dropout: float) -> Network:
     settings = NetworkConfig(init=str(folder), max_length=32, freeze=(), dropout=dropout)
-    return network.build(settings, 3, 0)[0].train()
+    return network.build(settings, 3, 0).network.train()
 
 
 def outcome(net: Network, precision: str = "float32") -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.model import bundled as bundled_file
 from xlt_ray.model import encoders
 from xlt_ray.model.bundled import BUNDLED
-from xlt_ray.training import encoder_check
+from xlt_ray.training import checks
 
 SIB = Path(__file__).parents[2].parent / "shared" / "data" / "sib200"
 HIDDEN, LAYERS, INNER, ROWS, POSITIONS = 32, 1, 64, 12, 16
@@ -367,13 +367,13 @@ def test_the_share_of_unknown_characters_is_that_of_what_no_known_piece_covers(
     texts = {"the cat": 0.0, "ԱԲԳԴ": 1.0, "the ԱԲԳ": 0.5}
     for text, share in texts.items():
         table = pa.table({"text": [text, text]})
-        assert encoder_check.unknown_share(tiny_tokenizer, table) == pytest.approx(share)
+        assert checks.unknown_share(tiny_tokenizer, table) == pytest.approx(share)
     of_bytes = Tokenizer(
         tokenizer_models.BPE(vocab={c: n for n, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[])
     )
     of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=of_bytes)
-    assert encoder_check.unknown_share(fast, pa.table({"text": ["ԱԲԳ the 猫"]})) == 0
+    assert checks.unknown_share(fast, pa.table({"text": ["ԱԲԳ the 猫"]})) == 0
 
 
 def test_a_tokenizer_must_fit_its_encoder(tmp_path: Path, tiny_tokenizer: transformers.PreTrainedTokenizerFast) -> None:

@@ -22,7 +22,7 @@ from xlt_ray.model.objective import Objective
 
 
 def built(folder: Path, **settings: Any) -> Network:
-    return network.build(NetworkConfig(init=str(folder), **{"max_length": 32, "freeze": ()} | settings), 3, 0)[0]
+    return network.build(NetworkConfig(init=str(folder), **{"max_length": 32, "freeze": ()} | settings), 3, 0).network
 
 
 def batch(*sizes: int, extra: int = 0) -> dict[str, torch.Tensor]:
@@ -99,9 +99,9 @@ def test_building_leaves_the_global_generators_alone(tiny_encoder: Path) -> None
 def test_a_head_depends_on_its_seed_alone(tiny_encoder: Path) -> None:
     config = NetworkConfig(init=str(tiny_encoder), max_length=32)
     torch.manual_seed(1)
-    one = network.build(config, 3, 0)[0].head
+    one = network.build(config, 3, 0).network.head
     torch.manual_seed(2)
-    again, other = network.build(config, 3, 0)[0].head, network.build(config, 3, 1)[0].head
+    again, other = network.build(config, 3, 0).network.head, network.build(config, 3, 1).network.head
     assert torch.equal(one.weight, again.weight)
     assert not torch.equal(one.weight, other.weight)
     assert one.weight.std().item() == pytest.approx(0.02, rel=0.3) and torch.count_nonzero(one.bias) == 0

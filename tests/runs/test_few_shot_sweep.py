@@ -23,7 +23,7 @@ from xlt_ray.reports import plots
 from xlt_ray.runs import run, sweep
 from xlt_ray.runs.storage import RunFolder
 from xlt_ray.runs.sweep import Line, Sweep
-from xlt_ray.training import embedding, frozen, setup
+from xlt_ray.training import checks, embedding, frozen
 
 Settings = dict[str, Any]
 TARGETS = ("hin_Deva", "swh_Latn")
@@ -90,7 +90,7 @@ def test_probes_are_those_of_single_runs_and_a_stopped_sweep_goes_on(
 
 
 def test_no_text_of_test_is_trained_on(tiny_settings: Settings) -> None:
-    prepared = setup.prepare(build(settings(tiny_settings, "probe", techniques=["few_shot"])))
+    prepared = checks.prepare(build(settings(tiny_settings, "probe", techniques=["few_shot"])))
     test = {text for _, table in prepared.corpus.splits["test"].items() for text in table["text"].to_pylist()}
     for setting in ((0, 0), (1, 0), (100, 3)):
         scene = sweep._scene(prepared, setting)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_runs import run_key
 
 from xlt_ray.config.read import build
 from xlt_ray.inference import bundle
@@ -19,7 +20,7 @@ def test_a_run_lives_at_a_url(tiny_settings: dict[str, Any], tmp_path: Path) -> 
     # `local://` is a file system of fsspec like any other here: only file:// and plain paths are taken as directories
     experiment = build(tiny_settings | {"storage": f"local://{tmp_path / 'bucket'}"})
     outcome = run.run(experiment)
-    stored = tmp_path / "bucket" / experiment.key()
+    stored = tmp_path / "bucket" / run_key(experiment)
     for name in ("result.json", "report.html", "bundle/bundle.json", "identity.txt", "experiment.yaml"):
         assert (stored / name).is_file(), name
     assert list((stored / "ray").glob("checkpoint_*")), "Ray's checkpoints lie at the URL"

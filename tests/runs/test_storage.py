@@ -43,7 +43,7 @@ def contents(url: str) -> set[str]:
 
 def test_a_local_run_has_a_folder_of_its_key_and_nothing_elsewhere(tmp_path: Path) -> None:
     made = experiment(tmp_path / "runs", tmp_path / "cache")
-    folder = storage.open_run(made)
+    folder = storage.open_run(made, "")
     assert folder.local == tmp_path / "runs" / made.key() and folder.local.is_dir()
     assert folder.remote is None and folder.shown == str(folder.local)
     assert folder.checkpoints() == (str(folder.local), None)
@@ -59,23 +59,23 @@ def test_local_storage_may_be_relative_in_the_home_or_a_file_url(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for where, folder in (("runs", "runs"), ("~/r", "home/r"), (f"file://{tmp_path}/url", "url")):
         made = experiment(where, tmp_path / "cache")
-        assert storage.open_run(made).local == tmp_path / folder / made.key()
+        assert storage.open_run(made, "").local == tmp_path / folder / made.key()
 
 
 def test_an_identity_stays_until_the_folder_is_deleted(tmp_path: Path) -> None:
     made = experiment(tmp_path / "runs", tmp_path / "cache")
-    first = storage.open_run(made).identity()
-    assert first and first == storage.open_run(made).identity() == storage.open_run(made).identity()
+    first = storage.open_run(made, "").identity()
+    assert first and first == storage.open_run(made, "").identity() == storage.open_run(made, "").identity()
     (tmp_path / "runs" / made.key() / "identity.txt").unlink()
-    assert storage.open_run(made).identity() != first
+    assert storage.open_run(made, "").identity() != first
 
 
 # remote
 
 
 def test_what_one_machine_uploads_another_downloads(tmp_path: Path, url: str) -> None:
-    here = storage.open_run(experiment(url, tmp_path / "here"))
-    there = storage.open_run(experiment(url, tmp_path / "there"))
+    here = storage.open_run(experiment(url, tmp_path / "here"), "")
+    there = storage.open_run(experiment(url, tmp_path / "there"), "")
     assert here.local != there.local
     assert here.shown.startswith("memory://")
     assert here.shown.endswith(f"{url.removeprefix('memory://')}/{experiment(url, tmp_path).key()}")
@@ -92,8 +92,8 @@ def test_what_one_machine_uploads_another_downloads(tmp_path: Path, url: str) ->
 
 
 def test_an_upload_brings_changes_and_a_download_overwrites_nothing(tmp_path: Path, url: str) -> None:
-    here = storage.open_run(experiment(url, tmp_path / "here"))
-    there = storage.open_run(experiment(url, tmp_path / "there"))
+    here = storage.open_run(experiment(url, tmp_path / "here"), "")
+    there = storage.open_run(experiment(url, tmp_path / "there"), "")
     for text in ("one", "two"):
         (here.local / "a.txt").write_text(text)
         here.upload()
@@ -105,7 +105,7 @@ def test_an_upload_brings_changes_and_a_download_overwrites_nothing(tmp_path: Pa
 def test_files_are_uploaded_in_the_order_they_were_written(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = storage.open_run(experiment(url, tmp_path))
+    here = storage.open_run(experiment(url, tmp_path), "")
     for age, name in enumerate(["scores.json", "bundle/z.json", "bundle/bundle.json", "result.json", "a.json"]):
         (here.local / name).parent.mkdir(exist_ok=True)
         (here.local / name).write_text("")
@@ -119,13 +119,13 @@ def test_files_are_uploaded_in_the_order_they_were_written(
 
 
 def test_machines_that_share_storage_share_the_identity(tmp_path: Path, url: str) -> None:
-    first = storage.open_run(experiment(url, tmp_path / "here")).identity()
-    assert storage.open_run(experiment(url, tmp_path / "there")).identity() == first
-    assert storage.open_run(experiment(f"{url}/", tmp_path / "here")).identity() == first
+    first = storage.open_run(experiment(url, tmp_path / "here"), "").identity()
+    assert storage.open_run(experiment(url, tmp_path / "there"), "").identity() == first
+    assert storage.open_run(experiment(f"{url}/", tmp_path / "here"), "").identity() == first
 
 
 def test_a_run_in_one_place_says_nothing_about_another(tmp_path: Path, url: str) -> None:
-    one, other = (storage.open_run(experiment(f"{url}/{part}", tmp_path)) for part in ("a", "b"))
+    one, other = (storage.open_run(experiment(f"{url}/{part}", tmp_path), "") for part in ("a", "b"))
     assert experiment(f"{url}/a", tmp_path).key() == experiment(f"{url}/b", tmp_path).key()
     (one.local / "result.json").write_text("done")
     assert one.identity() != other.identity()
@@ -133,7 +133,7 @@ def test_a_run_in_one_place_says_nothing_about_another(tmp_path: Path, url: str)
 
 
 def test_checkpoints_go_to_the_remote_place_through_pyarrow(tmp_path: Path, url: str) -> None:
-    folder = storage.open_run(experiment(url, tmp_path))
+    folder = storage.open_run(experiment(url, tmp_path), "")
     path, files = folder.checkpoints()
     files.create_dir(f"{path}/ray", recursive=True)
     with files.open_output_stream(f"{path}/ray/training.pt") as stream:
@@ -153,9 +153,9 @@ def test_storage_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pyt
 
     for where in (tmp_path / "file", tmp_path / "file" / "below", "nothing://x", "a\0b"):
         with pytest.raises(InputError, match=f"^storage: .* cannot be used .*{remedy}"):
-            storage.open_run(experiment(where, tmp_path / "cache"))
+            storage.open_run(experiment(where, tmp_path / "cache"), "")
     with pytest.raises(InputError, match="^storage: 'memory://x' cannot be used"):
-        storage.open_run(experiment("memory://x", tmp_path / "file"))
+        storage.open_run(experiment("memory://x", tmp_path / "file"), "")
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
     with pytest.raises(InputError, match="'s3://bucket' cannot be used .Install s3fs"):
-        storage.open_run(experiment("s3://bucket", tmp_path))
+        storage.open_run(experiment("s3://bucket", tmp_path), "")

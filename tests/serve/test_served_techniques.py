@@ -36,15 +36,14 @@ def made(folder: Path, encoder: Path, chosen: list[Any], answers: str = "text") 
     """Save a bundle of an untrained network whose techniques changed it: nothing is zero that training would move."""
     settings = {"name": "tiny", "sources": ["eng_Latn"], "network": {"init": str(encoder), "max_length": 32}}
     experiment = build({**settings, "techniques": chosen})
-    net, tokenizer, identity = techniques.network(techniques.build(experiment), experiment, len(LABELS), KNOWN)
-    tokenize = collate.Tokenize(tokenizer, "", 32)
+    net, tokenize, identity = techniques.network(techniques.build(experiment), experiment, len(LABELS), KNOWN)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in net.encoder.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.2, generator=generator)
         net.head.weight *= 100
-        batch = collate.pad(tokenize(TEXTS), tokenizer.pad_token_id)
+        batch = collate.pad(tokenize(TEXTS), tokenize.tokenizer.pad_token_id)
         features = net.eval().features(batch)
         net.head.bias -= net.head.weight @ features.mean(0)
     step = dict(net.steps.items()).get("centre")

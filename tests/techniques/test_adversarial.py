@@ -164,8 +164,7 @@ def test_it_makes_languages_harder_to_tell_and_keeps_the_task() -> None:
 
 def test_how_well_languages_are_told_before_and_after_is_recorded(tiny_settings: Settings) -> None:
     run = run_of(build(adversarial(tiny_settings, {"epochs": 1})))
-    assert run.material is not None
-    asked = {code: rows.slice(0, 60) for code, rows in run.material.texts.items()}
+    asked = {code: rows.slice(0, 60) for code, rows in run.setup.material.texts.items()}
     before = language_accuracy(run.embed(asked, "float32"))
     progress = loop.fit(run)
     after = language_accuracy(run.embed(asked, "float32"))

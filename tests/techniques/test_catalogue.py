@@ -14,16 +14,16 @@ from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
-from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.inference import bundle
 from xlt_ray.inference.bundle import Bundle
-from xlt_ray.model import collate
 from xlt_ray.model import network as networks
 from xlt_ray.model.network import Network
 from xlt_ray.techniques import CATALOGUE
 from xlt_ray.techniques.technique import Example, Technique
-from xlt_ray.training import frozen, loop, setup
+from xlt_ray.training import checks, frozen, loop, setup
+from xlt_ray.training.setup import Setup
 
 Settings = dict[str, Any]
 TEXTS = ["eng1 eng2 eng3", "swh4 swh50 swh7", "hin30"]
@@ -70,13 +70,9 @@ def parallel_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_of(experiment: Experiment) -> setup.Run:
     corpus = loaders.load(experiment.corpus)
-    chosen, known = techniques.build(experiment), known_languages(experiment, corpus)
-    net, tokenizer, _ = techniques.network(chosen, experiment, len(corpus.labels), known)
-    visible, material = setup.scene(chosen, experiment, corpus)
-    tokenize = collate.Tokenize(tokenizer, "", experiment.network.max_length)
-    return setup.Run(
-        experiment, visible, net, tokenize, lambda metrics, save: None, techniques=chosen, material=material
-    )
+    made = Setup.of(experiment, corpus)
+    net, tokenize, _ = made.build()
+    return setup.Run(made, net, tokenize)
 
 
 def test_it_says_what_it_is_and_every_parameter_has_a_meaning(name: str) -> None:
@@ -102,7 +98,7 @@ def test_its_hooks_give_what_they_should(name: str, settings: Settings) -> None:
     experiment = build(settings)
     (made,) = techniques.build(experiment)
     corpus = loaders.load(experiment.corpus)
-    _, material = setup.scene((made,), experiment, corpus)
+    material = Setup.of(experiment, corpus).material
     visible = corpus.for_training(experiment.sources)
     changed = made.corpus(visible, material)
     assert isinstance(changed, Corpus)
@@ -121,7 +117,8 @@ def test_its_hooks_give_what_they_should(name: str, settings: Settings) -> None:
 def test_no_label_of_a_target_reaches_it_unless_it_reads_labels(name: str, settings: Settings) -> None:
     experiment = build(settings)
     (made,) = techniques.build(experiment)
-    visible, material = setup.scene((made,), experiment, loaders.load(experiment.corpus))
+    found = Setup.of(experiment, loaders.load(experiment.corpus))
+    visible, material = found.visible, found.material
     assert all("label" not in table.column_names for table in material.texts.values())
     assert bool(material.shots) is made.reads_labels
     if not made.reads_labels:
@@ -173,8 +170,8 @@ def trained(settings: Settings) -> tuple[Bundle, str]:
     if experiment.training.method == "fine_tune":
         loop.fit(run)
     run.network.terms.clear()
-    identity = networks.build(experiment.network, 3, 0)[2]
-    return Bundle(run.network.eval(), run.tokenize, run.corpus.labels, experiment, None), identity
+    identity = networks.build(experiment.network, 3, 0).identity
+    return Bundle(run.network.eval(), run.tokenize, run.setup.visible.labels, experiment, None), identity
 
 
 def test_a_bundle_comes_back_as_it_was(name: str, settings: Settings, tmp_path: Path) -> None:
@@ -202,14 +199,14 @@ def test_a_method_that_it_has_no_effect_on_is_refused(name: str, settings: Setti
     for method in {"fine_tune", "probe"} - set(techniques.load(name).methods):
         settings["training"]["method"] = method
         with pytest.raises(InputError, match=rf"techniques\.{name}: has no effect"):
-            setup.prepare(build(settings))
+            checks.prepare(build(settings))
 
 
 def test_what_a_probe_is_fitted_on_is_what_training_draws(name: str, settings: Settings) -> None:
     if "probe" not in techniques.load(name).methods:
         pytest.skip("has no effect on a probe")
     settings["training"]["method"] = "probe"
-    prepared = setup.prepare(build(settings))
+    prepared = checks.prepare(build(settings))
     tables = frozen.training_tables(prepared)
     assert {key for key in tables if key.startswith("train/")} == {
         f"train/{code}" for code in prepared.visible.languages("train")

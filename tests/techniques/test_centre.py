@@ -26,7 +26,7 @@ from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import network
 from xlt_ray.techniques.centre import Centre, Shift
 from xlt_ray.techniques.technique import Material
-from xlt_ray.training import loop, probe, setup
+from xlt_ray.training import checks, loop, probe
 
 Settings = dict[str, Any]
 CODES = ("eng_Latn", "hin_Deva", "swh_Latn")
@@ -150,7 +150,7 @@ def test_what_is_told_are_the_languages_and_how_far_they_moved(tiny_settings: Se
 
 
 def test_a_sample_of_texts_is_fixed_and_as_large_as_asked(tiny_settings: Settings) -> None:
-    prepared = setup.prepare(build(centred(tiny_settings, rows=20)))
+    prepared = checks.prepare(build(centred(tiny_settings, rows=20)))
     (made,) = prepared.techniques
     one, other = made.texts(prepared.material), made.texts(prepared.material)
     assert {code: table.num_rows for code, table in one.items()} == {
@@ -176,7 +176,9 @@ def test_a_probe_of_the_source_reads_other_languages_once_they_are_centred(tiny_
             return transformed(net, code, rows) if moved else rows
 
         source = {"eng_Latn": of("eng_Latn", found["eng_Latn"])}
-        fitted = probe.fit(source, {"eng_Latn": labels}, {}, {}, 3, MixtureConfig(), (1.0,))
+        fitted = probe.fit(
+            probe.Labelled(source, {"eng_Latn": labels}), probe.Labelled({}, {}), 3, MixtureConfig(), (1.0,)
+        )
         scores = {code: of(code, rows) @ fitted.weight.T + fitted.bias for code, rows in unseen.items()}
         return {code: float((one.argmax(1) == gold).mean()) for code, one in scores.items()}
 
@@ -192,7 +194,7 @@ def test_a_probe_of_the_source_reads_other_languages_once_they_are_centred(tiny_
 
 def test_a_corpus_without_texts_of_targets_is_refused(tiny_settings: Settings) -> None:
     experiment = build(centred(tiny_settings))
-    corpus = setup.prepare(experiment).corpus
+    corpus = checks.prepare(experiment).corpus
     only = {split: {"eng_Latn": corpus.table(split, "eng_Latn")} for split in ("train", "dev")}
     without = replace(corpus, splits={**only, "test": corpus.splits["test"]})
     with pytest.raises(InputError, match=r"none of the targets .* has train or dev rows to estimate its mean from"):
@@ -213,8 +215,8 @@ def made(tiny_settings: Settings, tmp_path: Path) -> Path:
 def save(experiment: Any, folder: Path) -> Path:
     run = run_of(experiment)
     loop.fit(run)
-    model = Bundle(run.network.eval(), run.tokenize, run.corpus.labels, experiment, None)
-    bundle.save(folder, model, network.build(experiment.network, 3, 0)[2])
+    model = Bundle(run.network.eval(), run.tokenize, run.setup.corpus.labels, experiment, None)
+    bundle.save(folder, model, network.build(experiment.network, 3, 0).identity)
     return folder
 
 
@@ -229,7 +231,9 @@ def mean_of(folder: Path, file: Path, code: str) -> tuple[np.ndarray, np.ndarray
     """Give the mean of transformed features of a file's texts in a language, and the mean that it should have."""
     model = bundle.load(folder)
     lines = list(dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()))
-    run_features = evaluate.embed(model.network, {code: pa.table({"text": lines})}, model.tokenize, "float32")
+    run_features = evaluate.embed(
+        model.network, {code: pa.table({"text": lines})}, evaluate.Inputs(model.tokenize, "float32")
+    )
     step = model.network.steps["centre"]
     assert isinstance(step, Shift)
     return transformed(model.network, code, run_features[code]).mean(0), step.origin.numpy()

@@ -23,7 +23,7 @@ from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import network
 from xlt_ray.reports import plots, report
 from xlt_ray.techniques.few_shot import FewShot
-from xlt_ray.training import loop, setup
+from xlt_ray.training import checks, loop
 
 Settings = dict[str, Any]
 TARGETS = ("hin_Deva", "swh_Latn")
@@ -70,7 +70,7 @@ def test_draws_and_languages_differ_and_the_same_draw_does_not() -> None:
 
 
 def test_shots_join_train_and_no_row_of_test_or_dev_does(tiny_settings: Settings) -> None:
-    prepared = setup.prepare(build(few_shot(tiny_settings, shots=2)))
+    prepared = checks.prepare(build(few_shot(tiny_settings, shots=2)))
     corpus, visible = prepared.corpus, prepared.visible
     assert visible.sizes("train") == {"deu_Latn": 40, "eng_Latn": 160, "hin_Deva": 6, "swh_Latn": 6}
     assert visible.languages("dev") == ("deu_Latn", "eng_Latn") and visible.languages("test") == ()
@@ -82,7 +82,7 @@ def test_shots_join_train_and_no_row_of_test_or_dev_does(tiny_settings: Settings
 
 
 def test_languages_without_shots_stay_zero_shot(tiny_settings: Settings) -> None:
-    prepared = setup.prepare(build(few_shot(tiny_settings, shots=2, languages=["sw"])))
+    prepared = checks.prepare(build(few_shot(tiny_settings, shots=2, languages=["sw"])))
     assert prepared.few_shot == ("swh_Latn",) and prepared.zero_shot == ("hin_Deva",)
     assert "hin_Deva" not in prepared.visible.languages("train")
 
@@ -94,10 +94,10 @@ def test_scores_and_the_table_call_them_few_shot(tiny_settings: Settings) -> Non
     settings = few_shot(tiny_settings, shots=2, languages=["swh_Latn"])
     settings["training"] = {**settings["training"], "epochs": 1}
     experiment = build(settings)
-    prepared, run = setup.prepare(experiment), run_of(experiment)
+    prepared, run = checks.prepare(experiment), run_of(experiment)
     loop.fit(run)
     tables = {code: prepared.corpus.table("test", code) for code in prepared.measured}
-    predictions = evaluate.predict(run.network, tables, run.tokenize, "float32")
+    predictions = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32"))
     scores = metrics.score(
         predictions, prepared.corpus.labels, experiment.sources, None, 100, 0, few_shot=prepared.few_shot
     )
@@ -121,8 +121,8 @@ def zero_shot_bundle(settings: Settings, folder: Path) -> Bundle:
     experiment = build(settings)
     run = run_of(experiment)
     loop.fit(run)
-    made = Bundle(run.network.eval(), run.tokenize, run.corpus.labels, experiment, None)
-    bundle.save(folder, made, network.build(experiment.network, 3, 0)[2])
+    made = Bundle(run.network.eval(), run.tokenize, run.setup.corpus.labels, experiment, None)
+    bundle.save(folder, made, network.build(experiment.network, 3, 0).identity)
     return made
 
 
@@ -130,15 +130,15 @@ def test_alone_goes_on_from_a_bundle_with_its_head(tiny_settings: Settings, tmp_
     first = zero_shot_bundle(tiny_settings, tmp_path / "first")
     settings = few_shot(tiny_settings, shots=4, alone=True)
     settings["network"] |= {"init": str(tmp_path / "first"), "head": "bundle"}
-    prepared = setup.prepare(build(settings))
+    prepared = checks.prepare(build(settings))
     assert prepared.visible.sizes("train") == {"hin_Deva": 12, "swh_Latn": 12}
     run = run_of(build(settings))
     begun, before = run.network.state_dict(), first.network.state_dict()
     assert begun.keys() == before.keys() and all(torch.equal(begun[name], before[name]) for name in begun)
     tables = {code: prepared.corpus.table("train", code) for code in TARGETS}
-    zero_shot = evaluate.predict(run.network, tables, run.tokenize, "float32")
+    zero_shot = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32"))
     progress = loop.fit(run)
-    after = evaluate.predict(run.network, tables, run.tokenize, "float32")
+    after = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32"))
     assert sum(one.accuracy for one in after.values()) > sum(one.accuracy for one in zero_shot.values())
     assert progress.step == 4  # 2 epochs of 24 rows, 16 an update
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_meant_is_refused(
     tiny_settings: Settings, parameters: Settings, changes: Settings, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        setup.prepare(build({**few_shot(tiny_settings, **parameters), **changes}))
+        checks.prepare(build({**few_shot(tiny_settings, **parameters), **changes}))
 
 
 def test_targets_without_train_rows_are_refused(tiny_settings: Settings) -> None:
@@ -169,15 +169,15 @@ def test_targets_without_train_rows_are_refused(tiny_settings: Settings) -> None
     train = {code: rows for code, rows in whole.splits["train"].items() if code not in TARGETS}
     corpus = type(whole)(whole.name, whole.labels, {**whole.splits, "train": train})
     with pytest.raises(InputError, match="no target has train rows to take shots of"):
-        setup.check(techniques.build(experiment), experiment, corpus)
+        checks.check(techniques.build(experiment), experiment, corpus)
     one = build(few_shot(tiny_settings, languages=["swh_Latn"]))
     with pytest.raises(InputError, match="swh_Latn has no train rows to take shots of"):
-        setup.check(techniques.build(one), one, corpus)
+        checks.check(techniques.build(one), one, corpus)
 
 
 def test_a_probe_may_be_fitted_on_the_shots_alone(tiny_settings: Settings) -> None:
     settings = few_shot(tiny_settings, alone=True, shots=1)
     settings["training"] = {**settings["training"], "method": "probe"}
-    prepared = setup.prepare(build(settings))
+    prepared = checks.prepare(build(settings))
     assert prepared.visible.sizes("train") == {"hin_Deva": 3, "swh_Latn": 3}
     assert prepared.visible.languages("dev") == ("deu_Latn", "eng_Latn")

@@ -23,7 +23,7 @@ from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import collate, network
 from xlt_ray.model.network import Network, trained
 from xlt_ray.techniques import lora
-from xlt_ray.training import loop, setup
+from xlt_ray.training import checks, loop
 
 Settings = dict[str, Any]
 TEXTS = ["eng1 eng2 eng3", "swh4 swh50 swh7", "hin30"]
@@ -43,8 +43,8 @@ def built(experiment: Experiment) -> Network:
 def save(experiment: Experiment, folder: Path) -> Bundle:
     run = run_of(experiment)
     loop.fit(run)
-    identity = network.build(experiment.network, 3, 0)[2]
-    made = Bundle(run.network.eval(), run.tokenize, run.corpus.labels, experiment, None)
+    identity = network.build(experiment.network, 3, 0).identity
+    made = Bundle(run.network.eval(), run.tokenize, run.setup.corpus.labels, experiment, None)
     bundle.save(folder, made, identity)
     return made
 
@@ -72,7 +72,7 @@ def test_only_the_matrices_and_the_head_are_trained(tiny_settings: Settings) -> 
 
 def test_at_the_start_nothing_is_added(tiny_settings: Settings) -> None:
     run = run_of(adapted(tiny_settings))
-    plain = network.build(run.experiment.network, 3, 0)[0]
+    plain = network.build(run.experiment.network, 3, 0).network
     assert np.array_equal(answers(run.network, run.tokenize), answers(plain, run.tokenize))
 
 
@@ -132,7 +132,7 @@ def test_a_probe_is_refused(tiny_settings: Settings) -> None:
     settings = copy.deepcopy(tiny_settings)
     settings["training"] |= {"method": "probe"}
     with pytest.raises(InputError, match=r"techniques\.lora: has no effect with training\.method: probe"):
-        setup.prepare(build({**settings, "techniques": ["lora"]}))
+        checks.prepare(build({**settings, "techniques": ["lora"]}))
 
 
 # bundles
@@ -150,7 +150,7 @@ def test_a_bundle_holds_the_change_and_no_encoder(tiny_settings: Settings, tmp_p
 
 def test_merging_leaves_plain_layers_that_answer_the_same(tiny_settings: Settings) -> None:
     run = run_of(adapted(tiny_settings, rank=4, alpha=32))
-    plain = network.build(run.experiment.network, 3, 0)[0]
+    plain = network.build(run.experiment.network, 3, 0).network
     loop.fit(run)
     before = answers(run.network, run.tokenize)
     lora.merge(run.network.encoder)
@@ -168,7 +168,7 @@ def test_another_encoder_in_its_place_is_refused(tiny_settings: Settings, tmp_pa
     was = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["encoder"]
     config = json.loads((encoder / "config.json").read_text())
     (encoder / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-6}))
-    now = network.build(adapted(tiny_settings, encoder).network, 3, 0)[2]
+    now = network.build(adapted(tiny_settings, encoder).network, 3, 0).identity
     with pytest.raises(InputError) as error:
         bundle.load(tmp_path / "bundle")
     assert was != now and f"holds changes to the encoder {was}, but {encoder} is now {now}" in str(error.value)

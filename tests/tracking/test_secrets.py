@@ -19,7 +19,7 @@ from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.runs import run
 from xlt_ray.tracking import outbox
 from xlt_ray.training import cluster
-from xlt_ray.training.setup import Prepared
+from xlt_ray.training.setup import Setup
 
 SECRET = "hunter2secret"
 Ask = Callable[..., Any]
@@ -51,10 +51,10 @@ def config(tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a probe's predictions be made up, so that `train` does all it does around the work on Ray."""
 
-    def probe(prepared: Prepared, *more: Any) -> Any:
-        gold = np.arange(9) % len(prepared.corpus.labels)
+    def probe(setup: Setup, *more: Any) -> Any:
+        gold = np.arange(9) % len(setup.corpus.labels)
         rows = Predictions(gold, gold, [str(number) for number in gold])
-        return run._network(prepared), dict.fromkeys(prepared.measured, rows), []
+        return setup.build(), dict.fromkeys(setup.measured, rows), []
 
     monkeypatch.setattr(cluster, "ray_cluster", lambda *more: contextlib.nullcontext())
     monkeypatch.setattr(run, "_probe", probe)

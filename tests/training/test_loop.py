@@ -15,14 +15,15 @@ import torch
 from torch import distributed
 from workers import on_workers
 
-from xlt_ray.config.experiment import Experiment, MixtureConfig, TrainingConfig
+from xlt_ray.config.experiment import Experiment, TrainingConfig
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders, mixture
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
-from xlt_ray.model import collate, network, precision
+from xlt_ray.model import precision
 from xlt_ray.training import loop, setup
+from xlt_ray.training.setup import Setup
 
 Settings = dict[str, Any]
 
@@ -60,10 +61,9 @@ def arrays(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 def make(experiment: Experiment) -> setup.Run:
     corpus = loaders.load(experiment.corpus)
-    net, tokenizer, _ = network.build(experiment.network, len(corpus.labels), experiment.seed)
-    tokenize = collate.Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
-    visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
-    return setup.Run(experiment, visible, net, tokenize, lambda metrics, save: None)
+    made = Setup.of(experiment, corpus)
+    net, tokenize, _ = made.build()
+    return setup.Run(made, net, tokenize)
 
 
 def train(settings: Settings, kept: str = "", restored: str = "", killed_after: int = 0) -> Outcome:
@@ -80,7 +80,7 @@ def train(settings: Settings, kept: str = "", restored: str = "", killed_after: 
         if len(outcome.reported) == killed_after:
             raise Killed
 
-    run.report, run.emit, outcome.seen = report, outcome.emitted.append, run.corpus
+    run.report, run.emit, outcome.seen = report, outcome.emitted.append, run.setup.visible
     try:
         outcome.history = loop.fit(run, Path(restored) if restored else None).history
     except Killed:
@@ -135,8 +135,8 @@ def test_rare_labels_weigh_more_where_labels_are_balanced(tiny_settings: Setting
         draws = mixture.epoch(trainee.sizes, run.experiment.mixture, 0, 0)
         batches[balance] = list(trainee.feed.batches(draws, np.arange(60), trainee.progress, total=10))
     assert all((batch["weight"] == 1).all() for batch in batches[0])
-    known = {code: table["label"].to_numpy() for code, table in run.corpus.splits["train"].items()}
-    expected = mixture.label_weights(known, len(run.corpus.labels), run.experiment.mixture)
+    known = {code: table["label"].to_numpy() for code, table in run.setup.visible.splits["train"].items()}
+    expected = mixture.label_weights(known, len(run.setup.visible.labels), run.experiment.mixture)
     assert len(set(expected.tolist())) > 1
     assert all(np.array_equal(batch["weight"], expected[batch["label"]]) for batch in batches[1])
 
@@ -148,8 +148,10 @@ def test_the_token_budget_changes_no_loss(tiny_settings: Settings) -> None:
 
 
 def test_dropout_does_not_repeat_itself(tiny_settings: Settings) -> None:
-    run = make(build(changed(tiny_settings, network={"dropout": 0.5}, training={"epochs": 1, "learning_rate": 1e-30})))
-    run.experiment = run.experiment.model_copy(update={"mixture": MixtureConfig(draws_per_epoch=160)})
+    training = {"epochs": 1, "learning_rate": 1e-30}
+    run = make(
+        build(changed(tiny_settings, network={"dropout": 0.5}, training=training, mixture={"draws_per_epoch": 160}))
+    )
     events: list[dict[str, float]] = []
     run.emit = events.append
     masks: list[torch.Tensor] = []
@@ -457,8 +459,8 @@ def test_the_oracle_measures_the_targets_asked_for_alone(tiny_settings: Settings
     settings = changed(tiny_settings, training={"select": "target_dev", "epochs": 1}, mixture={"draws_per_epoch": 32})
     run = make(build({**settings, "targets": ["swh_Latn"]}))
     history = loop.fit(run).history
-    tables = {"swh_Latn": run.corpus.table("dev", "swh_Latn")}
-    answers = evaluate.predict(run.network, tables, run.tokenize, "float32", 512)["swh_Latn"]
+    tables = {"swh_Latn": run.setup.visible.table("dev", "swh_Latn")}
+    answers = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32", 512))["swh_Latn"]
     assert history[0]["oracle_dev/accuracy"] == np.mean(answers.gold == answers.predicted)
 
 

@@ -13,7 +13,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
 from xlt_ray.corpora import mixture
 from xlt_ray.errors import InputError
-from xlt_ray.training import batches, setup
+from xlt_ray.training import batches, checks, setup
 
 Settings = dict[str, Any]
 
@@ -24,15 +24,15 @@ def corpus_folder(tiny_corpus: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_corpus, tmp_path / "corpus"))
 
 
-def prepared(settings: Settings, folder: Path, *overrides: str) -> setup.Prepared:
-    return setup.prepare(build(settings, [f"corpus.path={folder}", *overrides]))
+def prepared(settings: Settings, folder: Path, *overrides: str) -> setup.Setup:
+    return checks.prepare(build(settings, [f"corpus.path={folder}", *overrides]))
 
 
 # what a dry run shows
 
 
 def test_the_mixture_the_languages_and_the_updates_are_known(tiny_experiment: Experiment) -> None:
-    found = setup.prepare(tiny_experiment)
+    found = checks.prepare(tiny_experiment)
     assert found.measured == ("deu_Latn", "eng_Latn", "hin_Deva", "swh_Latn")
     assert found.zero_shot == ("hin_Deva", "swh_Latn")
     assert [(share.language, share.rows) for share in found.mixture] == [("eng_Latn", 160), ("deu_Latn", 40)]
@@ -47,7 +47,7 @@ def test_the_mixture_the_languages_and_the_updates_are_known(tiny_experiment: Ex
     ids=str,
 )
 def test_the_updates_announced_are_those_that_training_makes(tiny_settings: Settings, overrides: list[str]) -> None:
-    found = setup.prepare(build(tiny_settings, overrides))
+    found = checks.prepare(build(tiny_settings, overrides))
     config, training = found.experiment.mixture, found.experiment.training
     sizes = {share.language: share.rows for share in found.mixture if share.weight > 0}
     made = 0
@@ -59,9 +59,9 @@ def test_the_updates_announced_are_those_that_training_makes(tiny_settings: Sett
 
 
 def test_targets_asked_for_are_measured_besides_the_sources(tiny_settings: Settings) -> None:
-    found = setup.prepare(build(tiny_settings, ["targets=[swh_Latn]"]))
+    found = checks.prepare(build(tiny_settings, ["targets=[swh_Latn]"]))
     assert (found.measured, found.zero_shot) == (("deu_Latn", "eng_Latn", "swh_Latn"), ("swh_Latn",))
-    assert setup.prepare(build(tiny_settings, ["targets=[]"])).zero_shot == ()
+    assert checks.prepare(build(tiny_settings, ["targets=[]"])).zero_shot == ()
 
 
 def test_rows_that_are_in_test_too_are_refused_or_dropped(tiny_settings: Settings, corpus_folder: Path) -> None:
@@ -117,7 +117,7 @@ def test_dev_rows_are_asked_for_only_where_something_is_chosen_by_them(
 @pytest.mark.parametrize("targets", ["targets=[]", "targets=[eng_Latn]"])
 def test_an_oracle_without_a_target_is_refused(tiny_settings: Settings, targets: str) -> None:
     with pytest.raises(InputError, match="training.select: target_dev, but every target is a source"):
-        setup.prepare(build(tiny_settings, ["training.select=target_dev", targets]))
+        checks.prepare(build(tiny_settings, ["training.select=target_dev", targets]))
 
 
 # places

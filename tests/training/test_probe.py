@@ -14,8 +14,9 @@ from xlt_ray.config.experiment import Experiment, MixtureConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
-from xlt_ray.model import collate, network
+from xlt_ray.model import network
 from xlt_ray.training import embedding, probe
+from xlt_ray.training.probe import Labelled
 
 Data = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 WIDTH = 6
@@ -38,10 +39,12 @@ def fitted(
 ) -> probe.Fit:
     labels = kind.pop("labels", (0, 1, 2))
     classes = kind.pop("classes", 3)
-    return probe.fit(*data(sizes, 0, labels), *data(sizes, 1, labels), classes, config, strengths)  # type: ignore[arg-type]
+    train, dev = (Labelled(*data(sizes, seed, labels)) for seed in (0, 1))  # type: ignore[arg-type]
+    return probe.fit(train, dev, classes, config, strengths)
 
 
 SIZES = {"eng_Latn": 150, "deu_Latn": 30}
+NONE = Labelled({}, {})
 
 
 def by_scikit_learn(config: MixtureConfig, strength: float, labels: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:
@@ -83,24 +86,24 @@ def test_the_mixture_matters() -> None:
 def test_a_language_of_weight_zero_is_left_out() -> None:
     without = fitted({"eng_Latn": 150}, MixtureConfig())
     features, gold = data(SIZES)
-    dev = {"eng_Latn": data(SIZES, 1)[0]["eng_Latn"]}, {"eng_Latn": data(SIZES, 1)[1]["eng_Latn"]}
-    with_it = probe.fit(features, gold, *dev, 3, MixtureConfig(weights={"deu_Latn": 0}), (1.0,))
+    dev = Labelled(*({"eng_Latn": part["eng_Latn"]} for part in data(SIZES, 1)))
+    with_it = probe.fit(Labelled(features, gold), dev, 3, MixtureConfig(weights={"deu_Latn": 0}), (1.0,))
     np.testing.assert_allclose(with_it.weight, without.weight, rtol=1e-5)
 
 
 def test_the_scale_of_features_changes_no_probability() -> None:
     (features, gold), unseen = data(SIZES), data(SIZES, 2)[0]["eng_Latn"]
     other = {code: 30 * rows + 1 for code, rows in features.items()}
-    one, two = (probe.fit(x, gold, {}, {}, 3, MixtureConfig(), (1.0,)) for x in (features, other))
+    one, two = (probe.fit(Labelled(x, gold), NONE, 3, MixtureConfig(), (1.0,)) for x in (features, other))
     np.testing.assert_allclose(probabilities(one, unseen), probabilities(two, 30 * unseen + 1), atol=1e-3)
 
 
 def test_a_strength_means_the_same_at_every_size_of_corpus() -> None:
     features, gold = data(SIZES)
     twice = ({c: np.concatenate([x, x]) for c, x in part.items()} for part in (features, gold))
-    one = probe.fit(features, gold, {}, {}, 3, MixtureConfig(), (0.1,))
+    one = probe.fit(Labelled(features, gold), NONE, 3, MixtureConfig(), (0.1,))
     more, labels = twice
-    two = probe.fit(more, labels, {}, {}, 3, MixtureConfig(), (0.1,))
+    two = probe.fit(Labelled(more, labels), NONE, 3, MixtureConfig(), (0.1,))
     unseen = data(SIZES, 2)[0]["eng_Latn"]
     np.testing.assert_allclose(probabilities(one, unseen), probabilities(two, unseen), atol=1e-3)
 
@@ -108,10 +111,10 @@ def test_a_strength_means_the_same_at_every_size_of_corpus() -> None:
 def test_a_feature_that_never_changes_does_no_harm() -> None:
     features, gold = data(SIZES)
     constant = {code: np.concatenate([x, np.full((len(x), 1), 3.0)], 1) for code, x in features.items()}
-    fit = probe.fit(constant, gold, {}, {}, 3, MixtureConfig(), (1.0,))
+    fit = probe.fit(Labelled(constant, gold), NONE, 3, MixtureConfig(), (1.0,))
     assert np.isfinite(fit.weight).all() and np.isfinite(fit.bias).all()
     unseen = data(SIZES, 2)[0]["eng_Latn"]
-    plain = probabilities(probe.fit(features, gold, {}, {}, 3, MixtureConfig(), (1.0,)), unseen)
+    plain = probabilities(probe.fit(Labelled(features, gold), NONE, 3, MixtureConfig(), (1.0,)), unseen)
     wide = np.concatenate([unseen, np.full((len(unseen), 1), 3.0)], 1)
     np.testing.assert_allclose(probabilities(fit, wide), plain, atol=1e-3)
 
@@ -171,9 +174,9 @@ def test_dev_counts_languages_alike_whatever_their_size() -> None:
 
 def test_without_dev_one_strength_is_taken_and_several_are_refused() -> None:
     features, gold = data(SIZES)
-    assert probe.fit(features, gold, {}, {}, 3, MixtureConfig(), (0.5,)).strength == 0.5
+    assert probe.fit(Labelled(features, gold), NONE, 3, MixtureConfig(), (0.5,)).strength == 0.5
     with pytest.raises(InputError, match="training.probe_strengths: no source has dev rows"):
-        probe.fit(features, gold, {}, {}, 3, MixtureConfig(), (0.5, 1.0))
+        probe.fit(Labelled(features, gold), NONE, 3, MixtureConfig(), (0.5, 1.0))
 
 
 # in a network
@@ -181,21 +184,20 @@ def test_without_dev_one_strength_is_taken_and_several_are_refused() -> None:
 
 def test_a_network_with_the_probe_in_it_gives_the_probes_scores(tiny_experiment: Experiment) -> None:
     corpus = loaders.load(tiny_experiment.corpus)
-    net, tokenizer, _ = network.build(tiny_experiment.network, 3, 0)
-    net.eval()
-    tokenize, device = collate.Tokenize(tokenizer, "", 32), net.head.weight.device
+    net, tokenize, _ = network.build(tiny_experiment.network, 3, 0)
+    device = net.eval().head.weight.device
 
     def outputs(call: object, split: str, code: str) -> np.ndarray:
         table = corpus.table(split, code)
-        return evaluate.outputs(call, device, table, np.arange(table.num_rows), tokenize, "float32", 512)  # type: ignore[arg-type]
+        inputs = evaluate.Inputs(tokenize, "float32", 512)
+        return evaluate.outputs(call, device, table, np.arange(table.num_rows), inputs)  # type: ignore[arg-type]
 
     codes = tiny_experiment.sources
     features = {split: {code: outputs(net.features, split, code) for code in codes} for split in ("train", "dev")}
     gold = {s: {code: corpus.table(s, code)["label"].to_numpy() for code in codes} for s in ("train", "dev")}
     strengths = tiny_experiment.training.probe_strengths
-    fit = probe.fit(
-        features["train"], gold["train"], features["dev"], gold["dev"], 3, tiny_experiment.mixture, strengths
-    )
+    train, dev = (Labelled(features[split], gold[split]) for split in ("train", "dev"))
+    fit = probe.fit(train, dev, 3, tiny_experiment.mixture, strengths)
     probe.install(net, fit)
     test = outputs(net.features, "test", "eng_Latn") @ fit.weight.T + fit.bias
     np.testing.assert_allclose(outputs(net, "test", "eng_Latn"), test, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray_runs import TRAIN_WORKER, Driver, Process, Settings, offspring, results, settings, until
+from ray_runs import TRAIN_WORKER, Driver, Process, Settings, offspring, results, run_key, settings, until
 
 from xlt_ray.config.read import build
 from xlt_ray.events import Event
@@ -124,7 +124,7 @@ def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
     uri = f"sqlite:///{tmp_path / 'xlt.db'}"
     data = slow(tiny_encoder, tiny_corpus, tmp_path, tracking={"uri": uri, "flush_seconds": 120})
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump(data))
-    folder = tmp_path / "runs" / build(data).key()
+    folder = tmp_path / "runs" / run_key(build(data))
     # after so many more updates two more checkpoints were reported, and the first of them is safe
     enough = 2 * TRAINING["checkpoint_every"] + REPORTED
 

@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 import yaml
-from ray_runs import TRAIN_WORKER, Settings, offspring, settings
+from ray_runs import TRAIN_WORKER, Settings, offspring, run_key, settings
 from typer.testing import CliRunner
 
 from xlt_ray import cli, errors
@@ -29,7 +29,6 @@ from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.events import Event
 from xlt_ray.inference import bundle
 from xlt_ray.model import network
-from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import Weights, trained
 from xlt_ray.runs import run
 from xlt_ray.training import cluster, distributed, embedding, loop, setup
@@ -124,8 +123,8 @@ class Plain:
 def plain(data: Settings) -> Plain:
     experiment = build(data)
     corpus, _ = loaders.load_corpus(experiment)
-    net, tokenizer, _ = network.build(experiment.network, len(corpus.labels), experiment.seed)
-    tokenize = Tokenize(tokenizer, "", experiment.network.max_length)
+    made = setup.Setup.of(experiment, corpus)
+    net, tokenize, _ = made.build()
     losses: dict[int, float] = {}
     ends: list[Weights] = []
 
@@ -140,8 +139,7 @@ def plain(data: Settings) -> Plain:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as on a worker of one CPU
     try:
-        visible = corpus.for_training(experiment.sources)
-        progress = loop.fit(setup.Run(experiment, visible, net, tokenize, report, emit))
+        progress = loop.fit(setup.Run(made, net, tokenize, report, emit))
     finally:
         torch.set_num_threads(threads)
     return Plain(net, progress.history, losses, ends)
@@ -186,7 +184,7 @@ def test_a_run_leaves_everything_a_reader_needs(two: Done) -> None:
     json_files = {f"{name}.json" for name in ("result", "scores", "history", "corpus", "environment")}
     others = {"scores.tsv", "report.html", "experiment.yaml", "predictions.npz", "identity.txt"}
     assert json_files | others <= {file.name for file in two.folder.iterdir()}
-    assert two.outcome.folder.local.name == two.outcome.experiment.key()
+    assert two.outcome.folder.local.name == run_key(two.outcome.experiment)
     assert not two.outcome.repeated and two.outcome.unsent == 0
     stages = [event["stage"] for event in two.events]
     assert list(dict.fromkeys(stages)) == ["check", "start", "load", "train", "evaluate", "score", "save", "track"]

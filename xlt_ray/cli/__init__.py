@@ -118,7 +118,7 @@ def _print_tracking(console: Any, experiment: Any, outcome: Any) -> None:
 def check(config: Config, overrides: Overrides = None) -> None:
     """Check a configuration and its corpus and list every fault, without starting Ray."""
     with _told():
-        from xlt_ray.training.setup import prepare
+        from xlt_ray.training.checks import prepare
 
         prepared = prepare(_experiment(config, overrides))
         rows = sum(share.rows for share in prepared.mixture)

@@ -15,7 +15,7 @@ from xlt_ray.config.search import SearchConfig
 from xlt_ray.corpora.loaders import LOADERS
 from xlt_ray.languages import codes as known
 from xlt_ray.techniques import technique
-from xlt_ray.training.setup import prepare
+from xlt_ray.training.checks import prepare
 
 METHODS = {
     "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
@@ -52,7 +52,7 @@ def plan(experiment: Experiment) -> None:
         f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "
         f"{asked.workers * asked.cpus_per_worker:g} CPU, {asked.workers * asked.gpus_per_worker:g} GPU"
     )
-    console.print(f"run: {experiment.storage}/{experiment.key()}")
+    console.print(f"run: {experiment.storage}/{experiment.key(prepared.corpus.fingerprint)}")
 
 
 def catalogue(serving: type[BaseModel]) -> None:

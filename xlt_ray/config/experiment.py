@@ -238,8 +238,10 @@ class Experiment(Section):
         """Whether target labels chose the model, which makes its scores an upper bound and not a zero-shot result."""
         return self.training.select == "target_dev"
 
-    def key(self) -> str:
+    def key(self, fingerprint: str = "") -> str:
         """Name the run by what decides its result, so that the same command finds the same run again.
+
+        That is the configuration and, by its `fingerprint`, the corpus: where the rows changed, so does the key.
 
         Where it is tracked or stored and how long an interrupted job may retry do not change a result and are left out;
         the number of workers stays in, because floating-point sums depend on it.
@@ -249,5 +251,5 @@ class Experiment(Section):
         deciding["corpus"].pop("cache_dir")
         # a list, because they compose in their order, which sorted keys would hide
         deciding["techniques"] = list(deciding["techniques"].items())
-        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode() + fingerprint.encode()).hexdigest()
         return f"{self.name}-{digest[:10]}"

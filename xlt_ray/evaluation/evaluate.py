@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -19,30 +20,39 @@ from xlt_ray.model.precision import autocast, token_budget
 CHUNK = 4096  # rows tokenised at once: enough to sort well by length, little enough to hold
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """How rows become batches: a tokenizer, the precision to compute in, and the most tokens a batch may have.
+
+    `tokens` None leaves the choice to the device, see `token_budget`.
+    """
+
+    tokenize: Tokenize
+    precision: str
+    tokens: int | None = None
+
+
 @torch.inference_mode()
 def outputs(
     call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     device: torch.device,
     table: pa.Table,
     rows: np.ndarray,
-    tokenize: Tokenize,
-    precision: str,
-    tokens: int | None = None,
+    inputs: Inputs,
     language: int = -1,
 ) -> np.ndarray:
     """Compute `call` (a network for logits, its `features` for features) on rows of a table: (rows, width) float32.
 
     `language` is the place of the rows' language among the network's, -1 where it is not among them.
     """
+    tokenize, budget = inputs.tokenize, token_budget(inputs.tokens, device)
     parts: list[np.ndarray] = []
     for start in range(0, len(rows), CHUNK):
         encoded = tokenize.rows(table, rows[start : start + CHUNK])
         order, found = [], []
-        for positions, batch in collate.budgeted(
-            encoded, token_budget(tokens, device), tokenize.tokenizer.pad_token_id
-        ):
+        for positions, batch in collate.budgeted(encoded, budget, tokenize.tokenizer.pad_token_id):
             batch["language"] = torch.full((len(positions),), language)
-            with autocast(device, precision):
+            with autocast(device, inputs.precision):
                 found.append(call({key: value.to(device) for key, value in batch.items()}).float().cpu().numpy())
             order += positions
         parts.append(np.concatenate(found)[np.argsort(order)])
@@ -52,17 +62,15 @@ def outputs(
 def predict(
     network: Network,
     tables: Mapping[str, pa.Table],
-    tokenize: Tokenize,
-    precision: str,
-    tokens: int | None = None,
+    inputs: Inputs,
     progress: Callable[[int, int], None] = lambda done, all_rows: None,
 ) -> dict[str, Predictions]:
-    """Predict every row of every language's table, each of `torch.distributed`'s workers its part, all told the whole.
+    """Predict every row of every language's table, sharded over `torch.distributed`'s workers and gathered on all.
 
     `progress(done, total)` is called on every worker with the rows that this worker has done and has to do.
     """
     classes, found = network.head.out_features, {}
-    for language, logits in _everywhere(network, network, classes, tables, tokenize, precision, tokens, progress):
+    for language, logits in _everywhere(network, network, classes, tables, inputs, progress):
         found[language] = Predictions(
             gold=tables[language]["label"].to_numpy().astype(np.int64),
             predicted=logits.argmax(1),
@@ -72,23 +80,19 @@ def predict(
     return found
 
 
-def embed(
-    network: Network, tables: Mapping[str, pa.Table], tokenize: Tokenize, precision: str, tokens: int | None = None
-) -> dict[str, np.ndarray]:
+def embed(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> dict[str, np.ndarray]:
     """Compute pooled features, not yet transformed, of every row: language -> (rows, width) float32.
 
-    Each of `torch.distributed`'s workers takes its part, and all are told the whole.
+    Rows are sharded over `torch.distributed`'s workers, and features gathered on all.
     """
     width = network.head.in_features
-    return dict(_everywhere(network, network.features, width, tables, tokenize, precision, tokens))
+    return dict(_everywhere(network, network.features, width, tables, inputs))
 
 
-def temperature(
-    network: Network, tables: Mapping[str, pa.Table], tokenize: Tokenize, precision: str, tokens: int | None = None
-) -> float:
+def temperature(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> float:
     """Fit a network's temperature on labelled rows, which are dev of the sources; the same on all workers."""
     classes = network.head.out_features
-    logits = dict(_everywhere(network, network, classes, tables, tokenize, precision, tokens))
+    logits = dict(_everywhere(network, network, classes, tables, inputs))
     return calibration.temperature(logits, {code: table["label"].to_numpy() for code, table in tables.items()})
 
 
@@ -97,9 +101,7 @@ def _everywhere(
     call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     width: int,
     tables: Mapping[str, pa.Table],
-    tokenize: Tokenize,
-    precision: str,
-    tokens: int | None,
+    inputs: Inputs,
     progress: Callable[[int, int], None] = lambda done, all_rows: None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
@@ -111,7 +113,7 @@ def _everywhere(
         whole = np.zeros((tables[language].num_rows, width), dtype=np.float32)
         if len(rows):
             index = network.index(language)
-            whole[rows] = outputs(call, device, tables[language], rows, tokenize, precision, tokens, index)
+            whole[rows] = outputs(call, device, tables[language], rows, inputs, index)
         done += len(rows)
         progress(done, total)
         yield language, _summed(whole, device) if world > 1 else whole

@@ -45,7 +45,7 @@ def adapt(folder: Path, language: str, file: Path) -> Adapted:
             "`techniques: [centre]`"
         )
     table = pa.table({"text": pa.array(texts, pa.string())})
-    features = evaluate.embed(model.network, {code: table}, model.tokenize, model.precision)[code]
+    features = evaluate.embed(model.network, {code: table}, evaluate.Inputs(model.tokenize, model.precision))[code]
     known = model.network.languages
     new = code not in known
     step.add(len(known) if new else known.index(code), features.mean(0, dtype=np.float64))

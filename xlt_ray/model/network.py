@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -18,6 +18,7 @@ from xlt_ray.config.experiment import NetworkConfig
 from xlt_ray.errors import InputError, collecting, joined
 from xlt_ray.model import encoders
 from xlt_ray.model.batching import MULTIPLE
+from xlt_ray.model.collate import Tokenize
 
 Weights = dict[str, torch.Tensor]
 
@@ -131,16 +132,28 @@ def encoder_source(config: NetworkConfig) -> str:
     return str(Path(config.init) / "encoder")
 
 
-def build(
-    config: NetworkConfig, classes: int, seed: int, languages: Sequence[str] = (), weights: bool = True
-) -> tuple[Network, Any, str]:
-    """Load a configuration's encoder and put a head on it; return (network, tokenizer, encoder identity).
+class Built(NamedTuple):
+    """A network with what turns texts into its batches, and the identity of the encoder that it began with."""
+
+    network: Network
+    tokenize: Tokenize
+    identity: str
+
+
+def build(config: NetworkConfig, classes: int, seed: int, languages: Sequence[str] = (), weights: bool = True) -> Built:
+    """Load a configuration's encoder and put a head on it.
 
     The head is fresh, or that of the bundle `config.init` where `config.head` asks for it. Without `weights` the
     encoder has shapes alone, see `encoders.load`. Raises InputError with all that does not fit.
     """
-    encoder = encoders.load(encoder_source(config), config.revision, weights)
+    encoder, before = None, ""
     faults: list[str] = []
+    with collecting(faults):
+        before = prefix(config)
+    with collecting(faults):
+        encoder = encoders.load(encoder_source(config), config.revision, weights)
+    if encoder is None:
+        raise joined(faults)
     with collecting(faults):
         _check_length(encoder.model, config.max_length)
     network = Network(encoder.model, classes, config.pooling, seed, languages)
@@ -153,7 +166,7 @@ def build(
         freeze(network, config.freeze)
     if faults:
         raise joined(faults)
-    return network, encoder.tokenizer, encoder.identity
+    return Built(network, Tokenize(encoder.tokenizer, before, config.max_length), encoder.identity)
 
 
 def _take_head(network: Network, bundle: Path) -> None:

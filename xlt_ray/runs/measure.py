@@ -117,7 +117,7 @@ def predict(
 
     precision = choose_precision(experiment.training.precision, model.network, experiment.network.max_length)
     budget = experiment.evaluation.tokens_per_step
-    return evaluation.predict(model.network, tables, model.tokenize, precision, budget, tell)
+    return evaluation.predict(model.network, tables, evaluation.Inputs(model.tokenize, precision, budget), tell)
 
 
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:

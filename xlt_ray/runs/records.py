@@ -12,24 +12,24 @@ from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.runs.storage import RunFolder
 from xlt_ray.tracking import environment
 from xlt_ray.tracking.outbox import Outbox
-from xlt_ray.training.setup import Prepared
+from xlt_ray.training.setup import Setup
 
 
-def record_start(outbox: Outbox, prepared: Prepared) -> None:
-    experiment = prepared.experiment
+def record_start(outbox: Outbox, setup: Setup) -> None:
+    experiment = setup.experiment
     outbox.params(flat(experiment.model_dump(mode="json")))
     outbox.tags(
         {
             "xlt.selection": "oracle" if experiment.oracle else experiment.training.select,
             "xlt.method": experiment.training.method,
-            "xlt.supervision": "few-shot" if prepared.few_shot else "zero-shot",
+            "xlt.supervision": "few-shot" if setup.few_shot else "zero-shot",
             "xlt.techniques": ", ".join(experiment.techniques) or "none",
         }
     )
     outbox.tags({f"xlt.environment.{name}": value for name, value in environment.environment().items()})
-    profile = {"labels": len(prepared.corpus.labels), "train": {s.language: s.rows for s in prepared.mixture}}
+    profile = {"labels": len(setup.corpus.labels), "train": {s.language: s.rows for s in setup.mixture}}
     where = experiment.corpus.path or experiment.corpus.loader
-    outbox.dataset(prepared.corpus.name, where, prepared.corpus.fingerprint[:32], profile, "training")
+    outbox.dataset(setup.corpus.name, where, setup.corpus.fingerprint[:32], profile, "training")
 
 
 def record_event(outbox: Outbox, event: Mapping[str, Any]) -> None:

@@ -13,18 +13,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
-from xlt_ray.corpora.corpus import known_languages
-from xlt_ray.corpora.loaders import LOADERS
+from xlt_ray.corpora.loaders import LOADERS, load_corpus
+from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
 from xlt_ray.events import OnEvent
 from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
-from xlt_ray.model.collate import Tokenize
+from xlt_ray.model.network import Built
 from xlt_ray.reports import report
 from xlt_ray.runs.records import record_end, record_event, record_start
 from xlt_ray.runs.storage import RunFolder, open_run
@@ -32,7 +31,8 @@ from xlt_ray.tracking import courier
 from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.outbox import Outbox, pending
 from xlt_ray.training import cluster, distributed, embedding, frozen, probe
-from xlt_ray.training.setup import Prepared, prepare
+from xlt_ray.training.checks import prepare
+from xlt_ray.training.setup import Setup, absolute
 
 RESULT = "result.json"
 
@@ -58,22 +58,24 @@ def run(
 
     `parent_key` nests the tracked run below the one of that key; `tags` are tracked beside the run's own.
     """
-    folder = open_run(experiment)
-    folder.download(RESULT, "scores.json")
-    if (folder.local / RESULT).is_file():
-        scores = Scores.from_json((folder.local / "scores.json").read_text(encoding="utf-8"))
-        return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
     on_event({"stage": "check"})
-    prepared = prepare(experiment)
+    try:
+        loaded = load_corpus(absolute(experiment))
+    except InputError:
+        loaded = None  # `prepare` says why, beside all else that is wrong
+    if loaded and (done := _finished(experiment, loaded[0].fingerprint)):
+        return done
+    setup = prepare(experiment, loaded)
+    folder = open_run(experiment, setup.corpus.fingerprint)
     folder.download("outbox.jsonl", "outbox.sent")
     (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
-    run_key = f"{experiment.key()}-{folder.identity()}"
-    outbox = Outbox.open(folder.local, experiment.tracking, run_key, experiment.name, parent_key)
-    record_start(outbox, prepared)
+    key = experiment.key(setup.corpus.fingerprint)
+    outbox = Outbox.open(folder.local, experiment.tracking, f"{key}-{folder.identity()}", experiment.name, parent_key)
+    record_start(outbox, setup)
     outbox.tags(tags or {})
     sender = courier.start(outbox)
     try:
-        scores = _work(prepared, folder, outbox, on_event)
+        scores = _work(setup, folder, outbox, on_event)
         outbox.finish("FINISHED")
         on_event({"stage": "track"})
         unsent = sender.close(experiment.tracking.flush_seconds)
@@ -82,15 +84,22 @@ def run(
         sender.close(min(10.0, experiment.tracking.flush_seconds))
         folder.upload()
         raise
-    (folder.local / RESULT).write_text(
-        json.dumps({"summary": dict(scores.summary), "key": experiment.key()}), encoding="utf-8"
-    )
+    (folder.local / RESULT).write_text(json.dumps({"summary": dict(scores.summary), "key": key}), encoding="utf-8")
     folder.upload()
     return Outcome(experiment, folder, scores, unsent, repeated=False)
 
 
-def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
-    experiment, started = prepared.experiment, time.monotonic()
+def _finished(experiment: Experiment, fingerprint: str) -> Outcome | None:
+    folder = open_run(experiment, fingerprint)
+    folder.download(RESULT, "scores.json")
+    if not (folder.local / RESULT).is_file():
+        return None
+    scores = Scores.from_json((folder.local / "scores.json").read_text(encoding="utf-8"))
+    return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
+
+
+def _work(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
+    experiment, started = setup.experiment, time.monotonic()
     on_event({"stage": "start"})
 
     def follow(event: dict[str, Any]) -> None:
@@ -99,22 +108,21 @@ def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEve
 
     with cluster.ray_cluster(experiment), cluster.plain_errors():
         if experiment.training.method == "probe":
-            model, predictions, history = _probe(prepared, outbox, follow)
+            model, predictions, history = _probe(setup, outbox, follow)
         else:
-            model, predictions, history = _fine_tune(prepared, folder, outbox, follow)
+            model, predictions, history = _fine_tune(setup, folder, outbox, follow)
     on_event({"stage": "score"})
-    net, tokenizer, identity = model
-    seen = encoders.seen_languages(net.encoder, tokenizer)
-    labels, settings = prepared.corpus.labels, experiment.evaluation
-    few = prepared.few_shot
+    net, tokenize, identity = model
+    seen = encoders.seen_languages(net.encoder, tokenize.tokenizer)
+    labels, settings = setup.corpus.labels, experiment.evaluation
+    few = setup.few_shot
     scores = metrics.score(predictions, labels, experiment.sources, seen, settings.resamples, experiment.seed, few)
     scores = replace(scores, temperature=net.temperature)
     on_event({"stage": "save"})
-    tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
     bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores), identity)
     save_predictions(folder.local / "predictions.npz", predictions)
     (folder.local / "scores.json").write_text(scores.to_json(), encoding="utf-8")
-    facts, environment = corpus_facts(prepared), tracking_environment.environment()
+    facts, environment = corpus_facts(setup), tracking_environment.environment()
     for name, content in {"history": history, "corpus": facts, "environment": environment}.items():
         (folder.local / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     files = report.write(folder.local, scores, experiment, facts, history, environment)
@@ -123,65 +131,58 @@ def _work(prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEve
     return scores
 
 
-Model = tuple[network.Network, Any, str]
 History = list[dict[str, float]]
 
 
 def _fine_tune(
-    prepared: Prepared, folder: RunFolder, outbox: Outbox, on_event: OnEvent
-) -> tuple[Model, dict[str, Predictions], History]:
-    experiment = prepared.experiment
+    setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent
+) -> tuple[Built, dict[str, Predictions], History]:
+    experiment = setup.experiment
     trained = distributed.fine_tune(experiment, *folder.checkpoints(), on_event)
     for row in (*trained.reported, *trained.history):
         record_event(outbox, row)  # an event on its way to a driver that was killed is never told again
     outbox.metrics({f"techniques/{name}": value for name, value in trained.facts.items()}, step=0)
-    model = _network(prepared)
-    network.restore_weights(model[0], trained.weights)
-    model[0].temperature = trained.temperature
-    model[0].eval()
+    model = setup.build()
+    network.restore_weights(model.network, trained.weights)
+    model.network.temperature = trained.temperature
+    model.network.eval()
     return model, trained.predictions, trained.history
 
 
-def _network(prepared: Prepared) -> Model:
-    experiment, corpus = prepared.experiment, prepared.corpus
-    languages = known_languages(experiment, corpus)
-    return techniques.network(prepared.techniques, experiment, len(corpus.labels), languages)
-
-
-def _probe(prepared: Prepared, outbox: Outbox, on_event: OnEvent) -> tuple[Model, dict[str, Predictions], History]:
+def _probe(setup: Setup, outbox: Outbox, on_event: OnEvent) -> tuple[Built, dict[str, Predictions], History]:
 
     def tell(done: int, total: int) -> None:
         on_event({"stage": "prepare", "done": done, "total": total})
 
-    experiment, classes = prepared.experiment, len(prepared.corpus.labels)
-    tables, test = frozen.training_tables(prepared, tell), frozen.test_tables(prepared)
-    found, _ = embedding.features(experiment, {**tables, **test, **frozen.texts(prepared)}, on_event)
-    model = _network(prepared)
-    facts = frozen.settle(prepared, model[0], found)
+    experiment, classes = setup.experiment, len(setup.corpus.labels)
+    tables, test = frozen.training_tables(setup, tell), frozen.test_tables(setup)
+    found, _ = embedding.features(experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
+    model = setup.build()
+    facts = frozen.settle(setup, model.network, found)
     outbox.metrics({f"techniques/{name}": value for name, value in facts.items()}, step=0)
     on_event({"stage": "fit"})
-    taught = frozen.gathered(tables, found, classes, model[0])
+    taught = frozen.gathered(tables, found, classes, model.network)
     fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
     fitted = frozen.calibrated(taught, fitted, experiment.sources)
-    probe.install(model[0], fitted)
-    model[0].eval()
+    probe.install(model.network, fitted)
+    model.network.eval()
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
-    return model, frozen.predict(frozen.gathered(test, found, classes, model[0]), fitted, "test"), []
+    return model, frozen.predict(frozen.gathered(test, found, classes, model.network), fitted, "test"), []
 
 
-def corpus_facts(prepared: Prepared) -> dict[str, Any]:
+def corpus_facts(setup: Setup) -> dict[str, Any]:
     """Gather what a reader must know about the rows behind a result."""
-    corpus, config = prepared.corpus, prepared.experiment.corpus
+    corpus, config = setup.corpus, setup.experiment.corpus
     return {
         "name": corpus.name,
         "licence": corpus.licence,
         "description": _description(config.loader),
         "labels": list(corpus.labels),
         "fingerprint": corpus.fingerprint,
-        "mixture": [asdict(share) for share in prepared.mixture],
-        "dropped": prepared.dropped,
+        "mixture": [asdict(share) for share in setup.mixture],
+        "dropped": setup.dropped,
     }
 
 

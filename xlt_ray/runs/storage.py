@@ -65,9 +65,12 @@ class RunFolder:
         return file.read_text(encoding="utf-8").strip()
 
 
-def open_run(experiment: Experiment) -> RunFolder:
-    """Open, and make where needed, the folder of an experiment's run; raise InputError where that cannot be."""
-    return open_folder(experiment, experiment.key())
+def open_run(experiment: Experiment, fingerprint: str) -> RunFolder:
+    """Open, and make where needed, the folder of an experiment's run on the corpus of that fingerprint.
+
+    Raises InputError where that cannot be.
+    """
+    return open_folder(experiment, experiment.key(fingerprint))
 
 
 def open_folder(experiment: Experiment, key: str) -> RunFolder:

@@ -24,9 +24,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.corpus import known_languages
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
 from xlt_ray.events import OnEvent
@@ -35,8 +33,9 @@ from xlt_ray.model import encoders
 from xlt_ray.reports import plots
 from xlt_ray.runs import run
 from xlt_ray.runs.storage import RunFolder, open_folder
-from xlt_ray.training import cluster, embedding, frozen, setup
-from xlt_ray.training.setup import Prepared
+from xlt_ray.training import cluster, embedding, frozen
+from xlt_ray.training.checks import prepare
+from xlt_ray.training.setup import Setup
 
 RESULTS = "results.jsonl"
 Setting = tuple[int, int]  # shots a class and language, and which draw of them
@@ -125,7 +124,7 @@ def sweep(
     """Do what is missing of a sweep, and write its table and its picture; raise InputError before any work."""
     wanted = settings(experiment, shots, draws)
     on_event({"stage": "check"})
-    prepared = setup.prepare(at(experiment, max(shots), 0))
+    prepared = prepare(at(experiment, max(shots), 0))
     folder = _folder(experiment, out)
     folder.download(RESULTS)
     corpus = prepared.corpus.fingerprint[:32]
@@ -171,18 +170,18 @@ def _append(file: Path, line: Line) -> None:
         stream.write(json.dumps(asdict(line)).encode() + b"\n")
 
 
-def _scene(prepared: Prepared, setting: Setting) -> Prepared:
+def _scene(prepared: Setup, setting: Setting) -> Setup:
     """Give what was prepared with other shots; the corpus is neither read nor checked again."""
     experiment = at(prepared.experiment, *setting)
-    return setup.laid_out(techniques.build(experiment), experiment, prepared.corpus, prepared.dropped)
+    return Setup.of(experiment, prepared.corpus, dropped=prepared.dropped)
 
 
-def _rows(scene: Prepared) -> dict[str, int]:
+def _rows(scene: Setup) -> dict[str, int]:
     return {code: scene.visible.table("train", code).num_rows for code in scene.few_shot}
 
 
 def _probes(
-    prepared: Prepared, wanted: Sequence[Setting], missing: Sequence[Setting], on_event: OnEvent
+    prepared: Setup, wanted: Sequence[Setting], missing: Sequence[Setting], on_event: OnEvent
 ) -> Iterator[tuple[Setting, Line]]:
     """Embed every row that any of the wanted settings trains on, once, and fit a probe for each that is missing."""
     if not missing:
@@ -194,9 +193,8 @@ def _probes(
             rows[name] = _distinct(table, rows.get(name))
     with cluster.ray_cluster(experiment), cluster.plain_errors():
         features, _ = embedding.features(experiment, {**rows, **test, **frozen.texts(prepared)}, on_event)
-    languages, classes = known_languages(experiment, prepared.corpus), len(prepared.corpus.labels)
-    net, tokenizer, _ = techniques.network(prepared.techniques, experiment, classes, languages)
-    known = encoders.seen_languages(net.encoder, tokenizer)
+    net, tokenize, _ = prepared.build()
+    classes, known = len(prepared.corpus.labels), encoders.seen_languages(net.encoder, tokenize.tokenizer)
     places = {name: _keys(table).combine_chunks() for name, table in rows.items()}
     for number, setting in enumerate(missing):
         on_event({"stage": "fit", "done": number, "total": len(missing)})
@@ -230,7 +228,7 @@ def _distinct(table: pa.Table, before: pa.Table | None) -> pa.Table:
 
 
 def _runs(
-    prepared: Prepared,
+    prepared: Setup,
     missing: Sequence[Setting],
     folder: RunFolder,
     on_event: OnEvent,

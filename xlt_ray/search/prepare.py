@@ -12,8 +12,8 @@ from xlt_ray.config.masking import public
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.search.space import Search
-from xlt_ray.training import setup
-from xlt_ray.training.setup import prepare
+from xlt_ray.training import checks
+from xlt_ray.training.checks import prepare
 
 
 def check(search: Search, corpus: Corpus) -> None:
@@ -32,7 +32,7 @@ def check(search: Search, corpus: Corpus) -> None:
                         f"techniques.{reading[0]}: reads labels of targets, and a search ranks mixes by transfer "
                         "without any; take it out, and go on from the chosen mix with `xlt few-shot`"
                     )
-                setup.check(chosen, experiment, corpus)
+                checks.check(chosen, experiment, corpus)
             except InputError as error:
                 if sources == search.pool:
                     raise InputError(f"{place}{error}") from None
@@ -68,7 +68,7 @@ def prepared(search: Search) -> tuple[Search, Corpus]:
     most = max(corpus.table("train", code).num_rows for code in base.sources)
     mixture = base.mixture.model_copy(update={"draws_per_epoch": base.mixture.draws_per_epoch or most})
     base = base.model_copy(update={"targets": targets, "mixture": mixture})
-    search = replace(search, base=base)
+    search = replace(search, base=base, fingerprint=corpus.fingerprint)
     check(search, corpus)
     return search, replace(corpus, splits={**corpus.splits, "test": {}})  # nothing below can read a row of test
 

@@ -108,7 +108,7 @@ def retrain(
             at = index * len(seeds) + number
             show = _inner(on_event, at, total, one.name)
             show({"stage": "check"})
-            if not _finished(experiment):
+            if not _finished(experiment, search.fingerprint):
                 begin()
             outcomes.append(run.run(experiment, show, run_key, tags))
         found.append(
@@ -144,8 +144,8 @@ def _compare(search: Search, chosen: Retrained, mine: Any, theirs: Any) -> dict[
     }
 
 
-def _finished(experiment: Experiment) -> bool:
-    folder = open_run(experiment)
+def _finished(experiment: Experiment, fingerprint: str) -> bool:
+    folder = open_run(experiment, fingerprint)
     folder.download(run.RESULT)
     return (folder.local / run.RESULT).is_file()
 

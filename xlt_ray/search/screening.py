@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.evaluation.predictions import Predictions
@@ -27,9 +26,9 @@ from xlt_ray.events import OnEvent
 from xlt_ray.search.proposals import Proposal, Proposals
 from xlt_ray.search.selection import FIDELITIES, Fidelity, Judge, Tried
 from xlt_ray.search.space import Point, Search, mix_of
-from xlt_ray.techniques.technique import Material
-from xlt_ray.training import cluster, embedding, probe, setup
+from xlt_ray.training import cluster, embedding, probe
 from xlt_ray.training.frozen import Frozen, fit, gathered, predict
+from xlt_ray.training.setup import Setup, settle
 
 FOLDS = 4  # of row ids, where languages left out have rows that the mix trains on in translation
 
@@ -50,16 +49,17 @@ def embed(
     workers = max(1, cluster.slots(1, asked.cpus_per_worker, asked.gpus_per_worker))
     experiment = experiment.model_copy(update={"resources": asked.model_copy(update={"workers": workers})})
     tables = {f"{split}/{code}": table for split, code, table in corpus.tables()}
-    material = Material(experiment, texts or {}, {})
-    moving = [(one, one.texts(material)) for one in techniques.build(experiment)] if texts else []
-    wanted = {f"texts/{code}": table for _, asked in moving for code, table in asked.items()}
+    setup = Setup.of(experiment, corpus, texts)
+    # no language is named as trained on, so all are moved, as for any probe
+    material = replace(setup.material, trained=())
+    moving = tuple(one for one in setup.techniques if one.texts(material)) if texts else ()
+    wanted = {f"texts/{code}": table for one in moving for code, table in one.texts(material).items()}
     known, _ = embedding.features(experiment, {**(also or {}), **wanted, **tables}, on_event)
     net = None
-    if wanted:
-        settling = tuple(one for one, asked in moving if asked)
-        net, _, _ = techniques.network(settling, experiment, len(corpus.labels), sorted(material.texts))
-        # no language is named as trained on, so all are moved, as for any probe
-        setup.settle(settling, net, lambda asked: {code: known[f"texts/{code}"] for code in asked}, material)
+    if moving:
+        setup = replace(setup, techniques=moving, material=material)
+        net = setup.build().network
+        settle(setup, net, lambda asked: {code: known[f"texts/{code}"] for code in asked})
     return gathered(tables, known, len(corpus.labels), net)
 
 

@@ -29,7 +29,9 @@ from xlt_ray.languages import codes as language_codes
 from xlt_ray.languages import typology
 from xlt_ray.model import encoders, network
 from xlt_ray.model.collate import Tokenize
-from xlt_ray.training import cluster, embedding, setup
+from xlt_ray.training import cluster, embedding
+from xlt_ray.training.checks import check_resources
+from xlt_ray.training.setup import absolute
 
 Values = dict[str, np.ndarray]  # measure -> (sources, targets) float64, nan where unknown
 
@@ -86,7 +88,8 @@ def rank_file(path: str, overrides: Iterable[str], on_event: OnEvent) -> Ranking
     """Rank the sources of an experiment's file, or of a search's file, for its targets; starts Ray."""
     data = config.read(path, overrides)
     data.pop("search", None)
-    experiment = setup.absolute(config.build(data, place=path))
+    experiment = absolute(config.build(data, place=path))
+    check_resources(experiment)
     on_event({"stage": "check"})
     corpus = loaders.load(experiment.corpus)  # as it is: dropping the overlap would let rows of test decide
     on_event({"stage": "start"})

@@ -38,6 +38,7 @@ class Search:
     base: Experiment
     settings: SearchConfig
     dimensions: tuple[Dimension, ...]
+    fingerprint: str = ""  # of the corpus, once that is read
 
     @property
     def pool(self) -> tuple[str, ...]:
@@ -58,7 +59,7 @@ class Search:
         """Name the search by what decides its result, so that the same command finds it again."""
         settings = self.settings.model_dump(mode="json")
         settings["fine_tuning"].pop("concurrent")
-        text = json.dumps([self.base.key(), settings], sort_keys=True)
+        text = json.dumps([self.base.key(self.fingerprint), settings], sort_keys=True)
         return f"{self.base.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     def experiment(self, point: Point, seed: int | None = None, name: str | None = None) -> Experiment:

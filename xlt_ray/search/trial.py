@@ -26,25 +26,27 @@ from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import distributed
 
-from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.model import network
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.techniques.centre import Shift
 from xlt_ray.techniques.technique import Technique
-from xlt_ray.training import checkpoint, loop, setup
+from xlt_ray.training import checkpoint, loop
+from xlt_ray.training.setup import Run, Setup
 
 
 class Remembered(Tokenize):
     """A tokenizer that keeps what it has encoded: trials share most of their rows."""
 
-    def __init__(self, tokenizer: Any, prefix: str, max_length: int) -> None:
-        super().__init__(tokenizer, prefix, max_length)
+    def __init__(self, plain: Tokenize) -> None:
+        super().__init__(plain.tokenizer, plain.prefix, plain.max_length)
+        self.plain = plain  # encodes alike and keeps nothing
         self._known: dict[Any, dict[str, list[int]]] = {}
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
@@ -55,10 +57,6 @@ class Remembered(Tokenize):
             found = super().__call__([texts[i] for i in new], None if pairs is None else [pairs[i] for i in new])
             self._known |= {keys[i]: row for i, row in zip(new, found, strict=True)}
         return [self._known[key] for key in keys]
-
-    def forgetful(self) -> Tokenize:
-        """Give one that encodes alike and keeps nothing."""
-        return Tokenize(self.tokenizer, self.prefix, self.max_length)
 
 
 class Worker:
@@ -92,39 +90,31 @@ class Worker:
 
     def begin(self, experiment: Experiment, restored: Path | None = None) -> None:
         """Take up a mix, from the encoder's own weights or from a checkpoint."""
-        # texts of targets are no labels, so the place of train rows, where techniques look for them, is open to them
-        known = replace(
-            self.corpus, splits={**self.corpus.splits, "train": {**self.texts, **self.corpus.splits["train"]}}
-        )
-        chosen, languages = techniques.build(experiment), known_languages(experiment, known)
-        self._build(experiment, chosen, languages)
-        self.net.languages = languages
+        setup = Setup.of(experiment, self.corpus, self.texts)
+        self._build(setup)
+        self.net.languages = setup.languages
         self.net.terms.clear()  # of the trial before, which are no part of what this one begins with
         network.restore_weights(self.net, self.initial)
         self.net.zero_grad(set_to_none=True)
-        visible, material = setup.scene(chosen, experiment, known)
-        visible = replace(visible, splits={**visible.splits, "dev": {}})  # measured here, at rungs alone
         # rows that are new in every epoch are not worth remembering
-        fresh = any(one.changes_examples for one in chosen)
-        tokenize = self.tokenize.forgetful() if fresh else self.tokenize
-        run = setup.Run(
-            experiment, visible, self.net, tokenize, lambda metrics, save: None, techniques=chosen, material=material
-        )
+        fresh = any(one.changes_examples for one in setup.techniques)
+        # dev is measured here, at rungs alone
+        setup = replace(setup, visible=replace(setup.visible, splits={**setup.visible.splits, "dev": {}}))
+        run = Run(setup, self.net, self.tokenize.plain if fresh else self.tokenize)
         self.trainee = loop.begin(run, restored)
         self.experiment = experiment
 
-    def _build(self, experiment: Experiment, chosen: Sequence[Technique], languages: Sequence[str]) -> None:
+    def _build(self, setup: Setup) -> None:
         """Build the network, unless the one of the trial before is the same."""
-        changing = [one for one in chosen if type(one).network is not Technique.network]
-        wanted = (experiment.network, changing, languages if changing else ())
+        changing = [one for one in setup.techniques if type(one).network is not Technique.network]
+        wanted = (setup.experiment.network, changing, setup.languages if changing else ())
         if self.built == wanted:
             return
         for old in ("net", "tokenize", "trainee"):  # held meanwhile, the old network would double the memory
             self.__dict__.pop(old, None)
-        classes = len(self.corpus.labels)
-        self.net, tokenizer, _ = techniques.network(chosen, experiment, classes, languages)
+        self.net, tokenize, _ = setup.build()
         self.net.to(self.device)
-        self.tokenize = Remembered(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+        self.tokenize = Remembered(tokenize)
         self.initial = {name: tensor.clone() for name, tensor in network.trained(self.net).items()}
         self.built = wanted
 
@@ -153,7 +143,7 @@ class Worker:
             self._take_up_left_out()
             tables = {code: self.corpus.table("dev", code) for code in self.corpus.languages("dev")}
             budget = self.experiment.evaluation.tokens_per_step
-            return evaluate.predict(net, tables, self.tokenize, progress.precision, budget)
+            return evaluate.predict(net, tables, Inputs(self.tokenize, progress.precision, budget))
         finally:
             net.steps, net.languages, progress.facts = steps, languages, facts
 
@@ -164,11 +154,10 @@ class Worker:
         shifts = {name: step for name, step in net.steps.items() if isinstance(step, Shift)}
         if not left or not shifts or len(shifts) < len(net.steps):  # another step may know no way to add a language
             return
-        assert run.material is not None
         known, net.languages = len(net.languages), (*net.languages, *left)
-        for one in run.techniques:
+        for one in run.setup.techniques:
             if one.name in shifts:
-                sample = one.texts(replace(run.material, texts=left))
+                sample = one.texts(replace(run.setup.material, texts=left))
                 features = run.embed(sample, self.trainee.progress.precision)
                 for place, code in enumerate(left, start=known):
                     shifts[one.name].add(place, features[code].mean(0, dtype=np.float64))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -18,7 +18,7 @@ from xlt_ray.errors import joined
 from xlt_ray.techniques.technique import Technique
 
 if TYPE_CHECKING:
-    from xlt_ray.model.network import Network
+    from xlt_ray.model.network import Built
 
 CATALOGUE = {
     "few_shot": "xlt_ray.techniques.few_shot.FewShot",
@@ -57,17 +57,17 @@ def network(
     classes: int,
     languages: Sequence[str],
     weights: bool = True,
-) -> tuple[Network, Any, str]:
-    """Build an experiment's network as techniques want it; return (network, tokenizer, identity of the encoder).
+) -> Built:
+    """Build an experiment's network as techniques want it.
 
     Without `weights` the encoder has shapes alone, which is enough to see what does not fit.
     """
     from xlt_ray.model import network as networks
 
-    net, tokenizer, identity = networks.build(experiment.network, classes, experiment.seed, languages, weights)
+    built = networks.build(experiment.network, classes, experiment.seed, languages, weights)
     for one in techniques:
-        one.network(net, tokenizer)
-    return net, tokenizer, identity
+        one.network(built.network, built.tokenize.tokenizer)
+    return built
 
 
 def load(name: str) -> type[Technique]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +13,12 @@ from xlt_ray.corpora import mixture
 from xlt_ray.corpora.mixture import Draws
 from xlt_ray.model import collate, precision
 from xlt_ray.model.collate import Tokenize
-from xlt_ray.training import setup
 from xlt_ray.training.checkpoint import Progress
+from xlt_ray.training.setup import Run, changed
 
 WINDOW = 64  # updates among which rows are sorted by length: wide enough to save padding, narrow enough to stay random
 
 SAMPLE = 256  # rows a language from which its tokens per byte are measured
-
-if TYPE_CHECKING:
-    from xlt_ray.training.setup import Run
 
 
 class Feed:
@@ -38,10 +34,10 @@ class Feed:
         mix = run.experiment.mixture
         known = {code: table["label"].to_numpy() for code, table in train.items()} if mix.label_balance else {}
         self.weights = mixture.label_weights(known, run.network.head.out_features, mix)
-        changing = [one for one in run.techniques if one.changes_examples]
-        self.examples = [one.prepare(run.material, tell) for one in changing if run.material is not None]
+        material = run.setup.material
+        self.examples = [one.prepare(material, tell) for one in run.setup.techniques if one.changes_examples]
         self.joining = _joining(run)
-        self.texts = dict(run.material.texts) if run.material is not None and self.joining else {}
+        self.texts = dict(material.texts) if self.joining else {}
         self.sizes = {code: table.num_rows for code, table in self.texts.items()}
 
     def batches(
@@ -91,7 +87,7 @@ class Feed:
             if epoch is not None:
                 labels[at] = table["label"].take(rows).to_numpy()
                 address = (self.run.experiment.seed, epoch)
-                texts, pairs = setup.changed(self.examples, texts, pairs, code, address, places[at])
+                texts, pairs = changed(self.examples, texts, pairs, code, address, places[at])
             for place, row in zip(at, self.run.tokenize(texts, pairs), strict=True):
                 encoded[place] = row
         return encoded, labels, language
@@ -100,7 +96,7 @@ class Feed:
 def _joining(run: Run) -> int:
     """Count the unlabelled rows that join an update: as configured, else where a loss wants them."""
     training = run.experiment.training
-    wanted = bool(training.language_id) or any(one.wants_unlabelled for one in run.techniques)
+    wanted = bool(training.language_id) or any(one.wants_unlabelled for one in run.setup.techniques)
     return training.unlabelled_rows if training.unlabelled_rows is not None else training.batch_size if wanted else 0
 
 

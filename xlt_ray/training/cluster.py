@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: the one it was told of or a local one, checked first, with errors in plain words."""
+"""The Ray cluster of a run: the one RAY_ADDRESS names or a local one, with errors in plain words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import ray
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError, TrainingError
-from xlt_ray.training.setup import check_resources
 
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
@@ -27,7 +26,6 @@ RAY_TRAIN_SETTINGS = {
 @contextlib.contextmanager
 def ray_cluster(experiment: Experiment) -> Iterator[None]:
     """Use the cluster RAY_ADDRESS names or this process is connected to, else start a local one and stop it after."""
-    check_resources(experiment)
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():

@@ -21,17 +21,15 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.corpus import known_languages
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, TrainingError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
 from xlt_ray.events import Event, OnEvent
 from xlt_ray.model import network
-from xlt_ray.model.collate import Tokenize
-from xlt_ray.training import loop, setup
+from xlt_ray.training import loop
+from xlt_ray.training.setup import Report, Run, Save, Setup
 
 LASTING = (InputError, FloatingPointError)  # come again however often workers are restarted
 
@@ -163,37 +161,35 @@ def _worker(settings: dict[str, Any]) -> None:
             return  # everything was done before; the driver finds this checkpoint
         emit({"stage": "load"})
         corpus, _ = load_corpus(experiment)
-        chosen, languages = techniques.build(experiment), known_languages(experiment, corpus)
-        net, tokenizer, _ = techniques.network(chosen, experiment, len(corpus.labels), languages)
-        tokenize = Tokenize(tokenizer, network.prefix(experiment.network), experiment.network.max_length)
+        setup = Setup.of(experiment, corpus)
+        net, tokenize, _ = setup.build()
         net.to(get_device())
-        visible, material = setup.scene(chosen, experiment, corpus)
         report = _reporter(rank)
 
         def follow(metrics: dict[str, Any]) -> None:
             emit({"stage": "train", **metrics})
 
-        run = setup.Run(experiment, visible, net, tokenize, report, follow, chosen, material)
+        run = Run(setup, net, tokenize, report, follow)
         progress = loop.fit(run, folder)
 
     def tell(done: int, total: int) -> None:
         emit({"stage": "evaluate", "done": done, "total": total})
 
-    budget = experiment.evaluation.tokens_per_step
+    inputs, visible = run.inputs(progress.precision), setup.visible
     dev = {c: visible.table("dev", c) for c in visible.languages("dev") if c in experiment.sources}
-    net.temperature = evaluate.temperature(net, dev, tokenize, progress.precision, budget)
+    net.temperature = evaluate.temperature(net, dev, inputs)
     test = corpus.for_testing()
-    tables = {code: test.table("test", code) for code in corpus.measured(experiment.sources, experiment.targets)}
-    predictions = evaluate.predict(net, tables, tokenize, progress.precision, budget, tell)
+    tables = {code: test.table("test", code) for code in setup.measured}
+    predictions = evaluate.predict(net, tables, inputs, tell)
     facts = {name: getattr(progress, name) for name in ("reported", "history", "precision", "facts")}
     facts["temperature"] = net.temperature
     report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
 
-def _reporter(rank: int) -> setup.Report:
+def _reporter(rank: int) -> Report:
     from ray.train import Checkpoint, report
 
-    def send(metrics: dict[str, float], save: setup.Save | None) -> None:
+    def send(metrics: dict[str, float], save: Save | None) -> None:
         if rank != 0 or save is None:
             report(metrics)
             return

@@ -19,7 +19,6 @@ from xlt_ray.corpora.arrow import column_digest
 from xlt_ray.evaluation import evaluate
 from xlt_ray.events import OnEvent
 from xlt_ray.model import encoders, network
-from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.precision import BROKEN, choose_precision
 
 Features = Mapping[str, np.ndarray]
@@ -59,11 +58,9 @@ class Embedder:
     def __init__(self, experiment: dict[str, Any]) -> None:
         self.experiment = Experiment.model_validate(experiment)
         torch.set_num_threads(max(1, int(self.experiment.resources.cpus_per_worker)))
-        self.net, tokenizer, _ = network.build(self.experiment.network, 1, seed=0)
+        self.net, self.tokenize, _ = network.build(self.experiment.network, 1, seed=0)
         self.device = torch.device("cuda" if self.experiment.resources.gpus_per_worker else "cpu")
         self.net.to(self.device).eval().requires_grad_(False)
-        settings = self.experiment.network
-        self.tokenize = Tokenize(tokenizer, network.prefix(settings), settings.max_length)
 
     def precision(self) -> tuple[str, list[str]]:
         """Resolve the precision where the work is done, and say why not bfloat16; the driver may be another machine."""
@@ -74,7 +71,8 @@ class Embedder:
     def embed(self, table: pa.Table, precision: str) -> np.ndarray:
         """Compute the features of a table's rows, (rows, width) float32."""
         rows, budget = np.arange(table.num_rows), self.experiment.evaluation.tokens_per_step
-        found = evaluate.outputs(self.net.features, self.device, table, rows, self.tokenize, precision, budget)
+        inputs = evaluate.Inputs(self.tokenize, precision, budget)
+        found = evaluate.outputs(self.net.features, self.device, table, rows, inputs)
         if not np.isfinite(found).all():
             raise FloatingPointError(
                 f"features computed in {precision} by {self.experiment.network.init!r} as it is are no numbers; "

@@ -19,9 +19,11 @@ from xlt_ray.events import Tell
 from xlt_ray.model import collate
 from xlt_ray.model.network import Network
 from xlt_ray.techniques import technique
-from xlt_ray.training import probe, setup
+from xlt_ray.training import probe
 from xlt_ray.training.embedding import Features
-from xlt_ray.training.setup import Prepared
+from xlt_ray.training.probe import Labelled
+from xlt_ray.training.setup import Setup, changed
+from xlt_ray.training.setup import settle as settle_with
 
 
 @dataclass(frozen=True)
@@ -33,33 +35,34 @@ class Frozen:
     ids: Features
     classes: int
 
-    def part(self, split: str, languages: Sequence[str] | None = None) -> tuple[Features, Features]:
-        """Take a split as (features, labels) by language: of all languages, or of those asked for that have it."""
+    def part(self, split: str, languages: Sequence[str] | None = None) -> Labelled:
+        """Take a split of all languages, or of those asked for that have it."""
         if languages is None:
             languages = [name.removeprefix(f"{split}/") for name in self.labels if name.startswith(f"{split}/")]
         there = [code for code in languages if f"{split}/{code}" in self.labels]
-        return {c: self.features[f"{split}/{c}"] for c in there}, {c: self.labels[f"{split}/{c}"] for c in there}
+        features = {code: self.features[f"{split}/{code}"] for code in there}
+        return Labelled(features, {code: self.labels[f"{split}/{code}"] for code in there})
 
 
-def training_tables(prepared: Prepared, tell: Tell = lambda done, total: None) -> dict[str, pa.Table]:
+def training_tables(setup: Setup, tell: Tell = lambda done, total: None) -> dict[str, pa.Table]:
     """Give the tables that a probe is fitted on, by `split/language`.
 
     Where techniques change examples as they are drawn, a language's train rows come once an epoch, each time changed
     anew, under one name: what fine-tuning sees in as many epochs.
     """
-    tables = {f"{split}/{code}": table for split, code, table in prepared.visible.tables()}
-    changing = [one.prepare(prepared.material, tell) for one in prepared.techniques if one.changes_examples]
+    tables = {f"{split}/{code}": table for split, code, table in setup.visible.tables()}
+    changing = [one.prepare(setup.material, tell) for one in setup.techniques if one.changes_examples]
     for name, table in tables.items() if changing else ():
         split, code = name.split("/")
         if split == "train":
-            epochs, seed = range(prepared.experiment.training.epochs), prepared.experiment.seed
+            epochs, seed = range(setup.experiment.training.epochs), setup.experiment.seed
             tables[name] = pa.concat_tables(_changed(table, code, changing, (seed, epoch)) for epoch in epochs)
     return tables
 
 
 def _changed(table: pa.Table, code: str, changing: list[technique.Technique], address: tuple[int, int]) -> pa.Table:
     plain, rows = table.replace_schema_metadata(None), np.arange(table.num_rows)
-    texts, pairs = setup.changed(changing, *collate.texts_of(plain, rows), code, address, rows)
+    texts, pairs = changed(changing, *collate.texts_of(plain, rows), code, address, rows)
     for name, values in {"text": texts, "text_pair": pairs}.items():
         if values is not None:
             at = plain.schema.get_field_index(name)
@@ -67,25 +70,23 @@ def _changed(table: pa.Table, code: str, changing: list[technique.Technique], ad
     return plain
 
 
-def test_tables(prepared: Prepared) -> dict[str, pa.Table]:
+def test_tables(setup: Setup) -> dict[str, pa.Table]:
     """Give the tables that a fitted probe is measured on, by `test/language`."""
-    test = prepared.corpus.for_testing()
-    return {f"test/{code}": test.table("test", code) for code in prepared.measured}
+    test = setup.corpus.for_testing()
+    return {f"test/{code}": test.table("test", code) for code in setup.measured}
 
 
-def texts(prepared: Prepared) -> dict[str, pa.Table]:
+def texts(setup: Setup) -> dict[str, pa.Table]:
     """Give the unlabelled tables that techniques want features of, by `texts/language`."""
     wanted: dict[str, pa.Table] = {}
-    for one in prepared.techniques:
-        wanted |= one.texts(prepared.material)
+    for one in setup.techniques:
+        wanted |= one.texts(setup.material)
     return {f"texts/{code}": table for code, table in wanted.items()}
 
 
-def settle(prepared: Prepared, net: Network, found: Features) -> dict[str, float]:
+def settle(setup: Setup, net: Network, found: Features) -> dict[str, float]:
     """Let techniques compute what they need of frozen features; gives their figures."""
-    return setup.settle(
-        prepared.techniques, net, lambda tables: {code: found[f"texts/{code}"] for code in tables}, prepared.material
-    )
+    return settle_with(setup, net, lambda tables: {code: found[f"texts/{code}"] for code in tables})
 
 
 def gathered(tables: Mapping[str, pa.Table], found: Features, classes: int, net: Network | None = None) -> Frozen:
@@ -118,24 +119,23 @@ def fit(
 ) -> probe.Fit:
     """Fit a probe on an experiment's mix of all languages, or of some, without touching rows of others."""
     train, dev = (frozen.part(split, languages) for split in ("train", "dev"))
-    return probe.fit(*train, *dev, frozen.classes, experiment.mixture, strengths, start)
+    return probe.fit(train, dev, frozen.classes, experiment.mixture, strengths, start)
 
 
 def calibrated(frozen: Frozen, fitted: probe.Fit, sources: Sequence[str]) -> probe.Fit:
     """Fit a probe's temperature on dev of the sources, and on nothing of other languages."""
-    features, labels = frozen.part("dev", sources)
-    logits = {code: fitted.logits(rows) for code, rows in features.items()}
-    return replace(fitted, temperature=calibration.temperature(logits, labels))
+    dev = frozen.part("dev", sources)
+    logits = {code: fitted.logits(rows) for code, rows in dev.features.items()}
+    return replace(fitted, temperature=calibration.temperature(logits, dev.labels))
 
 
 def predict(
     frozen: Frozen, fitted: probe.Fit, split: str, languages: Sequence[str] | None = None
 ) -> dict[str, Predictions]:
     """Predict a split of all languages, or of some, with a probe."""
-    features, labels = frozen.part(split, languages)
-    found = {}
-    for code, gold in labels.items():
-        logits = fitted.logits(features[code])
+    rows, found = frozen.part(split, languages), {}
+    for code, gold in rows.labels.items():
+        logits = fitted.logits(rows.features[code])
         sure = calibration.confidence(logits, fitted.temperature)
         found[code] = Predictions(gold, logits.argmax(1), frozen.ids[f"{split}/{code}"], sure)
     return found

@@ -19,10 +19,10 @@ from xlt_ray.model import cpu
 from xlt_ray.model.network import Network, Weights, restore_weights, trained
 from xlt_ray.model.objective import LanguageHead, Objective
 from xlt_ray.model.precision import BROKEN, autocast, choose_precision
-from xlt_ray.training import checkpoint, setup
+from xlt_ray.training import checkpoint
 from xlt_ray.training.batches import Feed, lengths, updates
 from xlt_ray.training.checkpoint import Progress
-from xlt_ray.training.setup import Run
+from xlt_ray.training.setup import Run, settle
 
 REPORTS = 50  # losses reported over a run
 
@@ -67,9 +67,8 @@ def _add_terms(run: Run, precision: str) -> None:
     if training.language_id:
         head = LanguageHead(network.head.in_features, len(network.languages), training.language_id, network.seed)
         network.terms["language_id"] = head.to(device)
-    for one in run.techniques:
-        assert run.material is not None
-        term = one.loss_term(network, run.material, lambda tables: run.embed(tables, precision))
+    for one in run.setup.techniques:
+        term = one.loss_term(network, run.setup.material, lambda tables: run.embed(tables, precision))
         if term is not None:
             network.terms[one.name] = term.to(device)
 
@@ -120,7 +119,8 @@ class Trainee:
         self.experiment = self.run.experiment
         self.device = next(self.run.network.parameters()).device
         self.parameters = [p for p in self.run.network.parameters() if p.requires_grad]
-        train = {code: self.run.corpus.table("train", code) for code in self.run.corpus.languages("train")}
+        visible = self.run.setup.visible
+        train = {code: visible.table("train", code) for code in visible.languages("train")}
         self.train = {code: rows for code, rows in train.items() if self.experiment.mixture.weights.get(code, 1.0) > 0}
         self.feed = Feed(self.run, self.train, self.rank, self.world)
         self.sizes = {code: rows.num_rows for code, rows in self.train.items()}
@@ -153,9 +153,8 @@ class Trainee:
 
     def settle(self) -> None:
         """Let techniques compute what depends on the final weights, and keep the figures that they give."""
-        if self.run.material is not None:
-            embed = functools.partial(self.run.embed, precision=self.progress.precision)
-            self.progress.facts |= setup.settle(self.run.techniques, self.run.network, embed, self.run.material)
+        embed = functools.partial(self.run.embed, precision=self.progress.precision)
+        self.progress.facts |= settle(self.run.setup, self.run.network, embed)
 
     def _epoch(self) -> None:
         """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""
@@ -262,13 +261,13 @@ class Trainee:
         self.run.report(row, self.save)
 
     def _dev(self) -> dict[str, float]:
-        targets, there = self.experiment.targets, self.run.corpus.languages("dev")
+        targets, visible = self.experiment.targets, self.run.setup.visible
+        there = visible.languages("dev")
         chosen = [code for code in there if targets == "all" or code in {*targets, *self.experiment.sources}]
-        tables = {code: self.run.corpus.table("dev", code) for code in chosen}
+        tables = {code: visible.table("dev", code) for code in chosen}
         if not tables:
             return {}
-        budget = self.experiment.evaluation.tokens_per_step
-        predictions = evaluate.predict(self.run.network, tables, self.run.tokenize, self.progress.precision, budget)
+        predictions = evaluate.predict(self.run.network, tables, self.run.inputs(self.progress.precision))
         right = {code: one.accuracy for code, one in predictions.items()}
         sources = [right[code] for code in right if code in self.experiment.sources]
         found = {"dev/accuracy": float(np.mean(sources))} if sources else {}

@@ -46,11 +46,17 @@ class Fit:
         return self.logits(features).argmax(1)
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Rows by language: `features[language]` is (rows, width) float32, `labels[language]` (rows,) int64."""
+
+    features: Features
+    labels: Features
+
+
 def fit(
-    train: Features,
-    train_labels: Features,
-    dev: Features,
-    dev_labels: Features,
+    train: Labelled,
+    dev: Labelled,
     classes: int,
     mixture_config: MixtureConfig,
     strengths: tuple[float, ...],
@@ -58,18 +64,18 @@ def fit(
 ) -> Fit:
     """Fit a multinomial logistic regression on standardised source features, its L2 strength chosen on source dev.
 
-    `train[language]` is (rows, width), `train_labels[language]` (rows,). Rows are weighted so that every language
+    Rows are weighted so that every language
     counts by its share of the mixture, as draws do in fine-tuning, and every label by `label_balance`. The strength
     with the best dev accuracy, the mean over the sources, is taken; where several tie, as they do on some hundred dev
     rows, the one of least cross-entropy.
-    `start`, a fit of the same classes on similar rows, is where to begin: the optimum is the same, found sooner.
+    `start`, a fit of the same classes on similar rows, warm-starts the solver; the optimum does not change.
     Raises InputError where no source has dev rows and there is more than one strength to choose from.
     """
-    if not dev and len(strengths) > 1:
+    if not dev.labels and len(strengths) > 1:
         raise InputError(
             "training.probe_strengths: no source has dev rows to choose by; add dev rows or give one strength"
         )
-    x, y, weights = _stack(train, train_labels, classes, mixture_config)
+    x, y, weights = _stack(train, classes, mixture_config)
     centre, scale = x.mean(0), x.std(0) + 1e-6
     x = (x - centre) / scale
     dev_loss: dict[float, float] = {}
@@ -83,11 +89,11 @@ def fit(
         begin = None if start is None else (start.weight * scale, start.bias + start.weight @ centre)
         weight, bias = _regress(x, y, weights, strength, classes, begin)
         weight, bias = weight / scale, bias - (weight / scale) @ centre
-        if dev:
-            scores = {code: log_softmax(dev[code] @ weight.T + bias, axis=1) for code in dev}
-            losses = [-scores[code][np.arange(len(dev_labels[code])), dev_labels[code]].mean() for code in dev]
+        if gold := dev.labels:
+            scores = {code: log_softmax(dev.features[code] @ weight.T + bias, axis=1) for code in gold}
+            losses = [-scores[code][np.arange(len(gold[code])), gold[code]].mean() for code in gold]
             dev_loss[strength] = float(np.mean(losses))
-            dev_accuracy[strength] = float(np.mean([(scores[c].argmax(1) == dev_labels[c]).mean() for c in dev]))
+            dev_accuracy[strength] = float(np.mean([(scores[c].argmax(1) == gold[c]).mean() for c in gold]))
         if chosen is None or rank(strength) > rank(chosen[2]):
             chosen = weight, bias, strength
     assert chosen is not None
@@ -102,10 +108,9 @@ def install(network: Network, fitted: Fit) -> None:
     network.temperature = fitted.temperature
 
 
-def _stack(
-    features: Features, labels: Features, classes: int, config: MixtureConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    sizes = {code: len(rows) for code, rows in labels.items()}
+def _stack(rows: Labelled, classes: int, config: MixtureConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    features, labels = rows.features, rows.labels
+    sizes = {code: len(gold) for code, gold in labels.items()}
     share = mixture.shares(sizes, config.alpha, config.weights)
     used = [code for code in features if share[code] > 0]
     total = sum(sizes[code] for code in used)

@@ -1,53 +1,92 @@
-"""What happens before any work starts: load and check the corpus, lay out the mixture, count what will be asked for."""
+"""The assembly of a run: what an experiment makes of a corpus, and the network that is trained on it.
+
+Driver, workers, probes, trials of a search, sweeps and benchmarks all begin with `Setup.of`; nothing else knows in
+which order techniques, languages, rows and network come together.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora import mixture, soundness
-from xlt_ray.corpora.corpus import Corpus, known_languages, refuse
-from xlt_ray.corpora.loaders import load_corpus
+from xlt_ray.corpora import mixture
+from xlt_ray.corpora.corpus import Corpus, known_languages
 from xlt_ray.corpora.mixture import Share
-from xlt_ray.errors import InputError, collecting, joined
 from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.model.collate import Tokenize
-from xlt_ray.model.network import Network
+from xlt_ray.model.network import Built, Network
 from xlt_ray.techniques.technique import Embed, Example, Material, Technique
-from xlt_ray.tracking import preflight
-from xlt_ray.training import encoder_check
-
-if TYPE_CHECKING:
-    from xlt_ray.model.network import Network
 
 Save = Callable[[Path], None]
 
 Report = Callable[[dict[str, float], Save | None], None]
 
+Dropped = Mapping[str, Mapping[str, int]]
+
 
 @dataclass(frozen=True)
-class Prepared:
-    """A corpus found fit for an experiment, the languages to be measured on it and the mixture of its sources."""
+class Setup:
+    """What is trained on what, before there is a network; pure and cheap, so that anyone may make it again."""
 
     experiment: Experiment
-    corpus: Corpus
-    measured: tuple[str, ...]
-    mixture: list[Share]
-    dropped: dict[str, dict[str, int]]  # split -> language -> rows that also stood in test
+    corpus: Corpus  # whole: `visible` is what may be trained on
     techniques: tuple[Technique, ...]
-    visible: Corpus  # what is trained on: no label of a target, unless a technique reads some
-    material: Material
+    languages: tuple[str, ...]  # sources and targets, sorted: what a network's `language` indexes
+    visible: Corpus  # train and dev; no label of a target, unless a technique reads some or the run is an oracle
+    material: Material  # what techniques may look at
+    dropped: Dropped = field(default_factory=dict)  # split -> language -> rows that also stood in test
+
+    @classmethod
+    def of(
+        cls,
+        experiment: Experiment,
+        corpus: Corpus,
+        texts: Mapping[str, pa.Table] | None = None,
+        dropped: Dropped | None = None,
+    ) -> Setup:
+        """Let the techniques of an experiment make what they want of a corpus; nothing is read from disk or checked.
+
+        `texts`, by language, are unlabelled rows that stand in for those of the corpus, of which they may be no part.
+        """
+        chosen, codes = techniques.build(experiment), known_languages(experiment, corpus)
+        targets = [code for code in codes if code not in experiment.sources and code in corpus.languages("train")]
+        reading = any(one.reads_labels for one in chosen)
+        shots = {code: corpus.table("train", code) for code in targets} if reading else {}
+        unlabelled: Mapping[str, pa.Table] = {}
+        if chosen or experiment.training.language_id or experiment.training.unlabelled_rows:
+            unlabelled = corpus.unlabelled(codes, ids=True) | {c: t for c, t in (texts or {}).items() if c in codes}
+        material = Material(experiment, {code: unlabelled[code] for code in codes if code in unlabelled}, shots)
+        visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
+        for one in chosen:
+            visible = one.corpus(visible, material)
+        material = replace(material, trained=visible.languages("train"))
+        return cls(experiment, corpus, chosen, codes, visible, material, dropped or {})
+
+    def build(self, weights: bool = True) -> Built:
+        """Build the network as techniques want it; without `weights` the encoder has shapes alone."""
+        classes = len(self.corpus.labels)
+        return techniques.network(self.techniques, self.experiment, classes, self.languages, weights)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The languages whose test rows are predicted."""
+        return self.corpus.measured(self.experiment.sources, self.experiment.targets)
+
+    @cached_property
+    def mixture(self) -> list[Share]:
+        """How the rows of each language are drawn, sources first."""
+        sizes = self.visible.sizes("train")
+        sizes = {code: sizes[code] for code in (*self.experiment.sources, *sizes) if code in sizes}
+        return mixture.table(sizes, self.experiment.mixture)
 
     @property
     def few_shot(self) -> tuple[str, ...]:
@@ -104,109 +143,32 @@ def _absolute_lexicons(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
     return fixed
 
 
-def prepare(experiment: Experiment) -> Prepared:
-    """Load and check everything that can be known without Ray; raise one InputError that lists all faults found.
-
-    This is the one place where a run is refused before it begins: what `train` refuses then, `check` lists.
-    """
-    experiment, corpus = absolute(experiment), None
-    chosen: tuple[Technique, ...] = ()
-    dropped: dict[str, dict[str, int]] = {}
-    faults: list[str] = []
-    with collecting(faults):
-        chosen = techniques.build(experiment)
-    with collecting(faults):
-        corpus, dropped = load_corpus(experiment)
-        for note in corpus.notes:
-            warnings.warn(note, stacklevel=2)
-    if corpus is not None:
-        with collecting(faults):
-            soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
-        with collecting(faults):
-            check(chosen, experiment, corpus)
-    faults += encoder_check.faults(experiment, chosen, corpus)
-    with collecting(faults):
-        check_resources(experiment)
-    faults += preflight.faults(experiment.tracking)
-    if len(faults) == 1:
-        raise InputError(faults[0])  # needs no list
-    if faults or corpus is None:
-        refuse(f"experiment {experiment.name}", faults)
-    return laid_out(chosen, experiment, corpus, dropped)
-
-
-def check_resources(experiment: Experiment) -> None:
-    """Raise InputError with the arithmetic where Ray will be local and workers ask for more than there is."""
-    ray = sys.modules.get("ray")  # not imported to ask whether it is in use
-    if os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
-        return
-    asked, larger = experiment.resources, "or give RAY_ADDRESS of a larger cluster"
-    there = [("CPU", asked.cpus_per_worker, os.cpu_count() or 1)]
-    if asked.gpus_per_worker:
-        there.append(("GPU", asked.gpus_per_worker, torch.cuda.device_count()))
-    faults = []
-    for kind, each, have in there:
-        if asked.workers * each > have:
-            fewer = (
-                f"workers={int(have / each)}" if have >= each else f"workers=1 and {kind.lower()}s_per_worker={have}"
-            )
-            faults.append(
-                f"resources: {asked.workers} workers x {each:g} {kind}s = {asked.workers * each:g} {kind}s, but this "
-                f"machine has {have}; set resources.{fewer} {larger}"
-            )
-    if faults:
-        raise joined(faults)
-
-
-def laid_out(
-    chosen: tuple[Technique, ...], experiment: Experiment, corpus: Corpus, dropped: dict[str, dict[str, int]]
-) -> Prepared:
-    """Give what an experiment with these techniques makes of a corpus; nothing is read or checked."""
-    visible, material = scene(chosen, experiment, corpus)
-    measured = corpus.measured(experiment.sources, experiment.targets)
-    sizes = visible.sizes("train")
-    sizes = {code: sizes[code] for code in (*experiment.sources, *sizes) if code in sizes}  # sources come first
-    shares = mixture.table(sizes, experiment.mixture)
-    return Prepared(experiment, corpus, measured, shares, dropped, chosen, visible, material)
-
-
-def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
-    training = experiment.training
-    if training.method == "probe":
-        return experiment.sources if len(training.probe_strengths) > 1 else ()
-    if training.select == "last":
-        return ()
-    if training.select == "source_dev":
-        return experiment.sources
-    others = tuple(code for code in corpus.measured((), experiment.targets) if code not in experiment.sources)
-    if not others:
-        raise InputError(
-            "training.select: target_dev, but every target is a source; name another, or select source_dev"
-        )
-    return others
-
-
 @dataclass
 class Run:
-    """What the loop works on. `corpus` is what may be trained on, `material` what techniques may look at.
+    """What the loop works on: a setup, and the network and tokenizer that were built for it.
 
     `report(metrics, save)` is called on every rank at the same places, with `save` at checkpoints: it writes one into a
     folder. `emit(metrics)` shows progress and promises nothing.
     """
 
-    experiment: Experiment
-    corpus: Corpus
+    setup: Setup
     network: Network
     tokenize: Tokenize
-    report: Report
+    report: Report = lambda metrics, save: None
     emit: Callable[[dict[str, Any]], None] = lambda metrics: None
-    techniques: tuple[Technique, ...] = ()
-    material: Material | None = None
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment of the setup."""
+        return self.setup.experiment
 
     def embed(self, tables: Mapping[str, pa.Table], precision: str) -> dict[str, np.ndarray]:
         """Compute pooled features of unlabelled texts, (rows, width) a language, with the network as it is now."""
-        budget = self.experiment.evaluation.tokens_per_step
-        return evaluate.embed(self.network, tables, self.tokenize, precision, budget)
+        return evaluate.embed(self.network, tables, self.inputs(precision))
+
+    def inputs(self, precision: str) -> Inputs:
+        """Return how rows are to become batches where nothing is trained."""
+        return Inputs(self.tokenize, precision, self.experiment.evaluation.tokens_per_step)
 
 
 def changed(
@@ -234,35 +196,10 @@ def changed(
     return [one.text for one in drawn], pairs and [one.text_pair or "" for one in drawn]
 
 
-def settle(techniques: Sequence[Technique], network: Network, embed: Embed, material: Material) -> dict[str, float]:
+def settle(setup: Setup, network: Network, embed: Embed) -> dict[str, float]:
     """Let techniques compute what depends on trained weights; gives their figures as `technique/figure`."""
     figures: dict[str, float] = {}
-    for one in techniques:
-        found = one.settle(network, embed, material)
+    for one in setup.techniques:
+        found = one.settle(network, embed, setup.material)
         figures |= {f"{one.name}/{key}": value for key, value in found.items()}
     return figures
-
-
-def check(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpus) -> None:
-    """Raise InputError where a technique cannot work with an experiment on its corpus, or there is nothing to train."""
-    for one in techniques:
-        one.check(experiment, corpus)
-    if experiment.training.language_id and len(known_languages(experiment, corpus)) < 2:
-        raise InputError("training.language_id: there is one language only; add sources or targets")
-
-
-def scene(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpus) -> tuple[Corpus, Material]:
-    """Give what is trained on, and what techniques may look at, of a whole corpus.
-
-    Labels of targets are in neither, unless a technique reads them or the run is an oracle.
-    """
-    codes = known_languages(experiment, corpus)
-    targets = [code for code in codes if code not in experiment.sources and code in corpus.languages("train")]
-    reading = any(one.reads_labels for one in techniques)
-    shots = {code: corpus.table("train", code) for code in targets} if reading else {}
-    wanted = techniques or experiment.training.language_id or experiment.training.unlabelled_rows
-    material = Material(experiment, corpus.unlabelled(codes, ids=True) if wanted else {}, shots)
-    visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
-    for one in techniques:
-        visible = one.corpus(visible, material)
-    return visible, replace(material, trained=visible.languages("train"))

@@ -1,0 +1,179 @@
+"""What is wrong with a run before it begins: techniques, corpus, encoder, resources and tracking, in one list.
+
+Of the encoder no weight is read, only names and shapes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from xlt_ray import techniques
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora import soundness
+from xlt_ray.corpora.corpus import Corpus, known_languages, refuse
+from xlt_ray.corpora.loaders import load_corpus
+from xlt_ray.errors import InputError, collecting, joined
+from xlt_ray.model import collate
+from xlt_ray.techniques.technique import Technique
+from xlt_ray.tracking import preflight
+from xlt_ray.training.setup import Dropped, Setup, absolute
+
+SAMPLE, LONGEST = 50, 500  # rows a language, and characters of each, that are cut into pieces
+MOSTLY, PARTLY = 0.5, 0.25  # shares of unknown characters above which a source is refused and any language warned of
+
+
+def prepare(experiment: Experiment, loaded: tuple[Corpus, Dropped] | None = None) -> Setup:
+    """Load and check everything that can be known without Ray; raise one InputError that lists all faults found.
+
+    This is the one place where a run is refused before it begins: what `train` refuses then, `check` lists. `loaded` is
+    what `load_corpus` gave before.
+    """
+    experiment, corpus = absolute(experiment), None
+    chosen: tuple[Technique, ...] = ()
+    dropped: Dropped = {}
+    faults: list[str] = []
+    with collecting(faults):
+        chosen = techniques.build(experiment)
+    with collecting(faults):
+        corpus, dropped = loaded or load_corpus(experiment)
+        for note in corpus.notes:
+            warnings.warn(note, stacklevel=2)
+    if corpus is not None:
+        with collecting(faults):
+            soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
+        with collecting(faults):
+            check(chosen, experiment, corpus)
+    faults += _encoder(experiment, chosen, corpus)
+    with collecting(faults):
+        check_resources(experiment)
+    faults += preflight.faults(experiment.tracking)
+    if len(faults) == 1:
+        raise InputError(faults[0])  # needs no list
+    if faults or corpus is None:
+        refuse(f"experiment {experiment.name}", faults)
+    return Setup.of(experiment, corpus, dropped=dropped)
+
+
+def check_resources(experiment: Experiment) -> None:
+    """Raise InputError with the arithmetic where Ray will be local and workers ask for more than there is."""
+    ray = sys.modules.get("ray")  # not imported to ask whether it is in use
+    if os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
+        return
+    asked, larger = experiment.resources, "or give RAY_ADDRESS of a larger cluster"
+    there = [("CPU", asked.cpus_per_worker, os.cpu_count() or 1)]
+    if asked.gpus_per_worker:
+        there.append(("GPU", asked.gpus_per_worker, torch.cuda.device_count()))
+    faults = []
+    for kind, each, have in there:
+        if asked.workers * each > have:
+            fewer = (
+                f"workers={int(have / each)}" if have >= each else f"workers=1 and {kind.lower()}s_per_worker={have}"
+            )
+            faults.append(
+                f"resources: {asked.workers} workers x {each:g} {kind}s = {asked.workers * each:g} {kind}s, but this "
+                f"machine has {have}; set resources.{fewer} {larger}"
+            )
+    if faults:
+        raise joined(faults)
+
+
+def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
+    training = experiment.training
+    if training.method == "probe":
+        return experiment.sources if len(training.probe_strengths) > 1 else ()
+    if training.select == "last":
+        return ()
+    if training.select == "source_dev":
+        return experiment.sources
+    others = tuple(code for code in corpus.measured((), experiment.targets) if code not in experiment.sources)
+    if not others:
+        raise InputError(
+            "training.select: target_dev, but every target is a source; name another, or select source_dev"
+        )
+    return others
+
+
+def check(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpus) -> None:
+    """Raise InputError where a technique cannot work with an experiment on its corpus, or there is nothing to train."""
+    for one in techniques:
+        one.check(experiment, corpus)
+    if experiment.training.language_id and len(known_languages(experiment, corpus)) < 2:
+        raise InputError("training.language_id: there is one language only; add sources or targets")
+
+
+def _encoder(experiment: Experiment, chosen: Sequence[Technique], corpus: Corpus | None) -> list[str]:
+    """List why an encoder and what is put on it cannot be used for an experiment; [] where they can.
+
+    Without a corpus, which may have faults of its own, what depends on its labels and texts is left out. A language
+    that is only measured and whose script the tokenizer does not know is warned of.
+    """
+    found: list[str] = []
+    config = experiment.network if corpus else experiment.network.model_copy(update={"head": "fresh"})
+    asked = experiment.model_copy(update={"network": config})
+    with collecting(found):
+        known = known_languages(experiment, corpus) if corpus else ()
+        classes = len(corpus.labels) if corpus else 1
+        built = techniques.network(chosen, asked, classes, known, weights=False)
+        if corpus:
+            found += _unreadable(experiment, corpus, known, built.tokenize.tokenizer)
+    return found
+
+
+def _unreadable(experiment: Experiment, corpus: Corpus, codes: Sequence[str], tokenizer: Any) -> list[str]:
+    tables = {code: table for code in codes if (table := _texts(corpus, code)) is not None}
+    shares = {code: unknown_share(tokenizer, table) for code, table in tables.items()}
+    lost = [code for code in experiment.sources if shares.get(code, 0.0) > MOSTLY]
+    bad = [code for code in codes if code not in lost and shares.get(code, 0.0) > PARTLY]
+    init = experiment.network.init
+    if bad:
+        warnings.warn(
+            f"network.init: to the tokenizer of {init!r} much of these languages is unknown: {_shown(bad, shares)}; "
+            "expect little of them, or take an encoder that knows their scripts",
+            stacklevel=2,
+        )
+    if not lost:
+        return []
+    return [
+        f"network.init: to the tokenizer of {init!r} most of these sources is unknown: {_shown(lost, shares)}; save "
+        "the tokenizer that belongs to the model beside its weights, or take an encoder that knows their scripts"
+    ]
+
+
+def _texts(corpus: Corpus, code: str) -> pa.Table | None:
+    there = (corpus.splits.get(split, {}).get(code) for split in ("train", "dev", "test"))
+    return next((table for table in there if table is not None and table.num_rows), None)
+
+
+def _shown(codes: Sequence[str], shares: Mapping[str, float]) -> str:
+    worst = sorted(codes, key=lambda code: -shares[code])
+    more = f" and {len(worst) - 8} more" if len(worst) > 8 else ""
+    return ", ".join(f"{code} ({100 * shares[code]:.0f}% of its characters)" for code in worst[:8]) + more
+
+
+def unknown_share(tokenizer: Any, table: pa.Table) -> float:
+    """Measure which share of the characters of a sample of rows, spaces aside, is in no piece that is known: 0 to 1.
+
+    A tokenizer of bytes knows everything, and BERT's [UNK] stands for all characters of its word.
+    """
+    rows = np.unique(np.linspace(0, table.num_rows - 1, min(SAMPLE, table.num_rows)).astype(np.int64))
+    firsts, seconds = collate.texts_of(table, rows)
+    texts = [text[:LONGEST] for text in (*firsts, *(seconds or [])) if text]
+    cut = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {"input_ids": []}
+    characters = unknown = 0
+    for number, text in enumerate(texts):
+        known = bytearray(len(text))
+        for piece, (start, end) in zip(cut["input_ids"][number], cut["offset_mapping"][number], strict=True):
+            if piece != tokenizer.unk_token_id:
+                known[start:end] = b"\1" * (end - start)
+        written = [at for at, character in enumerate(text) if not character.isspace()]
+        characters += len(written)
+        unknown += sum(not known[at] for at in written)
+    return unknown / max(characters, 1)
