@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
+from xlt_ray.corpora.loaders import load_corpus
+from xlt_ray.errors import InputError
 from xlt_ray.runs import run
+from xlt_ray.training import checks
 
 
 @pytest.mark.slow
@@ -38,10 +42,19 @@ def test_the_same_command_after_an_edit_of_the_data_is_another_run(
     assert [event["stage"] for event in events] == ["check"], "nothing is computed again"
 
 
-def test_a_corpus_that_cannot_be_read_is_refused_and_leaves_no_folder(
-    tiny_settings: dict[str, Any], tmp_path: Path
+def test_a_corpus_that_cannot_be_read_is_read_once_and_leaves_no_folder(
+    tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_settings["corpus"]["path"] = str(tmp_path / "none")
-    with pytest.raises(ValueError, match="none"):
+    tiny_settings["techniques"] = ["no_such"]
+    times: list[int] = []
+
+    def counted(experiment: Experiment) -> Any:
+        times.append(1)
+        return load_corpus(experiment)
+
+    monkeypatch.setattr(checks, "load_corpus", counted)
+    with pytest.raises(InputError) as refused:
         run.run(build(tiny_settings))
-    assert not (tmp_path / "runs").exists(), "no folder is made for what cannot begin"
+    assert len(times) == 1 and len(refused.value.faults) == 2, "reading may take minutes, and every fault is listed"
+    assert not (tmp_path / "runs").exists()

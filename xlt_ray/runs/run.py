@@ -11,12 +11,12 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
-from xlt_ray.corpora.loaders import LOADERS, load_corpus
-from xlt_ray.errors import InputError
+from xlt_ray.corpora.loaders import LOADERS
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
@@ -30,9 +30,8 @@ from xlt_ray.runs.storage import RunFolder, open_run
 from xlt_ray.tracking import courier
 from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.outbox import Outbox, pending
-from xlt_ray.training import cluster, distributed, embedding, frozen, probe
-from xlt_ray.training.checks import prepare
-from xlt_ray.training.setup import Setup, absolute
+from xlt_ray.training import checks, cluster, distributed, embedding, frozen, probe
+from xlt_ray.training.setup import Setup
 
 RESULT = "result.json"
 
@@ -59,13 +58,10 @@ def run(
     `parent_key` nests the tracked run below the one of that key; `tags` are tracked beside the run's own.
     """
     on_event({"stage": "check"})
-    try:
-        loaded = load_corpus(absolute(experiment))
-    except InputError:
-        loaded = None  # `prepare` says why, beside all else that is wrong
-    if loaded and (done := _finished(experiment, loaded[0].fingerprint)):
+    loaded = checks.load(experiment)
+    if loaded.corpus and (done := _finished(experiment, loaded.corpus.fingerprint)):
         return done
-    setup = prepare(experiment, loaded)
+    setup = checks.prepare(experiment, loaded)
     folder = open_run(experiment, setup.corpus.fingerprint)
     folder.download("outbox.jsonl", "outbox.sent")
     (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
@@ -98,6 +94,17 @@ def _finished(experiment: Experiment, fingerprint: str) -> Outcome | None:
     return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What training leaves, fine-tuned or probed: the model, its predictions on test, and what was seen on the way."""
+
+    model: Built
+    predictions: dict[str, Predictions]
+    history: list[dict[str, float]]  # a row an epoch
+    reported: list[dict[str, float]]  # losses between the epochs
+    facts: dict[str, float]  # figures of techniques
+
+
 def _work(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
     experiment, started = setup.experiment, time.monotonic()
     on_event({"stage": "start"})
@@ -107,59 +114,59 @@ def _work(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) ->
         on_event(event)
 
     with cluster.ray_cluster(experiment), cluster.plain_errors():
-        if experiment.training.method == "probe":
-            model, predictions, history = _probe(setup, outbox, follow)
-        else:
-            model, predictions, history = _fine_tune(setup, folder, outbox, follow)
+        fitted = _probe(setup, follow) if experiment.training.method == "probe" else _fine_tune(setup, folder, follow)
+    for row in (*fitted.reported, *fitted.history):
+        record_event(outbox, row)  # an event on its way to a driver that was killed does not come again
+    outbox.metrics({f"techniques/{name}": value for name, value in fitted.facts.items()}, step=0)
     on_event({"stage": "score"})
-    net, tokenize, identity = model
-    seen = encoders.seen_languages(net.encoder, tokenize.tokenizer)
-    labels, settings = setup.corpus.labels, experiment.evaluation
-    few = setup.few_shot
-    scores = metrics.score(predictions, labels, experiment.sources, seen, settings.resamples, experiment.seed, few)
-    scores = replace(scores, temperature=net.temperature)
+    scores = _scored(setup, fitted)
     on_event({"stage": "save"})
-    bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores), identity)
-    save_predictions(folder.local / "predictions.npz", predictions)
-    (folder.local / "scores.json").write_text(scores.to_json(), encoding="utf-8")
-    facts, environment = corpus_facts(setup), tracking_environment.environment()
-    for name, content in {"history": history, "corpus": facts, "environment": environment}.items():
-        (folder.local / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    files = report.write(folder.local, scores, experiment, facts, history, environment)
+    files = _saved(setup, folder, fitted, scores)
     outbox.metrics({"seconds": time.monotonic() - started}, step=0)
     record_end(outbox, experiment, folder, scores, files)
     return scores
 
 
-History = list[dict[str, float]]
+def _scored(setup: Setup, fitted: Fitted) -> Scores:
+    net, tokenize, _ = fitted.model
+    seen = encoders.seen_languages(net.encoder, tokenize.tokenizer)
+    labels, experiment = setup.corpus.labels, setup.experiment
+    few, resamples = setup.few_shot, experiment.evaluation.resamples
+    found = metrics.score(fitted.predictions, labels, experiment.sources, seen, resamples, experiment.seed, few)
+    return replace(found, temperature=net.temperature)
 
 
-def _fine_tune(
-    setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent
-) -> tuple[Built, dict[str, Predictions], History]:
-    experiment = setup.experiment
-    trained = distributed.fine_tune(experiment, *folder.checkpoints(), on_event)
-    for row in (*trained.reported, *trained.history):
-        record_event(outbox, row)  # an event on its way to a driver that was killed is never told again
-    outbox.metrics({f"techniques/{name}": value for name, value in trained.facts.items()}, step=0)
+def _saved(setup: Setup, folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
+    net, tokenize, identity = fitted.model
+    labels, experiment = setup.corpus.labels, setup.experiment
+    bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores), identity)
+    save_predictions(folder.local / "predictions.npz", fitted.predictions)
+    (folder.local / "scores.json").write_text(scores.to_json(), encoding="utf-8")
+    facts, environment = corpus_facts(setup), tracking_environment.environment()
+    for name, content in {"history": fitted.history, "corpus": facts, "environment": environment}.items():
+        (folder.local / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return report.write(folder.local, scores, experiment, facts, fitted.history, environment)
+
+
+def _fine_tune(setup: Setup, folder: RunFolder, on_event: OnEvent) -> Fitted:
+    trained = distributed.fine_tune(setup.experiment, *folder.checkpoints(), on_event)
     model = setup.build()
     network.restore_weights(model.network, trained.weights)
     model.network.temperature = trained.temperature
     model.network.eval()
-    return model, trained.predictions, trained.history
+    return Fitted(model, trained.predictions, trained.history, trained.reported, trained.facts)
 
 
-def _probe(setup: Setup, outbox: Outbox, on_event: OnEvent) -> tuple[Built, dict[str, Predictions], History]:
+def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
 
-    def tell(done: int, total: int) -> None:
+    def prepared(done: int, total: int) -> None:
         on_event({"stage": "prepare", "done": done, "total": total})
 
     experiment, classes = setup.experiment, len(setup.corpus.labels)
-    tables, test = frozen.training_tables(setup, tell), frozen.test_tables(setup)
+    tables, test = frozen.training_tables(setup, prepared), frozen.test_tables(setup)
     found, _ = embedding.features(experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
     model = setup.build()
     facts = frozen.settle(setup, model.network, found)
-    outbox.metrics({f"techniques/{name}": value for name, value in facts.items()}, step=0)
     on_event({"stage": "fit"})
     taught = frozen.gathered(tables, found, classes, model.network)
     fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
@@ -169,7 +176,8 @@ def _probe(setup: Setup, outbox: Outbox, on_event: OnEvent) -> tuple[Built, dict
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
-    return model, frozen.predict(frozen.gathered(test, found, classes, model.network), fitted, "test"), []
+    predictions = frozen.predict(frozen.gathered(test, found, classes, model.network), fitted, "test")
+    return Fitted(model, predictions, history=[], reported=[], facts=facts)
 
 
 def corpus_facts(setup: Setup) -> dict[str, Any]:

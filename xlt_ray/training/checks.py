@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,23 +31,39 @@ SAMPLE, LONGEST = 50, 500  # rows a language, and characters of each, that are c
 MOSTLY, PARTLY = 0.5, 0.25  # shares of unknown characters above which a source is refused and any language warned of
 
 
-def prepare(experiment: Experiment, loaded: tuple[Corpus, Dropped] | None = None) -> Setup:
+@dataclass(frozen=True)
+class Loaded:
+    """An experiment's corpus as training sees it, or why there is none."""
+
+    corpus: Corpus | None
+    dropped: Dropped  # split -> language -> rows that also stood in test
+    faults: list[str]
+
+
+def load(experiment: Experiment) -> Loaded:
+    """Load the corpus of an experiment; what is wrong with its files is kept for `prepare` to list with the rest."""
+    faults: list[str] = []
+    with collecting(faults):
+        return Loaded(*load_corpus(absolute(experiment)), faults)
+    return Loaded(None, {}, faults)
+
+
+def prepare(experiment: Experiment, loaded: Loaded | None = None) -> Setup:
     """Load and check everything that can be known without Ray; raise one InputError that lists all faults found.
 
     This is the one place where a run is refused before it begins: what `train` refuses then, `check` lists. `loaded` is
-    what `load_corpus` gave before.
+    its corpus, where that was loaded before.
     """
-    experiment, corpus = absolute(experiment), None
+    experiment = absolute(experiment)
     chosen: tuple[Technique, ...] = ()
-    dropped: Dropped = {}
     faults: list[str] = []
     with collecting(faults):
         chosen = techniques.build(experiment)
-    with collecting(faults):
-        corpus, dropped = loaded or load_corpus(experiment)
+    loaded = loaded or load(experiment)
+    corpus, faults = loaded.corpus, faults + loaded.faults
+    if corpus is not None:
         for note in corpus.notes:
             warnings.warn(note, stacklevel=2)
-    if corpus is not None:
         with collecting(faults):
             soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
         with collecting(faults):
@@ -59,7 +76,7 @@ def prepare(experiment: Experiment, loaded: tuple[Corpus, Dropped] | None = None
         raise InputError(faults[0])  # needs no list
     if faults or corpus is None:
         refuse(f"experiment {experiment.name}", faults)
-    return Setup.of(experiment, corpus, dropped=dropped)
+    return Setup.of(experiment, corpus, dropped=loaded.dropped)
 
 
 def check_resources(experiment: Experiment) -> None:

@@ -31,7 +31,7 @@ from xlt_ray.model import network
 from xlt_ray.training import loop
 from xlt_ray.training.setup import Report, Run, Save, Setup
 
-LASTING = (InputError, FloatingPointError)  # come again however often workers are restarted
+LASTING = (InputError, FloatingPointError)  # a restart cannot cure them
 
 
 @dataclass(frozen=True)
