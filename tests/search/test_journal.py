@@ -38,7 +38,8 @@ def file(tmp_path: Path) -> Path:
 
 def tried(fidelity: Literal["probe", "fine_tune"] = "probe", epochs: int = 0, **point: Any) -> Tried:
     whole = {"sources": ["eng_Latn", "swh_Latn"], "mixture.weights": {"eng_Latn": 0.25, "swh_Latn": 0.75}, **point}
-    return Tried(whole, fidelity, epochs, epochs != 1, {"deu_Latn": 0.625, "ayr_Latn": 0.1}, 0.3, 0.7, 0.0, 1.5)
+    measured: dict[str, Any] = {"accuracy": {"deu_Latn": 0.625, "ayr_Latn": 0.1}, "low": 0.3, "high": 0.7, "cost": 1.5}
+    return Tried(whole, fidelity, epochs=epochs, whole=epochs != 1, **measured)
 
 
 def test_what_was_added_is_read_back(file: Path, clock: Clock) -> None:

@@ -37,7 +37,7 @@ def tried(
     sources: Sequence[str], value: float, fidelity: Literal["probe", "fine_tune"] = "probe", whole: bool = True
 ) -> Tried:
     accuracy = dict.fromkeys(POOL, value)
-    return Tried({"sources": list(sources)}, fidelity, 0, whole, accuracy, 0.0, 1.0, 0.0, 1.0)
+    return Tried({"sources": list(sources)}, fidelity, whole=whole, accuracy=accuracy, cost=1.0)
 
 
 SINGLES = [tried([DEU], 0.6), tried([ENG], 0.7), tried([SWH], 0.5)]
@@ -85,7 +85,9 @@ def test_a_choice_of_all_languages_is_a_baseline_whatever_it_is_written_as() -> 
     total = sum(rows**0.3 for rows in SIZES.values())
     chosen = Tried(
         {**written, "mixture.weights": {code: round(rows**0.3 / total, 4) for code, rows in SIZES.items()}},
-        *("probe", 0, True, dict.fromkeys(POOL, 0.9), 0.0, 1.0, 0.0, 1.0),
+        "probe",
+        accuracy=dict.fromkeys(POOL, 0.9),
+        cost=1.0,
     )
     planned, (note,) = retraining.plan(judge("sources"), [*SINGLES, chosen], chosen, corpus())
     assert [one.name for one in planned] == [CHOSEN, "best single source", BY_SIZE.name]
@@ -101,7 +103,7 @@ def test_baselines_that_are_one_mix_are_trained_once() -> None:
 def test_baselines_keep_the_settings_of_the_choice_and_not_its_mix() -> None:
     settings = {"training.learning_rate": 1e-4, "network.dropout": 0.2}
     mix = {"sources": [DEU, SWH], "mixture.alpha": 0.9, "mixture.weights": {DEU: 0.1, SWH: 0.9}}
-    chosen = Tried({**mix, **settings}, "fine_tune", 3, True, {ENG: 0.8}, 0.0, 1.0, 0.0, 1.0)
+    chosen = Tried({**mix, **settings}, "fine_tune", epochs=3, accuracy={ENG: 0.8}, cost=1.0)
     planned, _ = retraining.plan(judge(), [*SINGLES, chosen], chosen, corpus())
     assert planned[0].point == chosen.point
     assert planned[1].point == {"sources": [ENG], "mixture.weights": {}, **settings}

@@ -174,7 +174,7 @@ def test_settings_that_features_cannot_tell_are_left_aside(frozen: Frozen) -> No
 
 
 def made_up(point: Point, value: float = 0.5) -> Tried:
-    return Tried(point, "probe", 0, True, dict.fromkeys(POOL, value), 0.0, 1.0, 0.0, 1.0)
+    return Tried(point, "probe", accuracy=dict.fromkeys(POOL, value), cost=1.0)
 
 
 def worth(point: Point) -> float:
@@ -303,7 +303,7 @@ def test_a_sampler_that_repeats_itself_does_not_end_a_search_of_subsets() -> Non
         # one language is worth so much that the sampler names few mixes without it
         value = 0.5 + 0.3 * ("yor_Latn" in proposal.point["sources"])
         accuracy = dict.fromkeys(pool, value)
-        proposals.tell(proposal, Tried(proposal.point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 1.0))
+        proposals.tell(proposal, Tried(proposal.point, "probe", accuracy=accuracy, cost=1.0))
     assert len({point_key(point) for point in found}) == len(found) == 300
 
 

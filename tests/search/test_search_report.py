@@ -60,7 +60,8 @@ def tried(rng, asked, ease, worth, fidelity, seconds, point=None, whole=True, sl
         for code in measured
     }
     epochs = 0 if fidelity == "probe" else 5 if whole else 1
-    one = Tried(point, fidelity, epochs, whole, accuracy, 0.0, 1.0, seconds, 0.5 if fidelity == "probe" else 60.0)
+    spent: dict[str, float] = {"seconds": seconds, "cost": 0.5 if fidelity == "probe" else 60.0}
+    one = Tried(point, fidelity, epochs=epochs, whole=whole, accuracy=accuracy, **spent)
     judge = Judge(asked, difficulty(asked, ease))
     value = judge.value(one)
     return one if value is None else replace(one, low=value - 0.021, high=value + 0.019)
@@ -368,7 +369,7 @@ def test_every_trial_is_a_row_of_the_table_file(usual, tmp_path):
 def test_a_mix_without_a_score_has_none_in_the_files(tmp_path):
     found = findings(probes=60)
     pool = {"sources": sorted(found.search.pool), "mixture.alpha": 1.0}
-    whole = Tried(pool, "probe", 0, True, dict.fromkeys(found.search.pool, 0.7), 0.0, 1.0, 1.5, 0.4)
+    whole = Tried(pool, "probe", accuracy=dict.fromkeys(found.search.pool, 0.7), seconds=1.5, cost=0.4)
     found = replace(found, tried=(whole, *found.tried))
     with search_page.write(tmp_path, found)["search.tsv"].open(encoding="utf-8", newline="") as stream:
         first = next(csv.DictReader(stream, delimiter="\t"))

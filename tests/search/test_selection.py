@@ -46,7 +46,8 @@ def tried(
     **settings: Any,
 ) -> Tried:
     point = {"sources": list(sources), **settings}
-    return Tried(point, fidelity, 0 if fidelity == "probe" else 3, whole, accuracy, 0.0, 1.0, 0.0, 1.0)
+    epochs = 0 if fidelity == "probe" else 3
+    return Tried(point, fidelity, epochs=epochs, whole=whole, accuracy=accuracy, cost=1.0)
 
 
 def told(value: float, sources: Sequence[str] = (ENG,), **kind: Any) -> Tried:
@@ -101,7 +102,7 @@ def test_no_rule_but_the_oracle_looks_at_a_language_outside_the_pool() -> None:
 
 
 def test_a_mix_that_names_no_sources_uses_the_whole_pool() -> None:
-    found = Tried({"mixture.alpha": 0.5}, "probe", 0, True, ACCURACY, 0.0, 1.0, 0.0, 1.0)
+    found = Tried({"mixture.alpha": 0.5}, "probe", accuracy=ACCURACY, cost=1.0)
     assert judge().languages(found, "sources") == sorted(POOL)
     assert judge().value(found, rule="held_out_sources") is None
 

@@ -95,7 +95,7 @@ def test_a_searcher_that_likes_one_mix_still_proposes_every_other(
     points = [{"sources": [code]} for code in found.pool]
     # English is told of again and again, and is by far the best
     told = [
-        Tried(point, "probe", 0, True, {point["sources"][0]: share}, 0.0, 1.0, 0.0, 0.0)
+        Tried(point, "probe", accuracy={point["sources"][0]: share})
         for point, share in zip(points, (0.9, 0.1, 0.1), strict=True)
     ]
     searcher = tuning._searcher(judge, told, [])

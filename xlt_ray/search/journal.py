@@ -115,8 +115,8 @@ class Trials:
     def _result(self, told: Mapping[str, Any]) -> None:
         epoch, point = int(told["epoch"]), told["point"]
         whole = epoch == self.judge.search.base.training.epochs
-        measured = (told["accuracy"], told["low"], told["high"], 0.0, told["cost"])
-        tried = Tried(point, "fine_tune", epoch, whole, *measured)
+        measured = {name: told[name] for name in ("accuracy", "low", "high", "cost")}
+        tried = Tried(point, "fine_tune", epochs=epoch, whole=whole, **measured)
         # what is known is not written twice
         known = self.journal.tried.get(name := f"tune-{tried.key}")
         tried = known if known and known.epochs >= epoch else self.journal.add(name, tried)

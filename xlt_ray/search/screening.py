@@ -124,10 +124,11 @@ def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False)
     if not dev_alone:
         predictions = _with_train(judge.search, frozen, experiment, fitted, predictions)
     accuracy = {code: one.accuracy for code, one in predictions.items()}
-    draft = Tried(point, "probe", 0, True, accuracy, 0.0, 1.0, 0.0, 0.0)
-    there = bool(judge.languages(draft))  # a baseline that uses the whole pool leaves no language out
-    low, high = judge.interval(predictions, draft) if there else (0.0, 1.0)
-    return replace(draft, low=low, high=high, cost=time.monotonic() - began)
+    tried = Tried(point, "probe", accuracy=accuracy)
+    if judge.languages(tried):  # a baseline that uses the whole pool leaves no language out
+        low, high = judge.interval(predictions, tried)
+        tried = replace(tried, low=low, high=high)
+    return replace(tried, cost=time.monotonic() - began)
 
 
 def left_out(search: Search, frozen: Frozen, code: str) -> dict[Fidelity, float]:

@@ -7,7 +7,7 @@ retrained after the choice was made come with `Scores`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -31,21 +31,22 @@ FIDELITIES: tuple[Fidelity, ...] = ("probe", "fine_tune")
 
 @dataclass(frozen=True)
 class Tried:
-    """One mix tried once. `low` and `high` bound the search's objective.
+    """One mix tried once. `low` and `high` bound the search's objective; 0 and 1, the default, say nothing of it.
 
     `accuracy` is per language on dev rows; a probe's, of languages that the mix leaves out, on train rows as well
-    (`screening.try_mix`).
+    (`screening.try_mix`). The order of the fields is that of a line of the journal.
     """
 
     point: Mapping[str, Any]
     fidelity: Fidelity
-    epochs: int  # trained; 0 for a probe
-    whole: bool  # False where it was stopped before its last epoch
+    _: KW_ONLY
+    epochs: int = 0  # trained; 0 for a probe
+    whole: bool = True  # False where it was stopped before its last epoch
     accuracy: Mapping[str, float]
-    low: float
-    high: float
-    seconds: float  # of wall clock since the search began, over all its sessions
-    cost: float  # seconds of work of one worker
+    low: float = 0.0
+    high: float = 1.0
+    seconds: float = 0.0  # of wall clock since the search began, over all its sessions; the journal sets it
+    cost: float = 0.0  # seconds of work of one worker
 
     @property
     def key(self) -> str:
@@ -58,12 +59,12 @@ class Tried:
         return point_key(mix_of(self.point))
 
     def to_plain(self) -> dict[str, Any]:
-        """Give plain data for JSON."""
+        """Return plain data for JSON."""
         return asdict(self) | {"point": dict(self.point), "accuracy": dict(self.accuracy)}
 
 
 def breaks_ties(search: Search) -> bool:
-    """Tell whether similarity to the targets decides among mixes that the search's scores do not tell apart."""
+    """Return whether similarity to the targets decides among mixes that the search's scores do not tell apart."""
     settings = search.settings.selection
     return settings.languages == "held_out_sources" and settings.standard_errors > 0
 

@@ -230,7 +230,7 @@ class Trial(tune.Trainable):
             zero = {f"objective_{name}": 0.0 for name in self.judge.search.settings.selection.objectives}
             return zero | {"epoch": goal, "done": True, "diverged": str(error), "cost": self._spent(began)}
         accuracy = {code: one.accuracy for code, one in predictions.items()}
-        tried = Tried(self.point, "fine_tune", goal, False, accuracy, 0.0, 0.0, 0.0, 0.0)
+        tried = Tried(self.point, "fine_tune", epochs=goal, whole=False, accuracy=accuracy)
         low, high = self.judge.interval(predictions, tried)
         result = {"epoch": goal, "accuracy": accuracy, "low": low, "high": high, "done": goal == self.rungs[-1]}
         result |= {"point": dict(self.point), "key": tried.key}  # a scheduler is handed no nested values
