@@ -7,6 +7,7 @@ and with every version of torch. What is not of this family goes through `torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ WORDS = "words"  # the name of the word-embedding table among a graph's weights
 
 
 def fits(config: Any) -> bool:
-    """Say whether an encoder's configuration is of this family: absolute positions, GELU, attention to both sides."""
+    """Return whether an encoder's configuration is of this family: absolute positions, GELU, attention both ways."""
     activation = getattr(config, "hidden_act", getattr(config, "activation", None))
     positions = getattr(config, "position_embedding_type", None) or "absolute"
     causal = getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False)
@@ -50,74 +51,83 @@ def build(network: Any, types: bool) -> Graph:
     inputs = ("input_ids", "attention_mask", *(["token_type_ids"] if types else []))
     graph = Graph(inputs, len(network.head.weight))
     graph.add("Cast", ["attention_mask"], "mask", to=6)  # int32
-    hidden = _embeddings(graph, state, config, types)
+    encoder = EncoderGraph(graph, state, config)
+    hidden = encoder.embeddings(types)
     for number in range(config.num_hidden_layers):
         block = {key: f"{path}.{number}.{name}" for key, name in names.items()}
-        hidden = _block(graph, state, config, block, f"b{number}", hidden)
+        hidden = encoder.block(block, f"b{number}", hidden)
     _head(graph, network, hidden)
     return graph
 
 
-def _embeddings(graph: Graph, state: Mapping[str, np.ndarray], config: Any, types: bool) -> str:
-    words = graph.weight(WORDS, state["embeddings.word_embeddings.weight"])
-    table = state["embeddings.position_embeddings.weight"]
-    kinds = state.get("embeddings.token_type_embeddings.weight")
-    if kinds is not None and not types:
-        table = table + kinds[0]  # as text of one kind has it everywhere
-    parts = [graph.add("Gather", [words, "input_ids"])]
-    parts.append(_positions(graph, config, graph.weight("positions", table)))
-    if kinds is not None and types:
-        parts.append(graph.add("Gather", [graph.weight("kinds", kinds), "token_type_ids"]))
-    total = parts[0]
-    for part in parts[1:]:
-        total = graph.add("Add", [total, part])
-    return _norm(graph, state, config, "embeddings.LayerNorm", "embedded", [total])
+@dataclass(frozen=True)
+class EncoderGraph:
+    """The part of a graph that is the encoder: its methods add operators and return the name of their output."""
 
+    graph: Graph
+    state: Mapping[str, np.ndarray]  # the encoder's weights by their names in transformers
+    config: Any  # of transformers
 
-def _positions(graph: Graph, config: Any, table: str) -> str:
-    """Look up the tokens' positions: BERT's from 0; RoBERTa's from beyond the padding id, where padding counts not."""
-    if config.model_type in ("bert", "distilbert"):
-        start, axis = graph.weight("start", [0], np.int64), graph.weight("axis", [1], np.int64)
-        tokens = graph.add("Gather", [graph.add("Shape", ["input_ids"]), axis], axis=0)
-        return graph.add("Slice", [table, start, tokens])
-    axis, padding = graph.weight("axis", 1, np.int64), graph.weight("padding", config.pad_token_id, np.int64)
-    real = graph.add("Cast", [graph.add("Not", [graph.add("Equal", ["input_ids", padding])])], to=7)
-    counted = graph.add("Mul", [graph.add("CumSum", [real, axis]), real])
-    return graph.add("Gather", [table, graph.add("Add", [counted, padding])])
+    def embeddings(self, types: bool) -> str:
+        """Add up the embeddings of words, positions and, with `types`, of token types, and normalise them."""
+        graph, state = self.graph, self.state
+        words = graph.weight(WORDS, state["embeddings.word_embeddings.weight"])
+        table = state["embeddings.position_embeddings.weight"]
+        kinds = state.get("embeddings.token_type_embeddings.weight")
+        if kinds is not None and not types:
+            table = table + kinds[0]  # as text of one kind has it everywhere
+        parts = [graph.add("Gather", [words, "input_ids"])]
+        parts.append(self._positions(graph.weight("positions", table)))
+        if kinds is not None and types:
+            parts.append(graph.add("Gather", [graph.weight("kinds", kinds), "token_type_ids"]))
+        total = parts[0]
+        for part in parts[1:]:
+            total = graph.add("Add", [total, part])
+        return self._norm("embeddings.LayerNorm", "embedded", [total])
 
+    def _positions(self, table: str) -> str:
+        """Look up the tokens' positions: BERT's from 0; RoBERTa's from beyond the padding id, not counting padding."""
+        graph, config = self.graph, self.config
+        if config.model_type in ("bert", "distilbert"):
+            start, axis = graph.weight("start", [0], np.int64), graph.weight("axis", [1], np.int64)
+            tokens = graph.add("Gather", [graph.add("Shape", ["input_ids"]), axis], axis=0)
+            return graph.add("Slice", [table, start, tokens])
+        axis, padding = graph.weight("axis", 1, np.int64), graph.weight("padding", config.pad_token_id, np.int64)
+        real = graph.add("Cast", [graph.add("Not", [graph.add("Equal", ["input_ids", padding])])], to=7)
+        counted = graph.add("Mul", [graph.add("CumSum", [real, axis]), real])
+        return graph.add("Gather", [table, graph.add("Add", [counted, padding])])
 
-def _block(
-    graph: Graph, state: Mapping[str, np.ndarray], config: Any, names: Mapping[str, str], at: str, hidden: str
-) -> str:
-    heads = getattr(config, "num_attention_heads", None) or config.n_heads
-    parts = [_product(graph, state, names[key], f"{at}.{key}", hidden) for key in "qkv"]
-    bias = graph.weight(f"{at}.qkv.bias", np.concatenate([state[f"{names[key]}.bias"] for key in "qkv"]))
-    mixed = graph.add("MultiHeadAttention", [*parts, bias, "mask"], f"{at}.mixed", domain=FUSED, num_heads=heads)
-    out = _product(graph, state, names["out"], f"{at}.out", mixed)
-    hidden = _norm(graph, state, config, names["norm"], f"{at}.attended", [out, hidden], names["out"])
-    up = _product(graph, state, names["up"], f"{at}.up", hidden)
-    bias = graph.weight(f"{at}.up.bias", state[f"{names['up']}.bias"])
-    grown = graph.add("BiasGelu", [up, bias], f"{at}.grown", domain=FUSED)
-    down = _product(graph, state, names["down"], f"{at}.down", grown)
-    return _norm(graph, state, config, names["last"], f"{at}.hidden", [down, hidden], names["down"])
+    def block(self, names: Mapping[str, str], at: str, hidden: str) -> str:
+        """Add one transformer block; `names` are its layers' in the encoder, `at` begins its operators' names."""
+        graph, state = self.graph, self.state
+        heads = getattr(self.config, "num_attention_heads", None) or self.config.n_heads
+        parts = [self._product(names[key], f"{at}.{key}", hidden) for key in "qkv"]
+        bias = graph.weight(f"{at}.qkv.bias", np.concatenate([state[f"{names[key]}.bias"] for key in "qkv"]))
+        mixed = graph.add("MultiHeadAttention", [*parts, bias, "mask"], f"{at}.mixed", domain=FUSED, num_heads=heads)
+        out = self._product(names["out"], f"{at}.out", mixed)
+        hidden = self._norm(names["norm"], f"{at}.attended", [out, hidden], names["out"])
+        up = self._product(names["up"], f"{at}.up", hidden)
+        bias = graph.weight(f"{at}.up.bias", state[f"{names['up']}.bias"])
+        grown = graph.add("BiasGelu", [up, bias], f"{at}.grown", domain=FUSED)
+        down = self._product(names["down"], f"{at}.down", grown)
+        return self._norm(names["last"], f"{at}.hidden", [down, hidden], names["down"])
 
+    def _product(self, name: str, at: str, hidden: str) -> str:
+        """Multiply by a layer's matrix, its bias left to the operator that follows."""
+        weight = self.graph.weight(f"{at}.weight", self.state[f"{name}.weight"].T)
+        return self.graph.add("MatMul", [hidden, weight], at)
 
-def _product(graph: Graph, state: Mapping[str, np.ndarray], name: str, at: str, hidden: str) -> str:
-    """Multiply by a layer's matrix, its bias left to the operator that follows."""
-    return graph.add("MatMul", [hidden, graph.weight(f"{at}.weight", state[f"{name}.weight"].T)], at)
-
-
-def _norm(
-    graph: Graph, state: Mapping[str, np.ndarray], config: Any, name: str, at: str, inputs: list[str], bias: str = ""
-) -> str:
-    scale, shift = (graph.weight(f"{at}.{part}", state[f"{name}.{part}"]) for part in ("weight", "bias"))
-    epsilon = getattr(config, "layer_norm_eps", 1e-12)  # DistilBERT's is fixed
-    if bias:
-        added = graph.weight(f"{at}.added", state[f"{bias}.bias"])
-        inputs = [graph.add("Add", [inputs[0], added], f"{at}.biased"), *inputs[1:]]
-    # onnxruntime's SkipLayerNormalization takes four times as long as these on a CPU
-    total = graph.add("Add", inputs, f"{at}.total") if len(inputs) == 2 else inputs[0]
-    return graph.add("LayerNormalization", [total, scale, shift], at, epsilon=epsilon, axis=-1)
+    def _norm(self, name: str, at: str, inputs: list[str], bias: str = "") -> str:
+        """Normalise the sum of one or two inputs by a LayerNorm; `bias` names the layer whose bias the first lacks."""
+        graph, state = self.graph, self.state
+        scale, shift = (graph.weight(f"{at}.{part}", state[f"{name}.{part}"]) for part in ("weight", "bias"))
+        epsilon = getattr(self.config, "layer_norm_eps", 1e-12)  # DistilBERT's is fixed
+        if bias:
+            added = graph.weight(f"{at}.added", state[f"{bias}.bias"])
+            inputs = [graph.add("Add", [inputs[0], added], f"{at}.biased"), *inputs[1:]]
+        # onnxruntime's SkipLayerNormalization takes four times as long as these on a CPU
+        total = graph.add("Add", inputs, f"{at}.total") if len(inputs) == 2 else inputs[0]
+        return graph.add("LayerNormalization", [total, scale, shift], at, epsilon=epsilon, axis=-1)
 
 
 def _head(graph: Graph, network: Any, hidden: str) -> None:

@@ -7,6 +7,7 @@ Objectives are in per cent, and never of test rows. Where target labels ranked t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib
@@ -47,7 +48,7 @@ _FEW = 6  # values of alpha up to which each is averaged by itself
 
 
 def short(pool: Sequence[str]) -> dict[str, str]:
-    """Give each language of the pool a short name: its three letters, or its whole code where these are not its alone.
+    """Name each language of the pool by its three letters, or by its whole code where these are not its alone.
 
     >>> short(["zho_Hans", "zho_Hant", "swh_Latn"])
     {'zho_Hans': 'zho_Hans', 'zho_Hant': 'zho_Hant', 'swh_Latn': 'swh'}
@@ -67,7 +68,7 @@ def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
 
 
 def scored(findings: Findings, objective: Objective | None = None) -> str:
-    """Say in words what an objective of the search is (default: the first), and that it is an oracle where it is."""
+    """Describe an objective of the search (default: the first) in words, and that it is an oracle where it is."""
     settings, eased = findings.search.settings.selection, findings.judge.difficulty
     words = f"{objective or settings.objectives[0]} {WHERE[settings.languages]}"
     if settings.languages == "held_out_sources" and eased:
@@ -197,7 +198,7 @@ def _at_equal_languages(findings: Findings) -> tuple[np.ndarray, np.ndarray, str
 
 
 def _smooth(x: np.ndarray, y: np.ndarray, resamples: int = 500) -> tuple[np.ndarray, ...]:
-    """Give (grid, curve, low, high): local linear regression, or means where x takes few values."""
+    """Return (grid, curve, low, high): local linear regression, or means where x takes few values."""
     few = len(set(x)) <= _FEW
     grid = np.unique(x) if few else np.linspace(x.min(), x.max(), 60)
     away = x - grid[:, None]
@@ -262,12 +263,13 @@ def heat(findings: Findings, most: int = 12) -> Figure:
         key = f"dev accuracy, from {100 * low:.0f}% (light) to {100 * high:.0f}% (dark)"
         key += "; outlined: the mix's own sources" + (f"; right of the gap: targets, {ORACLE}" if targets else "")
         figure, axes = _grid(labels, heads, len(pool), key)
+        grid = _HeatMap(axes, shades, numbered=len(heads) <= _NUMBERED)
         for at, one in enumerate(rows):
             own = set(one.point.get("sources", findings.search.pool))
             for position, code in enumerate(heads):
                 if code in one.accuracy:
                     left = position + (0.5 if position >= len(pool) else 0)
-                    _cell(axes, left, at, one.accuracy[code], shades, code in own, len(heads) <= _NUMBERED)
+                    grid.draw_cell(left, at, one.accuracy[code], outlined=code in own)
     return figure
 
 
@@ -304,14 +306,25 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return (min(values), max(values)) if max(values) > min(values) else (min(values) - 0.01, max(values) + 0.01)
 
 
-def _cell(axes: Axes, left: float, at: int, value: float, shades: Normalize, own: bool, numbered: bool) -> None:
-    shade = float(shades(value))
-    axes.add_patch(Rectangle((left + 0.04, at + 0.04), 0.92, 0.92, facecolor=_SHADES(shade), linewidth=0))
-    if own:
-        axes.add_patch(Rectangle((left + 0.07, at + 0.07), 0.86, 0.86, fill=False, edgecolor=_OWN, linewidth=1.4))
-    if numbered:
-        ink = "#ffffff" if shade > 0.6 else "#111111"  # not the page's colour: it stands on the cell's
-        axes.text(left + 0.5, at + 0.52, f"{100 * value:.0f}", color=ink, ha="center", va="center", fontsize=6.5)
+@dataclass(frozen=True)
+class _HeatMap:
+    """Axes whose unit is a cell, how accuracy is shaded on them, and whether a cell holds its number."""
+
+    axes: Axes
+    shades: Normalize
+    numbered: bool
+
+    def draw_cell(self, left: float, top: int, value: float, outlined: bool) -> None:
+        shade = float(self.shades(value))
+        face: dict[str, Any] = {"facecolor": _SHADES(shade), "linewidth": 0}
+        self.axes.add_patch(Rectangle((left + 0.04, top + 0.04), 0.92, 0.92, **face))
+        if outlined:
+            line: dict[str, Any] = {"fill": False, "edgecolor": _OWN, "linewidth": 1.4}
+            self.axes.add_patch(Rectangle((left + 0.07, top + 0.07), 0.86, 0.86, **line))
+        if self.numbered:
+            ink = "#ffffff" if shade > 0.6 else "#111111"  # not the page's colour: it stands on the cell's
+            look: dict[str, Any] = {"color": ink, "ha": "center", "va": "center", "fontsize": 6.5}
+            self.axes.text(left + 0.5, top + 0.52, f"{100 * value:.0f}", **look)
 
 
 def _inches(texts: Sequence[str], size: float) -> float:
