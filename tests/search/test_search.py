@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from xlt_ray import cli, config
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.search import prepare, screening, search, space, tuning
+from xlt_ray.search.trial import TrialData
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -105,9 +106,9 @@ def watched(place: Place) -> Watched:
             assert "label" not in table.column_names, "texts that are compared have no label"
         return embed(experiment, corpus, *others, also=also)
 
-    def watched_fine_tune(judge: Any, corpus: Corpus, *others: Any) -> Any:
-        handed["trials"] = corpus
-        return fine_tune(judge, corpus, *others)
+    def watched_fine_tune(judge: Any, data: TrialData, *others: Any) -> Any:
+        handed["trials"] = data.corpus
+        return fine_tune(judge, data, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screening, "embed", watched_embed)

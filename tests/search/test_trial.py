@@ -60,7 +60,7 @@ class Asked:
     def trial(self, point: Point) -> trial.Trial:
         """Start a trial of one worker in this process, where its weights can be seen."""
         rungs = tuning.rungs(self.search)
-        handed = {"judge": Judge(self.search), "corpus": self.corpus, "texts": self.texts, "rungs": rungs}
+        handed = {"judge": Judge(self.search), "data": trial.TrialData(self.corpus, self.texts), "rungs": rungs}
         made: Any = tune.with_parameters(trial.Trial, **handed)
         return made(config={"point": point})  # type: ignore[no-any-return]
 
@@ -185,8 +185,9 @@ def on_two_workers(
     """Fine-tune on two workers, measured after an epoch and at the end; what each of them predicts and holds then."""
     remote: Any = ray.remote(trial.Worker)
     store = trial.meeting_place("127.0.0.1")
-    address = f"{store.host}:{store.port}"
-    workers = [remote.options(num_cpus=1).remote(corpus, texts, rank, address, 2, 1, 0) for rank in range(2)]
+    group = trial.WorkerGroup(f"{store.host}:{store.port}", size=2, cpus=1, gpus=0)
+    data = trial.TrialData(corpus, texts)
+    workers = [remote.options(num_cpus=1).remote(data, rank, group) for rank in range(2)]
     try:
         ray.get([one.begin.remote(experiment) for one in workers])
         ray.get([one.advance.remote(1) for one in workers])

@@ -21,6 +21,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.search import prepare, search, space, tuning
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import point_key
+from xlt_ray.search.trial import TrialData
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -69,9 +70,9 @@ def two_workers(encoder: Path, corpus: Path, folder: Path) -> Settings:
 def test_the_choice_of_the_probes_is_never_stopped_early() -> None:
     scheduler = tuning.Halving("epoch", "objective_mean", "max", max_t=3, grace_period=1, reduction_factor=2)
     points = [{"sources": [code]} for code in ("eng_Latn", "deu_Latn", "swh_Latn")]
-    good, spared, bad = (SimpleNamespace(trial_id=str(number)) for number in range(3))
-    scheduler.spared = point_key(points[1])
-    for trial in (good, spared, bad):
+    good, exempt, bad = (SimpleNamespace(trial_id=str(number)) for number in range(3))
+    scheduler.exempt_key = point_key(points[1])
+    for trial in (good, exempt, bad):
         scheduler.on_trial_add(None, trial)
 
     def told(trial: Any, epoch: int, value: float) -> str:
@@ -80,9 +81,9 @@ def test_the_choice_of_the_probes_is_never_stopped_early() -> None:
         return scheduler.on_trial_result(None, trial, {"epoch": epoch, "objective_mean": value, "key": key})
 
     assert told(good, 1, 0.9) == scheduler.CONTINUE
-    assert told(spared, 1, 0.1) == scheduler.CONTINUE and told(bad, 1, 0.2) == scheduler.STOP
+    assert told(exempt, 1, 0.1) == scheduler.CONTINUE and told(bad, 1, 0.2) == scheduler.STOP
     scheduler.on_trial_result(None, bad, {"epoch": 1, "objective_mean": 0.0, "diverged": "loss"})  # of no key
-    assert told(spared, 2, 0.1) == scheduler.CONTINUE and told(spared, 3, 0.1) == scheduler.STOP
+    assert told(exempt, 2, 0.1) == scheduler.CONTINUE and told(exempt, 3, 0.1) == scheduler.STOP
 
 
 def test_a_searcher_that_likes_one_mix_still_proposes_every_other(
@@ -126,8 +127,8 @@ def test_many_stopped_trials_of_two_workers_in_a_row_leave_nothing_behind(
             ended.append((what, trial))
 
     start(dashboard)
-    judge, visible = Judge(asked), corpus.for_training(asked.pool)
-    assert tuning.fine_tune(judge, visible, [], (str(tmp_path), None), listen) == []
+    judge, data = Judge(asked), TrialData(corpus.for_training(asked.pool))
+    assert tuning.fine_tune(judge, data, [], (str(tmp_path), None), listen) == []
     assert len(ended) == len(reached) == TRIALS and set(ended) == {("complete", trial) for trial in reached}
     assert set(seen) == {2}, "one trial at a time, with both of its workers"
     stopped = [trial for trial, epoch in reached.items() if epoch < EPOCHS]

@@ -162,22 +162,22 @@ class Screening:
         self.cpus, self.slots = asked.cpus_per_worker, cluster.slots(1, asked.cpus_per_worker, 0)
         self.frozen = ray.put(frozen)
         self.task: Any = ray.remote(num_cpus=self.cpus, max_retries=3)(try_mix)
-        self.trust(judge)
+        self.use_judge(judge)
 
-    def trust(self, judge: Judge) -> None:
-        """Judge by this from now on."""
+    def use_judge(self, judge: Judge) -> None:
+        """Score mixes by this judge from now on, here and in tasks that start from now on."""
         self.judge, self._shared = judge, ray.put(judge)
 
     def start(self, point: Point, dev_alone: bool = False) -> Any:
-        """Begin to try a point; gives the task, whose result is a `Tried`."""
+        """Begin to try a point and return the task, whose result is a `Tried`."""
         return self.task.remote(self._shared, self.frozen, point, dev_alone)
 
     def map(self, points: Sequence[Point], dev_alone: bool = False) -> list[Tried]:
-        """Try points, in parallel, and give the results in their order."""
+        """Try points in parallel and return the results in their order."""
         return ray.get([self.start(point, dev_alone) for point in points])
 
     def measure_difficulty(self) -> Judge:
-        """Learn how easy each language of the pool is for a probe trained on the rest, and judge by it from now on."""
+        """Measure how easy each language of the pool is for a probe trained on the rest; return a judge that knows."""
         pool = self.judge.search.pool
         if len(pool) > 1:
             score: Any = ray.remote(num_cpus=self.cpus, max_retries=3)(left_out)
@@ -187,11 +187,11 @@ class Screening:
                 known = {code: one[fidelity] for code, one in zip(pool, found, strict=True) if fidelity in one}
                 mean = float(np.mean(list(known.values()))) if known else 0.0
                 difficulty[fidelity] = {code: value - mean for code, value in known.items()}
-            self.trust(replace(self.judge, difficulty=difficulty))
+            self.use_judge(replace(self.judge, difficulty=difficulty))
         return self.judge
 
     def run(self, proposals: Proposals, record: Callable[[Tried], Tried], more: Callable[[], bool]) -> None:
-        """Try what is proposed until nothing more is or `more` says no; `record` is told of each result."""
+        """Try what is proposed until nothing more is or `more` returns False; `record` receives each result."""
         waiting: dict[Any, Proposal] = {}
         feed = iter(proposals)
         while True:

@@ -31,6 +31,7 @@ from xlt_ray.search.report import page, records
 from xlt_ray.search.retraining import plan, retrain
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import Point, Search
+from xlt_ray.search.trial import TrialData
 from xlt_ray.tracking import courier
 from xlt_ray.tracking.outbox import Outbox, pending
 from xlt_ray.training import cluster
@@ -206,7 +207,7 @@ def _screen(
     probers = screening.Screening(judge, frozen)
     if (folder / JUDGE).is_file():
         judge = _kept_judge(folder, search)
-        probers.trust(judge)
+        probers.use_judge(judge)
     else:
         judge = probers.measure_difficulty()
         kept = {"difficulty": judge.difficulty, "nearness": judge.nearness}
@@ -253,7 +254,8 @@ def _tune(
     if left is not None and left <= 0:
         return ["search.minutes were used up by screening; nothing was fine-tuned"]
     trials = Trials(judge, journal, on_event)
-    failed = tuning.fine_tune(judge, visible, journal.probes(), folder.checkpoints(), trials, left, texts)
+    data = TrialData(visible, texts)
+    failed = tuning.fine_tune(judge, data, journal.probes(), folder.checkpoints(), trials, left)
     return trials.notes + failed
 
 

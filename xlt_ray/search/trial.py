@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,24 @@ class Remembered(Tokenize):
         return [self._known[key] for key in keys]
 
 
+@dataclass(frozen=True)
+class TrialData:
+    """What a trial reads: a corpus without test rows or labels of targets, and the targets' texts without labels."""
+
+    corpus: Corpus
+    texts: Mapping[str, pa.Table] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """The workers of a trial together: where they meet, how many they are, and what each of them may use."""
+
+    address: str  # host:port of the store at which they find each other
+    size: int
+    cpus: float
+    gpus: float
+
+
 class Worker:
     """One worker of a trial, and of the trials after it."""
 
@@ -66,25 +84,16 @@ class Worker:
     tokenize: Remembered
     trainee: loop.Trainee
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        texts: Mapping[str, pa.Table],
-        rank: int,
-        address: str,
-        workers: int,
-        cpus: float,
-        gpus: float,
-    ) -> None:
-        self.corpus, self.texts = corpus, texts
-        self.device = torch.device("cuda" if gpus else "cpu")
-        torch.set_num_threads(max(1, int(cpus)))
+    def __init__(self, data: TrialData, rank: int, group: WorkerGroup) -> None:
+        self.corpus, self.texts = data.corpus, data.texts
+        self.device = torch.device("cuda" if group.gpus else "cpu")
+        torch.set_num_threads(max(1, int(group.cpus)))
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        if workers > 1:
-            backend = "nccl" if gpus else "gloo"
-            host, _, port = address.rpartition(":")
+        if group.size > 1:
+            backend = "nccl" if group.gpus else "gloo"
+            host, _, port = group.address.rpartition(":")
             store = distributed.TCPStore(host, int(port), is_master=False)
-            distributed.init_process_group(backend, store=store, rank=rank, world_size=workers)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=group.size)
         self.built: Any = None
         self.initial: network.Weights = {}
 
@@ -181,32 +190,28 @@ class Trial(tune.Trainable):
     """What Tune runs: the first worker, with the others as actors beside it."""
 
     def setup(  # type: ignore[override]
-        self,
-        config: dict[str, Any],
-        judge: Judge,
-        corpus: Corpus,
-        texts: Mapping[str, pa.Table],
-        rungs: Sequence[int],
+        self, config: dict[str, Any], judge: Judge, data: TrialData, rungs: Sequence[int]
     ) -> None:
         """Start the workers and take up the first mix."""
         search = judge.search
-        asked, workers = search.base.resources, search.settings.fine_tuning.workers
+        asked = search.base.resources
         self.judge, self.rungs, self.cost = judge, list(rungs), 0.0
         # the store takes a free port and keeps it: one chosen here for a worker could be gone when that listens
         self.store = meeting_place(ray.util.get_node_ip_address())
         address = f"{self.store.host}:{self.store.port}"
-        place = (address, workers, asked.cpus_per_worker, asked.gpus_per_worker)
+        workers = search.settings.fine_tuning.workers
+        group = WorkerGroup(address, workers, cpus=asked.cpus_per_worker, gpus=asked.gpus_per_worker)
         remote: Any = ray.remote(Worker)
-        group: Any = get_current_placement_group()
+        bundles: Any = get_current_placement_group()
         self.peers = [
             remote.options(
                 num_cpus=asked.cpus_per_worker,
                 num_gpus=asked.gpus_per_worker,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            ).remote(corpus, texts, rank, *place)
+                scheduling_strategy=PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=rank),
+            ).remote(data, rank, group)
             for rank in range(1, workers)
         ]
-        self.worker = Worker(corpus, texts, 0, *place)
+        self.worker = Worker(data, 0, group)
         self._take_up(config)
 
     def _take_up(self, config: dict[str, Any], saved: bytes | None = None) -> None:

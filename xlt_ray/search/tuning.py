@@ -11,18 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
-import pyarrow as pa
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import TrainingError
 from xlt_ray.search import proposals
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import Point, Search, mix_of, point_key
-from xlt_ray.search.trial import Trial
+from xlt_ray.search.trial import Trial, TrialData
 from xlt_ray.training import checkpoint, cluster
 
 # Tune saves its state at most so often; a result younger than that is measured again after a kill
@@ -34,7 +32,7 @@ TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 STARTUP = 10  # fine-tunings drawn at random before TPE takes over, or half of them; probes count as well
-WARM = 100  # probes the searcher is told of before it proposes
+WARM = 100  # probes the searcher receives before it proposes
 ASKED_AGAIN = 50  # proposals of known mixes in a row after which a space counts as used up
 
 Listener = Callable[[str, str, Mapping[str, Any]], None]
@@ -44,31 +42,31 @@ DEADLINES: dict[str, float] = {}  # likewise; a `time.monotonic()`
 
 
 class Follow(tune.Callback):
-    """Tell the listener of a search what happens to its trials: `start`, `result`, `complete` or `error`."""
+    """Report to the listener of a search what happens to its trials: `start`, `result`, `complete` or `error`."""
 
     def __init__(self, key: str) -> None:
         self.key = key
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell of a trial that starts or goes on."""
-        self._tell("start", trial, trial.config)
+        """Report a trial that starts or goes on."""
+        self._report("start", trial, trial.config)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        """Tell of a rung that was reached."""
-        self._tell("result", trial, result)
+        """Report a rung that was reached."""
+        self._report("result", trial, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell of a trial's end; nobody will take up its checkpoint again, which is as large as the optimiser."""
-        self._tell("complete", trial, {})
+        """Report a trial's end and delete its checkpoint, as large as the optimiser, which is no longer needed."""
+        self._report("complete", trial, {})
         if trial.checkpoint is not None:
             with contextlib.suppress(OSError):  # it may be gone after a kill, and costs no more than room
                 trial.checkpoint.filesystem.delete_file(f"{trial.checkpoint.path}/{checkpoint.FILE}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell of a trial that failed for good."""
-        self._tell("error", trial, {})
+        """Report a trial that failed for good."""
+        self._report("error", trial, {})
 
-    def _tell(self, what: str, trial: Any, result: Mapping[str, Any]) -> None:
+    def _report(self, what: str, trial: Any, result: Mapping[str, Any]) -> None:
         if self.key in LISTENERS:
             LISTENERS[self.key](what, trial.trial_id, result)
 
@@ -84,7 +82,7 @@ class Deadline(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Tell whether the time is up."""
+        """Return whether the time is up."""
         return time.monotonic() > DEADLINES.get(self.key, math.inf)
 
 
@@ -95,23 +93,23 @@ class Halving(AsyncHyperBandScheduler):
     begin; so it may stop by chance what hundreds of probes have named.
     """
 
-    spared: str | None = None  # the name of its point
+    exempt_key: str | None = None  # of the point that is not stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide after a rung whether a trial goes on."""
         action = super().on_trial_result(tune_controller, trial, result)
-        spared = result.get("key") == self.spared and result["epoch"] < self._max_t  # one that diverged has no key
-        return self.CONTINUE if spared else action
+        exempt = result.get("key") == self.exempt_key and result["epoch"] < self._max_t  # one that diverged has no key
+        return self.CONTINUE if exempt else action
 
 
-class Fresh(OptunaSearch):
-    """Optuna's proposals without the mixes that were proposed before: the same seed would give the same score."""
+class NonRepeatingSearch(OptunaSearch):
+    """Optuna's proposals, each mix once: the same mix with the same seed would have the same score."""
 
     known: set[str]
     search: Search
 
     def suggest(self, trial_id: str) -> Any:
-        """Propose parameters of a new mix, or that there is none."""
+        """Return parameters of a new mix, or FINISHED where there seems to be none."""
         study: Any = self._ot_study
         learned = study.sampler
         try:
@@ -158,17 +156,16 @@ def concurrent(search: Search) -> int:
 
 def fine_tune(
     judge: Judge,
-    corpus: Corpus,
+    data: TrialData,
     screened: Sequence[Tried],
     storage: tuple[str, Any],
     listener: Listener,
     seconds: float | None = None,
-    texts: Mapping[str, pa.Table] | None = None,
 ) -> list[str]:
-    """Fine-tune mixes, or go on with it; `listener` is told of every rung, and failures come back as sentences.
+    """Fine-tune mixes, or go on with it, report every rung to `listener`, and return failures as sentences.
 
-    `texts` are those of the targets without labels, for techniques. The searcher begins with the best of `screened`.
-    Raises TrainingError where every trial failed.
+    The searcher begins with the best of `screened`, and all trials end after `seconds`, if given. Raises TrainingError
+    where every trial failed.
     """
     search = judge.search
     os.environ.update(TUNE_SETTINGS)
@@ -178,7 +175,7 @@ def fine_tune(
     bundle = {"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})}
     group = tune.PlacementGroupFactory([bundle] * search.settings.fine_tuning.workers)
     # what is common to all trials is put into the object store once
-    common = {"judge": judge, "corpus": corpus, "texts": texts or {}, "rungs": rungs(search)}
+    common = {"judge": judge, "data": data, "rungs": rungs(search)}
     trainable = tune.with_resources(tune.with_parameters(Trial, **common), group)
     path = f"{storage[0]}/tune"
     LISTENERS[key] = listener
@@ -213,7 +210,7 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
     if stops_early(search):
         fine = settings.fine_tuning
         scheduler = Halving("epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction)
-        scheduler.spared = point_key(search.decode(begin[0])) if begin else None
+        scheduler.exempt_key = point_key(search.decode(begin[0])) if begin else None
     parameters: dict[str, Any] = {}
     if settings.searcher == "grid":
         searcher: Any = BasicVariantGenerator(max_concurrent=concurrent(search))
@@ -245,12 +242,12 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
     )
 
 
-def _searcher(judge: Judge, screened: Sequence[Tried], begin: list[dict[str, Any]]) -> Fresh:
+def _searcher(judge: Judge, screened: Sequence[Tried], begin: list[dict[str, Any]]) -> NonRepeatingSearch:
     search = judge.search
     objectives = [f"objective_{name}" for name in search.settings.selection.objectives]
     space = proposals.distributions(search)
     single = len(objectives) == 1
-    found = Fresh(
+    found = NonRepeatingSearch(
         space,
         metric=objectives[0] if single else objectives,
         mode="max" if single else ["max"] * len(objectives),
