@@ -43,7 +43,7 @@ def check(search: Search, corpus: Corpus) -> None:
 
 
 def texts(search: Search, corpus: Corpus) -> dict[str, pa.Table]:
-    """Give the texts of pool and targets without labels, where something may look at them."""
+    """Return the texts of pool and targets without labels, where something may look at them."""
     training = search.base.training
     varied = any(one.key.startswith("techniques.") for one in search.dimensions)
     wanted = varied or search.base.techniques or training.language_id or training.unlabelled_rows
@@ -73,6 +73,7 @@ def prepared(search: Search) -> tuple[Search, Corpus]:
     return search, replace(corpus, splits={**corpus.splits, "test": {}})  # nothing below can read a row of test
 
 
-def _dump(search: Search) -> str:
+def to_yaml(search: Search) -> str:
+    """Write a search as the YAML file that begins it again, without secrets."""
     data = public(search.base.model_dump(mode="json")) | {"search": search.settings.model_dump(mode="json")}
     return plain_yaml.dumps(data)

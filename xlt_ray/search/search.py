@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
@@ -26,7 +24,7 @@ from xlt_ray.search import prepare as search_prepare
 from xlt_ray.search import proposals, screening, selection, similarity, tuning
 from xlt_ray.search.findings import Findings, RuleChoice, correlation, rule_choices
 from xlt_ray.search.journal import Journal, Shown, Trials
-from xlt_ray.search.prepare import _dump, prepared
+from xlt_ray.search.prepare import prepared, to_yaml
 from xlt_ray.search.report import page, records
 from xlt_ray.search.retraining import plan, retrain
 from xlt_ray.search.selection import Judge, Tried
@@ -53,22 +51,18 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
     """Do a search, go on with it, or show it if it is done; raise InputError before any work if it is unsound."""
     began = time.monotonic()
     on_event({"stage": "check"})
-    search, corpus = prepared(search)
-    folder = open_folder(search.base, search.key())
-    folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE, "outbox.jsonl", "outbox.sent")
-    (folder.local / "search.yaml").write_text(_dump(search), encoding="utf-8")
-    journal = Journal(folder.local / JOURNAL, began)
-    run_key = f"{search.key()}-{folder.identity()}"
-    if (folder.local / RESULT).is_file():  # MLflow was told, and what is unsent waits for `xlt sync`
-        with _session(search) as begin:
-            findings, files = _work(search, corpus, folder, journal, run_key, on_event, begin)
+    session = SearchSession.open(*prepared(search), on_event, began)
+    search, folder = session.search, session.folder
+    if (folder.local / RESULT).is_file():  # MLflow has it, and what is unsent waits for `xlt sync`
+        with session:
+            findings, files = session.complete()
         return Found(folder, findings, files, _unsent(folder))
-    outbox = Outbox.open(folder.local, search.base.tracking, run_key, search.base.name)
+    outbox = Outbox.open(folder.local, search.base.tracking, session.run_key, search.base.name)
     records.start(outbox, search)
     sender = courier.start(outbox)
     try:
-        with _session(search) as begin:
-            findings, files = _work(search, corpus, folder, journal, run_key, on_event, begin)
+        with session:
+            findings, files = session.complete()
         records.end(outbox, findings, files)
         on_event({"stage": "track"})
         if outbox.on:
@@ -88,144 +82,197 @@ def _unsent(folder: RunFolder) -> int:
     return sum(pending(file.parent) for file in folder.local.rglob("outbox.jsonl"))
 
 
-@contextlib.contextmanager
-def _session(search: Search) -> Iterator[Callable[[], None]]:
-    """Give a function that starts Ray when it is first called, so that showing a finished search starts nothing."""
-    with contextlib.ExitStack() as stack:
-        started: list[bool] = []
+@dataclass
+class SearchSession:
+    """One call of `run`: the search, the folder and journal that its steps go on with, and Ray from its first use.
 
-        def begin() -> None:
-            if not started:
-                stack.enter_context(cluster.plain_errors())
-                stack.enter_context(cluster.ray_cluster(search.base))
-                started.append(True)
-
-        yield begin
-
-
-def _work(
-    search: Search,
-    corpus: Corpus,
-    folder: RunFolder,
-    journal: Journal,
-    run_key: str,
-    on_event: OnEvent,
-    begin: Callable[[], None],
-) -> tuple[Findings, dict[str, Path]]:
-    if not (folder.local / TUNED).is_file():
-        on_event({"stage": "start"})
-        begin()
-        _try_mixes(search, corpus, folder, journal, run_key, on_event)
-    facts = json.loads((folder.local / TUNED).read_text(encoding="utf-8"))
-    judge = _kept_judge(folder.local, search)
-    chosen = judge.choose(proposals.candidates(search, list(journal.tried.values())))
-    if chosen is None:
-        raise InputError("search: no mix came to its end; give search.minutes more, or see why fine-tunings failed")
-    planned, said = plan(judge, list(journal.tried.values()), chosen, corpus)
-    retrained, comparisons = retrain(search, planned, folder, run_key, on_event, begin)
-    rules = _rules(search, corpus, journal, judge, folder.local, on_event, begin)
-    tried = tuple(journal.tried.values())
-    findings = Findings(
-        search, judge, tried, chosen, rules, correlation(judge, tried), retrained, comparisons,
-        tuple(json.loads((folder.local / RANKING).read_text(encoding="utf-8"))),
-        max(one.seconds for one in tried), facts["busy"], (*facts["notes"], *said),
-    )  # fmt: skip
-    on_event({"stage": "save"})
-    return findings, page.write(folder.local, findings)
-
-
-def _try_mixes(
-    search: Search, corpus: Corpus, folder: RunFolder, journal: Journal, run_key: str, on_event: OnEvent
-) -> None:
-    """Screen and fine-tune, as far as that is not done yet; TUNED, written last, marks the end."""
-    fine = search.settings.fine_tuning.trials if search.base.training.method == "fine_tune" else 0
-    # what trials are handed: no label of a target unless the search is an oracle
-    visible = corpus.for_training(search.pool)
-    if search.oracle:
-        dev = {code: corpus.table("dev", code) for code in (*search.pool, *search.base.targets)}
-        visible = replace(visible, splits={**visible.splits, "dev": dev})
-    slots = tuning.concurrent(search) if fine else 0  # refuses what cannot fit, before any work
-    # where every mix is tried anyway, nothing has to say which to try first
-    every = proposals.whole_space(search) or not search.settings.screening.trials
-    early = not every or selection.breaks_ties(search)
-    texts = search_prepare.texts(search, corpus)
-    ranking = _ranking(search, corpus, folder.local, on_event, visible) if early else None
-    judge = Judge(search, nearness=ranking.scores if ranking else {})
-    judge = _screen(judge, visible, texts, journal, folder.local, ranking, on_event)
-    folder.upload()
-    notes, busy = [], None
-    if fine:
-        of_targets = {code: table for code, table in texts.items() if code not in search.pool}
-        notes = _tune(judge, visible, of_targets, journal, folder, on_event)
-        records.trials(judge, journal, folder.local, run_key)
-        began = max((one.seconds for one in journal.probes()), default=0.0)
-        busy = sum(one.cost for one in journal.tuned().values()) / max(1e-9, (journal.seconds() - began) * slots)
-    if not early:
-        _ranking(search, corpus, folder.local, on_event)
-    (folder.local / TUNED).write_text(json.dumps({"notes": notes, "busy": busy}), encoding="utf-8")
-
-
-def _kept_judge(folder: Path, search: Search) -> Judge:
-    file = folder / JUDGE
-    return Judge(search, **(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}))
-
-
-def _ranking(
-    search: Search, corpus: Corpus, folder: Path, on_event: OnEvent, visible: Corpus | None = None
-) -> similarity.Ranking | None:
-    """Rank the pool by similarity to the targets' unlabelled text and by typology: a prior and a baseline.
-
-    Where `visible` is to be embedded next, the texts that are compared are embedded with it: actors start once.
+    A context, at whose end Ray is stopped if it was started here.
     """
-    rows: list[Any] = []
-    if visible is not None:
-        texts = similarity.samples(corpus, (*search.pool, *search.base.targets))
-        screening.embed(search.base, visible, on_event, also=texts)
-    try:
-        ranking = similarity.rank(search.base, corpus, on_event)
-        rows = [row.to_plain() for row in ranking.rows]
-    except InputError:
-        ranking = None  # languages that nothing is known of; the search does without
-    (folder / RANKING).write_text(json.dumps(rows), encoding="utf-8")
-    return ranking
 
+    search: Search
+    corpus: Corpus  # without rows of test
+    folder: RunFolder
+    journal: Journal
+    run_key: str  # of the search's run in MLflow
+    on_event: OnEvent
+    _ray: contextlib.ExitStack = field(init=False, default_factory=contextlib.ExitStack)
+    _ray_started: bool = field(init=False, default=False)
 
-def _screen(
-    judge: Judge,
-    visible: Corpus,
-    texts: Mapping[str, pa.Table],
-    journal: Journal,
-    folder: Path,
-    ranking: similarity.Ranking | None,
-    on_event: OnEvent,
-) -> Judge:
-    search = judge.search
-    trials = search.settings.screening.trials if search.mix_dimensions else 0
-    if not trials and search.settings.selection.languages != "held_out_sources":
+    @classmethod
+    def open(cls, search: Search, corpus: Corpus, on_event: OnEvent, began: float) -> SearchSession:
+        """Open the folder of a prepared search and read its journal; `began` is the `time.monotonic()` of its start."""
+        folder = open_folder(search.base, search.key())
+        folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE, "outbox.jsonl", "outbox.sent")
+        (folder.local / "search.yaml").write_text(to_yaml(search), encoding="utf-8")
+        journal = Journal(folder.local / JOURNAL, began)
+        return cls(search, corpus, folder, journal, f"{search.key()}-{folder.identity()}", on_event)
+
+    def __enter__(self) -> SearchSession:
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._ray.__exit__(*error)
+
+    def start_ray(self) -> None:
+        """Start Ray unless that is done; called where Ray is needed, so showing a finished search starts nothing."""
+        if not self._ray_started:
+            self._ray.enter_context(cluster.plain_errors())
+            self._ray.enter_context(cluster.ray_cluster(self.search.base))
+            self._ray_started = True
+
+    def complete(self) -> tuple[Findings, dict[str, Path]]:
+        """Do what earlier sessions left undone, from screening to retraining; return the findings and report files."""
+        search, journal = self.search, self.journal
+        if not self._file(TUNED).is_file():
+            self.on_event({"stage": "start"})
+            self.start_ray()
+            self._try_mixes()
+        facts = json.loads(self._file(TUNED).read_text(encoding="utf-8"))
+        judge = self._kept_judge()
+        chosen = judge.choose(proposals.candidates(search, list(journal.tried.values())))
+        if chosen is None:
+            raise InputError("search: no mix came to its end; give search.minutes more, or see why fine-tunings failed")
+        planned, left_out = plan(judge, list(journal.tried.values()), chosen, self.corpus)
+        retrained, comparisons = retrain(search, planned, self.folder, self.run_key, self.on_event, self.start_ray)
+        rules = self._rules(judge)
+        tried = tuple(journal.tried.values())
+        findings = Findings(
+            search, judge, tried, chosen, rules, correlation(judge, tried), retrained, comparisons,
+            tuple(json.loads(self._file(RANKING).read_text(encoding="utf-8"))),
+            max(one.seconds for one in tried), facts["busy"], (*facts["notes"], *left_out),
+        )  # fmt: skip
+        self.on_event({"stage": "save"})
+        return findings, page.write(self.folder.local, findings)
+
+    def _try_mixes(self) -> None:
+        """Screen and fine-tune, as far as that is not done yet; TUNED, written last, marks the end."""
+        search, journal = self.search, self.journal
+        fine = search.settings.fine_tuning.trials if search.base.training.method == "fine_tune" else 0
+        slots = tuning.concurrent(search) if fine else 0  # refuses what cannot fit, before any work
+        # where every mix is tried anyway, nothing has to say which to try first
+        every = proposals.whole_space(search) or not search.settings.screening.trials
+        early = not every or selection.breaks_ties(search)
+        texts = search_prepare.texts(search, self.corpus)
+        data = TrialData(self._visible(), texts)
+        ranking = self._ranking(data.corpus) if early else None
+        judge = Judge(search, nearness=ranking.scores if ranking else {})
+        judge = self._screen(judge, data, ranking)
+        self.folder.upload()
+        notes, busy = [], None
+        if fine:
+            of_targets = {code: table for code, table in texts.items() if code not in search.pool}
+            notes = self._tune(judge, replace(data, texts=of_targets))
+            records.trials(judge, journal, self.folder.local, self.run_key)
+            began = max((one.seconds for one in journal.probes()), default=0.0)
+            busy = sum(one.cost for one in journal.tuned().values()) / max(1e-9, (journal.seconds() - began) * slots)
+        if not early:
+            self._ranking()
+        self._write(TUNED, {"notes": notes, "busy": busy})
+
+    def _visible(self) -> Corpus:
+        """Return what a mix may be trained and measured on: no label of a target unless the search is an oracle."""
+        search, corpus = self.search, self.corpus
+        visible = corpus.for_training(search.pool)
+        if search.oracle:
+            dev = {code: corpus.table("dev", code) for code in (*search.pool, *search.base.targets)}
+            visible = replace(visible, splits={**visible.splits, "dev": dev})
+        return visible
+
+    def _ranking(self, visible: Corpus | None = None) -> similarity.Ranking | None:
+        """Rank the pool by similarity to the targets' unlabelled text and by typology: a prior and a baseline.
+
+        Where `visible` is to be embedded next, the texts that are compared are embedded with it: actors start once.
+        """
+        search, rows = self.search, list[Any]()
+        if visible is not None:
+            texts = similarity.samples(self.corpus, (*search.pool, *search.base.targets))
+            screening.embed(search.base, visible, self.on_event, also=texts)
+        try:
+            ranking = similarity.rank(search.base, self.corpus, self.on_event)
+            rows = [row.to_plain() for row in ranking.rows]
+        except InputError:
+            ranking = None  # languages that nothing is known of; the search does without
+        self._write(RANKING, rows)
+        return ranking
+
+    def _screen(self, judge: Judge, data: TrialData, ranking: similarity.Ranking | None) -> Judge:
+        """Try mixes as probes, and return the judge that knows how hard each language is for them."""
+        search, journal = self.search, self.journal
+        trials = search.settings.screening.trials if search.mix_dimensions else 0
+        if not trials and search.settings.selection.languages != "held_out_sources":
+            return judge
+        probers = screening.Screening(judge, screening.embed(search.base, data.corpus, self.on_event, data.texts))
+        if self._file(JUDGE).is_file():
+            judge = self._kept_judge()
+            probers.use_judge(judge)
+        else:
+            judge = probers.measure_difficulty()
+            self._write(JUDGE, {"difficulty": judge.difficulty, "nearness": judge.nearness})
+        done = journal.probes()
+        show = Shown("screen", trials, judge, done, self.on_event)
+
+        def record(tried: Tried) -> Tried:
+            tried = journal.add(f"probe-{tried.key}", tried)
+            show(tried)
+            return tried
+
+        def more() -> bool:
+            left = self._time_left()
+            return left is None or left > 0
+
+        probers.run(proposals.Proposals(judge, _prior(search, ranking), done, trials), record, more)
         return judge
-    frozen = screening.embed(search.base, visible, on_event, texts)
-    probers = screening.Screening(judge, frozen)
-    if (folder / JUDGE).is_file():
-        judge = _kept_judge(folder, search)
-        probers.use_judge(judge)
-    else:
-        judge = probers.measure_difficulty()
-        kept = {"difficulty": judge.difficulty, "nearness": judge.nearness}
-        (folder / JUDGE).write_text(json.dumps(kept), encoding="utf-8")
-    done = journal.probes()
-    show = Shown("screen", trials, judge, done, on_event)
 
-    def record(tried: Tried) -> Tried:
-        tried = journal.add(f"probe-{tried.key}", tried)
-        show(tried)
-        return tried
+    def _tune(self, judge: Judge, data: TrialData) -> list[str]:
+        """Fine-tune mixes in the time that is left, and return notes for the report."""
+        left = self._time_left()
+        if left is not None and left <= 0:
+            return ["search.minutes were used up by screening; nothing was fine-tuned"]
+        trials = Trials(judge, self.journal, self.on_event)
+        failed = tuning.fine_tune(judge, data, self.journal.probes(), self.folder.checkpoints(), trials, left)
+        return trials.notes + failed
 
-    def more() -> bool:
-        left = _time_left(search, journal)
-        return left is None or left > 0
+    def _rules(self, judge: Judge) -> tuple[RuleChoice, ...]:
+        """Compare what each rule would have chosen; dev labels of targets are read here, after the choice, if asked."""
+        search = self.search
+        tried = list(self.journal.tried.values())
+        if search.oracle or not search.settings.selection.compare_oracle:
+            return rule_choices(judge, tried)
+        probes = [one for one in tried if one.fidelity == "probe"]
+        if not self._file(ORACLE).is_file():
+            self.start_ray()
+            self._write(ORACLE, self._measure_targets(judge, probes))
+        extra = json.loads(self._file(ORACLE).read_text(encoding="utf-8"))
+        both = [replace(one, accuracy={**one.accuracy, **extra[one.key]}) for one in probes if one.key in extra]
+        return rule_choices(judge, both)
 
-    probers.run(proposals.Proposals(judge, _prior(search, ranking), done, trials), record, more)
-    return judge
+    def _measure_targets(self, judge: Judge, probes: Sequence[Tried]) -> dict[str, dict[str, float]]:
+        """Return the accuracy of each probe, by its key, on dev of each target."""
+        search, corpus = self.search, self.corpus
+        codes = [code for code in search.base.targets if code in corpus.languages("dev")]
+        splits = {
+            "train": {code: corpus.table("train", code) for code in search.pool},
+            "dev": {code: corpus.table("dev", code) for code in (*search.pool, *codes)},
+            "test": {},
+        }
+        both = replace(corpus.for_training(search.pool), splits=splits)
+        frozen = screening.embed(search.base, both, self.on_event, search_prepare.texts(search, corpus))
+        found = screening.Screening(judge, frozen).map([one.point for one in probes], dev_alone=True)
+        return {one.key: {code: one.accuracy[code] for code in codes} for one in found}
+
+    def _kept_judge(self) -> Judge:
+        file = self._file(JUDGE)
+        return Judge(self.search, **(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}))
+
+    def _time_left(self) -> float | None:
+        minutes = self.search.settings.minutes
+        return None if minutes is None else 60 * minutes - self.journal.seconds()
+
+    def _file(self, name: str) -> Path:
+        return self.folder.local / name
+
+    def _write(self, name: str, data: Any) -> None:
+        self._file(name).write_text(json.dumps(data), encoding="utf-8")
 
 
 def _prior(search: Search, ranking: similarity.Ranking | None) -> list[Point]:
@@ -235,61 +282,3 @@ def _prior(search: Search, ranking: similarity.Ranking | None) -> list[Point]:
     points += [{"sources": sorted(ranking.greedy(size))} for size in sizes] if ranking else []
     points += [{"sources": sorted(search.pool), "mixture.alpha": alpha} for alpha in (1.0, 0.3)]
     return points
-
-
-def _time_left(search: Search, journal: Journal) -> float | None:
-    return None if search.settings.minutes is None else 60 * search.settings.minutes - journal.seconds()
-
-
-def _tune(
-    judge: Judge,
-    visible: Corpus,
-    texts: Mapping[str, pa.Table],
-    journal: Journal,
-    folder: RunFolder,
-    on_event: OnEvent,
-) -> list[str]:
-    search = judge.search
-    left = _time_left(search, journal)
-    if left is not None and left <= 0:
-        return ["search.minutes were used up by screening; nothing was fine-tuned"]
-    trials = Trials(judge, journal, on_event)
-    data = TrialData(visible, texts)
-    failed = tuning.fine_tune(judge, data, journal.probes(), folder.checkpoints(), trials, left)
-    return trials.notes + failed
-
-
-def _rules(
-    search: Search,
-    corpus: Corpus,
-    journal: Journal,
-    judge: Judge,
-    folder: Path,
-    on_event: OnEvent,
-    begin: Callable[[], None],
-) -> tuple[RuleChoice, ...]:
-    """Compare what each rule would have chosen; target dev labels are read here, after the choice, where asked for."""
-    tried = list(journal.tried.values())
-    if search.oracle or not search.settings.selection.compare_oracle:
-        return rule_choices(judge, tried)
-    file = folder / ORACLE
-    probes = [one for one in tried if one.fidelity == "probe"]
-    if not file.is_file():
-        begin()
-        codes = [code for code in search.base.targets if code in corpus.languages("dev")]
-        both = replace(
-            corpus.for_training(search.pool),
-            splits={
-                "train": {code: corpus.table("train", code) for code in search.pool},
-                "dev": {code: corpus.table("dev", code) for code in (*search.pool, *codes)},
-                "test": {},
-            },
-        )
-        frozen = screening.embed(search.base, both, on_event, search_prepare.texts(search, corpus))
-        probers = screening.Screening(judge, frozen)
-        found = probers.map([one.point for one in probes], dev_alone=True)
-        kept = {one.key: {code: one.accuracy[code] for code in codes} for one in found}
-        file.write_text(json.dumps(kept), encoding="utf-8")
-    extra = json.loads(file.read_text(encoding="utf-8"))
-    told = [replace(one, accuracy={**one.accuracy, **extra[one.key]}) for one in probes if one.key in extra]
-    return rule_choices(judge, told)
