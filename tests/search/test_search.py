@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -254,6 +255,21 @@ def test_a_random_search_tries_distinct_mixes(oracle: Called) -> None:
 
 
 # others
+
+
+def test_labels_of_targets_are_compared_with_after_the_choice_and_read_once(place: Place) -> None:
+    asked = {"selection": {"compare_oracle": True}, "screening": {"trials": 6}}
+    called = tune(place.config("compared", training={"method": "probe"}, search=asked))
+    assert all(set(line["accuracy"]) == set(POOL) for line in called.journal)
+    file = called.folder / "oracle.json"
+    extra = json.loads(file.read_text(encoding="utf-8"))
+    assert set(extra) == {space.point_key(line["point"]) for line in called.journal}
+    assert all(set(each) == {TARGET} for each in extra.values())
+    assert "oracle" in called.table.lower()
+    known = stamps([file, called.folder / "journal.jsonl"])
+    (called.folder / "result.json").unlink()
+    assert tune(called.config).table == called.table
+    assert stamps(known) == known, "nothing was measured again"
 
 
 @pytest.mark.long

@@ -97,11 +97,11 @@ def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
     reach = stats.t.ppf(0.975, spare) * np.sqrt(variance * ((against_mean @ inverse) ** 2).sum(axis=1))
     counts = (mixes[:, varies] > 0).sum(axis=0)
     rows = zip(codes, effects.tolist(), reach.tolist(), counts.tolist(), known, strict=True)
-    return {code: Effect(value, value - by, value + by, count) for code, value, by, count, told in rows if told}
+    return {code: Effect(value, value - by, value + by, count) for code, value, by, count, sure in rows if sure}
 
 
 def presence(search: Search, point: Point) -> tuple[float, ...]:
-    """Tell of each language of the pool whether it is in a mix (0 or 1), or its tenths of the weight where searched."""
+    """Return for each language of the pool whether a mix has it (0 or 1), or its tenths of the weight if searched."""
     sources = point.get("sources", search.pool)
     if not any(one.key == "mixture.weights" for one in search.dimensions):
         return tuple(float(code in sources) for code in search.pool)

@@ -33,7 +33,7 @@ class Journal:
         self._began = (time.monotonic() if since is None else since) - before
 
     def seconds(self) -> float:
-        """Give the wall clock of the search, over all sessions, up to the last thing written in each."""
+        """Return the wall clock of the search, over all sessions, up to the last thing written in each."""
         return time.monotonic() - self._began
 
     def add(self, name: str, tried: Tried) -> Tried:
@@ -61,12 +61,12 @@ class Shown:
         self.count, self.running = len(done), 0
         self.best: Tried | None = next(iter(judge.ranked(done)), None)
         if done:
-            self.tell()
+            self.report()
 
     def __call__(self, tried: Tried) -> None:
         self.count += 1
         self.look(tried)
-        self.tell()
+        self.report()
 
     def look(self, tried: Tried) -> None:
         """Keep a result if it is the best."""
@@ -74,7 +74,7 @@ class Shown:
         if value is not None and (self.best is None or value > (self.judge.value(self.best) or 0.0)):
             self.best = tried
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Send the event."""
         event: dict[str, Any] = {"stage": self.stage, "done": self.count, "total": self.total, "running": self.running}
         if self.best is not None:
@@ -83,7 +83,7 @@ class Shown:
 
 
 class Trials:
-    """Listen to Tune: write results into the journal, and tell how many trials are done, those of a killed session too.
+    """Listen to Tune: write results into the journal, and report how many trials are done, also by a killed session.
 
     `notes` are sentences for the report.
     """
@@ -96,26 +96,26 @@ class Trials:
         self.show = Shown("tune", judge.search.settings.fine_tuning.trials, judge, [], on_event)
         for one in whole_fine_tunings(list(journal.tried.values())):
             self.show.look(one)
-        self._tell()
+        self._report()
 
-    def __call__(self, what: str, trial: str, told: Mapping[str, Any]) -> None:
-        """Take note of a trial's `start` (told its parameters), `result` (told what it measured) or end."""
+    def __call__(self, what: str, trial: str, facts: Mapping[str, Any]) -> None:
+        """Receive a trial's `start` (with its parameters), `result` (with what it measured), `complete` or `error`."""
         if what == "start":
             self.running.add(trial)
-            self.earlier.discard(point_key(self.judge.search.point(told)))
-        elif what == "result" and "diverged" in told:
-            self.notes.append(f"a trial diverged and counts as the worst: {told['diverged']}")
+            self.earlier.discard(point_key(self.judge.search.point(facts)))
+        elif what == "result" and "diverged" in facts:
+            self.notes.append(f"a trial diverged and counts as the worst: {facts['diverged']}")
         elif what == "result":
-            self._result(told)
+            self._result(facts)
         elif what in ("complete", "error"):
             self.running.discard(trial)
             self.ended.add(trial)
-        self._tell()
+        self._report()
 
-    def _result(self, told: Mapping[str, Any]) -> None:
-        epoch, point = int(told["epoch"]), told["point"]
+    def _result(self, facts: Mapping[str, Any]) -> None:
+        epoch, point = int(facts["epoch"]), facts["point"]
         whole = epoch == self.judge.search.base.training.epochs
-        measured = {name: told[name] for name in ("accuracy", "low", "high", "cost")}
+        measured = {name: facts[name] for name in ("accuracy", "low", "high", "cost")}
         tried = Tried(point, "fine_tune", epochs=epoch, whole=whole, **measured)
         # what is known is not written twice
         known = self.journal.tried.get(name := f"tune-{tried.key}")
@@ -123,8 +123,8 @@ class Trials:
         if tried.whole:
             self.show.look(tried)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         # a trial that Tune had no time to note before a kill counts twice when another takes its place
         self.show.count = min(len(self.ended) + len(self.earlier), self.show.total)
         self.show.running = len(self.running)
-        self.show.tell()
+        self.show.report()

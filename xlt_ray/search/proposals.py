@@ -29,7 +29,7 @@ class Proposal:
 class Proposals:
     """Where the next mix comes from: given ones first, then all of a small space, or a sampler that learns.
 
-    `done` are mixes tried by an earlier session; the sampler is told of them, so its state is what it was.
+    `done` are mixes tried by an earlier session; the sampler receives them, so its state is what it was.
     """
 
     def __init__(self, judge: Judge, starts: Sequence[Point], done: Sequence[Tried], trials: int) -> None:
@@ -49,18 +49,18 @@ class Proposals:
 
     def __iter__(self) -> Iterator[Proposal]:
         for point in self.given:
-            if self._fresh(point):
+            if self._claim(point):
                 yield Proposal(mix_of(point), None)
         repeats = 0
         while self.left > 0 and not self.whole and repeats < 10 * STARTUP:
             asked = self.study.ask(self.space)
             trial: optuna.trial.Trial | None = asked
             point = self._decoded(asked)
-            if not self._fresh(point):
+            if not self._claim(point):
                 # a sampler that likes a region of subsets alone names the same few again and again
                 self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
                 trial, point = None, self._decoded(self.blind.ask(self.space))
-                if not self._fresh(point):
+                if not self._claim(point):
                     repeats += 1
                     continue
             repeats = 0
@@ -77,7 +77,8 @@ class Proposals:
         elif values is not None:
             self.study.tell(proposal.trial, values)
 
-    def _fresh(self, point: Point) -> bool:
+    def _claim(self, point: Point) -> bool:
+        """Return whether a mix is new and a trial is left for it; if so, it is counted as tried."""
         key = point_key(mix_of(point))
         if key in self.seen or self.left <= 0:
             return False
@@ -99,7 +100,7 @@ class Proposals:
 
 
 def inside(search: Search, point: Point) -> bool:
-    """Tell whether a mix has as many languages as the space allows, which baselines such as the whole pool may not."""
+    """Return whether a mix has as many languages as the space allows; baselines such as the whole pool may not."""
     every = len(search.pool)
     low, high = next(((one.low, one.high) for one in search.dimensions if one.kind == "subset"), (every, every))
     return low <= len(point.get("sources", search.pool)) <= high
@@ -135,12 +136,12 @@ def distributions(search: Search, mix_only: bool = False) -> dict[str, optuna.di
     return found
 
 
-def sampler(search: Search, told: int, startup: int = STARTUP) -> optuna.samplers.BaseSampler:
-    """Make the sampler that a search asks for; its numbers depend on how many results it has been told of.
+def sampler(search: Search, results: int, startup: int = STARTUP) -> optuna.samplers.BaseSampler:
+    """Make the sampler that a search asks for, seeded by the number of results so far as well.
 
     TPE (Bergstra et al. 2011), multivariate (Falkner et al. 2018), with the constant liar for mixes under way.
     """
-    seed = int(np.random.SeedSequence([search.base.seed, told]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([search.base.seed, results]).generate_state(1)[0])
     if search.settings.searcher == "tpe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -150,11 +151,11 @@ def sampler(search: Search, told: int, startup: int = STARTUP) -> optuna.sampler
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def study(search: Search, told: int) -> optuna.Study:
+def study(search: Search, results: int) -> optuna.Study:
     """Make an empty study in the directions of a search's objectives."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions: Any = ["maximize"] * len(search.settings.selection.objectives)
-    return optuna.create_study(directions=directions, sampler=sampler(search, told))
+    return optuna.create_study(directions=directions, sampler=sampler(search, results))
 
 
 def whole_space(search: Search) -> list[dict[str, Any]]:

@@ -87,9 +87,9 @@ def predict_left_out(
         for code in others:
             here = part[code] == number
             found[code][here] = rest.predict(frozen.features[f"train/{code}"][here])
-    told = {code: found[code] >= 0 for code in others}
+    known = {code: found[code] >= 0 for code in others}
     return {
-        code: Predictions(frozen.labels[name][told[code]], found[code][told[code]], frozen.ids[name][told[code]])
+        code: Predictions(frozen.labels[name][known[code]], found[code][known[code]], frozen.ids[name][known[code]])
         for code in others
         if (name := f"train/{code}")
     }

@@ -149,7 +149,7 @@ class SearchSession:
         search, journal = self.search, self.journal
         fine = search.settings.fine_tuning.trials if search.base.training.method == "fine_tune" else 0
         slots = tuning.concurrent(search) if fine else 0  # refuses what cannot fit, before any work
-        # where every mix is tried anyway, nothing has to say which to try first
+        # where every mix is tried anyway, no prior has to order them
         every = proposals.whole_space(search) or not search.settings.screening.trials
         early = not every or selection.breaks_ties(search)
         texts = search_prepare.texts(search, self.corpus)

@@ -1,4 +1,4 @@
-"""Rank the mixes of a search on dev scores by a stated rule, and say how far the ranking can be trusted.
+"""Rank the mixes of a search on dev scores by a stated rule, with the interval of each score.
 
 Nothing here has test scores of the mixes a search tried: a trial is measured on dev, and only the mixes that were
 retrained after the choice was made come with `Scores`.
@@ -71,7 +71,7 @@ def breaks_ties(search: Search) -> bool:
 
 @dataclass(frozen=True)
 class Judge:
-    """A rule bound to a search: what it says of a mix.
+    """A rule bound to a search: it scores mixes, ranks them and chooses one.
 
     `difficulty` is fidelity -> language -> how much easier than the pool's average it is (a probe trained on the rest
     of the pool), in accuracy, on the rows on which that fidelity is measured. Mixes leave out different languages, so

@@ -63,8 +63,8 @@ def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
     shown = [names.get(code, code) for code in sources]
     if len(sources) == len(search.pool) > 3 and not weights:
         shown = [f"all {len(sources)} of the pool"]
-    told = {names.get(code, code): weight for code, weight in weights.items() if code in sources}
-    return describe({**point, "sources": shown, "mixture.weights": told})
+    shown_weights = {names.get(code, code): weight for code, weight in weights.items() if code in sources}
+    return describe({**point, "sources": shown, "mixture.weights": shown_weights})
 
 
 def scored(findings: Findings, objective: Objective | None = None) -> str:
@@ -215,7 +215,7 @@ def _smooth(x: np.ndarray, y: np.ndarray, resamples: int = 500) -> tuple[np.ndar
 
 
 def importance(findings: Findings) -> Figure | None:
-    """Draw `findings.importance`, in points; None where there were too few mixes to tell."""
+    """Draw `findings.importance`, in points; None where there were too few mixes to estimate it."""
     effects = search_findings.importance(findings.judge, findings.tried)
     if not effects:
         return None

@@ -1,4 +1,4 @@
-"""What MLflow is told of a search: one run for it, and below it one for every mix fine-tuned and every mix retrained.
+"""Record a search in MLflow: one run for it, and below it one for every mix fine-tuned and every mix retrained.
 
 Probes are not runs of their own, thousands of them would bury the rest; they are rows of search.tsv, an artifact.
 """
@@ -17,7 +17,7 @@ from xlt_ray.tracking.outbox import Outbox
 
 
 def start(outbox: Outbox, search: Search) -> None:
-    """Tell what is searched."""
+    """Record what is searched."""
     outbox.params(flat(search.base.model_dump(mode="json")))
     outbox.params(flat({"search": search.settings.model_dump(mode="json")}))
     outbox.tags(_tags(search) | {"xlt.method": "search"})
@@ -48,7 +48,7 @@ def trials(judge: Judge, journal: Journal, folder: Path, run_key: str) -> None:
 
 
 def end(outbox: Outbox, findings: Findings, files: Mapping[str, Path]) -> None:
-    """Tell what was found, and hand over the report."""
+    """Record what was found, and the report."""
     kind = "oracle_dev" if findings.search.oracle else "dev"
     values = {f"{kind}/objective": findings.judge.value(findings.chosen) or 0.0, "seconds": findings.seconds}
     for one in findings.retrained:
