@@ -21,6 +21,7 @@ from serve.replica.service import Service, answer_all
 from serve.settings import ServeArgs
 from xlt_ray import config
 from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.export import export
 from xlt_ray.inference import bundle, engine
@@ -72,6 +73,7 @@ def running(made: Service) -> Iterator[str]:
 
 LABELS = ("sport", "food", "travel")
 MEASURED = {"eng_Latn": 0.9, "deu_Latn": 0.8, "arb_Arab": 0.7, "heb_Hebr": 0.6, "zho_Hans": 0.5, "swh_Latn": 0.4}
+FEW_SHOT = ("heb_Hebr",)
 
 
 def artefact_of(encoder: Path, folder: Path, seed: int = 0, pairs: bool = False) -> Path:
@@ -96,6 +98,7 @@ def artefact_of(encoder: Path, folder: Path, seed: int = 0, pairs: bool = False)
         )
         for code, share in MEASURED.items()
     }
-    scores = metrics.score(predictions, LABELS, ["eng_Latn", "deu_Latn"], None, 100, 0)
+    roles = Roles(("eng_Latn", "deu_Latn"), FEW_SHOT)
+    scores = metrics.score(predictions, LABELS, roles, 100, 0)
     bundle.save(folder / "bundle", bundle.Bundle(net.eval(), tokenize, LABELS, experiment, scores), identity)
     return export.export(folder / "bundle", folder / "artefact", precisions=("float32",)).folder

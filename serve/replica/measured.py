@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xlt_ray.evaluation import calibration
+from xlt_ray.evaluation import calibration, groups
 from xlt_ray.evaluation.calibration import Reliability
 from xlt_ray.languages import codes
 
 
 def zero_shot(measured: Mapping[str, Mapping[str, Any]]) -> Reliability:
     """Add up the tables of reliability of all zero-shot languages."""
-    rows = [row.get("reliability") for row in measured.values() if row["role"] == "zero-shot"]
+    rows = [row.get("reliability") for row in measured.values() if not groups.trained_on(row["role"])]
     return calibration.pooled(filter(None, rows))
 
 
@@ -37,7 +37,7 @@ def expected(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "low": round(measured["low"], 4),
         "high": round(measured["high"], 4),
         "rows": measured["support"],
-        "trained_on": measured["role"] == "source",
+        "trained_on": groups.trained_on(measured["role"]),
         "calibration_error": _rounded(measured.get("calibration_error")),
     }
 

@@ -11,6 +11,7 @@ from scipy.special import softmax
 
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, calibration, metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
 from xlt_ray.training import frozen
@@ -159,7 +160,8 @@ def predictions(shift: float = 0.0, rows: int = 400) -> dict[str, Predictions]:
 
 
 def score(found: dict[str, Predictions]) -> Scores:
-    return metrics.score(found, ("a", "b"), ("eng_Latn",), frozenset({"eng_Latn", "swh_Latn"}), 300, 0)
+    roles = Roles(("eng_Latn",), seen=frozenset({"eng_Latn", "swh_Latn"}))
+    return metrics.score(found, ("a", "b"), roles, 300, 0)
 
 
 def test_scores_tell_the_calibration_error_of_every_language_and_the_means() -> None:

@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, comparison, metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
 
 
@@ -30,7 +31,8 @@ def measured():
 
 
 def score(predictions, sources=("eng_Latn",), seen=frozenset({"eng_Latn", "deu_Latn", "swh_Latn"}), **options):
-    return metrics.score(predictions, ("a", "b", "c", "d"), sources, seen, **{"resamples": 400, "seed": 0} | options)
+    roles = Roles(tuple(sources), seen=seen)
+    return metrics.score(predictions, ("a", "b", "c", "d"), roles, **{"resamples": 400, "seed": 0} | options)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -113,7 +115,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     gold, covered = np.zeros(150, int), 0
     for repeat in range(200):
         drawn = rows(gold, rng.random(150) > 0.8)
-        one = metrics.score({"x": drawn}, ("a", "b"), (), None, resamples=300, seed=repeat).languages["x"]
+        one = metrics.score({"x": drawn}, ("a", "b"), Roles(()), resamples=300, seed=repeat).languages["x"]
         covered += one.accuracy_low <= 0.8 <= one.accuracy_high
     assert 0.90 <= covered / 200 <= 0.99
 
@@ -122,7 +124,7 @@ def test_a_macro_f1_over_many_rare_classes_lies_inside_its_interval():
     rng = np.random.default_rng(0)
     gold = rng.integers(60, size=204)
     predictions = {f"l{index}": noisy(rng, gold, 0.7, 60, prefix=f"{index}-") for index in range(12)}
-    scores = metrics.score(predictions, [str(index) for index in range(60)], (), None, resamples=300, seed=0)
+    scores = metrics.score(predictions, [str(index) for index in range(60)], Roles(()), resamples=300, seed=0)
     for one in scores.languages.values():
         assert one.macro_f1_low < one.macro_f1 < one.macro_f1_high
     key = "macro_f1/mean_zero_shot"
@@ -153,7 +155,7 @@ def test_parallel_test_sets_give_a_mean_its_true_wider_interval():
     apart = {code: rows(gold, ~right, prefix=f"{code}-") for code in parallel}
 
     def width(predictions):
-        summary = metrics.score(predictions, ("a", "b"), (), None, resamples=2000, seed=0).summary
+        summary = metrics.score(predictions, ("a", "b"), Roles(()), resamples=2000, seed=0).summary
         return summary["accuracy/mean_high"] - summary["accuracy/mean_low"]
 
     assert width(parallel) == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 200), rel=0.1)
@@ -166,7 +168,7 @@ def test_parallel_test_sets_give_a_mean_its_true_wider_interval():
 def test_a_language_with_few_of_the_shared_ids_leaves_no_hole():
     gold = np.arange(300) % 2
     predictions = {"big": rows(gold, gold ^ (np.arange(300) % 5 == 0)), "tiny": rows([0, 1], [0, 0])}
-    summary = metrics.score(predictions, ("a", "b"), ("big",), frozenset(), resamples=300, seed=0).summary
+    summary = metrics.score(predictions, ("a", "b"), Roles(("big",), seen=frozenset()), resamples=300, seed=0).summary
     assert np.isfinite(list(summary.values())).all()
 
 

@@ -16,6 +16,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.inference import bundle
 from xlt_ray.inference.bundle import Bundle
@@ -36,7 +37,7 @@ def made(experiment: Experiment) -> tuple[Bundle, str]:
         code: Predictions(np.array([0, 1, 2] * 4), np.array([0, 1, 1] * 4), [str(i) for i in range(12)])
         for code in ("eng_Latn", "swh_Latn")
     }
-    scores = metrics.score(predictions, LABELS, ["eng_Latn"], None, 100, 0)
+    scores = metrics.score(predictions, LABELS, Roles(("eng_Latn",)), 100, 0)
     return Bundle(net.eval(), tokenize, LABELS, experiment, scores), identity
 
 

@@ -14,6 +14,7 @@ from xlt_ray import config
 from xlt_ray.config import plain_yaml
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.reports import plots, report
@@ -34,7 +35,7 @@ def scores(count, sources=("eng_Latn",), rows=120, chance=None, seen=True, extra
         confidence = np.where(right, 0.9, 0.6).astype(np.float32) if sure else None
         predictions[code] = Predictions(gold, predicted, [str(index) for index in range(rows)], confidence)
     known = frozenset(code for code in codes if (one := language_codes.get(code)) and one.in_xlmr) if seen else None
-    return metrics.score(predictions, LABELS, sources, known, resamples=200, seed=0)
+    return metrics.score(predictions, LABELS, Roles(tuple(sources), seen=known), resamples=200, seed=0)
 
 
 def experiment(*overrides):
@@ -46,8 +47,8 @@ FACTS = {"name": "tiny", "description": "Only made for tests.", "licence": "CC0-
 HISTORY = [{"epoch": n, "step": 40 * n, "train/epoch_loss": 2 / n, "dev/accuracy": 1 - 1 / (n + 1)} for n in (1, 2, 3)]
 
 
-def page(folder, measured, chosen=None, history=HISTORY, environment=None, baseline=None, facts=FACTS):
-    files = report.write(folder, measured, chosen or experiment(), facts, history, environment or {}, baseline)
+def page(folder, measured, chosen=None, history=HISTORY, environment=None, facts=FACTS):
+    files = report.write(folder, measured, chosen or experiment(), facts, history, environment or {})
     return files, files["report.html"].read_text(encoding="utf-8")
 
 
@@ -66,7 +67,7 @@ def test_the_terminal_table_holds_every_number_whole_within_the_width(width):
         assert f"{100 * one.transfer_gap:.1f}" in line
     mean = measured.summary["accuracy/mean_zero_shot"]
     assert re.search(rf"zero-shot languages, mean \(59\) +{100 * mean:.1f}", text)
-    assert "seen by the encoder" in text and "new to the encoder" in text
+    assert "  seen in pre-training (" in text and "  unseen in pre-training (" in text
     assert re.search(
         rf"worst +{100 * measured.worst().accuracy:.1f}.*{language_codes.name(measured.worst().code)}", text
     )
@@ -78,7 +79,7 @@ def test_how_far_to_trust_a_confidence_is_drawn_and_tabled(tmp_path):
     said = Outline(text).text
     assert "divided by a temperature of 1.30" in said and "What abstaining brings" in said
     table = report.reliability(measured)
-    assert list(table) == ["source languages", "zero-shot, seen by the encoder", "zero-shot, new to the encoder"]
+    assert list(table) == ["source languages", "zero-shot, seen in pre-training", "zero-shot, unseen in pre-training"]
     # of these scores every right answer has a confidence of 0.9, every wrong one of 0.6
     for rows in table.values():
         assert [rows[6][1], rows[9][0]] == [0, rows[9][1]]
@@ -153,10 +154,10 @@ def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
     chosen = experiment("tracking.uri=http://me:secret@host:5000", "mixture.alpha=0.5")
     command = "xlt train trial.yaml tracking.uri=http://me:secret@host:5000"
     environment = {"torch": "2.13.0", "command": command, "bundle": "runs/trial/bundle"}
-    measured, before = scores(30), scores(30, chance=0.5)
-    facts = FACTS | {"warnings": ["Two languages are stubs."], "baseline": "frozen encoder", "fingerprint": "c0ffee"}
+    measured = scores(30)
+    facts = FACTS | {"warnings": ["Two languages are stubs."], "fingerprint": "c0ffee"}
     facts["dropped"] = {"train": {"eng_Latn": 2, "deu_Latn": 1}, "dev": {"eng_Latn": 1}}
-    files, text = page(tmp_path, measured, chosen, environment=environment, baseline=before, facts=facts)
+    files, text = page(tmp_path, measured, chosen, environment=environment, facts=facts)
     outline = Outline(text)
 
     for tag, attributes in outline.tags:
@@ -174,7 +175,6 @@ def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
         "3 rows of train left out because they stand in test too.",
         "1 row of dev left out because it stands in test too.",
         "the fingerprint c0ffee",
-        "frozen encoder",
         "2.13.0",
         'bundle.load("runs/trial/bundle")',
         "light <on>",
@@ -213,9 +213,13 @@ def test_what_is_unknown_is_left_out_of_the_page_and_not_made_up(tmp_path):
     files, text = page(tmp_path, measured, history=[], facts={})
     told = Outline(text).text
     assert "training.svg" not in files and "How training went" not in told
-    assert "Transfer gap, mean" not in told and "Seen by the encoder" not in told and "nan" not in told.lower().split()
+    assert (
+        "Transfer gap, mean" not in told
+        and "seen in pre-training, mean" not in told
+        and "nan" not in told.lower().split()
+    )
     assert "tst_Test" in told and "unknown family" not in told
-    assert "Baseline" not in told and "Licence" not in told and "None" not in told
+    assert "Licence" not in told and "None" not in told
     assert "Only source languages" in Outline(page(tmp_path, scores(1))[1]).text
 
 
@@ -236,7 +240,7 @@ def test_the_same_scores_give_the_same_files(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 12, 50, 90, 200, 228])
 def test_in_the_chart_every_language_has_a_place_and_no_words_meet(count):
     measured = scores(count)
-    figure = plots.bars(measured, scores(count, chance=0.5))
+    figure = plots.bars(measured)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     words = [text for axes in figure.axes for text in axes.texts if text.get_text()]

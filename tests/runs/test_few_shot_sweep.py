@@ -179,8 +179,8 @@ def test_the_picture_shows_a_line_for_seen_and_one_for_unseen(tmp_path: Path) ->
     files = sweep.write(invented(tmp_path))
     drawn = files["few_shot.svg"].read_text(encoding="utf-8")
     for text in (
-        "seen by the encoder in pre-training (2)",
-        "new to the encoder (1)",
+        "seen in pre-training (2)",
+        "unseen in pre-training (1)",
         "few-shot accuracy",
         "0: zero-shot",
     ):

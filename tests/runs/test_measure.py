@@ -14,7 +14,9 @@ from tests import registered
 from xlt_ray import cli
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.predictions import save_predictions
 from xlt_ray.inference import bundle
 from xlt_ray.runs import measure
 
@@ -28,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_corpu
     data = registered.settings(tiny_encoder, tiny_corpus, folder / "cache")
     model = bundle.load(registered.made_bundle(folder / "made", data))
     found = registered.answers(data, SHARES)
-    scores = metrics.score(found, model.labels, model.experiment.sources, None, 200, few_shot=["hin_Deva"])
+    scores = metrics.score(found, model.labels, Roles(model.experiment.sources, ("hin_Deva",)), 200)
     identity = json.loads((folder / "made" / "bundle.json").read_text(encoding="utf-8"))["encoder"]
     bundle.save(folder / "bundle", replace(model, scores=scores), identity)
     return folder
@@ -85,3 +87,43 @@ def test_what_may_no_longer_hold_is_not_told_again(run: Path, tiny_encoder: Path
     (tmp_path / "scores.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match=r"scores\.json: not the file that was saved"):
         measure.kept(tmp_path, ["swh_Latn"])
+
+
+@pytest.mark.parametrize(
+    ("languages", "few_shot"), [("targets", {"swh_Latn", "hin_Deva"}), (["swh_Latn"], {"swh_Latn"})]
+)
+def test_of_a_bundle_without_scores_the_techniques_know_what_is_few_shot(
+    languages: Any, few_shot: set[str], tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    data = registered.settings(tiny_encoder, tiny_corpus, tmp_path / "cache")
+    data["techniques"] = [{"few_shot": {"shots": 2, "languages": languages}}]
+    folder = registered.made_bundle(tmp_path / "made", data)
+    found, _ = measure.measure(folder, None, [], lambda event: None)
+    assert {code for code, one in found.languages.items() if one.role == "few-shot"} == few_shot
+    assert {code for code, one in found.languages.items() if one.role == "source"} == {"deu_Latn", "eng_Latn"}
+
+
+def test_two_runs_are_compared_in_the_groups_that_a_language_belongs_to_in_both(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    data = registered.settings(tiny_encoder, tiny_corpus, tmp_path / "cache")
+    seen = frozenset({"eng_Latn", "swh_Latn", "hin_Deva"})
+    # one is a source in the first run alone, one has shots in the second alone
+    kinds = {
+        "first": Roles(("eng_Latn", "deu_Latn"), seen=seen),
+        "second": Roles(("eng_Latn",), ("hin_Deva",), seen=seen),
+    }
+    for name, roles in kinds.items():
+        predictions = registered.answers(data, SHARES, seed=len(name))
+        (tmp_path / name).mkdir()
+        save_predictions(tmp_path / name / "predictions.npz", predictions)
+        scores = metrics.score(predictions, ("food", "sport", "travel"), roles, 50)
+        (tmp_path / name / "scores.json").write_text(scores.to_json(), encoding="utf-8")
+    for pair in (("first", "second"), ("second", "first")):
+        found = measure.compare_runs(*(tmp_path / name for name in pair))
+        assert {name: sorted(one.per_language) for name, one in found.items()} == {
+            "all": sorted(SHARES),
+            "source": ["eng_Latn"],
+            "zero-shot": ["swh_Latn"],
+            "zero-shot seen": ["swh_Latn"],
+        }

@@ -12,6 +12,7 @@ from outline import Outline, printed
 
 from xlt_ray import config
 from xlt_ray.evaluation import comparison, metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.search import selection, space
@@ -85,11 +86,12 @@ def retrained(asked, named, seeds, gains, rows=60):
             right = {code: chance[code] + rng.normal(0, 0.03, rows) < 0.6 + gain for code in codes}
             ids, gold = np.arange(rows).astype(str), np.zeros(rows, int)
             each.append({code: Predictions(gold, (~one).astype(int), ids) for code, one in right.items()})
-        scores = [metrics.score(one, ("a", "b"), point["sources"], frozenset(CODES), resamples=200) for one in each]
+        roles = Roles(tuple(point["sources"]), seen=frozenset(CODES))
+        scores = [metrics.score(one, ("a", "b"), roles, resamples=200) for one in each]
         found.append(Retrained(name, point, tuple(f"retrained/{name}-{n}" for n in range(seeds)), tuple(scores)))
         predictions[name] = each
     targets = asked.base.targets
-    grouped = {"targets": list(targets), "new to the encoder": [code for code in targets if code in UNSEEN]}
+    grouped = {"zero-shot": list(targets), "zero-shot unseen": [code for code in targets if code in UNSEEN]}
     compared = {
         name: {
             group: comparison.compare_seeds([{c: one[c] for c in codes} for one in predictions["chosen"]], each, 300)
@@ -270,8 +272,8 @@ def test_retrained_means_spreads_and_differences_are_the_very_numbers(usual, tmp
             interval = re.escape(f"[{low:+.1f}, {high:+.1f}]")
             assert re.search(rf"{name} +{group} +{one.languages} +{re.escape(f'{by:+.1f}')} +{interval}", text)
     better, level = (
-        usual.comparisons["best single source"]["targets"],
-        usual.comparisons["all sources, alpha 1"]["targets"],
+        usual.comparisons["best single source"]["zero-shot"],
+        usual.comparisons["all sources, alpha 1"]["zero-shot"],
     )
     assert better.low > 0 > level.low
     assert f"better than “best single source” by {100 * better.difference:.1f} points" in told
@@ -283,7 +285,7 @@ def test_the_spread_over_seeds_of_a_difference_is_over_pairs(usual):
     chosen, other = usual.retrained[0].scores, usual.retrained[1].scores
     key = "accuracy/mean_zero_shot"
     gains = [a.summary[key] - b.summary[key] for a, b in zip(chosen, other, strict=True)]
-    assert found["best single source", "targets"] == (min(gains), max(gains))
+    assert found["best single source", "zero-shot"] == (min(gains), max(gains))
 
 
 def pictures(found):

@@ -229,17 +229,20 @@ def test_each_answer_is_wholly_of_the_model_it_names(two: tuple[Model, Model]) -
 
 def test_accuracy_is_told_for_the_language_named_or_guessed(two: tuple[Model, Model]) -> None:
     service = local_server.service(two[0])
-    texts = ["eng1", "Bitte mach sofort das Licht in der Küche an", "12 + 3", "eng1"]
-    answer = run(service.classify(texts, given=["swh_Latn", None, None, "fra_Latn"]))
-    assert [guess.code for guess in answer.guesses] == ["swh_Latn", "deu_Latn", None, "fra_Latn"]
+    texts = ["eng1", "Bitte mach sofort das Licht in der Küche an", "12 + 3", "eng1", "eng1"]
+    answer = run(service.classify(texts, given=["swh_Latn", None, None, "fra_Latn", "heb_Hebr"]))
+    assert [guess.code for guess in answer.guesses] == ["swh_Latn", "deu_Latn", None, "fra_Latn", "heb_Hebr"]
     found = shown(answer, 1)
     assert [one["expected_accuracy"] and one["expected_accuracy"]["accuracy"] for one in found] == [
         0.4,
         0.8,
         None,
         None,
+        0.6,
     ]
-    assert [one["expected_accuracy"]["trained_on"] for one in found[:2]] == [False, True]
+    assert [one["expected_accuracy"]["trained_on"] for one in (*found[:2], found[4])] == [False, True, True], (
+        "zero-shot, source, few-shot"
+    )
     assert found[3]["language"] == {"code": "fra_Latn", "name": "French", "confidence": 1.0}
     for row in two[0].artefact.languages.values():
         told = expected(row)

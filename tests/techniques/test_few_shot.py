@@ -18,6 +18,7 @@ from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate, metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.inference import bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import network
@@ -98,11 +99,14 @@ def test_scores_and_the_table_call_them_few_shot(tiny_settings: Settings) -> Non
     loop.fit(run)
     tables = {code: prepared.corpus.table("test", code) for code in prepared.measured}
     predictions = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32"))
-    scores = metrics.score(
-        predictions, prepared.corpus.labels, experiment.sources, None, 100, 0, few_shot=prepared.few_shot
-    )
-    roles = {code: one.role for code, one in scores.languages.items()}
-    assert roles == {"eng_Latn": "source", "deu_Latn": "source", "swh_Latn": "few-shot", "hin_Deva": "zero-shot"}
+    roles = Roles(experiment.sources, prepared.few_shot)
+    scores = metrics.score(predictions, prepared.corpus.labels, roles, 100, 0)
+    assert {code: one.role for code, one in scores.languages.items()} == {
+        "eng_Latn": "source",
+        "deu_Latn": "source",
+        "swh_Latn": "few-shot",
+        "hin_Deva": "zero-shot",
+    }
     assert scores.summary["accuracy/mean_zero_shot"] == scores.languages["hin_Deva"].accuracy
     assert scores.summary["accuracy/mean_few_shot"] == scores.languages["swh_Latn"].accuracy
     console = Console(width=120, record=True)

@@ -16,7 +16,8 @@ import numpy as np
 from scipy import sparse, stats
 
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import bootstrap, calibration
+from xlt_ray.evaluation import bootstrap, calibration, groups
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
 
 Metric = Literal["accuracy", "macro_f1"]
@@ -28,7 +29,7 @@ class LanguageScore:
     """What was measured in one language; fractions from 0 to 1, `low` and `high` bound the 95% interval."""
 
     code: str
-    role: str  # "source", "few-shot" (some rows were trained on) or "zero-shot"
+    role: str  # as `groups` defines it: "source", "few-shot" or "zero-shot"
     support: int
     accuracy: float
     accuracy_low: float
@@ -130,13 +131,11 @@ def classification_report(measured: LanguageScore | np.ndarray, labels: Sequence
 def score(
     predictions: Mapping[str, Predictions],
     labels: Sequence[str],
-    sources: Sequence[str],
-    seen: frozenset[str] | None,
+    roles: Roles,
     resamples: int = 2000,
     seed: int = 0,
-    few_shot: Sequence[str] = (),
 ) -> Scores:
-    """Measure every language and sum up; in `few_shot` languages besides the sources some rows were trained on.
+    """Measure every language and sum up; `roles` are what the languages are to the model.
 
     Intervals are 95% percentile bootstrap intervals over test rows (Efron and Tibshirani 1993, chapter 13): they say
     how far a score could move with another test set of this size, not with another training seed. Resampled macro-F1 is
@@ -164,14 +163,14 @@ def score(
         return _both(kinds, counts, classes)
 
     tables = {code: np.bincount(cells[code], minlength=classes**2).reshape(classes, classes) for code in codes}
-    best = max((accuracy(tables[code]) for code in codes if code in sources), default=None)
+    best = max((accuracy(tables[code]) for code in codes if roles.role(code) == groups.SOURCE), default=None)
     alone, joint = bootstrap.resampled(cells, ids, measure, resamples, seed)
     for draws in (alone, joint):
         _centre(draws, tables)
     languages = {}
     for code in codes:
-        known = None if seen is None else code in seen
-        languages[code] = _language(code, role(code, sources, few_shot), tables[code], alone[code], best, known)
+        place = groups.Place(roles.role(code), roles.was_seen(code))
+        languages[code] = _language(code, place, tables[code], alone[code], best)
     if all(rows.confidence is not None for rows in predictions.values()):
         languages, errors = _calibrated(languages, predictions, resamples, seed)
         joint = {code: np.vstack([joint[code], errors[code]]) for code in codes}
@@ -195,11 +194,6 @@ def _calibrated(
         found = {"calibration_error": error, "calibration_error_low": low, "calibration_error_high": high}
         added[code] = replace(one, **found, reliability=calibration.reliability(cells[code]))
     return added, joint
-
-
-def role(code: str, sources: Sequence[str], few_shot: Sequence[str]) -> str:
-    """Say what a language is to a run: "source", "few-shot" (some rows of a target were trained on) or "zero-shot"."""
-    return "source" if code in sources else "few-shot" if code in few_shot else "zero-shot"
 
 
 def _centre(draws: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]) -> None:
@@ -232,7 +226,7 @@ def _check(predictions: Mapping[str, Predictions], classes: int) -> None:
 
 
 def _language(
-    code: str, role: str, table: np.ndarray, draws: np.ndarray, best: float | None, seen: bool | None
+    code: str, place: groups.Place, table: np.ndarray, draws: np.ndarray, best: float | None
 ) -> LanguageScore:
     right, rows = int(np.trace(table)), int(table.sum())
     (low, f1_low), (high, f1_high) = np.clip(np.quantile(draws, bootstrap.TAILS, axis=1), 0, 1).tolist()
@@ -241,34 +235,26 @@ def _language(
         low, high = float(wilson.low), float(wilson.high)
     gap = None if best is None else best - right / rows
     frozen = tuple(tuple(row) for row in table.tolist())
-    return LanguageScore(code, role, rows, right / rows, low, high, macro_f1(table), f1_low, f1_high, gap, seen, frozen)
+    f1 = (macro_f1(table), f1_low, f1_high)
+    return LanguageScore(code, str(place.role), rows, right / rows, low, high, *f1, gap, place.seen, frozen)
 
 
 def _summary(languages: Mapping[str, LanguageScore], draws: Mapping[str, np.ndarray]) -> dict[str, float]:
-    zero_shot = [code for code, one in languages.items() if one.role == "zero-shot"]
-    source = [code for code, one in languages.items() if one.role == "source"]
-    groups = {
-        "mean": list(languages),
-        "mean_zero_shot": zero_shot,
-        "mean_few_shot": [code for code, one in languages.items() if one.role == "few-shot"],
-        "mean_source": source,
-        "mean_seen": [code for code in zero_shot if languages[code].seen is True],
-        "mean_unseen": [code for code in zero_shot if languages[code].seen is False],
-    }
+    grouped = groups.of(languages)
+    source, zero_shot = grouped.get(groups.SOURCE), grouped.get(groups.ZERO_SHOT)
     summary: dict[str, float] = {}
     measured = (*METRICS, "calibration_error")[: len(next(iter(draws.values())))]
     for position, metric in enumerate(measured):
         values = {code: getattr(one, metric) for code, one in languages.items()}
-        for name, members in groups.items():
-            if members:
-                key = f"{metric}/{name}"
-                summary[key] = float(np.mean([values[code] for code in members]))
-                mean_draws = bootstrap.mean(np.stack([draws[code][position] for code in members]))
-                low, high = np.clip(np.nanquantile(mean_draws, bootstrap.TAILS), 0, 1).tolist()
-                if len(members) == 1:  # one interval, not two that differ by chance
-                    one = languages[members[0]]
-                    low, high = getattr(one, f"{metric}_low"), getattr(one, f"{metric}_high")
-                summary[f"{key}_low"], summary[f"{key}_high"] = low, high
+        for name, members in grouped.items():
+            key = f"{metric}/{groups.GROUPS[name].key}"
+            summary[key] = float(np.mean([values[code] for code in members]))
+            mean_draws = bootstrap.mean(np.stack([draws[code][position] for code in members]))
+            low, high = np.clip(np.nanquantile(mean_draws, bootstrap.TAILS), 0, 1).tolist()
+            if len(members) == 1:  # one interval, not two that differ by chance
+                one = languages[members[0]]
+                low, high = getattr(one, f"{metric}_low"), getattr(one, f"{metric}_high")
+            summary[f"{key}_low"], summary[f"{key}_high"] = low, high
         summary[f"{metric}/worst"] = float((min if metric in METRICS else max)(values.values()))
         summary[f"{metric}/std"] = float(np.std(list(values.values())))
     if source and zero_shot:

@@ -18,6 +18,8 @@ import pyarrow as pa
 from scipy import stats
 
 from xlt_ray.errors import InputError
+from xlt_ray.evaluation import groups
+from xlt_ray.evaluation.groups import Place
 from xlt_ray.inference import artefact, engine
 from xlt_ray.inference.engine import margins
 
@@ -102,32 +104,33 @@ def compare(
 ) -> dict[str, Any]:
     """Compare two sets of answers, language -> labels (rows,); `languages` says which group each belongs to.
 
-    Gives `texts`, the rows compared; `changed`, those with another label; `agreement`, the share of the others, and
-    `low`, the lower end of its 95% interval (Clopper and Pearson 1934); `groups`, for all languages, the sources, the
-    few-shot and the zero-shot ones and of these those seen and unseen in pre-training: rows, accuracy `before` and
-    `after`, `change` between them, and the rows that were `lost` (right, then wrong) and `won`; `worst`, the language
-    with the least agreement; `reasons`, a line for each limit that is broken; `unclear`, a line for each that only
-    chance keeps; and whether it `passed`, which is that there are no reasons.
+    Returns `texts`, the rows compared; `changed`, those with another label; `agreement`, the share of the others, and
+    `low`, the lower end of its 95% interval (Clopper and Pearson 1934); `groups`, for each group of
+    `evaluation.groups`: rows, accuracy `before` and `after`, `change` between them, and the rows that were `lost`
+    (right, then wrong) and `won`; `worst`, the language with the least agreement; `reasons`, a line for each limit that
+    is broken; `unclear`, a line for each that only chance keeps; and whether it `passed`, which is that there are no
+    reasons.
     """
     same = {code: before[code] == after[code] for code in gold}
-    members = _groups(gold, languages)
-    groups = {}
+    known = {code: languages.get(code, {}) for code in gold}
+    members = groups.of({code: Place(one.get("role"), one.get("seen")) for code, one in known.items()})
+    figures = {}
     for name, codes in members.items():
         was, now = (np.concatenate([answer[code] == gold[code] for code in codes]) for answer in (before, after))
-        figures = {"rows": len(was), "before": float(was.mean()), "after": float(now.mean())}
-        change = figures["after"] - figures["before"]
-        groups[name] = figures | {"change": change, "lost": int((was & ~now).sum()), "won": int((now & ~was).sum())}
+        shares = {"rows": len(was), "before": float(was.mean()), "after": float(now.mean())}
+        change = shares["after"] - shares["before"]
+        figures[name] = shares | {"change": change, "lost": int((was & ~now).sum()), "won": int((now & ~was).sum())}
     texts, kept = sum(map(len, gold.values())), sum(int(one.sum()) for one in same.values())
     worst = min(same, key=lambda code: (same[code].mean(), code))
     distinct = {tuple(codes): name for name, codes in reversed(members.items())}  # those of the same languages are one
-    looked_at = {name: one for name, one in groups.items() if name in distinct.values()}
+    looked_at = {name: one for name, one in figures.items() if name in distinct.values()}
     reasons, unclear = _faults(texts, texts - kept, looked_at)
     return {
         "texts": texts,
         "changed": texts - kept,
         "agreement": kept / texts,
         "low": float(stats.binomtest(kept, texts).proportion_ci().low),
-        "groups": groups,
+        "groups": figures,
         "worst": {"language": worst, "agreement": float(same[worst].mean())},
         "reasons": reasons,
         "unclear": unclear,
@@ -135,15 +138,15 @@ def compare(
     }
 
 
-def _faults(texts: int, changed: int, groups: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+def _faults(texts: int, changed: int, figures: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     """Say which limits are broken, and which are only exceeded by what chance explains."""
     reasons: list[str] = []
     unclear: list[str] = []
-    alpha = ALPHA / (1 + len(groups))
+    alpha = ALPHA / (1 + len(figures))
     if changed > (1 - AGREEMENT) * texts:
         text = f"{changed} of {texts} rows get another label, more than {100 * (1 - AGREEMENT):.2g}%"
         (reasons if _more(changed, texts, 1 - AGREEMENT, alpha) else unclear).append(text)
-    for name, one in groups.items():
+    for name, one in figures.items():
         net = one["lost"] - one["won"]
         if net > LOSS * one["rows"]:
             text = (
@@ -159,22 +162,6 @@ def _faults(texts: int, changed: int, groups: Mapping[str, Mapping[str, Any]]) -
 def _more(found: int, rows: int, rate: float, alpha: float) -> bool:
     """Tell whether so many of the rows are more than a true rate explains."""
     return bool(stats.binomtest(found, rows, rate, alternative="greater").pvalue <= alpha)
-
-
-def _groups(gold: Mapping[str, Any], languages: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    def those(role: str, seen: bool | None = None) -> list[str]:
-        known = [code for code in gold if languages.get(code, {}).get("role") == role]
-        return known if seen is None else [code for code in known if languages[code].get("seen") is seen]
-
-    groups = {
-        "all": list(gold),
-        "source": those("source"),
-        "few-shot": those("few-shot"),
-        "zero-shot": those("zero-shot"),
-        "zero-shot seen": those("zero-shot", True),
-        "zero-shot unseen": those("zero-shot", False),
-    }
-    return {name: codes for name, codes in groups.items() if codes}
 
 
 def margin(rough: np.ndarray, precise: np.ndarray) -> float:

@@ -21,7 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from xlt_ray.evaluation import groups as language_groups
 from xlt_ray.evaluation.calibration import LEVELS, Reliability
+from xlt_ray.evaluation.groups import FEW_SHOT, GROUPS, ROLES, SOURCE, ZERO_SHOT
 from xlt_ray.evaluation.metrics import LanguageScore, Scores
 from xlt_ray.languages import codes
 from xlt_ray.languages.codes import family
@@ -43,7 +45,6 @@ STYLE: dict[Any, Any] = {
 _ROW, _PANEL, _NAMES, _VALUES, _KEY = 0.18, 4.45, 1.87, 0.4, 0.17  # inches; _KEY: a row of the legend
 _EDGE = 0.02 - _NAMES / (_PANEL - _NAMES - _VALUES)  # left end of a panel, in units of its axis
 _DASHES = (0, (3, 2))
-_DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 2.8, "markerfacecolor": "white", "linestyle": "none"}
 _ROWS_A_PANEL, _MOST_PANELS = 40, 3
 _GROUP_FROM = 20  # with fewer zero-shot languages, one sorted list reads better than families
 
@@ -61,32 +62,34 @@ def groups(scores: Scores) -> dict[str, list[LanguageScore]]:
     Within a group they go from best to worst.
     """
     ranked = sorted(scores.languages.values(), key=lambda one: (-one.accuracy, one.code))
-    source = [one for one in ranked if one.role == "source"]
-    few_shot = [one for one in ranked if one.role == "few-shot"]
-    zero_shot = [one for one in ranked if one.role == "zero-shot"]
+    members = language_groups.of({one.code: one for one in ranked})
+    source, few_shot, zero_shot = ([scores.languages[code] for code in members.get(role, ())] for role in ROLES)
     found: dict[str, list[LanguageScore]] = {}
     for one in zero_shot:
-        title = family(one.code) if len(zero_shot) >= _GROUP_FROM else "Zero-shot languages"
+        title = family(one.code) if len(zero_shot) >= _GROUP_FROM else _title(ZERO_SHOT)
         found.setdefault(title, []).append(one)
     single = [title for title, members in found.items() if len(members) == 1]
     if len(single) > 1:
         found["Families of one language here"] = [found.pop(title)[0] for title in single]
     last = "Families of one language here"
     by_size = sorted(found.items(), key=lambda item: (item[0] == last, -len(item[1]), item[0]))
-    first = {"Source languages": source, "Few-shot languages": few_shot}
+    first = {_title(SOURCE): source, _title(FEW_SHOT): few_shot}
     return {title: members for title, members in first.items() if members} | dict(by_size)
 
 
-def bars(scores: Scores, baseline: Scores | None = None) -> Figure:
+def _title(group: str) -> str:
+    return GROUPS[group].title.capitalize()
+
+
+def bars(scores: Scores) -> Figure:
     """Draw accuracy per language with its 95% interval, in as many columns as a page can show.
 
-    A faint extension reaches from each bar to the best source's accuracy: the transfer gap. A diamond marks the
-    accuracy of `baseline` where one is given.
+    A faint extension reaches from each bar to the best source's accuracy: the transfer gap.
     """
     panels = _panels(scores)
-    best = max((one.accuracy for one in scores.languages.values() if one.role == "source"), default=None)
+    best = max((one.accuracy for one in scores.languages.values() if one.role == SOURCE), default=None)
     with matplotlib.rc_context(STYLE):
-        key = _key(scores, best, baseline)
+        key = _key(scores, best)
         columns = 3 * len(panels)
         head = _KEY * math.ceil(len(key) / columns) + 0.35
         width, height = _PANEL * len(panels), head + _ROW * (max(map(len, panels)) + 0.8)
@@ -101,7 +104,7 @@ def bars(scores: Scores, baseline: Scores | None = None) -> Figure:
             axes = figure.add_axes((left / width, (height - head - span) / height, wide / width, span / height))
             _frame(axes, len(rows), best)
             for position, row in enumerate(rows):
-                _draw(axes, position, row, best, baseline)
+                _draw(axes, position, row, best)
     return figure
 
 
@@ -139,7 +142,7 @@ def _frame(axes: Axes, rows: int, best: float | None) -> None:
         axes.axvline(best, color=INK, linewidth=0.8, linestyle=_DASHES, zorder=1.5)
 
 
-def _draw(axes: Axes, position: int, row: Row, best: float | None, baseline: Scores | None) -> None:
+def _draw(axes: Axes, position: int, row: Row, best: float | None) -> None:
     if isinstance(row, str):
         axes.text(_EDGE, position, row, color=INK, weight="bold", va="center_baseline")
         return
@@ -148,25 +151,21 @@ def _draw(axes: Axes, position: int, row: Row, best: float | None, baseline: Sco
     if best is not None and best > row.accuracy:
         axes.barh(position, best - row.accuracy, left=row.accuracy, height=0.72, color=colour, alpha=0.22)
     axes.hlines(position, row.accuracy_low, row.accuracy_high, color=INK, linewidth=1.1)
-    if baseline and row.code in baseline.languages:
-        axes.plot(baseline.languages[row.code].accuracy, position, color=INK, **_DIAMOND)
     mark = " †" if row.seen is False else ""
     shown = codes.name(row.code).replace(" script)", ")")
     axes.text(-0.02, position, shown + mark, color=INK, ha="right", va="center_baseline")
     axes.text(1.02, position, f"{100 * row.accuracy:.1f}", color=INK, va="center_baseline")
 
 
-def _key(scores: Scores, best: float | None, baseline: Scores | None) -> list[Any]:
+def _key(scores: Scores, best: float | None) -> list[Any]:
     used = {_colour(code) for code in scores.languages}
     entries: list[Any] = [Patch(color=colour, label=script) for script, colour in SCRIPTS.items() if colour in used]
     entries.append(Line2D([], [], color=INK, linewidth=1.1, label="95% interval"))
     if best is not None:
         label = f"best source, {100 * best:.1f}"
         entries.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=_DASHES, label=label))
-    if baseline:
-        entries.append(Line2D([], [], color=INK, label="baseline", **_DIAMOND))
     if any(one.seen is False for one in scores.languages.values()):
-        entries.append(Line2D([], [], color=INK, marker="$†$", linestyle="none", label="new to the encoder"))
+        entries.append(Line2D([], [], color=INK, marker="$†$", linestyle="none", label="unseen in pre-training"))
     return entries
 
 

@@ -21,7 +21,7 @@ from xlt_ray import config
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import calibration
+from xlt_ray.evaluation import calibration, groups
 from xlt_ray.evaluation.metrics import LanguageScore, Scores, classification_report
 from xlt_ray.languages import codes
 from xlt_ray.reports import plots
@@ -37,24 +37,18 @@ FEW_SHOT = (
     "Few-shot: some labelled rows of the languages with that role were trained on, so their scores are no zero-shot "
     "results."
 )
-_SUMMARY = {
-    "mean_zero_shot": "zero-shot languages, mean",
-    "mean_seen": "seen by the encoder",
-    "mean_unseen": "new to the encoder",
-    "mean_few_shot": "few-shot languages, mean",
-    "mean_source": "source languages, mean",
-}
+_SUMMARY = (groups.ZERO_SHOT, groups.ZERO_SHOT_SEEN, groups.ZERO_SHOT_UNSEEN, groups.FEW_SHOT, groups.SOURCE)
 
 
 def few_shot(scores: Scores) -> bool:
-    """Tell whether rows of a language besides the sources were trained on."""
-    return any(one.role == "few-shot" for one in scores.languages.values())
+    """Return whether rows of a language besides the sources were trained on."""
+    return groups.FEW_SHOT in groups.of(scores.languages)
 
 
 def ranked(scores: Scores) -> list[LanguageScore]:
     """List source languages, then few-shot, then zero-shot ones, each from best to worst."""
-    order = ("source", "few-shot", "zero-shot")
-    return sorted(scores.languages.values(), key=lambda one: (order.index(one.role), -one.accuracy, one.code))
+    each = scores.languages.values()
+    return sorted(each, key=lambda one: (groups.ROLES.index(one.role), -one.accuracy, one.code))
 
 
 def table(scores: Scores, experiment: Experiment) -> Group:
@@ -82,11 +76,13 @@ def table(scores: Scores, experiment: Experiment) -> Group:
 def _summary_lines(scores: Scores) -> list[str]:
     summary, lines = scores.summary, []
     counts = _counts(scores)
-    for key, title in _SUMMARY.items():
+    for group in _SUMMARY:
+        title, key = groups.GROUPS[group]
         if f"accuracy/{key}" in summary:
             mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
-            indent = "  " if key in ("mean_seen", "mean_unseen") else ""
-            named = f"{indent}{title} ({counts[key]})"
+            # a part of the group above is named by what is different in it
+            titled = f"{title}, mean" if group in groups.ROLES else "  " + title.removeprefix(f"{groups.ZERO_SHOT}, ")
+            named = f"{titled} ({counts[key]})"
             f1 = f"F1 {100 * summary[f'macro_f1/{key}']:.1f}"
             error = percent(summary.get(f"calibration_error/{key}"))
             lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  {f1}{error and f'  ECE {error}'}")
@@ -104,15 +100,8 @@ def _summary_lines(scores: Scores) -> list[str]:
 
 
 def _counts(scores: Scores) -> dict[str, int]:
-    each = list(scores.languages.values())
-    zero_shot = [one for one in each if one.role == "zero-shot"]
-    return {
-        "mean_zero_shot": len(zero_shot),
-        "mean_few_shot": sum(one.role == "few-shot" for one in each),
-        "mean_seen": sum(one.seen is True for one in zero_shot),
-        "mean_unseen": sum(one.seen is False for one in zero_shot),
-        "mean_source": sum(one.role == "source" for one in each),
-    }
+    members = groups.of(scores.languages)
+    return {group.key: len(members.get(name, ())) for name, group in groups.GROUPS.items()}
 
 
 def _interval(low: float, high: float) -> str:
@@ -189,13 +178,12 @@ def write(
     corpus_facts: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
     environment: Mapping[str, Any],
-    baseline: Scores | None = None,
 ) -> dict[str, Path]:
-    """Write report.html, scores.json, scores.tsv and the pictures; give file name -> path.
+    """Write report.html, scores.json, scores.tsv and the pictures; return file name -> path.
 
     `corpus_facts` may hold `name`, `description`, `licence`, `fingerprint`, `mixture` (a list of {language, rows,
-    weight, share, draws, repeats}), `dropped` (split -> language -> rows also found in test), `warnings` (sentences)
-    and `baseline` (what the baseline is, in a few words). `environment` holds versions and the like, shown as they are,
+    weight, share, draws, repeats}), `dropped` (split -> language -> rows also found in test) and `warnings`
+    (sentences). `environment` holds versions and the like, shown as they are,
     and may hold `command`, which made the run, and `bundle`, the model's folder as one would type it. Without
     `history`, as after a probe, there is no picture of training. Names and passwords in URLs are left out.
     """
@@ -204,12 +192,12 @@ def write(
     files = {name: target / name for name in ("report.html", "scores.json", "scores.tsv")}
     files["scores.json"].write_text(scores.to_json(), encoding="utf-8")
     write_table(files["scores.tsv"], scores)
-    picture, training = plots.bars(scores, baseline), plots.curve(history)
+    picture, training = plots.bars(scores), plots.curve(history)
     files |= plots.save(picture, target, "languages")
     if training:
         files |= plots.save(training, target, "training")
     reliable = plots.reliability(reliability(scores))
-    page = _page(scores, experiment, corpus_facts, environment, baseline) | {
+    page = _page(scores, experiment, corpus_facts, environment) | {
         "picture": plots.svg(picture, "languages", "Accuracy in each language, with its 95% interval"),
         "reliable": reliable and plots.svg(reliable, "reliability", "Share of right answers by confidence"),
         "training": training and plots.svg(training, "training", "Training loss and accuracy on dev, per epoch"),
@@ -219,29 +207,25 @@ def write(
 
 
 def _page(
-    scores: Scores,
-    experiment: Experiment,
-    facts: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    baseline: Scores | None,
+    scores: Scores, experiment: Experiment, facts: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> dict[str, Any]:
     mixture = [{**row, "name": codes.name(row["language"])} for row in facts.get("mixture", ())]
     versions = {key: masked(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
     summary = scores.summary
     return {
         "experiment": experiment,
-        "facts": dict.fromkeys(("name", "description", "licence", "fingerprint", "baseline"), "") | dict(facts),
+        "facts": dict.fromkeys(("name", "description", "licence", "fingerprint"), "") | dict(facts),
         "dropped": {split: sum(rows.values()) for split, rows in facts.get("dropped", {}).items()},
         "mixture": mixture,
         "rows_trained": sum(row["rows"] for row in mixture),
         "sources": [codes.name(code) for code in experiment.sources],
         "labels": scores.labels,
         "temperature": scores.temperature,
-        "languages": [_language(one, baseline) for one in ranked(scores)],
+        "languages": [_language(one) for one in ranked(scores)],
         "counts": _counts(scores),
+        "titles": {group.key: group.title for group in groups.GROUPS.values()},
         "summary": {key.replace("/", "_"): value for key, value in summary.items()},
-        "worst": _language(scores.worst(), baseline),
-        "baseline": baseline,
+        "worst": _language(scores.worst()),
         "commonest": float(np.mean([commonest(one) for one in scores.languages.values()])),
         "classes": _classes(scores),
         "least": LEAST,
@@ -254,32 +238,30 @@ def _page(
     }
 
 
-def _language(one: LanguageScore, baseline: Scores | None) -> dict[str, Any]:
+def _language(one: LanguageScore) -> dict[str, Any]:
     known = codes.get(one.code)
-    before = baseline.languages.get(one.code) if baseline else None
     return {
         "score": one,
         "name": codes.name(one.code),
         "family": known.family if known else "",
         "script": known.script if known else "",
         "seen": _seen(one),
-        "baseline": before.accuracy if before else None,
     }
 
 
 def _classes(scores: Scores) -> list[dict[str, Any]]:
     # over the zero-shot languages, for that is where labels get lost; over all where there are none
-    zero_shot = [one for one in scores.languages.values() if one.role == "zero-shot"]
-    together = np.sum([one.confusion for one in zero_shot or scores.languages.values()], axis=0)
+    members = groups.of(scores.languages)
+    counted = members.get(groups.ZERO_SHOT) or members[groups.ALL]
+    together = np.sum([scores.languages[code].confusion for code in counted], axis=0)
     return classification_report(together, scores.labels)
 
 
 def reliability(scores: Scores) -> dict[str, calibration.Reliability]:
     """Add up tables of reliability by group of languages, every row counting the same; only groups that have one."""
-    named = {"source": "source languages", "few-shot": "few-shot languages"}
-    kinds = {True: "zero-shot, seen by the encoder", False: "zero-shot, new to the encoder", None: "zero-shot"}
-    groups: dict[str, list[calibration.Reliability]] = {}
-    for one in ranked(scores):
-        if one.reliability is not None:
-            groups.setdefault(named.get(one.role) or kinds[one.seen], []).append(one.reliability)
-    return {name: calibration.pooled(tables) for name, tables in groups.items()}
+    found = {}
+    for name, members in groups.apart(scores.languages).items():
+        tables = [table for code in members if (table := scores.languages[code].reliability) is not None]
+        if tables:
+            found[groups.GROUPS[name].title] = calibration.pooled(tables)
+    return found

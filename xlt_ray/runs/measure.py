@@ -11,15 +11,16 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from xlt_ray import config
+from xlt_ray import config, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import soundness
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate as evaluation
-from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation import groups, metrics
 from xlt_ray.evaluation.comparison import Comparison, compare
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
 from xlt_ray.events import OnEvent
@@ -65,10 +66,22 @@ def measure(
     tables = {code: table for code, table in tables.items() if not alone or code in wanted}
     predictions = predict(model, experiment, tables, on_event)
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
-    few_shot = [code for code, one in model.scores.languages.items() if one.role == "few-shot"] if model.scores else []
-    sources, settings = model.experiment.sources, experiment.evaluation
-    scores = metrics.score(predictions, model.labels, sources, seen, settings.resamples, experiment.seed, few_shot)
+    roles = Roles(model.experiment.sources, _few_shot(model, tables), seen)
+    scores = metrics.score(predictions, model.labels, roles, experiment.evaluation.resamples, experiment.seed)
     return replace(scores, temperature=model.network.temperature), experiment
+
+
+def _few_shot(model: Bundle, codes: Collection[str]) -> tuple[str, ...]:
+    """Return the languages whose shots a bundle was trained on.
+
+    What its own run measured is known from its scores. Of any other language, and of a bundle saved without scores,
+    the techniques of its experiment decide, which may name a target that had no row to take.
+    """
+    known = {code: one.role for code, one in model.scores.languages.items()} if model.scores else {}
+    named = model.experiment.targets
+    targets = (model.network.languages or tuple(codes)) if isinstance(named, str) else named
+    asked = {code for one in techniques.build(model.experiment) for code in one.trained_on(targets)}
+    return tuple(code for code in codes if known.get(code, groups.FEW_SHOT if code in asked else "") == groups.FEW_SHOT)
 
 
 def rows(
@@ -121,18 +134,11 @@ def predict(
 
 
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
-    """Compare two finished runs, first less second: on all languages, and on those zero-shot in both."""
+    """Compare two finished runs, first less second, in each group of languages; a role counts where both have it."""
     runs = [(load_predictions(folder / "predictions.npz"), _scores(folder)) for folder in (first, second)]
     (a, scores), (b, others) = runs
-    common = [code for code in scores.languages if code in others.languages]
-    zero_shot = [c for c in common if "source" not in (scores.languages[c].role, others.languages[c].role)]
-    groups = {
-        "all": common,
-        "zero-shot in both": zero_shot,
-        "zero-shot, seen by the encoder": [c for c in zero_shot if scores.languages[c].seen is True],
-        "zero-shot, unseen": [c for c in zero_shot if scores.languages[c].seen is False],
-    }
-    return {name: compare({c: a[c] for c in codes}, b) for name, codes in groups.items() if codes or name == "all"}
+    common: dict[str, list[str]] = {groups.ALL: []} | groups.of(groups.in_both(scores.languages, others.languages))
+    return {name: compare({code: a[code] for code in codes}, b) for name, codes in common.items()}
 
 
 def _scores(folder: Path) -> Scores:

@@ -18,6 +18,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
 from xlt_ray.corpora.loaders import LOADERS
 from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
 from xlt_ray.events import OnEvent
@@ -131,8 +132,8 @@ def _scored(setup: Setup, fitted: Fitted) -> Scores:
     net, tokenize, _ = fitted.model
     seen = encoders.seen_languages(net.encoder, tokenize.tokenizer)
     labels, experiment = setup.corpus.labels, setup.experiment
-    few, resamples = setup.few_shot, experiment.evaluation.resamples
-    found = metrics.score(fitted.predictions, labels, experiment.sources, seen, resamples, experiment.seed, few)
+    roles, resamples = Roles(experiment.sources, setup.few_shot, seen), experiment.evaluation.resamples
+    found = metrics.score(fitted.predictions, labels, roles, resamples, experiment.seed)
     return replace(found, temperature=net.temperature)
 
 

@@ -26,7 +26,8 @@ from rich.text import Text
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation import groups
+from xlt_ray.evaluation.groups import Roles
 from xlt_ray.events import OnEvent
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.model import encoders
@@ -69,11 +70,9 @@ class Sweep:
         return tuple(sorted({code for line in self.lines.values() for code in line.rows}))
 
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Give those languages, and the ones that the encoder met or did not meet in pre-training."""
-        seen = next(iter(self.lines.values())).seen
-        parts = {"seen": True, "unseen": False}
-        found = {name: tuple(c for c in self.languages if seen[c] is known) for name, known in parts.items()}
-        return {"all": self.languages, **{name: members for name, members in found.items() if members}}
+        """Return those languages, and the ones that the encoder saw or did not see in pre-training."""
+        parts = groups.by_pretraining(self.languages, next(iter(self.lines.values())).seen)
+        return {groups.ALL: self.languages, **{name: tuple(members) for name, members in parts.items()}}
 
     def means(self, members: Sequence[str]) -> dict[int, list[float]]:
         """Average accuracy over languages: shots -> a mean for each draw."""
@@ -207,10 +206,11 @@ def _probes(
         taught = frozen.gathered(tables, found, classes, net)
         fitted = frozen.fit(taught, scene.experiment, scene.experiment.training.probe_strengths)
         predictions = frozen.predict(frozen.gathered(test, found, classes, net), fitted, "test")
-        roles = {code: metrics.role(code, experiment.sources, scene.few_shot) for code in predictions}
+        roles = Roles(experiment.sources, scene.few_shot, known)
         accuracy = {code: one.accuracy for code, one in predictions.items()}
-        seen = {code: None if known is None else code in known for code in predictions}
-        yield setting, Line(*setting, "", "", accuracy, roles, seen, _rows(scene))
+        role = {code: roles.role(code) for code in predictions}
+        seen = {code: roles.was_seen(code) for code in predictions}
+        yield setting, Line(*setting, "", "", accuracy, role, seen, _rows(scene))
     on_event({"stage": "fit", "done": len(missing), "total": len(missing)})
 
 
@@ -266,29 +266,25 @@ def write(found: Sweep) -> dict[str, Path]:
             for code in sorted(line.accuracy):
                 writer.writerow([line.shots, line.draw, code, line.role[code], line.seen[code], line.accuracy[code]])
     drawn = found.groups()
-    drawn = {name: members for name, members in drawn.items() if name != "all"} or drawn
-    titles = {
-        "all": "target languages",
-        "seen": "seen by the encoder in pre-training",
-        "unseen": "new to the encoder",
-    }
+    drawn = {name: members for name, members in drawn.items() if name != groups.ALL} or drawn
+    titles = {name: f"{name} in pre-training" for name in drawn} | {groups.ALL: "target languages"}
     lines = {f"{titles[name]} ({len(members)})": found.means(members) for name, members in drawn.items()}
     return {file.name: file} | plots.save(plots.few_shot(lines), found.folder.local, "few_shot")
 
 
 def table(found: Sweep) -> Group:
     """Lay out, for each number of shots, the mean over languages and draws and how far draws lie apart, in points."""
-    groups = found.groups()
+    grouped = found.groups()
     title = f"{found.name}: test accuracy in %, {len(found.languages)} targets (few-shot where k > 0)"
     rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     rows.add_column("k", justify="right", no_wrap=True)
     rows.add_column("rows", justify="right", no_wrap=True)
-    for name, members in groups.items():
+    for name, members in grouped.items():
         rows.add_column(f"{name} ({len(members)})", justify="right", no_wrap=True)
         rows.add_column("spread", justify="right", no_wrap=True)
     rows.add_column("widest language", justify="right")
-    means = {name: found.means(members) for name, members in groups.items()}
-    for shots, draws in means["all"].items():
+    means = {name: found.means(members) for name, members in grouped.items()}
+    for shots, draws in means[groups.ALL].items():
         cells = [str(shots), f"{_rows_used(found, shots):.1f}"]
         for each in means.values():
             spread = f"{100 * float(np.ptp(each[shots])):.1f}" if len(draws) > 1 else ""

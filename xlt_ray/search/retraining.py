@@ -13,6 +13,7 @@ from xlt_ray.config.dimensions import MIX
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import mixture
 from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.evaluation import groups
 from xlt_ray.evaluation.comparison import Comparison, compare_seeds
 from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.events import OnEvent
@@ -130,17 +131,12 @@ def retrain(
 
 
 def _compare(search: Search, chosen: Retrained, mine: Any, theirs: Any) -> dict[str, Comparison]:
-    targets = search.base.targets
     known = chosen.scores[0].languages
-    groups = {
-        "targets": [code for code in targets if code in known],
-        "seen by the encoder": [code for code in targets if code in known and known[code].seen is True],
-        "new to the encoder": [code for code in targets if code in known and known[code].seen is False],
-    }
+    targets = groups.of({code: known[code] for code in search.base.targets if code in known})
     return {
         name: compare_seeds([{code: one[code] for code in codes} for one in mine], theirs)
-        for name, codes in groups.items()
-        if codes
+        for name, codes in targets.items()
+        if name in groups.OF_TARGETS
     }
 
 

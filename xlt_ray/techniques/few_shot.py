@@ -8,6 +8,7 @@ points between draws of the shots, so a figure needs several: `draw` numbers the
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -63,6 +64,10 @@ class FewShot(Technique):
                 "techniques.few_shot.alone: a second stage goes on with a head that was trained; set network.init to "
                 "the bundle of a zero-shot run and network.head=bundle"
             )
+
+    def trained_on(self, targets: Collection[str]) -> tuple[str, ...]:
+        """Return the targets that shots are taken of."""
+        return super().trained_on(targets) if isinstance(self.languages, str) else self.languages
 
     def corpus(self, corpus: Corpus, material: Material) -> Corpus:
         """Add the shots to train."""

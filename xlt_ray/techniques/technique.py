@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,6 +63,10 @@ class Technique(Section):
 
     def check(self, experiment: Experiment, corpus: Corpus) -> None:
         """Raise InputError where the technique cannot work with this experiment on this corpus; before any work."""
+
+    def trained_on(self, targets: Collection[str]) -> tuple[str, ...]:
+        """Return which of a run's targets have labels that are trained on: none, unless it `reads_labels`."""
+        return tuple(sorted(targets)) if self.reads_labels else ()
 
     @property
     def changes_examples(self) -> bool:

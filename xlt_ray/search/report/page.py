@@ -20,6 +20,7 @@ from rich.text import Text
 
 from xlt_ray import config
 from xlt_ray.config.masking import masked
+from xlt_ray.evaluation.groups import GROUPS, SOURCE, ZERO_SHOT
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.reports import plots
@@ -247,6 +248,7 @@ def _tested(findings: Findings) -> dict[str, Any]:
     chosen = next((one for one in findings.retrained if one.name == CHOSEN), None)
     return {
         "groups": shown,
+        "titles": {name: GROUPS[name].title for name in shown.values()},
         "retrained": [
             {"name": one.name, "mix": summary.full_name(one.point, findings), "folders": one.folders,
              "seeds": len(one.scores),
@@ -259,7 +261,7 @@ def _tested(findings: Findings) -> dict[str, Any]:
             for name, group, one, seeds in compared
         ],
         "languages": _languages(findings, chosen) if chosen else [],
-        "baselines": [name for name, by_group in findings.comparisons.items() if "targets" in by_group],
+        "baselines": [name for name, by_group in findings.comparisons.items() if ZERO_SHOT in by_group],
     }  # fmt: skip
 
 
@@ -268,19 +270,19 @@ def _number(value: float) -> float | None:
 
 
 def _bounds(scores: tuple[Scores, ...]) -> tuple[float, float] | None:
-    key = "accuracy/mean_zero_shot"
+    key = f"accuracy/{GROUPS[ZERO_SHOT].key}"
     there = [one.summary for one in scores if key in one.summary]
     return (min(one[f"{key}_low"] for one in there), max(one[f"{key}_high"] for one in there)) if there else None
 
 
 def _languages(findings: Findings, chosen: Retrained) -> list[Mapping[str, Any]]:
     """Give test accuracy of the choice in each language, the mean over seeds, and its gain on each baseline's."""
-    gains = [by_group["targets"].per_language for by_group in findings.comparisons.values() if "targets" in by_group]
+    gains = [by_group[ZERO_SHOT].per_language for by_group in findings.comparisons.values() if ZERO_SHOT in by_group]
     rows = []
     for code, first in chosen.scores[0].languages.items():
         each = [one.languages[code].accuracy for one in chosen.scores if code in one.languages]
         rows.append(
-            {"name": language_codes.name(code), "code": code, "role": "source" if first.role == "source" else "target",
+            {"name": language_codes.name(code), "code": code, "role": "source" if first.role == SOURCE else "target",
              "seen": "?" if first.seen is None else "yes" if first.seen else "no", "rows": first.support,
              "mean": sum(each) / len(each), "low": min(each), "high": max(each),
              "gains": [gain.get(code) for gain in gains]}

@@ -10,6 +10,7 @@ from typing import Any
 
 from xlt_ray.config.search import Objective, Rule
 from xlt_ray.evaluation.comparison import Comparison
+from xlt_ray.evaluation.groups import GROUPS, OF_TARGETS, ZERO_SHOT
 from xlt_ray.languages import codes
 from xlt_ray.search import proposals, selection, similarity
 from xlt_ray.search.findings import Findings, Retrained
@@ -19,9 +20,6 @@ from xlt_ray.search.space import Point
 
 RULE_NAMES: dict[Rule, str] = {rule: rule + (" (oracle)" if rule == "targets" else "") for rule in RULES}
 ALIKE = 0.7  # rank correlation from which about half of the variance of the ranks is shared
-_GROUPS = {"mean_zero_shot": "targets", "mean_seen": "seen", "mean_unseen": "unseen"}
-_SUMMARIES = {"targets": "mean_zero_shot", "seen by the encoder": "mean_seen", "new to the encoder": "mean_unseen"}
-# group of a comparison -> its key in a summary; a target is a zero-shot language of every mix of the pool
 
 
 def counted(findings: Findings) -> dict[str, int]:
@@ -77,9 +75,9 @@ def rule_columns(findings: Findings) -> list[Rule]:
 
 
 def groups(findings: Findings) -> dict[str, str]:
-    """Map the groups of languages that retrained runs were measured on to their titles."""
+    """Map the groups of targets that retrained runs were measured on, by their keys in a summary, to their names."""
     known = {key for one in findings.retrained for score in one.scores for key in score.summary}
-    return {key: title for key, title in _GROUPS.items() if f"accuracy/{key}" in known}
+    return {GROUPS[name].key: name for name in OF_TARGETS if f"accuracy/{GROUPS[name].key}" in known}
 
 
 def spread(one: Retrained, group: str) -> tuple[float, float]:
@@ -94,7 +92,7 @@ def differences(findings: Findings) -> list[tuple[str, str, Comparison, tuple[fl
     found = []
     for name, by_group in findings.comparisons.items():
         for group, one in by_group.items():
-            key = f"accuracy/{_SUMMARIES.get(group, '')}"
+            key = f"accuracy/{GROUPS[group].key}"
             pairs = zip(known.get(CHOSEN, ()), known.get(name, ()), strict=False)
             gains = [a.summary[key] - b.summary[key] for a, b in pairs if key in a.summary and key in b.summary]
             found.append((name, group, one, (min(gains), max(gains)) if len(gains) > 1 else None))
@@ -204,7 +202,7 @@ def cautions(findings: Findings) -> list[str]:
     if findings.retrained and len(findings.retrained[0].scores) == 1:
         found.append("One seed was retrained: another would move the test scores by an unknown amount.")
     unsure = [
-        f"'{name}'" for name, group, one, _ in differences(findings) if group == "targets" and one.low <= 0 <= one.high
+        f"'{name}'" for name, group, one, _ in differences(findings) if group == ZERO_SHOT and one.low <= 0 <= one.high
     ]
     if unsure:
         found.append(f"On the targets' test rows the choice is not told apart from {' and '.join(unsure)}.")
