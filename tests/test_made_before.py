@@ -84,6 +84,6 @@ def test_a_registered_model_answers_through_mlflow_and_the_registry(tmp_path: Pa
     client.create_model_version("kept", str(model))
     mlflow.set_tracking_uri(uri)
     assert mlflow.pyfunc.load_model(str(model)).predict(ANSWERS["texts"]) == ANSWERS["by_mlflow"]
-    folder = Path(fetch.fetch("models:/kept/1", uri, device="cuda", cache=tmp_path / "cache").folder)
+    folder = Path(fetch.fetch("models:/kept/1", uri, fetch.Form(device="cuda"), tmp_path / "cache").folder)
     found = bundle.load(folder).probabilities(ANSWERS["texts"], None, ANSWERS["languages"])
     assert_answers(found, "bundle", 1e-4)

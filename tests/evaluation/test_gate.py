@@ -7,6 +7,7 @@ import pytest
 
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import gate
+from xlt_ray.evaluation.gate import Rules
 from xlt_ray.evaluation.predictions import Predictions
 
 LABELS = (("off", "on"), ("off", "on"))
@@ -72,9 +73,9 @@ def test_a_mean_that_falls_by_a_row_or_two_may_be_chance() -> None:
     assert found.passed and found.unclear and found.difference == pytest.approx(-0.0005)
     assert verdicts(found) == {"deu_Latn": "holds", "swh_Latn": "holds"}
     why = "the mean over the served languages falls by 0.05 points [-0.15, 0.00]"
-    strict = gate.judge(*pair, LABELS, strict=True)
+    strict = gate.judge(*pair, LABELS, Rules(strict=True))
     assert strict.reasons == (f"{why}, which may be chance, but --strict",)
-    none = gate.judge(*pair, LABELS, tolerance=0.0)
+    none = gate.judge(*pair, LABELS, Rules(tolerance=0.0))
     assert none.reasons == (f"{why}; 0 at most is let pass, where chance explains it",)
 
 
@@ -101,15 +102,15 @@ def test_a_language_that_falls_is_refused_though_the_mean_rises() -> None:
     assert found.difference > 0
     assert found.reasons == ("swh_Latn: falls by 18.0 points, more than 2",)
     assert verdicts(found) == {"deu_Latn": "holds", "swh_Latn": "falls"}
-    assert gate.judge(*pair, LABELS, tolerance=0.18).passed  # exactly the tolerance is allowed
-    assert gate.judge(*pair, LABELS, served=["deu_Latn"]).passed
+    assert gate.judge(*pair, LABELS, Rules(tolerance=0.18)).passed  # exactly the tolerance is allowed
+    assert gate.judge(*pair, LABELS, Rules(("deu_Latn",))).passed
 
 
 def test_a_fall_that_may_be_chance_is_marked_and_refuses_only_when_strict() -> None:
     pair = sides(deu_Latn=fixed(100, 60, 90), swh_Latn=fixed(30, 20, 18))
     found = gate.judge(*pair, LABELS)
     assert found.passed and verdicts(found)["swh_Latn"] == "unclear"
-    strict = gate.judge(*pair, LABELS, strict=True)
+    strict = gate.judge(*pair, LABELS, Rules(strict=True))
     assert strict.reasons == ("swh_Latn: falls by 6.7 points, more than 2, which may be chance, but --strict",)
 
 
@@ -121,7 +122,7 @@ def test_where_every_row_falls_it_is_no_chance() -> None:
 def test_a_served_language_that_the_candidate_lacks_is_lost_and_one_the_champion_lacks_is_new() -> None:
     candidate, champion = sides(deu_Latn=fixed(100, 60, 90), swh_Latn=fixed(100, 60, 90), hau_Latn=fixed(100, 60, 90))
     del candidate["swh_Latn"], champion["hau_Latn"]
-    found = gate.judge(candidate, champion, LABELS, served=["deu_Latn", "swh_Latn", "hau_Latn", "yor_Latn"])
+    found = gate.judge(candidate, champion, LABELS, Rules(("deu_Latn", "swh_Latn", "hau_Latn", "yor_Latn")))
     assert verdicts(found) == {"deu_Latn": "holds", "swh_Latn": "lost", "hau_Latn": "new", "yor_Latn": "lost"}
     assert found.reasons == tuple(
         f"{c}: served, but the candidate was not measured in it" for c in ("swh_Latn", "yor_Latn")
@@ -168,7 +169,7 @@ def test_other_gold_labels_or_nothing_in_common_are_refused() -> None:
 
 
 def test_languages_of_equally_good_models_are_called_fallen_at_the_promised_rate() -> None:
-    found = [gate.judge(*simulated(seed, {}), LABELS, tolerance=0.0, resamples=400) for seed in range(60)]
+    found = [gate.judge(*simulated(seed, {}), LABELS, Rules(tolerance=0.0), resamples=400) for seed in range(60)]
     fallen = sum("falls" in verdicts(one).values() for one in found)
     assert fallen <= 8  # 5% of 60 is 3; more than 8 has a chance of 1 in 300 at that rate
     # the naive rule would refuse nearly all of them

@@ -24,6 +24,7 @@ from xlt_ray.errors import InputError, RegistryError
 from xlt_ray.export import export
 from xlt_ray.inference import artefact
 from xlt_ray.registry import fetch, promotion, versions
+from xlt_ray.registry.fetch import Form
 from xlt_ray.registry.versions import Version
 from xlt_ray.tracking import mlflow_run
 
@@ -159,11 +160,11 @@ def test_a_damaged_or_half_made_folder_of_the_cache_is_made_anew(home: Home) -> 
 
 def test_a_gpu_gets_the_bundle_whatever_there_is(home: Home) -> None:
     for spec, model in (("models:/tiny@champion", "models:/tiny/1"), (str(home.run), str(home.bundle))):
-        found = fetch.fetch(spec, home.uri, device="cuda", cache=home.cache)
+        found = fetch.fetch(spec, home.uri, Form(device="cuda"), cache=home.cache)
         assert found.model == model
         assert (Path(found.folder) / "bundle.json").read_bytes() == (home.bundle / "bundle.json").read_bytes()
     with pytest.raises(InputError, match="an artefact runs on the CPU"):
-        fetch.fetch(str(home.artefact), device="cuda")
+        fetch.fetch(str(home.artefact), form=Form(device="cuda"))
 
 
 def test_what_has_no_artefact_is_exported_in_float32_unless_int8_is_asked_for(home: Home) -> None:
@@ -172,7 +173,7 @@ def test_what_has_no_artefact_is_exported_in_float32_unless_int8_is_asked_for(ho
     local = fetch.fetch(str(home.run), cache=home.cache)
     assert (local.folder, local.model) == (plain.folder, str(home.bundle))  # the same bundle, so the same artefact
     assert local.version == artefact.bundle_digest(home.bundle)
-    small = fetch.fetch(str(home.bundle), precision="int8", cache=home.cache)
+    small = fetch.fetch(str(home.bundle), form=Form(precision="int8"), cache=home.cache)
     assert artefact.read(small.folder).precisions == ("float32", "int8")
 
 
@@ -194,7 +195,7 @@ def test_an_artefacts_folder_stands_for_itself(home: Home) -> None:
 )
 def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        fetch.fetch(str(tmp_path), cache=tmp_path, **changes)
+        fetch.fetch(str(tmp_path), form=Form(**changes), cache=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_a_precision_that_was_dropped_is_not_given(home: Home, tmp_path: Path) -
         file.unlink()
     artefact.write(replace(found, precisions=("float32",)))
     with pytest.raises(InputError, match="has no int8 network, only float32"):
-        fetch.fetch(str(tmp_path / "one"), precision="int8")
+        fetch.fetch(str(tmp_path / "one"), form=Form(precision="int8"))
 
 
 # as a process
@@ -298,7 +299,7 @@ def test_errors_are_one_line_with_a_status_and_light_where_nothing_heavy_is_need
 
 def test_versions_of_the_same_content_share_one_folder(home: Home) -> None:
     folders = {
-        fetch.fetch(f"models:/{name}/1", home.uri, device="cuda", cache=home.cache).folder for name in ("tiny", "plain")
+        fetch.fetch(f"models:/{name}/1", home.uri, Form(device="cuda"), home.cache).folder for name in ("tiny", "plain")
     }
     assert len(folders) == 1
     assert isinstance(home.plain, Version) and home.plain.name == "plain"

@@ -14,6 +14,7 @@ from tests import registered
 from xlt_ray import cli, config
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, RegistryError
+from xlt_ray.evaluation.gate import Rules
 from xlt_ray.export import agreement
 from xlt_ray.inference import artefact
 from xlt_ray.inference.bundle import load
@@ -37,7 +38,13 @@ class Home:
 
     def promote(self, run: str, name: str, **asked: Any) -> promotion.Outcome:
         where = run if run.startswith("models:") else str(self.folder / run)
-        return promotion.promote(where, name=name, cache=self.cache, **{"uri": self.uri} | asked)
+        asked = {"name": name, "uri": self.uri} | asked
+
+        def of(kind: Any) -> Any:
+            return kind(**{key: asked.pop(key) for key in kind.__dataclass_fields__ if key in asked})
+
+        address, rules, checked_on = of(promotion.Address), of(Rules), of(publish.CheckRows)
+        return promotion.promote(where, address, rules, checked_on, self.cache, **asked)
 
     def champion(self, name: str) -> str | None:
         found = versions.aliased(name, "champion", self.uri)
@@ -174,12 +181,11 @@ def test_an_alias_that_training_moved_is_held_against_the_version_before(home: H
 def test_only_served_languages_count_and_their_codes_may_be_of_any_kind(home: Home) -> None:
     champion = home.register("good", "served", champion=True)
     candidate = home.register("worse", "served")
-    found, reasons = promotion._compared(
-        candidate, champion, ("eng_Latn",), 0.02, False, home.cache, lambda event: None
-    )
+    rules = Rules(("eng_Latn",))
+    found, reasons = promotion._compared(candidate, champion, rules, home.cache, lambda event: None)
     assert found is not None and found.passed and not reasons
     with pytest.warns(UserWarning, match="klingon"):
-        refused = home.promote("worse", "served", served=["en", "klingon"])
+        refused = home.promote("worse", "served", served=("en", "klingon"))
     assert refused.reasons == ("klingon: served, but the candidate was not measured in it",)
 
 

@@ -44,15 +44,16 @@ def register(app: typer.Typer, told: Told) -> None:
             from rich.console import Console
 
             from xlt_ray.cli import progress
+            from xlt_ray.evaluation.gate import Rules
             from xlt_ray.registry import promotion
+            from xlt_ray.registry.publish import CheckRows
 
             console = Console(highlight=False)
-            served = [code.strip() for code in (languages or "").split(",") if code.strip()]
+            served = tuple(code.strip() for code in (languages or "").split(",") if code.strip())
+            rules = Rules(served, tolerance / 100, strict, force)
+            address, checked_on = promotion.Address(alias, name, uri), CheckRows(texts, rows)
             with progress.shown(console) as on_event:
-                found = promotion.promote(
-                    run, alias, name=name, uri=uri, served=served, tolerance=tolerance / 100, strict=strict,
-                    force=force, texts=texts, cache=cache, rows=rows, on_event=on_event,
-                )  # fmt: skip
+                found = promotion.promote(run, address, rules, checked_on, cache, on_event)
             _print_outcome(console, found)
             if not found.promoted:
                 raise typer.Exit(1)

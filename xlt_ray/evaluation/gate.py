@@ -30,6 +30,21 @@ Verdict = Literal["holds", "unclear", "falls", "lost", "new"]
 
 
 @dataclass(frozen=True)
+class Rules:
+    """What a candidate is held to.
+
+    `served` are the languages that matter, by default all that the champion was measured in. `tolerance` is a fraction:
+    0 lets no significant fall pass and the mean not fall at all, 1 looks at the mean alone. `strict` also refuses falls
+    that may be chance. With `force` whoever promotes overrules the reasons against, which are found all the same.
+    """
+
+    served: tuple[str, ...] = ()
+    tolerance: float = 0.02
+    strict: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
     """One served language: fractions, candidate less champion; figures are None where nothing could be compared.
 
@@ -82,27 +97,23 @@ def judge(
     candidate: Mapping[str, Predictions],
     champion: Mapping[str, Predictions],
     labels: tuple[Sequence[str], Sequence[str]],
-    served: Sequence[str] = (),
-    tolerance: float = 0.02,
-    strict: bool = False,
+    rules: Rules = Rules(),
     resamples: int = 2000,
     seed: int = 0,
 ) -> Gate:
     """Compare two models on the rows both predicted; `labels` are the candidate's and the champion's.
 
-    `served` are the languages that matter, by default all that the champion was measured in. `tolerance` is a fraction:
-    0 lets no significant fall pass and the mean not fall at all, 1 looks at the mean alone. A fall is tested one-sided
-    by a paired bootstrap of studentised differences: the largest over all languages, each shifted to have no effect, is
-    what a language's own is held against, from the largest down (Westfall and Young 1993, "Resampling-based multiple
-    testing"; Romano and Wolf 2005, "Stepwise multiple testing as formalized data snooping", algorithm 4.1). So the
-    chance that any language of an equally good candidate is called fallen is `ALPHA` at most. Ids that languages share
-    are drawn jointly. An interval of a language where both models answer alike is a point, which says little where rows
-    are few.
+    A fall is tested one-sided by a paired bootstrap of studentised differences: the largest over all languages, each
+    shifted to have no effect, is what a language's own is held against, from the largest down (Westfall and Young 1993,
+    "Resampling-based multiple testing"; Romano and Wolf 2005, "Stepwise multiple testing as formalized data snooping",
+    algorithm 4.1). So the chance that any language of an equally good candidate is called fallen is `ALPHA` at most.
+    Ids that languages share are drawn jointly. An interval of a language where both models answer alike is a point,
+    which says little where rows are few.
 
     Raises InputError where labels differ, gold labels differ, or no language can be compared.
     """
     _same(*labels)
-    served = tuple(dict.fromkeys(served)) or tuple(sorted(champion))
+    served = tuple(dict.fromkeys(rules.served)) or tuple(sorted(champion))
     gains: dict[str, np.ndarray] = {}
     ids: dict[str, np.ndarray] = {}
     for code in served:
@@ -121,12 +132,12 @@ def judge(
     for code in served:
         if code in gains:
             right = _accuracy(candidate[code], ids[code]), _accuracy(champion[code], ids[code])
-            rows.append(_row(code, *right, gains[code], draws[code], p_values[code], tolerance))
+            rows.append(_row(code, right, gains[code], draws[code], p_values[code], rules.tolerance))
         else:
             rows.append(_alone(code, candidate.get(code), champion.get(code)))
     difference = float(np.mean([gain.mean() for gain in gains.values()]))
     low, high = np.nanquantile(bootstrap.mean(np.stack(list(draws.values()))), bootstrap.TAILS).tolist()
-    found = Gate(tuple(rows), difference, low, high, tolerance, strict, ())
+    found = Gate(tuple(rows), difference, low, high, rules.tolerance, rules.strict, ())
     return replace(found, reasons=tuple(_reasons(found)))
 
 
@@ -163,8 +174,10 @@ def _accuracy(predictions: Predictions, ids: np.ndarray) -> float:
 
 
 def _row(
-    code: str, candidate: float, champion: float, gain: np.ndarray, draws: np.ndarray, p_value: float, tolerance: float
+    code: str, right: tuple[float, float], gain: np.ndarray, draws: np.ndarray, p_value: float, tolerance: float
 ) -> Row:
+    """Return the row of a language; `right` are the shares of right answers of candidate and champion."""
+    candidate, champion = right
     difference = float(gain.mean())
     low, high = np.nanquantile(draws, bootstrap.TAILS).tolist()
     verdict: Verdict = "holds"
@@ -174,7 +187,7 @@ def _row(
 
 
 def _alone(code: str, candidate: Predictions | None, champion: Predictions | None) -> Row:
-    """Give the row of a language in which the two cannot be compared; without the champion there is nothing to lose."""
+    """Return the row of a language in which the two cannot be compared; without champion there is nothing to lose."""
     there = [None if one is None or not len(one.gold) else one.accuracy for one in (champion, candidate)]
     lost = there[1] is None or there[0] is not None
     rows = len(candidate.gold) if candidate is not None else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,6 @@ def export(
     vocabulary: Literal["exact", "trimmed"] = "exact",
     languages: Sequence[str] | None = None,
     texts: Iterable[str] = (),
-    progress: Callable[[str], None] = lambda step: None,
 ) -> Artefact:
     """Export a bundle into the folder `out`, which appears whole or not at all and replaces an artefact there.
 
@@ -47,7 +46,7 @@ def export(
     `artefact.record` tells of a check that int8 passed. `vocabulary` "exact" keeps every id; "trimmed" keeps what the
     scripts of `languages` need (default: those that were measured). By the unlabelled `texts`, a few hundred of the
     kind to be served and none of test, the margin is found below which int8 asks float32; without any, sentences of
-    the embedded corpus stand in. `progress` is told what is being done.
+    the embedded corpus stand in.
     Raises InputError where the bundle is damaged, `out` holds something else or the encoder cannot be exported.
     """
     bundle, out = Path(bundle), Path(out)
@@ -56,12 +55,10 @@ def export(
             raise InputError(f"precisions: {one!r}; give some of {', '.join(artefact.PRECISIONS)}")
     if vocabulary not in ("exact", "trimmed"):
         raise InputError(f"vocabulary: {vocabulary!r}; give exact or trimmed")
-    progress("reading the bundle")
     found = bundles.load(bundle)
     net, offsets = engine.plain(found)
     described = replace(artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
     with _beside(out) as folder:
-        progress("writing the float32 network")
         graph, words = _graph(net, "token_type_ids" in found.tokenize.tokenizer.model_input_names, folder)
         keep, kept = _vocabulary(found, folder, vocabulary, languages)
         for table in words if keep is not None else ():
@@ -71,12 +68,10 @@ def export(
         made = replace(described, folder=folder, vocabulary=kept)
         _write(graph, made, "float32", words)
         if "int8" in precisions:
-            progress("writing the int8 network")
             made = replace(made, precisions=("float32", "int8"))
             _write(quantising.quantised(graph), made, "int8", words)
         _compare(found, made)
         if "int8" in precisions:
-            progress("measuring where int8 is in doubt")
             made = replace(made, margin=_margin(made, texts))
         artefact.write(made)
     return artefact.read(out)

@@ -42,44 +42,55 @@ class Fetched:
     version: str
 
 
+@dataclass(frozen=True)
+class Form:
+    """In which form a model is wanted: an artefact for the CPU, a bundle for a GPU (`device` cuda).
+
+    `vocabulary` trimmed keeps what `languages` use.
+    """
+
+    device: str = "cpu"
+    precision: str = "auto"
+    vocabulary: str = "exact"
+    languages: tuple[str, ...] = ()
+
+
 def fetch(
     spec: str,
     tracking: str | None = None,
-    device: str = "cpu",
-    precision: str = "auto",
-    vocabulary: str = "exact",
-    languages: Sequence[str] = (),
+    form: Form = Form(),
     cache: Path | None = None,
 ) -> Fetched:
-    """Make a model's folder available here: an artefact for the CPU, a bundle for a GPU (`device` cuda).
+    """Make a model's folder available here, in the form that is wanted.
 
     A promoted version brings its artefact; of any other model one is exported, in float32 unless int8 is asked for,
-    because nothing has shown that its int8 agrees. `vocabulary` trimmed keeps what `languages` use and always exports.
+    because nothing has shown that its int8 agrees. A trimmed vocabulary is always exported.
     Raises InputError for what cannot be meant and RegistryError where MLflow fails.
     """
-    _known(device, precision, vocabulary)
+    _check(form)
     cache = (cache or CACHE).expanduser().absolute()
     if spec.startswith("models:"):
         version = versions.resolve(spec, tracking or versions.default_uri())
-        if device == "cpu" and vocabulary == "exact" and (card := versions.listing(version, "serving")) is not None:
+        as_promoted = (form.device, form.vocabulary) == ("cpu", "exact")
+        if as_promoted and (card := versions.listing(version, "serving")) is not None:
             folder = _kept(cache, f"artefacts/{_key(card)}", _sound, lambda to: _download(version, "serving", to, card))
-            _offers(artefact.read(folder), precision, version.model)
+            _offers(artefact.read(folder), form.precision, version.model)
         else:
             folder = _bundle_of(version, cache)
-            folder = folder if device == "cuda" else _exported(folder, precision, vocabulary, languages, cache)
+            folder = folder if form.device == "cuda" else _exported(folder, form, cache)
         return Fetched(str(folder), version.model, version.version)
     folder = bundle_in(Path(spec).expanduser().absolute())
     if (folder / artefact.FILE).is_file():
-        if device == "cuda":
+        if form.device == "cuda":
             raise InputError(f"{folder}: an artefact runs on the CPU; for a GPU give the bundle it was exported from")
         found = artefact.read(folder)
-        _offers(found, precision, str(folder))
+        _offers(found, form.precision, str(folder))
         return Fetched(str(folder), str(folder), found.digest)
     key = _key((folder / "bundle.json").read_bytes())
-    if device == "cuda":
+    if form.device == "cuda":
         _verified(folder)
         return Fetched(str(folder), str(folder), key)
-    return Fetched(str(_exported(folder, precision, vocabulary, languages, cache)), str(folder), key)
+    return Fetched(str(_exported(folder, form, cache)), str(folder), key)
 
 
 def bundle_in(folder: Path) -> Path:
@@ -124,13 +135,9 @@ def _no_model(folder: Path) -> str:
     )
 
 
-def _known(device: str, precision: str, vocabulary: str) -> None:
-    for name, value, known in (
-        ("device", device, DEVICES),
-        ("precision", precision, PRECISIONS),
-        ("vocabulary", vocabulary, VOCABULARIES),
-    ):
-        if value not in known:
+def _check(form: Form) -> None:
+    for name, known in (("device", DEVICES), ("precision", PRECISIONS), ("vocabulary", VOCABULARIES)):
+        if (value := getattr(form, name)) not in known:
             raise InputError(f"{name}: {value!r}; one of {', '.join(known)}")
 
 
@@ -169,15 +176,15 @@ def _bundle_of(version: versions.Version, cache: Path) -> Path:
     return _kept(cache, f"bundles/{_key(card)}", _verified, lambda to: _download(version, "bundle", to, card))
 
 
-def _exported(bundle: Path, precision: str, vocabulary: str, languages: Sequence[str], cache: Path) -> Path:
-    precision = "float32" if precision == "auto" else precision
-    words = "-".join([vocabulary, *([_key(",".join(sorted(languages)).encode())] if languages else [])])
+def _exported(bundle: Path, form: Form, cache: Path) -> Path:
+    precision, languages = "float32" if form.precision == "auto" else form.precision, form.languages
+    words = "-".join([form.vocabulary, *([_key(",".join(sorted(languages)).encode())] if languages else [])])
     name = f"exports/{_key((bundle / 'bundle.json').read_bytes())}-{precision}-{words}"
 
     def make(to: Path) -> None:
         from xlt_ray.export import export
 
-        mode: Any = vocabulary
+        mode: Any = form.vocabulary
         export.export(bundle, to, precisions=(precision,), vocabulary=mode, languages=list(languages) or None)
 
     return _kept(cache, name, _sound, make)
@@ -218,14 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--languages", default="", help="what a trimmed vocabulary is for, such as deu_Latn,swh_Latn")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help=f"default: {CACHE}")
     asked = vars(parser.parse_args(arguments))
-    asked["languages"] = [code for code in asked["languages"].split(",") if code]
+    asked["languages"] = tuple(code for code in asked["languages"].split(",") if code)
+    form = Form(**{name: asked.pop(name) for name in Form.__dataclass_fields__})
     warnings.simplefilter("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers on standard error
     sys.stdout.flush()
     answer = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not come between the caller and its one line
     try:
-        line = json.dumps(asdict(fetch(**asked)))
+        line = json.dumps(asdict(fetch(**asked, form=form)))
     except Exception as error:
         print(masked(f"error: {' '.join(str(error).split()) or type(error).__name__}"), file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1

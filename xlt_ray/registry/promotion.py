@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from typing import Any
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError, RegistryError
 from xlt_ray.evaluation import gate
-from xlt_ray.evaluation.gate import Gate
+from xlt_ray.evaluation.gate import Gate, Rules
 from xlt_ray.events import OnEvent
 from xlt_ray.languages import codes
 from xlt_ray.registry import fetch, publish, versions
+from xlt_ray.registry.publish import CheckRows
 from xlt_ray.registry.versions import Version
 from xlt_ray.tracking import courier, mlflow_run, outbox, preflight
 from xlt_ray.tracking.mlflow_run import Refused
@@ -51,48 +51,49 @@ class Outcome:
     promoted: bool
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a model is registered: models:/NAME@ALIAS of the server at `uri`; name and server default to the run's."""
+
+    alias: str = "champion"
+    name: str | None = None
+    uri: str | None = None
+
+
 def promote(
     run: str,
-    alias: str = "champion",
-    *,
-    name: str | None = None,
-    uri: str | None = None,
-    served: Sequence[str] = (),
-    tolerance: float = 0.02,
-    strict: bool = False,
-    force: bool = False,
-    texts: Path | None = None,
+    address: Address,
+    rules: Rules,
+    checked_on: CheckRows,
     cache: Path | None = None,
-    rows: int | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> Outcome:
     """Register a run's model where needed, hold it against the alias's present version, and move the alias to it.
 
-    `run` is the folder of a finished run or models:/NAME/VERSION; `served` are the languages that matter, by default
-    all that the present version was measured in; `tolerance` is a fraction. With `force` reasons against are recorded
-    and overruled, but for one: a model that does not load and answer is never promoted. `texts` is a file of one text
-    a line to check the artefact on where the run's corpus is out of reach; with `rows` at most so many rows of each
-    language are compared for that, which is recorded. Refused: `promoted` is False and the alias
-    is where it was. Raises InputError for what cannot be meant, RegistryError where MLflow fails.
+    `run` is the folder of a finished run or models:/NAME/VERSION. Where the rules say `force` reasons against are
+    recorded and overruled, but for one: a model that does not load and answer is never promoted. How many rows the
+    artefact was `checked_on` is recorded. Refused: `promoted` is False and the alias is where it was. Raises InputError
+    for what cannot be meant, RegistryError where MLflow fails.
     """
+    alias, force = address.alias, rules.force
     if wrong := preflight.alias_fault(alias):
         raise InputError(f"--alias: {wrong}")
-    if not 0 <= tolerance <= 1:
-        raise InputError(f"tolerance: {100 * tolerance:g} points; give 0 to 100")
-    served = tuple(codes.resolve(code) for code in served)
+    if not 0 <= rules.tolerance <= 1:
+        raise InputError(f"tolerance: {100 * rules.tolerance:g} points; give 0 to 100")
+    rules = replace(rules, served=tuple(codes.resolve(code) for code in rules.served))
     on_event({"stage": "register"})
-    candidate = find(run, name, uri)
+    candidate = find(run, address.name, address.uri)
     present, previous, note = _before(candidate, alias)
     compared: Gate | None = None
     reasons: list[str] = []
     if previous is not None:
         on_event({"stage": "gate"})
-        compared, reasons = _compared(candidate, previous, served, tolerance, strict, cache, on_event)
+        compared, reasons = _compared(candidate, previous, rules, cache, on_event)
     outcome = Outcome(candidate, alias, present, previous, compared, None, tuple(reasons), note, False)
     if reasons and not force:
         return outcome
     folder = None if run.startswith("models:") else Path(run) / "bundle"
-    made = publish.make(candidate, folder, texts, force, cache, on_event, rows)
+    made = publish.make(candidate, folder, checked_on, force, cache, on_event)
     reasons += made.reasons
     outcome = replace(outcome, artefact=made, reasons=tuple(reasons), notes=(*note, *made.notes))
     if not made.answers or (reasons and not force):
@@ -165,21 +166,16 @@ def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
 
 
 def _compared(
-    candidate: Version,
-    champion: Version,
-    served: Sequence[str],
-    tolerance: float,
-    strict: bool,
-    cache: Path | None,
-    on_event: OnEvent,
+    candidate: Version, champion: Version, rules: Rules, cache: Path | None, on_event: OnEvent
 ) -> tuple[Gate | None, list[str]]:
     """Compare, and record the comparison on the candidate's run; without one, the reason why there is none."""
     from xlt_ray.registry import rivals
 
     try:
-        sides = rivals.predictions(candidate, champion, served, cache, on_event)
+        sides = rivals.predictions(candidate, champion, rules.served, cache, on_event)
         labels = (sides.labels[0], sides.labels[1])
-        found = gate.judge(sides.candidate, sides.champion, labels, served or sides.served, tolerance, strict)
+        rules = replace(rules, served=rules.served or sides.served)
+        found = gate.judge(sides.candidate, sides.champion, labels, rules)
     except InputError as error:
         return None, [f"cannot be compared with {champion.model}: {error}"]
     figures = {"gate/mean_difference": found.difference, "gate/mean_low": found.low, "gate/mean_high": found.high}

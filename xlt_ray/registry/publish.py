@@ -16,6 +16,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.events import OnEvent
 from xlt_ray.inference import artefact
 from xlt_ray.registry import fetch, versions
+from xlt_ray.registry.fetch import Form
 from xlt_ray.registry.versions import Version
 
 Question = tuple[str, str | None]  # a text, and its pair
@@ -46,43 +47,52 @@ class Made:
     answers: bool
 
 
+@dataclass(frozen=True)
+class CheckRows:
+    """Which rows an artefact is checked on: at most `rows` of each language of the bundle's corpus, None for all.
+
+    A file of `texts`, one a line, stands in for a corpus that is out of reach.
+    """
+
+    texts: Path | None = None
+    rows: int | None = None
+
+
 def make(
     version: Version,
     bundle: Path | None,
-    texts: Path | None = None,
+    checked_on: CheckRows = CheckRows(),
     force: bool = False,
     cache: Path | None = None,
     on_event: OnEvent = lambda event: None,
-    rows: int | None = None,
 ) -> Made:
     """Make, check, log and try a version's artefact; one that was made and passed before is only tried.
 
-    `bundle` is the version's folder if it is at hand. Networks are checked on the test rows of the bundle's corpus,
-    else on the `texts` of a file; InputError says so where there are neither, unless with `force`. With `rows` at most
-    so many of each language are compared, and what passed on fewer rows than are asked for now is made and checked
-    again. An int8 network that does not agree is dropped; where float32 does not, nothing is logged unless with
-    `force`.
+    `bundle` is the version's folder if it is at hand. Where there are no rows to check on InputError says so, unless
+    with `force`; what passed on fewer rows than are asked for now is made and checked again. An int8 network that does
+    not agree is dropped; where float32 does not, nothing is logged unless with `force`.
     """
     from xlt_ray.inference import bundle as bundles
 
     on_event({"stage": "check"})
-    bundle = bundle or Path(fetch.fetch(version.model, version.uri, device="cuda", cache=cache).folder)
+    bundle = bundle or Path(fetch.fetch(version.model, version.uri, Form(device="cuda"), cache).folder)
     model = bundles.load(bundle)
     notes: list[str] = []
     tables: dict[str, Any] = {}
     unlabelled: list[str] = []
     try:
-        tables, unlabelled = _tables(model, texts)
+        tables, unlabelled = _tables(model, checked_on.texts)
     except InputError as error:
         if not force:
             raise
         notes.append(f"the artefact is not checked against the original: {error}")
     question, expected = _question(model, tables)
     del model  # half a gigabyte, and export loads its own
-    made = _earlier(version, sum(min(table.num_rows, rows or table.num_rows) for table in tables.values()))
+    most = checked_on.rows
+    made = _earlier(version, sum(min(table.num_rows, most or table.num_rows) for table in tables.values()))
     with tempfile.TemporaryDirectory() as scratch:
         if made is None:
-            made = _export(bundle, Path(scratch) / "artefact", tables, unlabelled, on_event, rows)
+            made = _export(bundle, Path(scratch) / "artefact", tables, unlabelled, on_event, most)
             if made.reasons and not force:
                 return replace(made, notes=(*notes, *made.notes))
             on_event({"stage": "upload"})

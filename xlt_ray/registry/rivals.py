@@ -16,6 +16,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
 from xlt_ray.events import OnEvent
 from xlt_ray.registry import fetch, versions
+from xlt_ray.registry.fetch import Form
 from xlt_ray.registry.versions import Version
 
 
@@ -85,7 +86,7 @@ def _measured(
     from xlt_ray.runs import measure
 
     experiment = build(card["experiment"], place=f"{version.model}: experiment")
-    model = bundle.load(fetch.fetch(version.model, version.uri, device="cuda", cache=cache).folder)
+    model = bundle.load(fetch.fetch(version.model, version.uri, Form(device="cuda"), cache).folder)
     experiment, tables = measure.rows(model, experiment, sources=experiment.sources)
     chosen = {code: table for code, table in tables.items() if codes is None or code in codes}
     return measure.predict(model, experiment, chosen, on_event)
