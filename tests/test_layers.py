@@ -60,6 +60,8 @@ FILES_A_FOLDER = {"search": 12}  # and else
 FILES = 10
 LINES_A_FILE = 350
 LINES_A_FUNCTION = 60
+PARAMETERS = 6  # what always travels together is a type; the command line has its options as parameters
+NOT_OURS = {"xlt_ray.model.cpu.attention"}  # transformers calls it with these
 VAGUE_NAMES = {"base", "common", "handler", "handlers", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 
@@ -233,6 +235,18 @@ def test_files_and_functions_stay_short(file: Path) -> None:
         and (node.end_lineno or 0) - node.lineno + 1 > LINES_A_FUNCTION
     ]
     assert not long, f"over {LINES_A_FUNCTION} lines: {long}"
+
+
+@pytest.mark.parametrize("file", [f for f in sources() if "cli" not in f.parts], ids=lambda file: dotted(file))
+def test_functions_take_few_parameters(file: Path) -> None:
+    many = {}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            taken = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len([name for name in taken if name not in ("self", "cls")])
+            if count > PARAMETERS and f"{dotted(file)}.{node.name}" not in NOT_OURS:
+                many[node.name] = count
+    assert not many, f"over {PARAMETERS} parameters, make a type of those that travel together: {many}"
 
 
 def test_file_names_say_what_is_inside() -> None:
