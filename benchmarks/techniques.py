@@ -57,7 +57,7 @@ ARMS: dict[str, Techniques] = {
     "code_switch": {"code_switch": {}},
     "lora": {"lora": {}},
     "adversarial": {"adversarial": {}},
-    "language_id": {},
+    "language_id": {"language_id": {}},
     "few_shot, 1 a class": {"few_shot": {"shots": 1}},
     "few_shot, 10 a class": {"few_shot": {"shots": 10}},
     "few_shot, 100 a class": {"few_shot": {"shots": 100}},
@@ -66,9 +66,9 @@ ARMS: dict[str, Techniques] = {
     "lora + centre": {"lora": {}, "centre": {}},
     "code_switch + adversarial": {"code_switch": {}, "adversarial": {}},
 }
-OPTIONS: dict[str, dict[str, Any]] = {"language_id": {"language_id": 0.1}, "lora": {"learning_rate": 5e-4}}
+OPTIONS: dict[str, dict[str, Any]] = {"lora": {"learning_rate": 5e-4}}
 PROBE_ALONE = "centre, 8 directions removed"  # a head that was fine-tuned with them would fail
-PROBED = [name for name, one in ARMS.items() if {"lora", "adversarial"}.isdisjoint(one) and name != "language_id"]
+PROBED = [name for name, one in ARMS.items() if {"lora", "adversarial", "language_id"}.isdisjoint(one)]
 
 
 def main() -> None:
@@ -192,7 +192,7 @@ def _probe(
     found = _features(net, {**asked, **tables, **frozen.texts(setup)}, tokenize, precision)
     net.to("cpu")
     began = time.monotonic()
-    figures = frozen.settle(setup, net, found)
+    figures = frozen.calibrate(setup, net, found)
     experiment, classes = setup.experiment, len(setup.corpus.labels)
     taught = frozen.gathered(tables, found, classes, net)
     fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)

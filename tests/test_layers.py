@@ -192,6 +192,25 @@ def test_configurations_need_only_pydantic_and_yaml() -> None:
     assert not faults, "\n".join(faults)
 
 
+def named_techniques(text: str) -> set[str]:
+    """Return the entries of the catalogue that a text of Python names: as a whole string or behind `techniques.`."""
+    from xlt_ray.techniques import CATALOGUE
+
+    found = {
+        node.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    } & CATALOGUE.keys()
+    form = r"(techniques\.{0}|from xlt_ray\.techniques import [^\n]*\b{0})\b"
+    return found | {name for name in CATALOGUE if re.search(form.format(name), text)}
+
+
+@pytest.mark.parametrize("file", [f for f in sources() if not {"techniques", "cli"} & {*f.parts}], ids=dotted)
+def test_no_module_but_the_command_line_knows_a_technique_by_name(file: Path) -> None:
+    named = named_techniques(file.read_text(encoding="utf-8"))
+    assert not named, f"ask the technique instead: {sorted(named)}"
+
+
 @pytest.mark.parametrize("folder", sorted({str(file.parent.relative_to(ROOT)) for file in sources()}))
 def test_folders_stay_small(folder: str) -> None:
     files = [file.name for file in (ROOT / folder).glob("*.py") if file.name != "__init__.py"]

@@ -431,3 +431,15 @@ def test_any_file_gives_an_experiment_or_an_input_error(
         assert isinstance(load(file), Experiment)
     except InputError as refused:
         assert str(refused).startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"), [(0.0, {"lora": {}}), (0.2, {"lora": {}, "language_id": {"weight": 0.2}})]
+)
+def test_an_option_that_became_a_technique_is_read_as_one(weight: float, expected: dict[str, Any]) -> None:
+    before = {**MINIMAL, "training": {"language_id": weight, "epochs": 2}, "techniques": ["lora"]}
+    found = build(before)
+    assert found.techniques == expected and found.training.epochs == 2
+    assert build(yaml.safe_load(dump(found))) == found
+    with pytest.raises(InputError, match="training.language_ids: unknown key"):
+        build({**MINIMAL, "training": {"language_ids": weight}})

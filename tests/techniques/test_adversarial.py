@@ -211,21 +211,23 @@ def train(settings: Settings) -> tuple[list[float], dict[str, np.ndarray], dict[
     return [event["train/loss"] for event in events if "train/loss" in event], weights, progress.facts
 
 
+ADVERSARY, SECOND_HEAD = {"adversarial": {"weight": 0.5}}, {"language_id": {"weight": 0.3}}
+
+
 @pytest.mark.parametrize(
-    ("technique", "training"),
+    ("chosen", "training"),
     [
-        ({"weight": 0.5}, {}),
-        ({"weight": 0.5}, {"language_id": 0.3}),
-        ({"weight": 0.5}, {"unlabelled_rows": 5, "tokens_per_step": 32}),
-        (None, {"language_id": 0.3}),
+        ([ADVERSARY], {}),
+        ([ADVERSARY, SECOND_HEAD], {}),
+        ([ADVERSARY], {"unlabelled_rows": 5, "tokens_per_step": 32}),
+        ([SECOND_HEAD], {}),
     ],
     ids=["adversarial", "with language_id", "other rows, accumulating", "language_id alone"],
 )
 def test_one_loss_curve_on_one_and_two_workers(
-    tiny_settings: Settings, technique: Settings | None, training: Settings
+    tiny_settings: Settings, chosen: list[Settings], training: Settings
 ) -> None:
-    settings = adversarial(tiny_settings, {"epochs": 1, **training}, **(technique or {}))
-    settings |= {"techniques": []} if technique is None else {}
+    settings = adversarial(tiny_settings, {"epochs": 1, **training}) | {"techniques": chosen}
     settings["network"] |= {"dropout": 0.0}
     settings["mixture"] = {"draws_per_epoch": 65}  # the last update has one row, so that one of two workers has none
     losses, weights, facts = train(settings)

@@ -20,6 +20,7 @@ from xlt_ray.inference import bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import network as networks
 from xlt_ray.model.network import Network
+from xlt_ray.search import trial
 from xlt_ray.techniques import CATALOGUE
 from xlt_ray.techniques.technique import Example, Technique
 from xlt_ray.training import checks, frozen, loop, setup
@@ -182,6 +183,67 @@ def test_a_bundle_comes_back_as_it_was(name: str, settings: Settings, tmp_path: 
     for codes in (["eng_Latn", "swh_Latn", "hin_Deva"], [None] * 3, ["xxx_Latn"] * 3):
         one, other = (model.probabilities(TEXTS, languages=codes) for model in (original, loaded))
         assert np.array_equal(one, other)
+
+
+def test_its_state_goes_into_a_network_that_was_built_anew(name: str, settings: Settings) -> None:
+    model, _ = trained(settings)
+    (made,) = techniques.build(model.experiment)
+    state = {key: tensor.detach().clone() for key, tensor in made.state(model.network).items()}
+    built = techniques.network((made,), model.experiment, 3, model.network.languages).network
+    made.load(built, state)
+    again = made.state(built)
+    assert again.keys() == state.keys() and all(torch.equal(again[key], tensor) for key, tensor in state.items())
+    assert not made.replaces_encoder or state, "a bundle that holds no encoder holds what was added to it"
+
+
+def test_merged_into_the_encoder_it_answers_the_same_and_leaves_plain_layers(name: str, settings: Settings) -> None:
+    model, _ = trained(settings)
+    (made,) = techniques.build(model.experiment)
+    before = model.probabilities(TEXTS, languages=["eng_Latn", "swh_Latn", "hin_Deva"])
+    made.merge_into_encoder(model.network)
+    after = model.probabilities(TEXTS, languages=["eng_Latn", "swh_Latn", "hin_Deva"])
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    plain = networks.build(model.experiment.network, 3, 0).network.encoder
+    assert [n for n, _ in model.network.encoder.named_parameters()] == [n for n, _ in plain.named_parameters()]
+
+
+def test_it_takes_up_a_language_or_says_that_it_cannot(name: str, settings: Settings) -> None:
+    model, _ = trained(settings)
+    (made,) = techniques.build(model.experiment)
+    net, known = model.network, model.network.languages
+    features = np.random.default_rng(0).normal(size=(30, net.head.in_features)).astype(np.float32)
+    before = model.probabilities(TEXTS, languages=["eng_Latn"] * 3)
+    net.languages = (*known, "xxx_Latn")
+    if not made.adds_languages:
+        with pytest.raises(NotImplementedError, match=name):
+            made.add_language(net, "xxx_Latn", features)
+        return
+    unknown = model.probabilities(TEXTS, languages=[None] * 3)
+    made.add_language(net, "xxx_Latn", features)
+    added = model.probabilities(TEXTS, languages=["xxx_Latn"] * 3)
+    assert np.abs(added - unknown).max() > 1e-4, "it is more than an unknown language now"
+    assert np.array_equal(model.probabilities(TEXTS, languages=["eng_Latn"] * 3), before), "others stay as they were"
+    assert np.array_equal(model.probabilities(TEXTS, languages=[None] * 3), unknown)
+
+
+def test_a_trial_of_a_search_trains_it_and_measures_what_the_mix_leaves_out(name: str, settings: Settings) -> None:
+    made = techniques.load(name)
+    if "fine_tune" not in made.methods or made.reads_labels:
+        pytest.skip("is in no fine-tuned mix")
+    settings |= {"sources": ["eng_Latn", "swh_Latn"], "targets": ["hin_Deva"]}
+    settings["training"] |= {"epochs": 2}
+    whole = loaders.load(build(settings).corpus)
+    visible, texts = whole.for_training(("eng_Latn", "swh_Latn")), whole.unlabelled(["hin_Deva"], ids=True)
+    worker = trial.Worker(trial.TrialData(visible, texts), 0, trial.WorkerGroup("", 1, 1, 0))
+    for sources in (["eng_Latn"], ["swh_Latn"]):  # one after the other on the same worker
+        worker.begin(build({**settings, "sources": sources}))
+        for epochs in (1, 2):
+            assert set(worker.advance(epochs)) == {"eng_Latn", "swh_Latn"}
+        alone = trial.Worker(trial.TrialData(visible, texts), 0, trial.WorkerGroup("", 1, 1, 0))
+        alone.begin(build({**settings, "sources": sources}))
+        alone.advance(2)
+        one, other = networks.trained(worker.net), networks.trained(alone.net)
+        assert all(torch.equal(one[key], other[key]) for key in other), "nothing is left of the trial before"
 
 
 def test_a_plain_network_answers_as_the_one_with_techniques(name: str, settings: Settings, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def settled(
     texts = {code: pa.table({"text": ["x"] * len(rows)}) for code, rows in found.items()}
     material = Material(experiment, texts, {}, trained=experiment.sources)
     net, _, _ = techniques.network((made,), experiment, 3, tuple(sorted(found)))
-    return net, made.settle(net, lambda tables: {code: found[code] for code in tables}, material), material
+    return net, made.calibrate(net, lambda tables: {code: found[code] for code in tables}, material), material
 
 
 def transformed(net: network.Network, code: str | None, rows: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_a_mean_of_two_sources_counts_them_by_the_mixture(tiny_settings: Setting
     for method in ("probe", "fine_tune"):
         one = experiment.model_copy(update={"training": experiment.training.model_copy(update={"method": method})})
         net, _, _ = techniques.network((made,), one, 3, CODES)
-        made.settle(net, lambda tables: {code: found[code] for code in tables}, Material(one, texts, {}, trained))
+        made.calibrate(net, lambda tables: {code: found[code] for code in tables}, Material(one, texts, {}, trained))
         np.testing.assert_allclose(transformed(net, "hin_Deva", found["hin_Deva"]).mean(0), origin, atol=1e-4)
         for code in trained:
             moved = transformed(net, code, found[code])
@@ -273,7 +273,9 @@ def test_a_bundle_without_centre_and_texts_too_few_are_refused(
 ) -> None:
     plain = {**centred(tiny_settings, "fine_tune"), "techniques": []}
     other = save(build(plain), tmp_path / "plain")
-    with pytest.raises(InputError, match="trained without the technique centre"):
+    with pytest.raises(
+        InputError, match=r"has no technique that takes up a language: train with `techniques: \[centre\]`"
+    ):
         adapt.adapt(other, "wo", texts(tmp_path / "enough.txt"))
     with pytest.raises(InputError, match=r"few\.txt: 19 different texts; give 20 or more"):
         adapt.adapt(made, "wo", texts(tmp_path / "few.txt", rows=19))

@@ -40,6 +40,10 @@ def built(experiment: Experiment) -> Network:
     return techniques.network(techniques.build(experiment), experiment, 3, ())[0]
 
 
+def matrices(net: Network) -> dict[str, torch.Tensor]:
+    return lora.Lora().state(net)
+
+
 def save(experiment: Experiment, folder: Path) -> Bundle:
     run = run_of(experiment)
     loop.fit(run)
@@ -77,14 +81,14 @@ def test_at_the_start_nothing_is_added(tiny_settings: Settings) -> None:
 
 
 def test_matrices_have_the_rank_that_is_asked_for_and_an_address(tiny_settings: Settings) -> None:
-    one = lora.changes(built(adapted(tiny_settings, rank=3)).encoder)
+    one = matrices(built(adapted(tiny_settings, rank=3)))
     torch.manual_seed(123)  # whatever state the generator is in
     state = torch.get_rng_state()
-    again = lora.changes(built(adapted(tiny_settings, rank=3)).encoder)
+    again = matrices(built(adapted(tiny_settings, rank=3)))
     assert torch.equal(torch.get_rng_state(), state)
     assert {tuple(tensor.shape) for tensor in one.values()} == {(3, 32), (32, 3)}
     assert all(torch.equal(one[name], again[name]) for name in one)
-    other = lora.changes(built(adapted({**tiny_settings, "seed": 1}, rank=3)).encoder)
+    other = matrices(built(adapted({**tiny_settings, "seed": 1}, rank=3)))
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
@@ -105,7 +109,7 @@ def test_a_t5_is_trained_and_comes_back(tiny_settings: Settings, t5: Path, tmp_p
     made = save(adapted(tiny_settings, t5, merge=merge), tmp_path / "bundle")
     loaded = bundle.load(tmp_path / "bundle")
     assert np.array_equal(loaded.probabilities(TEXTS), made.probabilities(TEXTS))
-    assert lora.adapted(loaded.network.encoder) is not merge
+    assert bool(matrices(loaded.network)) is not merge
 
 
 def test_all_linear_layers_or_named_ones(tiny_settings: Settings) -> None:
@@ -153,8 +157,8 @@ def test_merging_leaves_plain_layers_that_answer_the_same(tiny_settings: Setting
     plain = network.build(run.experiment.network, 3, 0).network
     loop.fit(run)
     before = answers(run.network, run.tokenize)
-    lora.merge(run.network.encoder)
-    assert not lora.adapted(run.network.encoder) and not layers(run.network)
+    lora.Lora().merge_into_encoder(run.network)
+    assert not matrices(run.network) and not layers(run.network)
     assert [name for name, _ in run.network.named_parameters()] == [name for name, _ in plain.named_parameters()]
     np.testing.assert_allclose(answers(run.network, run.tokenize), before, atol=1e-5)
     plain.head.load_state_dict(run.network.head.state_dict())  # the change is more than that of the head
@@ -195,5 +199,7 @@ def test_merge_writes_a_whole_bundle_that_another_run_goes_on_from(tiny_settings
 
 def test_a_bundle_of_changes_alone_is_no_place_to_start_from(tiny_settings: Settings, tmp_path: Path) -> None:
     save(adapted(tiny_settings), tmp_path / "changes")
-    with pytest.raises(InputError, match=r"holds only LoRA's changes to an encoder; train it again with"):
+    with pytest.raises(
+        InputError, match=r"holds only changes to an encoder; train it again with techniques.lora.merge=true"
+    ):
         built(adapted(tiny_settings, tmp_path / "changes"))

@@ -33,7 +33,7 @@ class Dimension:
 
 
 def is_switch(key: str) -> bool:
-    """Tell whether a key switches a technique on and off, as `techniques.centre` does."""
+    """Tell whether a key switches a technique on and off, as `techniques.NAME` does."""
     return key.startswith("techniques.") and key.count(".") == 1
 
 

@@ -130,9 +130,6 @@ class TrainingConfig(Section):
     decay: Literal["linear", "cosine", "constant"] = "linear"
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    language_id: float = Field(
-        0.0, ge=0, description="weight of a second head that names the text's language, a multi-task loss"
-    )
     unlabelled_rows: int | None = Field(
         None,
         ge=0,

@@ -45,8 +45,8 @@ def named(techniques: Any) -> Any:
 
     A technique that is null or false is left out, and one that is true has its default parameters.
 
-    >>> named(["centre", {"code_switch": {"rate": 0.3}}])
-    {'centre': {}, 'code_switch': {'rate': 0.3}}
+    >>> named(["one", {"another": {"rate": 0.3}}])
+    {'one': {}, 'another': {'rate': 0.3}}
     """
     if isinstance(techniques, list | tuple):
         pairs = [pair for one in techniques for pair in (one.items() if isinstance(one, Mapping) else [(one, True)])]

@@ -15,6 +15,8 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import public
 from xlt_ray.errors import InputError
 
+BECAME_TECHNIQUES = {"training.language_id": "weight"}  # option -> the parameter that has its value
+
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """Read a YAML file and apply overrides such as `mixture.alpha=0.5`; raise InputError with place, value, way out."""
@@ -66,11 +68,20 @@ def plain(data: Any, overrides: Iterable[str], place: str, section: type[BaseMod
 def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "configuration") -> Experiment:
     """Make an Experiment of plain data and overrides; raise InputError listing every fault at once."""
     merged = plain(data, overrides, place)
+    _moved(merged)
     try:
         return Experiment.model_validate(merged)
     except ValidationError as error:
         faults = "\n".join("  " + keys.explain(fault, Experiment) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
+
+
+def _moved(data: dict[str, Any]) -> None:
+    """Read an option that has become a technique of the same name, as files written before have it."""
+    for key, parameter in BECAME_TECHNIQUES.items():
+        section, name = key.split(".")
+        if isinstance(data.get(section), dict) and (value := data[section].pop(name, None)):
+            data["techniques"] = {**keys.named(data.get("techniques", {})), name: {parameter: value}}
 
 
 def _apply(data: dict[str, Any], override: str, section: type[BaseModel]) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from xlt_ray import sniff
+from xlt_ray import sniff, techniques
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.inference import bundle
 from xlt_ray.languages import codes
-from xlt_ray.techniques.centre import Shift
 
 FEWEST = 20  # texts; a mean of fewer is off by a quarter of what texts differ by among themselves
 
@@ -29,27 +27,29 @@ class Adapted:
 
 
 def adapt(folder: Path, language: str, file: Path) -> Adapted:
-    """Estimate the mean features of a language on the lines of a file, and write it into a bundle.
+    """Let a bundle's techniques take up a language from the lines of a file, and write what they learn into it.
 
-    Raises InputError where the bundle was trained without `centre` or the file has too few texts.
+    Raises InputError where no technique of the bundle can take up a language, or the file has too few texts.
     """
     code = codes.resolve(language)
     texts = list(dict.fromkeys(line.strip() for line in sniff.text_lines(file) if line.strip()))
     if len(texts) < FEWEST:
         raise InputError(f"{file}: {len(texts)} different texts; give {FEWEST} or more, some hundred are good")
     model = bundle.load(folder)
-    step = dict(model.network.steps.items()).get("centre")
-    if not isinstance(step, Shift):
+    able = [one for one in techniques.build(model.experiment) if one.adds_languages]
+    if not able:
+        names = [name for name in techniques.CATALOGUE if techniques.load(name).adds_languages]
         raise InputError(
-            f"{folder}: trained without the technique centre, which alone can take up a language; train with "
-            "`techniques: [centre]`"
+            f"{folder}: has no technique that takes up a language: train with "
+            + " or ".join(f"`techniques: [{name}]`" for name in names)
         )
     table = pa.table({"text": pa.array(texts, pa.string())})
     features = evaluate.embed(model.network, {code: table}, evaluate.Inputs(model.tokenize, model.precision))[code]
     known = model.network.languages
     new = code not in known
-    step.add(len(known) if new else known.index(code), features.mean(0, dtype=np.float64))
     if new:
         model.network.languages = (*known, code)
+    for one in able:
+        one.add_language(model.network, code, features)
     bundle.update_steps(folder, model)
     return Adapted(code, new, len(texts), len(model.network.languages))

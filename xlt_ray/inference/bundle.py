@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from xlt_ray.languages.identify import Identifier
 from xlt_ray.model import collate, encoders
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.encoders import Encoder
-from xlt_ray.model.network import CHANGES, Network
+from xlt_ray.model.network import CHANGES, Network, whole_again
 from xlt_ray.model.precision import autocast, token_budget
-from xlt_ray.techniques import lora
+from xlt_ray.techniques.technique import Technique
 
 FORMAT = 1
 
@@ -95,22 +95,22 @@ def _identifier() -> Identifier:
 def save(folder: Path, bundle: Bundle, identity: str) -> None:
     """Write a bundle; `identity` is the encoder it started from. bundle.json comes last and makes it valid.
 
-    Of an encoder that only LoRA changed the change alone is written, unless the technique says `merge`; such a bundle
-    loads where `network.init` gives that encoder.
+    Of an encoder that a technique only added to, the addition alone is written, unless the technique is to be merged;
+    such a bundle loads where `network.init` gives that encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bundle.json").unlink(missing_ok=True)
-    net = bundle.network
-    changed = lora.adapted(net.encoder)
-    if changed and bundle.experiment.techniques["lora"].get("merge"):
-        lora.merge(net.encoder)
-        changed = False
-    if changed:
-        save_file(lora.changes(net.encoder), folder / CHANGES)
+    net, chosen = bundle.network, techniques.build(bundle.experiment)
+    for one in chosen:
+        if one.merged_when_saved:
+            one.merge_into_encoder(net)
+    added = {key: tensor for one in chosen if one.replaces_encoder for key, tensor in one.state(net).items()}
+    if added:
+        save_file(_plain(added), folder / CHANGES)
     else:
         net.encoder.save_pretrained(folder / "encoder")
         bundle.tokenize.tokenizer.save_pretrained(folder / "encoder")
-    save_file(_state(net.head), folder / "head.safetensors")
+    save_file(_plain(net.head.state_dict()), folder / "head.safetensors")
     if bundle.scores is not None:
         (folder / "scores.json").write_text(bundle.scores.to_json(), encoding="utf-8")
     content = {
@@ -123,23 +123,26 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "experiment": public(bundle.experiment.model_dump(mode="json")),
         "languages": list(net.languages),
         "temperature": net.temperature,
-        "steps": _save_steps(folder, net),
+        "steps": _save_steps(folder, net, chosen),
+        "added_by": [one.name for one in chosen if one.replaces_encoder] if added else [],
     }
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     content["sha256"] = {str(p.relative_to(folder)): artefact.digest(p) for p in files}
     _write(folder, content)
 
 
-def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def _save_steps(folder: Path, net: Network) -> str | None:
-    """Write what techniques do to features, under a name of its content; give the name, None where there is nothing."""
-    if not len(net.steps):
+def _save_steps(folder: Path, net: Network, chosen: Sequence[Technique]) -> str | None:
+    """Write the state of techniques under a name of its content; return the name, None where there is nothing."""
+    beside = [one for one in chosen if not one.replaces_encoder]
+    state = {f"{one.name}.{key}": tensor for one in beside for key, tensor in one.state(net).items()}
+    if not state:
         return None
     draft = folder / "steps.safetensors"
-    save_file(_state(net.steps), draft)
+    save_file(_plain(state), draft)
     file = folder / f"steps-{artefact.digest(draft)[:12]}.safetensors"
     draft.replace(file)
     return file.name
@@ -150,10 +153,11 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
 
 
 def update_steps(folder: Path, bundle: Bundle) -> None:
-    """Write anew what techniques do to features and the languages that they know; at any moment the folder is valid."""
+    """Write the state of techniques anew and the languages that they know; at any moment the folder is valid."""
     content = verify(folder)
     old = content.get("steps")
-    content["steps"], content["languages"] = _save_steps(folder, bundle.network), list(bundle.network.languages)
+    content["steps"] = _save_steps(folder, bundle.network, techniques.build(bundle.experiment))
+    content["languages"] = list(bundle.network.languages)
     content["sha256"].pop(old, None)
     if content["steps"]:
         content["sha256"][content["steps"]] = artefact.digest(folder / content["steps"])
@@ -171,16 +175,17 @@ def load(folder: str | Path) -> Bundle:
     network = Network(encoder.model, len(content["labels"]), content["pooling"], languages=content.get("languages", ()))
     network.head.load_state_dict(load_file(folder / "head.safetensors"))
     network.temperature = content.get("temperature", 1.0)
+    added = load_file(folder / CHANGES) if (folder / CHANGES).is_file() else None
+    state = load_file(folder / content["steps"]) if content.get("steps") else {}
     for one in techniques.build(experiment):
-        if one.name != "lora" or (folder / CHANGES).is_file():
-            one.network(network, encoder.tokenizer)
-    if (folder / CHANGES).is_file():
-        network.encoder.load_state_dict(load_file(folder / CHANGES), strict=False)
-    if content.get("steps"):
-        state = load_file(folder / content["steps"])
-        for name, tensor in state.items():  # `xlt adapt` may have added languages
-            step, _, buffer = name.partition(".")
-            setattr(network.steps[step], buffer, tensor)
+        if one.replaces_encoder and added is None:
+            continue  # it was merged
+        one.attach(network, encoder.tokenizer, None)
+        if one.replaces_encoder and added is not None:
+            one.load(network, added)
+        else:
+            own = {key.removeprefix(f"{one.name}."): t for key, t in state.items() if key.startswith(f"{one.name}.")}
+            one.load(network, own)
     scores = folder / "scores.json"
     return Bundle(
         network.eval(),
@@ -198,7 +203,7 @@ def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
     if found.identity != content["encoder"]:
         raise InputError(
             f"{folder}: holds changes to the encoder {content['encoder']}, but {init} is now {found.identity}; bring "
-            "the former back, or train again with techniques.lora.merge=true, which writes whole bundles"
+            f"the former back, or train again with {whole_again(content)}, which writes whole bundles"
         )
     return found
 

@@ -248,13 +248,13 @@ class TorchEngine:
 def plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
     """Give a bundle's network without anything of techniques, and what languages add to its logits (`offsets`).
 
-    LoRA's matrices are merged into the bundle's own encoder, in memory: it answers as before.
+    What can be merged into the bundle's own encoder is, in memory: it answers as before.
     """
+    from xlt_ray import techniques
     from xlt_ray.model import network
-    from xlt_ray.techniques import lora
 
-    if lora.adapted(found.network.encoder):
-        lora.merge(found.network.encoder)
+    for one in techniques.build(found.experiment):
+        one.merge_into_encoder(found.network)
     return network.plain(found.network)
 
 

@@ -6,7 +6,7 @@ Techniques put in between what they do to pooled features (`steps`) and beside i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +117,14 @@ def prefix(config: NetworkConfig) -> str:
     return "query: " if "e5-" in Path(config.init).name.lower() else ""
 
 
+def whole_again(content: Mapping[str, Any]) -> str:
+    """Name the settings with which the bundle that a `bundle.json` describes would hold its whole encoder."""
+    if names := content.get("added_by"):
+        return " and ".join(f"techniques.{name}.merge=true" for name in names)
+    listed = ", ".join(content["experiment"]["techniques"])  # a bundle of before, which does not say which it was
+    return f"techniques.NAME.merge=true, where NAME is the one of its techniques ({listed}) that adds to an encoder,"
+
+
 def encoder_source(config: NetworkConfig) -> str:
     """Name what `encoders.load` is to load: a bundle written by an earlier run stands for the encoder inside it.
 
@@ -125,9 +133,10 @@ def encoder_source(config: NetworkConfig) -> str:
     if not (Path(config.init) / "bundle.json").is_file():
         return config.init
     if (Path(config.init) / CHANGES).is_file():
+        content = json.loads((Path(config.init) / "bundle.json").read_text(encoding="utf-8"))
         raise InputError(
-            f"network.init: the bundle {config.init} holds only LoRA's changes to an encoder; train it again with "
-            "techniques.lora.merge=true to go on from it"
+            f"network.init: the bundle {config.init} holds only changes to an encoder; train it again with "
+            f"{whole_again(content)} to go on from it"
         )
     return str(Path(config.init) / "encoder")
 

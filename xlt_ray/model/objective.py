@@ -31,20 +31,3 @@ class Objective(nn.Module):
         for term in self.network.terms.values():
             total = total + (term(self.network, batch, features) * batch["share"]).sum()
         return total
-
-
-class LanguageHead(nn.Module):
-    """A second head that names a text's language from its features: multi-task learning (Caruana 1997)."""
-
-    def __init__(self, width: int, languages: int, weight: float, seed: int) -> None:
-        super().__init__()
-        self.weight = weight
-        self.layer = nn.utils.skip_init(nn.Linear, width, languages)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.layer.weight.normal_(0.0, 0.02, generator=generator)
-            self.layer.bias.zero_()
-
-    def forward(self, network: Network, batch: dict[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
-        """Give the weighted cross-entropy of every row's language, (rows,)."""
-        return self.weight * functional.cross_entropy(self.layer(features), batch["language"], reduction="none")

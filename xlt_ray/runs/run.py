@@ -167,7 +167,7 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     tables, test = frozen.training_tables(setup, prepared), frozen.test_tables(setup)
     found, _ = embedding.features(experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
     model = setup.build()
-    facts = frozen.settle(setup, model.network, found)
+    facts = frozen.calibrate(setup, model.network, found)
     on_event({"stage": "fit"})
     taught = frozen.gathered(tables, found, classes, model.network)
     fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)

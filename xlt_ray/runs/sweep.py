@@ -1,4 +1,4 @@
-"""How much few labelled rows of the targets help: the technique `few_shot` over numbers of shots and draws of them.
+"""How much few labelled rows of the targets help: a technique that takes shots, over numbers of them and draws of them.
 
 Zhao et al. 2021 find that the choice of shots alone moves results by more than ten points, so every number of shots is
 tried with several draws and the spread is told beside the mean. Shots are train rows; test is measured and never
@@ -24,6 +24,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import groups
@@ -99,17 +100,24 @@ def settings(experiment: Experiment, shots: Sequence[int], draws: int) -> list[S
 
 
 def _second_stage(experiment: Experiment) -> bool:
-    alone = experiment.techniques.get("few_shot", {}).get("alone", False)
-    return bool(alone) and experiment.training.method == "fine_tune"
+    alone = any(one.second_stage for one in techniques.build(experiment))
+    return alone and experiment.training.method == "fine_tune"
 
 
 def at(experiment: Experiment, shots: int, draw: int) -> Experiment:
-    """Give the experiment with so many shots of one draw, its other techniques kept; without `few_shot` for 0."""
+    """Return the experiment with so many shots of one draw, its other techniques kept; for 0 without shots at all."""
     chosen = {name: dict(parameters) for name, parameters in experiment.techniques.items()}
-    chosen["few_shot"] = {**chosen.get("few_shot", {}), "shots": shots, "draw": draw}
+    name, (count, number) = _taking_shots()
+    chosen[name] = {**chosen.get(name, {}), count: shots, number: draw}
     if not shots:
-        del chosen["few_shot"]
+        del chosen[name]
     return experiment.model_copy(update={"techniques": chosen})
+
+
+def _taking_shots() -> tuple[str, tuple[str, str]]:
+    """Return the technique that takes shots, and its parameters for how many and which draw."""
+    kinds = map(techniques.load, techniques.CATALOGUE)
+    return next((kind.name, kind.shots_and_draw) for kind in kinds if kind.shots_and_draw)
 
 
 def sweep(
@@ -202,7 +210,7 @@ def _probes(
         found = dict(features)
         for name, table in tables.items():
             found[name] = features[name][pc.index_in(_keys(table), value_set=places[name]).to_numpy()]
-        frozen.settle(scene, net, found)
+        frozen.calibrate(scene, net, found)
         taught = frozen.gathered(tables, found, classes, net)
         fitted = frozen.fit(taught, scene.experiment, scene.experiment.training.probe_strengths)
         predictions = frozen.predict(frozen.gathered(test, found, classes, net), fitted, "test")
@@ -269,7 +277,7 @@ def write(found: Sweep) -> dict[str, Path]:
     drawn = {name: members for name, members in drawn.items() if name != groups.ALL} or drawn
     titles = {name: f"{name} in pre-training" for name in drawn} | {groups.ALL: "target languages"}
     lines = {f"{titles[name]} ({len(members)})": found.means(members) for name, members in drawn.items()}
-    return {file.name: file} | plots.save(plots.few_shot(lines), found.folder.local, "few_shot")
+    return {file.name: file} | plots.save(plots.few_shot(lines), found.folder.local, file.stem)
 
 
 def table(found: Sweep) -> Group:

@@ -46,7 +46,7 @@ def texts(search: Search, corpus: Corpus) -> dict[str, pa.Table]:
     """Return the texts of pool and targets without labels, where something may look at them."""
     training = search.base.training
     varied = any(one.key.startswith("techniques.") for one in search.dimensions)
-    wanted = varied or search.base.techniques or training.language_id or training.unlabelled_rows
+    wanted = varied or search.base.techniques or training.unlabelled_rows
     return corpus.unlabelled((*search.pool, *search.base.targets), ids=True) if wanted else {}
 
 

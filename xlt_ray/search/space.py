@@ -216,8 +216,8 @@ def describe(point: Point) -> str:
     'eng_Latn .25 + swh_Latn .75'
     >>> describe({"sources": ["eng_Latn"], "mixture.alpha": 0.3, "training.learning_rate": 5e-5})
     'eng_Latn, alpha 0.3, learning_rate 5e-05'
-    >>> describe({"techniques.lora": False, "techniques.centre": {"remove": 2}, "techniques.code_switch.rate": 0.5})
-    'no lora, centre(remove=2), code_switch.rate 0.5'
+    >>> describe({"techniques.one": False, "techniques.two": {"remove": 2}, "techniques.three.rate": 0.5})
+    'no one, two(remove=2), three.rate 0.5'
     """
     weights = point.get("mixture.weights") or {}
     codes = sorted(point.get("sources") or weights)

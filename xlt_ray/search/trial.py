@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -35,7 +34,6 @@ from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.model import network
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.search.selection import Judge, Tried
-from xlt_ray.techniques.centre import Shift
 from xlt_ray.techniques.technique import Technique
 from xlt_ray.training import checkpoint, loop
 from xlt_ray.training.setup import Run, Setup
@@ -115,8 +113,9 @@ class Worker:
 
     def _build(self, setup: Setup) -> None:
         """Build the network, unless the one of the trial before is the same."""
-        changing = [one for one in setup.techniques if type(one).network is not Technique.network]
-        wanted = (setup.experiment.network, changing, setup.languages if changing else ())
+        changing = [one for one in setup.techniques if type(one).attach is not Technique.attach]
+        sources = setup.experiment.sources if any(one.attaches_from_data for one in changing) else ()
+        wanted = (setup.experiment.network, changing, setup.languages if changing else (), sources)
         if self.built == wanted:
             return
         for old in ("net", "tokenize", "trainee"):  # held meanwhile, the old network would double the memory
@@ -133,22 +132,22 @@ class Worker:
         whole = epochs >= self.experiment.training.epochs
         if whole:
             self.trainee.finish()
-            self.trainee.settle()
-        return self._measure(settled=whole)
+            self.trainee.calibrate()
+        return self._measure(calibrated=whole)
 
-    def _measure(self, settled: bool) -> dict[str, Predictions]:
+    def _measure(self, calibrated: bool) -> dict[str, Predictions]:
         """Predict dev with what techniques do to features as it is now.
 
-        Before the end of training they have not settled. So they settle here, on a copy that is thrown away: training
-        goes on, and is saved, as if nothing had been measured. Languages that the mix leaves out stand in for targets,
-        and their unlabelled texts are as open; so on the copy they are taken up as `xlt adapt` does it.
+        Before the end of training they are not calibrated. So that is done here, on a copy that is thrown away:
+        training goes on, and is saved, as if nothing had been measured. Languages that the mix leaves out stand in for
+        targets, and their unlabelled texts are as open; so on the copy they are taken up as `xlt adapt` does it.
         """
         net, progress = self.net, self.trainee.progress
         steps, languages, facts = net.steps, net.languages, dict(progress.facts)
         net.steps = copy.deepcopy(steps)
         try:
-            if len(steps) and not settled:
-                self.trainee.settle()
+            if len(steps) and not calibrated:
+                self.trainee.calibrate()
             self._take_up_left_out()
             tables = {code: self.corpus.table("dev", code) for code in self.corpus.languages("dev")}
             budget = self.experiment.evaluation.tokens_per_step
@@ -157,19 +156,18 @@ class Worker:
             net.steps, net.languages, progress.facts = steps, languages, facts
 
     def _take_up_left_out(self) -> None:
-        """Add to the steps the means of languages that the network does not know."""
+        """Let techniques take up the languages that the network does not know, where all that depend on it can."""
         net, run = self.net, self.trainee.run
         left = self.corpus.unlabelled([c for c in self.corpus.languages("dev") if net.index(c) < 0], ids=True)
-        shifts = {name: step for name, step in net.steps.items() if isinstance(step, Shift)}
-        if not left or not shifts or len(shifts) < len(net.steps):  # another step may know no way to add a language
+        stepping = [one for one in run.setup.techniques if one.name in net.steps]
+        if not left or not stepping or not all(one.adds_languages for one in stepping):
             return
-        known, net.languages = len(net.languages), (*net.languages, *left)
-        for one in run.setup.techniques:
-            if one.name in shifts:
-                sample = one.texts(replace(run.setup.material, texts=left))
-                features = run.embed(sample, self.trainee.progress.precision)
-                for place, code in enumerate(left, start=known):
-                    shifts[one.name].add(place, features[code].mean(0, dtype=np.float64))
+        net.languages = (*net.languages, *left)
+        for one in stepping:
+            sample = one.texts(replace(run.setup.material, texts=left))
+            features = run.embed(sample, self.trainee.progress.precision)
+            for code in left:
+                one.add_language(net, code, features[code])
 
     def begin_from(self, experiment: Experiment, saved: bytes | None) -> None:
         """Take up a mix as `begin` does, the checkpoint given as a file's content: workers may share no disk."""

@@ -1,7 +1,7 @@
 """Ways to better transfer: each is one file here and one line in CATALOGUE, switched on under `techniques:`.
 
-A technique has up to five hooks, each called at one place and each by default without effect. Those that a
-configuration lists compose in the order of the list.
+The hooks of a technique, each by default without effect, are in `technique.py`. Those techniques that a configuration
+lists compose in the order of the list. No module outside this package names one of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from xlt_ray.config import keys
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import joined
-from xlt_ray.techniques.technique import Technique
+from xlt_ray.techniques.technique import Material, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Built
@@ -26,6 +26,7 @@ CATALOGUE = {
     "lora": "xlt_ray.techniques.lora.Lora",
     "adversarial": "xlt_ray.techniques.adversarial.Adversarial",
     "centre": "xlt_ray.techniques.centre.Centre",
+    "language_id": "xlt_ray.techniques.language_id.LanguageId",
 }
 
 
@@ -56,9 +57,10 @@ def network(
     experiment: Experiment,
     classes: int,
     languages: Sequence[str],
+    material: Material | None = None,
     weights: bool = True,
 ) -> Built:
-    """Build an experiment's network as techniques want it.
+    """Build an experiment's network with what techniques attach to it; they may initialise it from `material`.
 
     Without `weights` the encoder has shapes alone, which is enough to see what does not fit.
     """
@@ -66,7 +68,7 @@ def network(
 
     built = networks.build(experiment.network, classes, experiment.seed, languages, weights)
     for one in techniques:
-        one.network(built.network, built.tokenize.tokenizer)
+        one.attach(built.network, built.tokenize.tokenizer, material)
     return built
 
 

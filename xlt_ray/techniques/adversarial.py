@@ -65,7 +65,7 @@ class Adversarial(Technique):
         term.before = language_accuracy(embed(_sample(material)))
         return term
 
-    def settle(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
+    def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
         """Ask a fresh probe how well languages can be told after training."""
         term = network.terms[self.name]
         assert isinstance(term, Discriminator)

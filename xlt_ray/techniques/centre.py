@@ -39,6 +39,7 @@ class Centre(Technique):
         "some hundred unlabelled train (else dev) texts of every target, classes about as frequent as in the sources"
     )
     cost: ClassVar[str] = "one pass of the encoder over those texts"
+    adds_languages: ClassVar[bool] = True
 
     rows: int = Field(500, ge=1, description="texts a language from which its mean is estimated; all, where fewer")
     remove: int = Field(
@@ -66,12 +67,12 @@ class Centre(Technique):
                 f"techniques.centre.remove: {self.remove} directions of {len(there)} languages; give less than that"
             )
 
-    def network(self, network: Network, tokenizer: Any) -> None:
-        """Put the subtraction behind the pooling; until `settle` it subtracts nothing."""
+    def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
+        """Put the subtraction behind the pooling; until `calibrate` it subtracts nothing."""
         network.steps[self.name] = Shift(len(network.languages), network.head.in_features, self.remove)
 
     def texts(self, material: Material) -> Mapping[str, pa.Table]:
-        """Give a sample of the texts of every language."""
+        """Return a sample of the texts of every language."""
         return {code: self._sample(code, table) for code, table in material.texts.items()}
 
     def _sample(self, code: str, table: pa.Table) -> pa.Table:
@@ -80,7 +81,7 @@ class Centre(Technique):
         order = np.random.default_rng(zlib.crc32(code.encode())).permutation(table.num_rows)
         return table.take(np.sort(order[: self.rows]))
 
-    def settle(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
+    def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
         """Estimate the means with the trained encoder.
 
         Languages are moved onto the mean of the sources, each counted by its share of the mixture. A head that was
@@ -101,6 +102,12 @@ class Centre(Technique):
         within = np.mean([float(rows.std(0).mean()) for rows in features.values()])
         apart = [float(np.abs(mean - origin).mean()) for code, mean in means.items() if code not in sizes]
         return {"languages": float(len(means)), "shift_in_deviations": float(np.mean(apart or [0.0]) / within)}
+
+    def add_language(self, network: Network, code: str, features: np.ndarray) -> None:
+        """Estimate the mean of one more language, as that of the others was."""
+        step = network.steps[self.name]
+        assert isinstance(step, Shift)
+        step.add(network.index(code), features.mean(0, dtype=np.float64))
 
 
 class Shift(nn.Module):

@@ -48,6 +48,8 @@ class CodeSwitch(Technique):
     )
     cost: ClassVar[str] = "0.6 s a pair of languages once, for 700 rows, then kept in corpus.cache_dir; 0.3 ms a row"
 
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"lexicons": ("induced",)}
+
     rate: float = Field(0.3, ge=0, le=1, description="chance that a word or phrase that can be translated is replaced")
     languages: tuple[str, ...] | Literal["targets"] = Field(
         "targets", description="languages to switch to; targets: all that have unlabelled texts and are no source"

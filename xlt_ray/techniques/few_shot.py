@@ -31,6 +31,7 @@ class FewShot(Technique):
     needs: ClassVar[str] = "labelled train rows of the targets; the run is labelled few-shot everywhere"
     cost: ClassVar[str] = "that of training on so many more rows"
     reads_labels: ClassVar[bool] = True
+    shots_and_draw: ClassVar[tuple[str, str] | None] = ("shots", "draw")
 
     shots: int = Field(10, ge=1, description="rows a class and language; all, where there are fewer")
     languages: tuple[str, ...] | Literal["targets"] = Field("targets", description="targets whose rows are taken")
@@ -64,6 +65,11 @@ class FewShot(Technique):
                 "techniques.few_shot.alone: a second stage goes on with a head that was trained; set network.init to "
                 "the bundle of a zero-shot run and network.head=bundle"
             )
+
+    @property
+    def second_stage(self) -> bool:
+        """Whether the sources' rows are left out."""
+        return self.alone
 
     def trained_on(self, targets: Collection[str]) -> tuple[str, ...]:
         """Return the targets that shots are taken of."""

@@ -6,6 +6,7 @@ The layers are peft's. A bundle holds these matrices and the name of the encoder
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from xlt_ray.errors import InputError
-from xlt_ray.techniques.technique import Technique
+from xlt_ray.techniques.technique import Material, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -36,6 +37,7 @@ class Lora(Technique):
     needs: ClassVar[str] = "nothing more; the encoder must be at hand where the bundle is loaded"
     cost: ClassVar[str] = "as fine-tuning; no optimiser state for the encoder"
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
+    replaces_encoder: ClassVar[bool] = True
 
     rank: int = Field(8, ge=1, description="of the matrices")
     alpha: int = Field(16, gt=0, description="what is added is scaled by alpha / rank")
@@ -47,7 +49,7 @@ class Lora(Technique):
         False, description="write a whole bundle, merged, which can be network.init of another run, and not the change"
     )
 
-    def network(self, network: Network, tokenizer: Any) -> None:
+    def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
         """Put matrices beside layers of the encoder, and train only them and the head; InputError where none fits."""
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -72,25 +74,28 @@ class Lora(Technique):
             except ValueError as error:
                 raise InputError(f"techniques.lora.layers: {layers}: {error}; give names of layers of {kind}") from None
 
+    def state(self, network: Network) -> dict[str, torch.Tensor]:
+        """Return the matrices, by the names that they have in the encoder; none where they were merged."""
+        return {name: matrix for name, matrix in network.encoder.named_parameters() if "lora_" in name}
 
-def adapted(encoder: nn.Module) -> bool:
-    """Tell whether an encoder has such matrices."""
-    return any("lora_" in name for name, _ in encoder.named_parameters())
+    def load(self, network: Network, state: Mapping[str, torch.Tensor]) -> None:
+        """Take the matrices back."""
+        network.encoder.load_state_dict(state, strict=False)
 
+    @property
+    def merged_when_saved(self) -> bool:
+        """Whether a bundle is to hold the merged encoder."""
+        return self.merge
 
-def changes(encoder: nn.Module) -> dict[str, torch.Tensor]:
-    """Take the matrices, by name."""
-    return {name: p.detach().cpu().contiguous() for name, p in encoder.named_parameters() if "lora_" in name}
+    def merge_into_encoder(self, network: Network) -> None:
+        """Add the matrices to the layers that they stand beside, in place, and leave plain layers."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
-
-def merge(encoder: nn.Module) -> None:
-    """Add the matrices to the layers that they stand beside, in place, and leave plain layers."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, layer in list(encoder.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge(safe_merge=True)
-            above, _, leaf = name.rpartition(".")
-            setattr(encoder.get_submodule(above), leaf, layer.get_base_layer())
-    if hasattr(encoder, "peft_config"):
-        del encoder.peft_config
+        encoder = network.encoder
+        for name, layer in list(encoder.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge(safe_merge=True)
+                above, _, leaf = name.rpartition(".")
+                setattr(encoder.get_submodule(above), leaf, layer.get_base_layer())
+        if hasattr(encoder, "peft_config"):
+            del encoder.peft_config

@@ -14,7 +14,7 @@ from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.events import Tell
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from xlt_ray.model.network import Network
 
@@ -60,9 +60,21 @@ class Technique(Section):
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
     reads_labels: ClassVar[bool] = False  # of targets
     wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update
+    replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be at hand
+    attaches_from_data: ClassVar[bool] = False  # what it attaches depends on the rows that are trained on
+    adds_languages: ClassVar[bool] = False  # to a finished bundle, from unlabelled text
+    # parameters for how many labelled rows a class of a target are taken, and which draw of them
+    shots_and_draw: ClassVar[tuple[str, str] | None] = None
+    # parameters that name local files, each with the values that do not
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def check(self, experiment: Experiment, corpus: Corpus) -> None:
         """Raise InputError where the technique cannot work with this experiment on this corpus; before any work."""
+
+    @property
+    def second_stage(self) -> bool:
+        """Whether no source row is trained on, so that the run goes on from one that did."""
+        return False
 
     def trained_on(self, targets: Collection[str]) -> tuple[str, ...]:
         """Return which of a run's targets have labels that are trained on: none, unless it `reads_labels`."""
@@ -88,17 +100,49 @@ class Technique(Section):
         """Change a row each time it is drawn; `rng` is seeded by the draw's place in the run."""
         return example
 
-    def network(self, network: Network, tokenizer: Any) -> None:
-        """Change the network in place: once, before DDP, and when a bundle is loaded."""
+    def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
+        """Put what the technique adds into the network, in place and before DDP.
+
+        Without `material` a bundle is being loaded, so structure is enough: `load` fills it.
+        """
+
+    def state(self, network: Network) -> dict[str, Tensor]:
+        """Return the tensors that a bundle keeps of the technique, by name; by default those of its step."""
+        return dict(network.steps[self.name].state_dict()) if self.name in network.steps else {}
+
+    def load(self, network: Network, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` returned; shapes may be others than at first, where languages were added."""
+        from torch import nn
+
+        for name, tensor in state.items():
+            above, _, leaf = f"{self.name}.{name}".rpartition(".")
+            holder = network.steps.get_submodule(above)
+            trained = isinstance(getattr(holder, leaf), nn.Parameter)
+            setattr(holder, leaf, nn.Parameter(tensor) if trained else tensor)
+
+    def merge_into_encoder(self, network: Network) -> None:
+        """Fold the technique into the encoder it was put beside, so that none of its layers are left there."""
+
+    @property
+    def merged_when_saved(self) -> bool:
+        """Whether a bundle is to hold the merged encoder, which can be `network.init` of another run."""
+        return False
+
+    def add_language(self, network: Network, code: str, features: np.ndarray) -> None:
+        """Take up a language of `network.languages` from features of its texts, (rows, width) float32.
+
+        Called where the technique `adds_languages`; the language may be known or new, and new ones come in order.
+        """
+        raise NotImplementedError(self.name)
 
     def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module | None:
         """Give a module whose `forward(network, batch, pooled)` is a loss per row, (rows,), added to the task's."""
         return None
 
     def texts(self, material: Material) -> Mapping[str, pa.Table]:
-        """Give the unlabelled tables whose features `settle` asks `embed` for."""
+        """Return the unlabelled tables whose features `calibrate` asks `embed` for."""
         return {}
 
-    def settle(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
-        """Compute what depends on trained weights: once, after training, before measuring; gives figures to record."""
+    def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
+        """Fit what depends on trained weights: once, after training, before measuring; return figures to record."""
         return {}

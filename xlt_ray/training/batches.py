@@ -96,7 +96,7 @@ class Feed:
 def _joining(run: Run) -> int:
     """Count the unlabelled rows that join an update: as configured, else where a loss wants them."""
     training = run.experiment.training
-    wanted = bool(training.language_id) or any(one.wants_unlabelled for one in run.setup.techniques)
+    wanted = any(one.wants_unlabelled for one in run.setup.techniques)
     return training.unlabelled_rows if training.unlabelled_rows is not None else training.batch_size if wanted else 0
 
 

@@ -34,7 +34,7 @@ class Progress:
     best_score: float = -1.0
     reported: list[dict[str, float]] = field(default_factory=list)  # losses told of during epochs
     history: list[dict[str, float]] = field(default_factory=list)  # one row an epoch
-    facts: dict[str, float] = field(default_factory=dict)  # technique/figure, of `settle`
+    facts: dict[str, float] = field(default_factory=dict)  # technique/figure, of `calibrate`
 
 
 def save(

@@ -122,8 +122,6 @@ def check(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpu
     """Raise InputError where a technique cannot work with an experiment on its corpus, or there is nothing to train."""
     for one in techniques:
         one.check(experiment, corpus)
-    if experiment.training.language_id and len(known_languages(experiment, corpus)) < 2:
-        raise InputError("training.language_id: there is one language only; add sources or targets")
 
 
 def _encoder(experiment: Experiment, chosen: Sequence[Technique], corpus: Corpus | None) -> list[str]:

@@ -20,10 +20,10 @@ from xlt_ray.model import collate
 from xlt_ray.model.network import Network
 from xlt_ray.techniques import technique
 from xlt_ray.training import probe
+from xlt_ray.training import setup as setups
 from xlt_ray.training.embedding import Features
 from xlt_ray.training.probe import Labelled
 from xlt_ray.training.setup import Setup, changed
-from xlt_ray.training.setup import settle as settle_with
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def texts(setup: Setup) -> dict[str, pa.Table]:
     return {f"texts/{code}": table for code, table in wanted.items()}
 
 
-def settle(setup: Setup, net: Network, found: Features) -> dict[str, float]:
-    """Let techniques compute what they need of frozen features; gives their figures."""
-    return settle_with(setup, net, lambda tables: {code: found[f"texts/{code}"] for code in tables})
+def calibrate(setup: Setup, net: Network, found: Features) -> dict[str, float]:
+    """Let techniques fit what they need of frozen features; return their figures."""
+    return setups.calibrate(setup, net, lambda tables: {code: found[f"texts/{code}"] for code in tables})
 
 
 def gathered(tables: Mapping[str, pa.Table], found: Features, classes: int, net: Network | None = None) -> Frozen:
     """Put labels and ids of tables, by `split/language`, beside their features as the encoder gave them.
 
-    `net`, whose techniques have settled, does to the features what these ask for.
+    `net`, whose techniques are calibrated, does to the features what these ask for.
     """
     return Frozen(
         {name: found[name] if net is None else _transformed(net, name, found[name]) for name in tables},

@@ -17,12 +17,12 @@ from xlt_ray.corpora import mixture
 from xlt_ray.evaluation import evaluate
 from xlt_ray.model import cpu
 from xlt_ray.model.network import Network, Weights, restore_weights, trained
-from xlt_ray.model.objective import LanguageHead, Objective
+from xlt_ray.model.objective import Objective
 from xlt_ray.model.precision import BROKEN, autocast, choose_precision
 from xlt_ray.training import checkpoint
 from xlt_ray.training.batches import Feed, lengths, updates
 from xlt_ray.training.checkpoint import Progress
-from xlt_ray.training.setup import Run, settle
+from xlt_ray.training.setup import Run, calibrate
 
 REPORTS = 50  # losses reported over a run
 
@@ -35,7 +35,7 @@ def fit(run: Run, restored: Path | None = None) -> Progress:
     trainee = begin(run, restored)
     trainee.advance(run.experiment.training.epochs)
     trainee.finish()
-    trainee.settle()
+    trainee.calibrate()
     return trainee.progress
 
 
@@ -61,12 +61,9 @@ def begin(run: Run, restored: Path | None = None) -> Trainee:
 
 def _add_terms(run: Run, precision: str) -> None:
     """Put the losses that come on top of the task's into the network, where they are trained and saved with it."""
-    network, training = run.network, run.experiment.training
+    network = run.network
     device = next(network.parameters()).device
     network.terms.clear()  # of an earlier run of the same network
-    if training.language_id:
-        head = LanguageHead(network.head.in_features, len(network.languages), training.language_id, network.seed)
-        network.terms["language_id"] = head.to(device)
     for one in run.setup.techniques:
         term = one.loss_term(network, run.setup.material, lambda tables: run.embed(tables, precision))
         if term is not None:
@@ -151,10 +148,10 @@ class Trainee:
             restore_weights(self.run.network, self.best)
         self.run.network.eval()
 
-    def settle(self) -> None:
-        """Let techniques compute what depends on the final weights, and keep the figures that they give."""
+    def calibrate(self) -> None:
+        """Let techniques fit what depends on the final weights, and keep their figures."""
         embed = functools.partial(self.run.embed, precision=self.progress.precision)
-        self.progress.facts |= settle(self.run.setup, self.run.network, embed)
+        self.progress.facts |= calibrate(self.run.setup, self.run.network, embed)
 
     def _epoch(self) -> None:
         """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""

@@ -62,7 +62,7 @@ class Setup:
         reading = any(one.reads_labels for one in chosen)
         shots = {code: corpus.table("train", code) for code in targets} if reading else {}
         unlabelled: Mapping[str, pa.Table] = {}
-        if chosen or experiment.training.language_id or experiment.training.unlabelled_rows:
+        if chosen or experiment.training.unlabelled_rows:
             unlabelled = corpus.unlabelled(codes, ids=True) | {c: t for c, t in (texts or {}).items() if c in codes}
         material = Material(experiment, {code: unlabelled[code] for code in codes if code in unlabelled}, shots)
         visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
@@ -74,7 +74,7 @@ class Setup:
     def build(self, weights: bool = True) -> Built:
         """Build the network as techniques want it; without `weights` the encoder has shapes alone."""
         classes = len(self.corpus.labels)
-        return techniques.network(self.techniques, self.experiment, classes, self.languages, weights)
+        return techniques.network(self.techniques, self.experiment, classes, self.languages, self.material, weights)
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -128,18 +128,20 @@ def absolute(experiment: Experiment) -> Experiment:
     cache = cache if cache.startswith("~") else str(Path(cache).absolute())
     return experiment.model_copy(
         update={
-            "techniques": _absolute_lexicons(experiment.techniques),
+            "techniques": _absolute(experiment.techniques),
             "network": experiment.network.model_copy(update={"init": init}),
             "corpus": experiment.corpus.model_copy(update={"path": path, "cache_dir": cache}),
         }
     )
 
 
-def _absolute_lexicons(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _absolute(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     fixed = {name: dict(parameters) for name, parameters in chosen.items()}
-    place = fixed.get("code_switch", {}).get("lexicons", "induced")
-    if place != "induced":
-        fixed["code_switch"]["lexicons"] = str(Path(place).expanduser().absolute())
+    for name in fixed.keys() & techniques.CATALOGUE.keys():
+        for parameter, others in techniques.load(name).paths.items():
+            value = fixed[name].get(parameter)
+            if isinstance(value, str) and value not in others:
+                fixed[name][parameter] = str(Path(value).expanduser().absolute())
     return fixed
 
 
@@ -196,10 +198,10 @@ def changed(
     return [one.text for one in drawn], pairs and [one.text_pair or "" for one in drawn]
 
 
-def settle(setup: Setup, network: Network, embed: Embed) -> dict[str, float]:
-    """Let techniques compute what depends on trained weights; gives their figures as `technique/figure`."""
+def calibrate(setup: Setup, network: Network, embed: Embed) -> dict[str, float]:
+    """Let techniques fit what depends on trained weights; return their figures as `technique/figure`."""
     figures: dict[str, float] = {}
     for one in setup.techniques:
-        found = one.settle(network, embed, setup.material)
+        found = one.calibrate(network, embed, setup.material)
         figures |= {f"{one.name}/{key}": value for key, value in found.items()}
     return figures
