@@ -441,5 +441,7 @@ def test_an_option_that_became_a_technique_is_read_as_one(weight: float, expecte
     found = build(before)
     assert found.techniques == expected and found.training.epochs == 2
     assert build(yaml.safe_load(dump(found))) == found
+    with pytest.raises(InputError, match="techniques: lora given twice"):
+        build({**before, "techniques": ["lora", "lora"]})
     with pytest.raises(InputError, match="training.language_ids: unknown key"):
         build({**MINIMAL, "training": {"language_ids": weight}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -81,7 +82,8 @@ def _moved(data: dict[str, Any]) -> None:
     for key, parameter in BECAME_TECHNIQUES.items():
         section, name = key.split(".")
         if isinstance(data.get(section), dict) and (value := data[section].pop(name, None)):
-            data["techniques"] = {**keys.named(data.get("techniques", {})), name: {parameter: value}}
+            with contextlib.suppress(ValueError):  # what is wrong with `techniques` is said where they are read
+                data["techniques"] = {**keys.named(data.get("techniques", {})), name: {parameter: value}}
 
 
 def _apply(data: dict[str, Any], override: str, section: type[BaseModel]) -> None:
