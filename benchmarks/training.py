@@ -159,7 +159,8 @@ def _accuracy(corpus: Any, net: Any, tokenizer: Any) -> dict[str, float]:
     from xlt_ray.model.collate import Tokenize
 
     tables = {code: corpus.table("test", code) for code in MEASURED}
-    predictions = evaluate.predict(net, tables, Tokenize(tokenizer, "query: ", LENGTH), "float32", 4096)
+    inputs = evaluate.Inputs(Tokenize(tokenizer, "query: ", LENGTH), "float32", 4096)
+    predictions = evaluate.predict(net, tables, inputs)
     return {code: float((p.gold == p.predicted).mean()) for code, p in predictions.items()}
 
 

@@ -103,6 +103,18 @@ def test_of_a_bundle_without_scores_the_techniques_know_what_is_few_shot(
     assert {code for code, one in found.languages.items() if one.role == "source"} == {"deu_Latn", "eng_Latn"}
 
 
+def test_a_language_that_was_added_to_a_bundle_is_not_few_shot(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    data = registered.settings(tiny_encoder, tiny_corpus, tmp_path / "cache")
+    data["techniques"] = [{"few_shot": {"shots": 2}}]
+    made = bundle.load(registered.made_bundle(tmp_path / "made", data))
+    roles = Roles(("eng_Latn", "deu_Latn"), ("swh_Latn",))
+    scores = metrics.score(registered.answers(data, {"eng_Latn": 0.9, "swh_Latn": 0.5}), made.labels, roles, 50)
+    known = measure._few_shot(replace(made, scores=scores), ["eng_Latn", "swh_Latn", "hin_Deva"])
+    assert known == ("swh_Latn",), "hin_Deva was measured by no run, so no label of it was trained on"
+
+
 def test_two_runs_are_compared_in_the_groups_that_a_language_belongs_to_in_both(
     tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:

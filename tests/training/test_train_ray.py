@@ -27,7 +27,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.events import Event
-from xlt_ray.inference import bundle
+from xlt_ray.inference import artefact, bundle
 from xlt_ray.model import network
 from xlt_ray.model.network import Weights, trained
 from xlt_ray.runs import run
@@ -185,6 +185,7 @@ def test_a_run_leaves_everything_a_reader_needs(two: Done) -> None:
     others = {"scores.tsv", "report.html", "experiment.yaml", "predictions.npz", "identity.txt"}
     assert json_files | others <= {file.name for file in two.folder.iterdir()}
     assert two.outcome.folder.local.name == run_key(two.outcome.experiment)
+    assert artefact.describe(two.folder / "bundle", 0).provenance["run"] == two.folder.name
     assert not two.outcome.repeated and two.outcome.unsent == 0
     stages = [event["stage"] for event in two.events]
     assert list(dict.fromkeys(stages)) == ["check", "start", "load", "train", "evaluate", "score", "save", "track"]

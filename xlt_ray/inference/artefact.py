@@ -156,7 +156,7 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
         languages={code: {key: one.get(name) for key, name in MEASURED.items()} for code, one in languages.items()},
         temperature=content.get("temperature", 1.0),
         provenance={
-            "run": experiment.key(),
+            "run": content.get("run") or experiment.key(),  # bundles of before do not have it
             "name": experiment.name,
             "sources": list(experiment.sources),
             "method": experiment.training.method,

@@ -44,6 +44,7 @@ class Bundle:
     experiment: Experiment
     scores: Scores | None
     precision: str = "float32"
+    run: str = ""  # the key of the run that made it, where that is known
 
     def probabilities(
         self,
@@ -120,6 +121,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "max_length": bundle.tokenize.max_length,
         "pooling": net.pooling,
         "encoder": identity,
+        "run": bundle.run,
         "experiment": public(bundle.experiment.model_dump(mode="json")),
         "languages": list(net.languages),
         "temperature": net.temperature,
@@ -193,6 +195,7 @@ def load(folder: str | Path) -> Bundle:
         tuple(content["labels"]),
         experiment,
         Scores.from_json(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
+        run=content.get("run", ""),
     )
 
 

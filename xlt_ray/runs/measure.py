@@ -74,14 +74,15 @@ def measure(
 def _few_shot(model: Bundle, codes: Collection[str]) -> tuple[str, ...]:
     """Return the languages whose shots a bundle was trained on.
 
-    What its own run measured is known from its scores. Of any other language, and of a bundle saved without scores,
-    the techniques of its experiment decide, which may name a target that had no row to take.
+    Its run measured all its targets, so its scores know them; a language that was added since had no label. Of a bundle
+    saved without scores the techniques of its experiment decide, which may name a target that had no row to take.
     """
-    known = {code: one.role for code, one in model.scores.languages.items()} if model.scores else {}
+    if model.scores:
+        return tuple(code for code, one in model.scores.languages.items() if one.role == groups.FEW_SHOT)
     named = model.experiment.targets
     targets = (model.network.languages or tuple(codes)) if isinstance(named, str) else named
     asked = {code for one in techniques.build(model.experiment) for code in one.trained_on(targets)}
-    return tuple(code for code in codes if known.get(code, groups.FEW_SHOT if code in asked else "") == groups.FEW_SHOT)
+    return tuple(code for code in codes if code in asked)
 
 
 def rows(

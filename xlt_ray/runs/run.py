@@ -60,7 +60,7 @@ def run(
     """
     on_event({"stage": "check"})
     loaded = checks.load(experiment)
-    if loaded.corpus and (done := _finished(experiment, loaded.corpus.fingerprint)):
+    if loaded.corpus and (done := finished(experiment, loaded.corpus.fingerprint)):
         return done
     setup = checks.prepare(experiment, loaded)
     folder = open_run(experiment, setup.corpus.fingerprint)
@@ -86,7 +86,8 @@ def run(
     return Outcome(experiment, folder, scores, unsent, repeated=False)
 
 
-def _finished(experiment: Experiment, fingerprint: str) -> Outcome | None:
+def finished(experiment: Experiment, fingerprint: str) -> Outcome | None:
+    """Return what an experiment's run on the corpus of that fingerprint came to, None where it is not finished."""
     folder = open_run(experiment, fingerprint)
     folder.download(RESULT, "scores.json")
     if not (folder.local / RESULT).is_file():
@@ -140,7 +141,8 @@ def _scored(setup: Setup, fitted: Fitted) -> Scores:
 def _saved(setup: Setup, folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
     net, tokenize, identity = fitted.model
     labels, experiment = setup.corpus.labels, setup.experiment
-    bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores), identity)
+    key = experiment.key(setup.corpus.fingerprint)
+    bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores, run=key), identity)
     save_predictions(folder.local / "predictions.npz", fitted.predictions)
     (folder.local / "scores.json").write_text(scores.to_json(), encoding="utf-8")
     facts, environment = corpus_facts(setup), tracking_environment.environment()

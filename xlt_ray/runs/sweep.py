@@ -45,7 +45,7 @@ Setting = tuple[int, int]  # shots a class and language, and which draw of them
 
 @dataclass(frozen=True)
 class Line:
-    """What was measured with so many shots of one draw; `key` names the run, `corpus` the rows that it read."""
+    """What was measured with so many shots of one draw; `key` is that of its configuration, `corpus` of the rows."""
 
     shots: int  # 0: none, which is zero-shot
     draw: int

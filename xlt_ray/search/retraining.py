@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlt_ray.config.dimensions import MIX
-from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import mixture
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.evaluation import groups
@@ -18,7 +17,7 @@ from xlt_ray.evaluation.comparison import Comparison, compare_seeds
 from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.events import OnEvent
 from xlt_ray.runs import run
-from xlt_ray.runs.storage import RunFolder, open_run
+from xlt_ray.runs.storage import RunFolder
 from xlt_ray.search.findings import Retrained
 from xlt_ray.search.selection import CHOSEN, Judge, Tried
 from xlt_ray.search.space import Point, Search
@@ -109,9 +108,11 @@ def retrain(
             at = index * len(seeds) + number
             show = _inner(on_event, at, total, one.name)
             show({"stage": "check"})
-            if not _finished(experiment, search.fingerprint):
+            outcome = run.finished(experiment, search.fingerprint)  # the corpus was read once, for the search
+            if outcome is None:
                 begin()
-            outcomes.append(run.run(experiment, show, run_key, tags))
+                outcome = run.run(experiment, show, run_key, tags)
+            outcomes.append(outcome)
         found.append(
             Retrained(
                 one.name,
@@ -138,12 +139,6 @@ def _compare(search: Search, chosen: Retrained, mine: Any, theirs: Any) -> dict[
         for name, codes in targets.items()
         if name in groups.OF_TARGETS
     }
-
-
-def _finished(experiment: Experiment, fingerprint: str) -> bool:
-    folder = open_run(experiment, fingerprint)
-    folder.download(run.RESULT)
-    return (folder.local / run.RESULT).is_file()
 
 
 def _inner(on_event: OnEvent, at: int, total: int, name: str) -> OnEvent:
