@@ -12,19 +12,23 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError
+from xlt_ray.inference import artefact
 from xlt_ray.runs import run
 from xlt_ray.training import checks
 
 
 @pytest.mark.slow
 def test_the_same_command_after_an_edit_of_the_data_is_another_run(
-    tiny_settings: dict[str, Any], tmp_path: Path
+    tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = Path(shutil.copytree(tiny_settings["corpus"]["path"], tmp_path / "corpus"))
-    tiny_settings["corpus"]["path"] = str(corpus)
+    monkeypatch.chdir(tmp_path)
+    tiny_settings["corpus"]["path"] = "corpus"
     tiny_settings["training"] = {"method": "probe", "precision": "float32"}
     experiment = build(tiny_settings)
     first = run.run(experiment)
+    named = artefact.describe(first.folder.local / "bundle", 0).provenance["run"]
+    assert named == first.folder.local.name, "whether paths were relative or not"
     edited = corpus / "swh_Latn" / "test.tsv"
     kept = edited.read_text(encoding="utf-8")
     edited.write_text("".join(kept.splitlines(keepends=True)[:-20]), encoding="utf-8")

@@ -146,7 +146,12 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_by_bit(name: str, settings: Se
     if "fine_tune" not in techniques.load(name).methods:
         pytest.skip("has no training of its own")
     settings["training"] |= {"epochs": 2, "batch_size": 16, "checkpoint_every": 3}
-    whole = run_of(build(settings))
+    resumed_bit_by_bit(build(settings), tmp_path)
+
+
+def resumed_bit_by_bit(experiment: Experiment, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Train whole and from the second checkpoint of the first epoch, compare, and return the weights."""
+    whole, again = run_of(experiment), run_of(experiment)
     kept: list[Path] = []
 
     def keep(metrics: dict[str, float], save: setup.Save | None) -> None:
@@ -157,11 +162,11 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_by_bit(name: str, settings: Se
 
     whole.report = keep
     loop.fit(whole)
-    again = run_of(build(settings))
-    loop.fit(again, kept[1])  # the second within the first epoch
+    loop.fit(again, kept[1])
     one, other = whole.network.state_dict(), again.network.state_dict()
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
+    return one
 
 
 def trained(settings: Settings) -> tuple[Bundle, str]:

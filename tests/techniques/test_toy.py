@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from test_catalogue import run_of
+from test_catalogue import resumed_bit_by_bit
 
 from tests.ray_runs import ROOT
 from xlt_ray import techniques
@@ -25,7 +25,6 @@ from xlt_ray.inference.adapt import adapt
 from xlt_ray.model.network import trained
 from xlt_ray.runs import run
 from xlt_ray.search import trial
-from xlt_ray.training import loop, setup
 
 Settings = dict[str, Any]
 TEXTS = ["eng1 eng2 eng3", "swh4 swh50 swh7", "hin30"]
@@ -41,20 +40,7 @@ def settings(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settin
 
 def test_it_is_resumed_bit_by_bit(settings: Settings, tmp_path: Path) -> None:
     settings["training"] |= {"checkpoint_every": 3}
-    kept: list[Path] = []
-
-    def keep(metrics: dict[str, float], save: setup.Save | None) -> None:
-        assert save is not None
-        kept.append(tmp_path / str(len(kept)))
-        kept[-1].mkdir()
-        save(kept[-1])
-
-    whole, again = run_of(build(settings)), run_of(build(settings))
-    whole.report = keep
-    loop.fit(whole)
-    loop.fit(again, kept[1])
-    one, other = whole.network.state_dict(), again.network.state_dict()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    one = resumed_bit_by_bit(build(settings), tmp_path)
     assert not torch.equal(one["steps.toy.scale"], torch.ones(32)), "what it attached was trained"
     assert one["steps.toy.move"].any(), "and what it estimates was estimated"
 

@@ -66,8 +66,8 @@ def run(
     folder = open_run(experiment, setup.corpus.fingerprint)
     folder.download("outbox.jsonl", "outbox.sent")
     (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
-    key = experiment.key(setup.corpus.fingerprint)
-    outbox = Outbox.open(folder.local, experiment.tracking, f"{key}-{folder.identity()}", experiment.name, parent_key)
+    run_key = f"{folder.key}-{folder.identity()}"
+    outbox = Outbox.open(folder.local, experiment.tracking, run_key, experiment.name, parent_key)
     record_start(outbox, setup)
     outbox.tags(tags or {})
     sender = courier.start(outbox)
@@ -81,7 +81,9 @@ def run(
         sender.close(min(10.0, experiment.tracking.flush_seconds))
         folder.upload()
         raise
-    (folder.local / RESULT).write_text(json.dumps({"summary": dict(scores.summary), "key": key}), encoding="utf-8")
+    (folder.local / RESULT).write_text(
+        json.dumps({"summary": dict(scores.summary), "key": folder.key}), encoding="utf-8"
+    )
     folder.upload()
     return Outcome(experiment, folder, scores, unsent, repeated=False)
 
@@ -141,8 +143,8 @@ def _scored(setup: Setup, fitted: Fitted) -> Scores:
 def _saved(setup: Setup, folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
     net, tokenize, identity = fitted.model
     labels, experiment = setup.corpus.labels, setup.experiment
-    key = experiment.key(setup.corpus.fingerprint)
-    bundle.save(folder.local / "bundle", bundle.Bundle(net, tokenize, labels, experiment, scores, run=key), identity)
+    made = bundle.Bundle(net, tokenize, labels, experiment, scores, run=folder.key)
+    bundle.save(folder.local / "bundle", made, identity)
     save_predictions(folder.local / "predictions.npz", fitted.predictions)
     (folder.local / "scores.json").write_text(scores.to_json(), encoding="utf-8")
     facts, environment = corpus_facts(setup), tracking_environment.environment()

@@ -20,6 +20,7 @@ class RunFolder:
 
     local: Path
     remote: tuple[Any, str] | None = None
+    key: str = ""  # of what it is the folder, and its name wherever it lies
 
     @property
     def shown(self) -> str:
@@ -82,11 +83,11 @@ def open_folder(experiment: Experiment, key: str) -> RunFolder:
             where = hashlib.sha256(experiment.storage.rstrip("/").encode()).hexdigest()[:8]
             local = Path(experiment.corpus.cache_dir).expanduser().absolute() / "runs" / f"{key}-{where}"
             local.mkdir(parents=True, exist_ok=True)
-            return RunFolder(local, (files, path))
+            return RunFolder(local, (files, path), key)
         local = Path(experiment.storage.removeprefix("file://")).expanduser().absolute() / key
         local.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
             f"storage: {experiment.storage!r} cannot be used ({error}); give a directory or an fsspec URL"
         ) from None
-    return RunFolder(local)
+    return RunFolder(local, key=key)
