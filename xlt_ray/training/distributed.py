@@ -89,17 +89,22 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
 
 
 def _in_plain_words(error: Any, restarts: int) -> Exception:
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, InputError):
         return cause
     failures = getattr(error, "worker_failures", {}).values()
     if any(type(failure).__module__.startswith("ray.") for failure in failures):  # no Python error: its process is gone
-        return TrainingError(
-            f"a worker died, after as many restarts as resources.max_failures={restarts} allows; where memory is "
-            "short, lower training.tokens_per_step or resources.workers. The same command goes on from the last "
-            "checkpoint"
-        )
-    return TrainingError(str(cause))
+        when = f"after as many restarts as resources.max_failures={restarts} allows"
+    elif isinstance(cause, ray.exceptions.RayActorError | WorkerGroupStartupFailedError):
+        when = "as its work began, where Ray Train starts no worker again"
+    else:
+        return TrainingError(str(cause))
+    return TrainingError(
+        f"a worker died, {when}; where memory is short, lower training.tokens_per_step or resources.workers. "
+        "The same command goes on from the last checkpoint"
+    )
 
 
 def _no_vain_restart() -> Any:
