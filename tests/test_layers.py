@@ -20,7 +20,7 @@ PACKAGES = ("xlt_ray", "jobs", "serve")  # serve where it exists
 # A package imports from packages of floors below its own, and modules of the same package from one another. What stands
 # at the top of `xlt_ray` or `serve` as a file is a package of its own here.
 FLOORS = (
-    "errors events sniff serve.loopback",
+    "durable errors events sniff serve.loopback",
     "languages",
     "config",
     "corpora model tracking",
@@ -53,7 +53,7 @@ CONFINED = {
 }
 # with the late part of `engine`, what a server on CPUs loads
 WITHOUT_TORCH = ("inference.artefact", "model.batching", "inference.pieces")
-LIGHT_MAY_IMPORT = {"pydantic", "yaml", "xlt_ray"} | sys.stdlib_module_names
+LIGHT_MAY_IMPORT = {"filelock", "platformdirs", "pydantic", "yaml", "xlt_ray"} | sys.stdlib_module_names
 SLOW = ("torch", "ray", "mlflow", "transformers", "datasets", "matplotlib", "sklearn", "pandas", "scipy", "pyarrow")
 
 FILES_A_FOLDER = {"search": 12}  # and else

@@ -1,0 +1,131 @@
+"""Files that a kill leaves whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xlt_ray import durable
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from xlt_ray.durable import locked
+with locked(Path(sys.argv[1]), wait=False) as free:
+    print(free, flush=True)
+    time.sleep(60)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_published_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "file"
+    durable.write(file, "é")
+    assert file.read_text(encoding="utf-8") == "é" and file.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    with pytest.raises(ZeroDivisionError), durable.publishing(file) as draft:
+        draft.write_text("half")
+        raise ZeroDivisionError
+    assert file.read_bytes() == "é".encode() and names(file.parent) == ["file"]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_folder_is_published_whole_and_the_first_of_two_stays(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        with durable.publishing(tmp_path / "folder") as draft:
+            draft.mkdir()
+            (draft / "file").write_text(content)
+    assert (tmp_path / "folder" / "file").read_text() == "first" and names(tmp_path) == ["folder"]
+    with pytest.raises(OSError), durable.publishing(tmp_path / "folder") as draft:  # noqa: PT011 - a file is no folder
+        draft.write_text("file")
+    with pytest.raises(FileNotFoundError), durable.publishing(tmp_path / "nothing"):
+        pass
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_digest_depends_on_every_byte_and_every_name(tmp_path: Path) -> None:
+    def made(name: str, inner: str, content: str) -> str:
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / inner).write_text(content)
+        return durable.digest(tmp_path / name)
+
+    one = made("one", "a", "x")
+    assert one == made("two", "a", "x")
+    assert len({one, made("three", "b", "x"), made("four", "a", "y")}) == 3
+    assert durable.digest(tmp_path / "one/sub/a") == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+
+
+def test_a_lock_is_held_against_other_processes_until_its_holder_dies(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLD, str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "True\n"
+        with durable.locked(file, wait=False) as free:
+            assert not free
+        other.send_signal(signal.SIGKILL)
+        with durable.locked(file) as free:  # waits for the holder
+            assert free
+            with durable.locked(file, wait=False) as again:  # not even by the same process
+                assert not again
+    with durable.locked(file, wait=False) as free:
+        assert free
+
+
+def test_a_journal_loses_at_most_the_line_that_was_being_written(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "journal.jsonl"
+    assert list(durable.records(file)) == []
+    journal = durable.JsonLines(file)
+    journal.append({"one": 1})
+    journal.append({"two": Path("x")})
+    journal.close()
+    with file.open("ab") as stream:
+        stream.write(b'{"three": ')
+    found = list(durable.records(file))
+    assert [record for _, record in found] == [{"one": 1}, {"two": "x"}]
+    assert list(durable.records(file, found[0][0])) == found[1:]
+    journal = durable.JsonLines(file)
+    journal.append({"three": 3})
+    journal.close()
+    assert [json.loads(line) for line in file.read_text().splitlines()][2] == {"three": 3}
+    file.write_bytes(b"\0\0\0\n[1]\n" + file.read_bytes())
+    assert [record for _, record in durable.records(file)][:3] == [None, None, {"one": 1}]
+
+
+def test_a_full_disk_is_reported_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = durable.JsonLines(tmp_path / "journal.jsonl")
+    journal.append({"one": 1})
+
+    class Full:
+        """A file whose disk takes five bytes more; a real full disk cannot be had without being root."""
+
+        def __init__(self, stream: object) -> None:
+            self.stream = stream
+
+        def write(self, line: bytes) -> int:
+            return self.stream.write(line[:5])  # type: ignore[attr-defined]
+
+        def fileno(self) -> int:
+            return self.stream.fileno()  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(journal, "_stream", Full(journal._stream))
+    with pytest.raises(OSError, match="the disk is full; free space and run the same command again"):
+        journal.append({"two": 2})
+    assert (tmp_path / "journal.jsonl").read_text() == '{"one": 1}\n'
+
+
+def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert durable.cache_folder("a", "b") == tmp_path / "xlt_ray" / "a" / "b"

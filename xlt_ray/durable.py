@@ -1,0 +1,124 @@
+"""Files that a kill leaves whole: published in one step, appended to by line, locked, known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+
+def cache_folder(*parts: str) -> Path:
+    """Return the folder of what can be made again: `~/.cache/xlt_ray` on Linux, unless XDG_CACHE_HOME is set."""
+    return platformdirs.user_cache_path("xlt_ray").joinpath(*parts)
+
+
+@contextmanager
+def publishing(path: Path) -> Iterator[Path]:
+    """Yield a free path beside `path`; the file or folder made there takes the place of `path` when the block ends.
+
+    Readers see the old content or the new, never a part, and a block that raises changes nothing. A folder that is
+    there already stays: folders are named by what is in them, so another process that was first made the same.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield draft
+        try:
+            draft.replace(path)
+        except OSError:
+            if not (draft.is_dir() and path.is_dir()):
+                raise
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+
+
+def write(file: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, and onto the disk: it is there after a power cut as well."""
+    with publishing(file) as draft, draft.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's files and their names, in hexadecimal digits."""
+    if not path.is_dir():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(path).as_posix()}\0{digest(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def locked(file: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file against other processes and yield whether it was free; a process that dies frees its locks."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+class JsonLines:
+    """A journal: one JSON record a line, appended in one write, so that a kill loses at most the line being written."""
+
+    def __init__(self, file: Path) -> None:
+        """Open a journal to append to it, without the unfinished line that a killed writer left."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file = file
+        self._stream = file.open("ab", buffering=0)
+        self._stream.truncate(file.read_bytes().rfind(b"\n") + 1)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Append a record; raise OSError, with the journal as it was, where the disk is full."""
+        line = json.dumps(record, default=str).encode() + b"\n"
+        before = os.fstat(self._stream.fileno()).st_size
+        if self._stream.write(line) != len(line):
+            os.ftruncate(self._stream.fileno(), before)
+            raise OSError(f"{self.file}: the disk is full; free space and run the same command again")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def records(file: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield (offset of the next line, record) of a journal from a byte offset on; nothing where there is no file.
+
+    A line still being written ends it. A line that a power cut damaged comes out as None.
+    """
+    if not file.is_file():
+        return
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield offset, _parse(line)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
