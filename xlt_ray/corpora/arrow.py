@@ -1,16 +1,16 @@
-"""Splits of a corpus as Arrow IPC files, and where each of their rows came from."""
+"""Write and map splits of a corpus as Arrow IPC files, with the file and line that each of their rows came from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from xlt_ray import durable
 
 BATCH_ROWS = 65_536
 
@@ -19,7 +19,7 @@ Origin = tuple[int, str, int | None]
 
 
 def column_digest(column: pa.ChunkedArray) -> bytes:
-    """Sha256 of an integer or string column's values and lengths, 64 bytes, however it is chunked."""
+    """Return the SHA-256 of an integer or string column's values, then of their lengths: 64 bytes, however chunked."""
     # values and lengths are hashed apart, since a stream of both would depend on where the chunks end
     values, lengths = hashlib.sha256(), hashlib.sha256()
     for chunk in column.chunks:
@@ -42,17 +42,14 @@ def with_origin(table: pa.Table, file: str, line: int | None) -> pa.Table:
 
 def _with_origins(table: pa.Table, origins: Sequence[Origin]) -> pa.Table:
     merged: list[Origin] = []
-    for rows, file, line in origins:
-        if merged and merged[-1][1] == file and _follows(merged[-1], line):
-            rows, line = rows + merged[-1][0], merged[-1][2]
-            merged.pop()
-        merged.append((rows, file, line))
+    # of a table without rows the first file is kept, so that its name can be reported
+    for rows, file, line in [origin for origin in origins if origin[0]] or origins[:1]:
+        before, same, first = merged[-1] if merged else (0, "", None)
+        if file == same and line == (None if first is None else first + before):
+            merged[-1] = (before + rows, file, first)
+        else:
+            merged.append((rows, file, line))
     return table.replace_schema_metadata({"origins": json.dumps(merged)} if merged else None)
-
-
-def _follows(before: Origin, line: int | None) -> bool:
-    rows, _, first = before
-    return line is None if first is None else line == first + rows
 
 
 def origins_of(table: pa.Table) -> list[Origin]:
@@ -64,48 +61,25 @@ def origins_of(table: pa.Table) -> list[Origin]:
 def write_split(file: Path, rows: Iterable[tuple[str, pa.Table]]) -> None:
     """Write (language, table) pairs as one Arrow IPC file that `open_split` maps; a language may come several times.
 
-    Pairs are taken one by one, so a generator streams. Give a language's tables one after another for quick reading.
-    The file appears whole or not at all: it is written beside its name and renamed. All tables have the same columns.
+    Pairs are taken one by one, so a generator streams. A language's tables are read fastest where they follow one
+    another. All tables have the same columns. The file appears whole or not at all.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    passing = file.with_name(f".{file.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        with pa.OSFile(str(passing), "wb") as sink:
-            _write_batches(sink, rows)
-        os.replace(passing, file)
-    finally:
-        passing.unlink(missing_ok=True)
-
-
-def _write_batches(sink: pa.NativeFile, rows: Iterable[tuple[str, pa.Table]]) -> None:
-    writer = None
-    for language, table in rows:
-        origins = origins_of(table)
-        plain = table.replace_schema_metadata(None)
+    with durable.publishing(file) as draft, pa.OSFile(str(draft), "wb") as sink:
+        writer = None
+        for language, table in rows:
+            plain = table.replace_schema_metadata(None)
+            if writer is None:
+                schema = plain.schema
+                writer = pa.ipc.new_file(sink, schema)
+            origins = origins_of(table)
+            batches = plain.cast(schema).to_batches(max_chunksize=BATCH_ROWS)
+            # a language without rows is kept, so that `check` can report that its file is empty
+            for batch in batches or [pa.RecordBatch.from_pylist([], schema=schema)]:
+                writer.write_batch(batch, custom_metadata={"language": language, "origins": json.dumps(origins)})
+                origins = []  # those of a whole table stand with its first batch
         if writer is None:
-            schema = plain.schema
-            writer = pa.ipc.new_file(sink, schema)
-        start = 0
-        batches = plain.cast(schema).to_batches(max_chunksize=BATCH_ROWS)
-        # a language without rows is kept, so that `check` can say that its file is empty
-        for batch in batches or [pa.RecordBatch.from_pylist([], schema=schema)]:
-            mine = _part(origins, start, batch.num_rows)
-            writer.write_batch(batch, custom_metadata={"language": language, "origins": json.dumps(mine)})
-            start += batch.num_rows
-    if writer is None:
-        writer = pa.ipc.new_file(sink, pa.schema([]))
-    writer.close()
-
-
-def _part(origins: Sequence[Origin], start: int, rows: int) -> list[Origin]:
-    part: list[Origin] = []
-    at = 0
-    for count, file, line in origins:
-        low, high = max(at, start), min(at + count, start + rows)
-        if low < high or (rows == 0 and not part):
-            part.append((high - low, file, None if line is None else line + low - at))
-        at += count
-    return part
+            writer = pa.ipc.new_file(sink, pa.schema([]))
+        writer.close()
 
 
 def open_split(file: Path) -> dict[str, pa.Table]:

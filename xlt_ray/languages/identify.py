@@ -1,19 +1,16 @@
-"""Say in which language a text is written, to tell its reader how good the model was measured to be in it.
+"""Identify the language of a text, so that its reader can be shown how good the model was measured to be in it.
 
 py3langid (Lui and Baldwin 2012, "langid.py: An off-the-shelf language identification tool"; retrained on 140 languages)
 scores byte sequences by naive Bayes; the script that the text is written in then decides between the scripts of a
-language and overrules what cannot be. A guess warns and explains, and tells a centred model which
-mean to subtract; no text is ever refused by it.
+language and overrules what cannot be. A guess serves warnings and explanations, and decides which mean a centred
+model subtracts; no text is ever refused by it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import json
 import mmap
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from xlt_ray import durable
 from xlt_ray.languages import codes
 
 # first word of a letter's Unicode name -> its script as language codes here write it, where the two differ
@@ -37,12 +35,12 @@ SCRIPTS = {
 NOT_A_LANGUAGE = "zxx"  # py3langid's label of what is no language
 READ = 1000  # characters looked at: more changes no answer and would cost time that a long text should not take
 RELEASE = 512  # texts after which the pages that they touched are unmapped; they stay in the system's file cache
-SURE = 0.5  # from here on the guess is worth telling; py3langid scales its confidence so that length does not matter
+SURE = 0.5  # from here on the guess is worth showing; py3langid scales its confidence so that length does not matter
 
 
 @dataclass(frozen=True)
 class Guess:
-    """What a text is taken for: `code` is None where it cannot be told; `confidence` goes from 0 to 1."""
+    """The language guessed for a text: `code` is None where it is not clear; `confidence` goes from 0 to 1."""
 
     code: str | None
     confidence: float
@@ -55,7 +53,7 @@ class Identifier:
     """Guesses languages. Loading takes a second, a text a fifth of a millisecond; safe to use from several threads.
 
     `cache` is a folder for the model's two large tables, 68 MB, which are then mapped and not held: processes share
-    them, and what texts brought into memory is given back again and again.
+    them, and the pages that texts brought into memory are released again and again.
     """
 
     def __init__(self, cache: Path | None = None) -> None:
@@ -68,7 +66,7 @@ class Identifier:
         folder = _tables(cache)
         scores, moves = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ptc", "nextmove"))
         self._mapped = [scores, moves]
-        # py3langid walks `nextmove` byte by byte, and a memoryview gives Python's own numbers, which numpy does not
+        # py3langid walks `nextmove` byte by byte, and a memoryview returns Python's own numbers, which numpy does not
         self._model = LanguageIdentifier(
             scores,
             np.load(folder / "pc.npy"),
@@ -80,10 +78,7 @@ class Identifier:
         )
 
     def guess(self, text: str) -> Guess:
-        """Guess the language of one text.
-
-        A text without letters, or with too few to tell, is given as `UNKNOWN` or with a code of None.
-        """
+        """Guess the language of a text; of one without letters, or with too few, the code of the guess is None."""
         text = text[:READ]
         script = script_of(text)
         if script is None:
@@ -105,31 +100,26 @@ class Identifier:
 
 
 def _tables(cache: Path) -> Path:
-    """Give the folder with py3langid's tables unpacked, made by the first process that asks: beside, then renamed."""
+    """Return the folder of py3langid's unpacked tables, which the first process to need it makes."""
     import py3langid
     from py3langid.langid import MODEL_FILE
     from py3langid.modelio import load_model
 
     packed = Path(py3langid.__file__).parent / MODEL_FILE
-    with packed.open("rb") as file:
-        folder = cache / f"py3langid-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    folder = cache / f"py3langid-{durable.digest(packed)[:16]}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        draft = Path(scratch) / "tables"
+    with durable.publishing(folder) as draft:
         draft.mkdir()
         scores, priors, classes, moves, row, output = load_model(packed)
         for name, values in {"ptc": scores, "pc": priors, "nextmove": moves, "row": row, "output": output}.items():
             np.save(draft / f"{name}.npy", np.asarray(values))
         (draft / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
-        with contextlib.suppress(OSError):  # another process was faster
-            draft.rename(folder)
     return folder
 
 
 def script_of(text: str) -> str | None:
-    """Name the script that most letters are of; any kana makes it Japanese; None where there are no letters.
+    """Return the script of most letters; any kana makes it Japanese; None where there are no letters.
 
     >>> [script_of(text) for text in ("Licht an!", "यह", "東京へ行く", "12 + 3")]
     ['Latn', 'Deva', 'Jpan', None]
@@ -147,7 +137,7 @@ def _script(letter: str) -> str:
 
 
 def _code(label: str, script: str, text: str) -> str | None:
-    """Give the language code of a label in a script; None where that language is not written so."""
+    """Return the language code of a label in a script; None where that language is not written so."""
     if label == NOT_A_LANGUAGE:
         return None
     if script == "Hani" and label != "ja":
@@ -156,7 +146,7 @@ def _code(label: str, script: str, text: str) -> str | None:
 
 
 def _han(text: str) -> str:
-    """Tell simplified from traditional characters by which of the two national character sets has the text."""
+    """Distinguish simplified from traditional characters by which of the two national character sets has the text."""
     lacks = {}
     for script, charset in (("Hans", "gb2312"), ("Hant", "big5")):
         kept = text.encode(charset, errors="ignore").decode(charset)

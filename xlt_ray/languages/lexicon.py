@@ -1,4 +1,4 @@
-"""Bilingual lexicons: words and phrases of one language, with weighted translations into another.
+"""Induce, read and write bilingual lexicons: words and phrases with weighted translations into another language.
 
 One is induced from parallel rows by `induce`, or read from a table or a FreeDict dictionary by `read`. Keys are
 casefolded words joined by single spaces; translations keep the capitals that they have inside a sentence.
@@ -9,10 +9,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
 import string
 import unicodedata
-import uuid
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +22,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import regex
 
-from xlt_ray import sniff
+from xlt_ray import durable, sniff
 from xlt_ray.errors import InputError
 from xlt_ray.languages import word_alignment
 from xlt_ray.languages.word_alignment import WORD, fold, forms_of, shared, words
@@ -54,7 +52,7 @@ class Lexicon:
     entries: Mapping[str, Translations]
 
     def lookup(self, words: Sequence[str], start: int = 0) -> tuple[int, Translations]:
-        """Give the longest entry that begins at `words[start]`, as its number of words and its translations.
+        """Return the longest entry that begins at `words[start]`, as its number of words and its translations.
 
         >>> Lexicon("eng_Latn", "deu_Latn", {"sea": (("Meer", 1.0),)}).lookup(["black", "sea"], 1)
         (1, (('Meer', 1.0),))
@@ -66,17 +64,17 @@ class Lexicon:
 
     @cached_property
     def longest(self) -> int:
-        """How many words the longest phrase that is looked up has."""
+        """The number of words in the longest phrase that is looked up."""
         return min(LONGEST, max((key.count(" ") + 1 for key in self.entries), default=0))
 
     @property
     def phrases(self) -> int:
-        """How many entries have more than one word."""
+        """The number of entries of more than one word."""
         return sum(" " in key for key in self.entries)
 
 
 def key_of(text: str) -> str:
-    """Give the key under which a word or phrase stands in a lexicon.
+    """Return the key under which a word or phrase stands in a lexicon.
 
     >>> key_of("Ice-Cream!")
     'ice cream'
@@ -85,7 +83,7 @@ def key_of(text: str) -> str:
 
 
 def unsegmented(code: str) -> bool:
-    """Tell whether a language is written without spaces between words, by the script of its code.
+    """Return whether a language is written without spaces between words, by the script of its code.
 
     >>> unsegmented("tha_Thai"), unsegmented("swh_Latn")
     (True, False)
@@ -217,23 +215,17 @@ def write(path: str | Path, lexicon: Lexicon) -> None:
     rows = [f"{lexicon.source}\t{lexicon.target}\tscore"]
     for key, options in lexicon.entries.items():
         rows += [f"{key}\t{translation}\t{score!r}" for translation, score in options]
-    file = Path(path)
-    passing = file.with_name(f".{file.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        passing.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        os.replace(passing, file)
+        durable.write(Path(path), "\n".join(rows) + "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}); name a file in a folder that can be written") from None
-    finally:
-        passing.unlink(missing_ok=True)
 
 
 def precision(lexicon: Lexicon, reference: Lexicon) -> tuple[float, int]:
-    """Give the share of entries whose best translation agrees with a reference, and how many entries that knows.
+    """Return the share of entries whose best translation agrees with a reference's, of those it has, and their number.
 
     Two translations agree when they, or a word of the reference's, begin with the same five letters, which lets
-    inflected forms pass. The share is nan when the reference knows none.
+    inflected forms pass. The share is nan when the reference has none.
     """
     known = [key for key in lexicon.entries if key in reference.entries]
     right = 0
@@ -266,7 +258,7 @@ def _text(file: Path) -> str:
 
 
 def _options(text: str) -> Iterator[str]:
-    """Take an article's line apart: number, remarks in brackets, and alternatives at commas."""
+    """Split an article's line into alternatives at commas, without its number and remarks in brackets."""
     for option in regex.split("[;,]", BRACKETED.sub(" ", NUMBERED.sub("", text)).replace("~", " ")):
         if option.strip(" .") and len(option.split()) <= LONGEST:
             yield option.strip(" .")

@@ -1,7 +1,7 @@
-"""Turn rows of any origin into a corpus on disk, once, and open it memory-mapped ever after.
+"""Convert rows of any origin to a corpus on disk, once, and open it memory-mapped ever after.
 
 What a loader reads is written to `cache_dir/corpora/<key>/`: one Arrow file a split and `corpus.json`. Processes that
-convert the same corpus at the same time each write a folder of their own; the first to finish gives it its name.
+convert the same corpus at the same time each write a folder of their own; the first to finish publishes it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import shutil
-import uuid
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xlt_ray import durable
 from xlt_ray.config.experiment import CorpusConfig
 from xlt_ray.corpora.arrow import open_split, origins_of, write_split
 from xlt_ray.corpora.corpus import SPLITS, Corpus, taken_from
@@ -43,68 +42,51 @@ def key(config: CorpusConfig, origin: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def folder(config: CorpusConfig, named: str) -> Path:
-    """Say where the conversion of that key is or will be."""
-    return Path(config.cache_dir).expanduser() / "corpora" / named
-
-
 def corpus(
     config: CorpusConfig, named: str, name: str, read: Callable[[Path], Rows], notes: Sequence[Note] = ()
 ) -> Corpus:
-    """Open the conversion of that key, after making it from the rows that `read` gives where there is none yet.
+    """Open the conversion of that key, after making it from the rows that `read` yields where there is none yet.
 
-    `read` gets an empty folder for its own passing use, gives the rows split by split, and raises InputError for rows
+    `read` receives an empty folder for temporary files, yields the rows split by split, and raises InputError for rows
     that cannot be read; then nothing is kept. `notes`, which may grow meanwhile, are kept with the rows.
     """
-    final = folder(config, named)
+    final = Path(config.cache_dir).expanduser() / "corpora" / named
     if not (final / "corpus.json").is_file():
-        making = final.with_name(f".{named}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
         try:
-            (making / "passing").mkdir(parents=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            # a network file system may keep the name of a file that is still mapped, and its folder, a moment longer
+            temporary = tempfile.TemporaryDirectory(dir=final.parent, prefix=".", ignore_cleanup_errors=True)
         except OSError as error:
             raise InputError(
                 f"corpus.cache_dir {config.cache_dir}: no folder to write to ({error}); name another"
             ) from None
-        try:
-            _convert(making, config, name, read(making / "passing"), notes)
-            _publish(making, final)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+        with temporary, durable.publishing(final) as draft:
+            draft.mkdir()
+            about = _convert(draft, Path(temporary.name), config, read)
+            about |= {"name": name, "notes": _grouped(notes)}
+            (draft / "corpus.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
     return _open(final)
 
 
-def _publish(making: Path, final: Path) -> None:
-    shutil.rmtree(making / "passing", ignore_errors=True)
-    try:
-        making.rename(final)
-    except OSError:
-        # another process was first; its folder holds the same
-        if not (final / "corpus.json").is_file():
-            raise
-
-
-def _convert(making: Path, config: CorpusConfig, name: str, rows: Rows, notes: Sequence[Note]) -> None:
+def _convert(draft: Path, temporary: Path, config: CorpusConfig, read: Callable[[Path], Rows]) -> dict[str, Any]:
+    """Write the splits to `draft`, with labels as numbers once all are known, and return facts for `corpus.json`."""
     seen: dict[str, set[str]] = {}
     left_out: dict[str, Counter[str]] = {}
-    for split, of_split in itertools.groupby(rows, key=lambda row: row[0]):
+    for split, rows in itertools.groupby(read(temporary), key=lambda row: row[0]):
         seen[split], left_out[split] = set(), Counter()
-        write_split(making / "passing" / f"{split}.arrow", _watched(of_split, seen[split], left_out[split], config))
+        write_split(temporary / f"{split}.arrow", _by_code(rows, seen[split], left_out[split], config))
     found = seen.get("train") or set().union(*seen.values())
     labels = config.labels or tuple(sorted(found))
     unknown = tuple(sorted(set().union(*seen.values()) - set(labels)))
     for split in seen:
-        tables = open_split(making / "passing" / f"{split}.arrow")
-        write_split(making / f"{split}.arrow", _final(tables, [*labels, *unknown]))
-    about = {
-        "name": name,
+        write_split(draft / f"{split}.arrow", _final(open_split(temporary / f"{split}.arrow"), [*labels, *unknown]))
+    return {
         "labels": labels,
         "unknown_labels": unknown,
         "labels_stated": config.labels is not None,
         "drop_labels": config.drop_labels,
         "left_out": {split: rows for split, rows in left_out.items() if rows},
-        "notes": _grouped(notes),
     }
-    (making / "corpus.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
 
 def _grouped(notes: Sequence[Note]) -> list[str]:
@@ -115,9 +97,10 @@ def _grouped(notes: Sequence[Note]) -> list[str]:
     return [f"{named[0]}{more[text]}: {text}" for text, named in files.items()]
 
 
-def _watched(
+def _by_code(
     rows: Rows, seen: set[str], left_out: Counter[str], config: CorpusConfig
 ) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (canonical code, rows with ids) of one split; note labels in `seen` and dropped rows in `left_out`."""
     claims: dict[str, str] = {}
     counts: dict[str | None, int] = {}
     for split, name, table in rows:
@@ -163,9 +146,9 @@ def _by_language(
 
 
 def wanted(name: str, config: CorpusConfig, claims: dict[str, str]) -> str | None:
-    """Give the canonical code of a language by its name in the source; None when `corpus.languages` leaves it out.
+    """Return the canonical code of a language by its name in the source; None when `corpus.languages` leaves it out.
 
-    `claims` (code -> name) remembers what was asked before: two names for one language are refused.
+    `claims` (code -> name) keeps what earlier calls found: two names for one language raise InputError.
     """
     if isinstance(config.languages, Mapping):
         code = next((codes.resolve(ours) for ours, theirs in config.languages.items() if theirs == name), None)
@@ -201,13 +184,6 @@ def _final(tables: dict[str, pa.Table], labels: Sequence[str]) -> Iterator[tuple
 
 def _open(final: Path) -> Corpus:
     about = json.loads((final / "corpus.json").read_text(encoding="utf-8"))
-    return Corpus(
-        name=about["name"],
-        labels=tuple(about["labels"]),
-        splits={split: open_split(file) for split in SPLITS if (file := final / f"{split}.arrow").is_file()},
-        labels_stated=about["labels_stated"],
-        unknown_labels=tuple(about["unknown_labels"]),
-        drop_labels=tuple(about["drop_labels"]),
-        left_out=about["left_out"],
-        notes=tuple(about["notes"]),
-    )
+    fields: dict[str, Any] = {key: tuple(kept) if isinstance(kept, list) else kept for key, kept in about.items()}
+    splits = {split: open_split(file) for split in SPLITS if (file := final / f"{split}.arrow").is_file()}
+    return Corpus(splits=splits, **fields)
