@@ -1,4 +1,4 @@
-"""What a file is by its bytes, whatever its name says, and what to do about one that is not the text it should be."""
+"""Detect what a file is by its bytes, whatever its name, and the remedy for one that is not the text it should be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from xlt_ray.errors import InputError
 
 STDIN = "standard input"
-HEAD = 4096  # bytes that tell what a file is
+HEAD = 4096  # bytes that show what a file is
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 PACKED = {
@@ -43,7 +43,7 @@ OTHERS = {
     b"{\\rtf": ("an RTF document", "open it and save it as plain text in UTF-8"),
     b"%PDF-": ("a PDF document", "find the data themselves"),
 }
-# Shown side by side, because no one of them can be told from a few bytes: a guesser took half of ten samples wrongly.
+# Shown side by side, because a few bytes do not decide between them: a guesser took half of ten samples wrongly.
 EIGHT_BIT = ("CP1252", "CP1250", "CP1251", "CP1253", "CP1254", "CP1256", "KOI8-U", "GB18030", "SHIFT_JIS", "EUC-KR")
 
 
@@ -57,12 +57,12 @@ def head(file: Path) -> bytes:
 
 
 def lfs_pointer(file: Path) -> str | None:
-    """Say that a file is a Git LFS pointer and what to do; None where it is not one, or no file."""
+    """Describe the fault of a file that is a Git LFS pointer, with the remedy; None where it is not one, or no file."""
     return pointer_fault(head(file), str(file))
 
 
 def pointer_fault(start: bytes, shown: str) -> str | None:
-    """The same from a file's first bytes; `shown` is its name for the message."""
+    """Describe the same fault from a file's first bytes; `shown` is its name for the message."""
     if not start.startswith(POINTER):
         return None
     size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
@@ -71,14 +71,14 @@ def pointer_fault(start: bytes, shown: str) -> str | None:
 
 
 def in_place(command: str, shown: str) -> str:
-    """Write the shell command that sends a file through another one and keeps the result under the same name."""
+    """Return the shell command that sends a file through another one and keeps the result under the same name."""
     if shown == STDIN:
         return f"`{command}` before it in the pipe"
     return f'`f={shlex.quote(shown)}; {command} < "$f" > "$f.new" && mv "$f.new" "$f"`'
 
 
 def foreign(start: bytes, shown: str) -> str | None:
-    """Say what a file is instead of UTF-8 text by its first bytes, and what to do; None where nothing is against it."""
+    """Describe what a file is instead of UTF-8 text by its first bytes, with the remedy; None where it may be text."""
     if fault := pointer_fault(start, shown):
         return fault
     for magic, (name, command) in PACKED.items():
@@ -104,7 +104,7 @@ def foreign(start: bytes, shown: str) -> str | None:
 
 
 def wide_encoding(start: bytes) -> str | None:
-    """Name the UTF-16 or UTF-32 that bytes are in, by their mark or by where their zeros stand; None: neither."""
+    """Return the UTF-16 or UTF-32 encoding of bytes, by their mark or by where their zeros stand; None: neither."""
     for mark, encoding in MARKS.items():
         if start.startswith(mark):
             return encoding
@@ -118,10 +118,10 @@ def _excerpt(start: bytes) -> str:
 
 
 def undecodable(place: str, line: bytes, error: UnicodeDecodeError, at: int, mixed: bool, shown: str) -> str:
-    """Say which byte of a line is not UTF-8 and what to do.
+    """Describe which byte of a line is not UTF-8, with the remedy.
 
-    `at` is where the line starts in the file; `mixed` says that other lines are UTF-8 beyond ASCII, so that converting
-    the whole file would spoil them.
+    `at` is where the line starts in the file. `mixed`: other lines are UTF-8 beyond ASCII, so that converting the whole
+    file would spoil them.
     """
     fault = f"{place}: byte {at + error.start} of the file (0x{line[error.start]:02x}) is not UTF-8"
     if mixed:
@@ -144,7 +144,7 @@ def _readings(line: bytes) -> str:
 
 
 def text_lines(file: str | Path, stream: io.BufferedReader | None = None) -> Iterator[str]:
-    """Give the lines of a UTF-8 file, or of an open stream shown as `file`, without line ends and byte-order mark.
+    """Yield the lines of a UTF-8 file, or of an open stream shown as `file`, without line ends and byte-order mark.
 
     Nothing is replaced or guessed: InputError, with line, byte and remedy, where a line is not UTF-8 and where the
     file is packed, a spreadsheet, a Git LFS pointer or the like. Lines end in LF or CR LF and are read one by one.

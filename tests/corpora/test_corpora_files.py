@@ -87,7 +87,6 @@ def test_a_directory_by_language_loads_in_every_format(load, tmp_path: Path, suf
     assert table["label"].to_pylist() == [0, 1, 0]
     assert table["label"].type == pa.int32()
     assert table["id"].to_pylist() == ["dev:hau_Latn:0", "dev:hau_Latn:1", "dev:hau_Latn:2"]
-    assert not corpus.has_pairs
     soundness.check(corpus, ["eng_Latn"], "all", ["eng_Latn"])
 
 

@@ -82,7 +82,6 @@ def test_directories_saved_by_language_load_with_class_names(load, tmp_path: Pat
     corpus = load(saved(tmp_path / "nli"), **PAIRS, **settings)
     assert corpus.name == "nli"
     assert corpus.labels == tuple(sorted(NAMES))
-    assert corpus.has_pairs
     sizes = {split: corpus.sizes(split) for split in ("train", "dev", "test")}
     assert sizes == dict.fromkeys(("train", "dev", "test"), {"eng_Latn": 6, "swh_Latn": 6})
     assert labels(corpus, "dev", "swh_Latn") == NAMES * 2

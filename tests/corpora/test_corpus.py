@@ -92,11 +92,6 @@ def test_all_targets_are_what_has_a_test_split(corpus: Corpus) -> None:
     assert corpus.measured(["zul_Latn"], ["yor_Latn"]) == ("yor_Latn",), "a source without test is not measured"
 
 
-def test_pairs_are_told_by_the_column() -> None:
-    assert not Corpus("single", (), {"test": {"eng_Latn": rows("a")}}).has_pairs
-    assert Corpus("pairs", (), {"test": {"eng_Latn": rows("a", pair=True)}}).has_pairs
-
-
 def test_the_fingerprint_is_of_contents_and_not_of_chunks_or_place(tmp_path: Path) -> None:
     table = rows("a", "", "bc", pair=True)
     chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])

@@ -236,7 +236,7 @@ def test_no_line_is_claimed_once_rows_are_gone() -> None:
 
 
 def test_small_languages_share_a_search_and_large_ones_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xlt_ray.corpora.overlap.BUNCH_ROWS", 5)
+    monkeypatch.setattr("xlt_ray.corpora.overlap.PIECE_ROWS", 5)
     codes = [f"l{number:02d}_Latn" for number in range(9)]
     splits = {split: {code: table(good(code, split, size=3)) for code in codes} for split in ("train", "dev", "test")}
     splits["train"]["l07_Latn"] = table([*good("l07_Latn", "train"), ("test l03_Latn 2", 0, "q")])

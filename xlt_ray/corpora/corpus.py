@@ -1,4 +1,4 @@
-"""Labelled rows per split and language, kept on disk as Arrow tables.
+"""Hold the labelled rows of a corpus per split and language, as Arrow tables on disk.
 
 A split is one Arrow IPC file whose batches are tagged with their language; opened memory-mapped, its tables cost
 address space and no memory. Nothing here turns a whole column into Python objects, so millions of rows are fine.
@@ -23,6 +23,7 @@ from xlt_ray.errors import InputError
 
 SPLITS = ("train", "dev", "test")
 SHOWN_FAULTS = 20
+Where = tuple[str, str]  # split and language
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +35,18 @@ class Corpus:
     labels: tuple[str, ...]
     splits: Mapping[str, Mapping[str, pa.Table]] = field(repr=False)
     licence: str = ""
-    # the user or the loader listed the labels, so one that only some languages have is meant
+    # the user or the loader listed the labels, so one that only some languages have is intended
     labels_stated: bool = False
     # labels whose rows are left out, and how many they were: split -> language -> number
     drop_labels: tuple[str, ...] = ()
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict, repr=False)
     # labels of rows that are outside `labels`: index len(labels) + k is unknown_labels[k]; `check` refuses such rows
     unknown_labels: tuple[str, ...] = ()
-    # what its reader decided or left out, for `training/setup.py` to tell
+    # what its loader decided or left out, for `training/checks.py` to log
     notes: tuple[str, ...] = ()
 
     def table(self, split: str, language: str) -> pa.Table:
-        """Give the rows of one language in one split; raise InputError when there are none."""
+        """Return the rows of one language in one split; raise InputError when it has no such split."""
         found = self.splits.get(split, {}).get(language)
         if found is None:
             raise InputError(f"corpus {self.name}, {split}: no {language}; {offer(language, self.languages(split))}")
@@ -78,10 +79,10 @@ class Corpus:
         return replace(self, splits={"train": {}, "dev": {}, "test": self._only("test", self.languages("test"))})
 
     def unlabelled(self, languages: Iterable[str], ids: bool = False) -> dict[str, pa.Table]:
-        """Give the texts of languages without their labels: rows of train, else of dev, never of test.
+        """Return the texts of languages without their labels: rows of train, else of dev, never of test.
 
-        A table has `text` and, in pair tasks, `text_pair` alone, besides `id` where `ids` asks for it; a language
-        without such rows is absent.
+        A table has `text`, in pair tasks `text_pair`, and `id` where `ids` asks for it; a language without such rows is
+        absent.
         """
         columns = ("text", "text_pair", *(["id"] if ids else []))
         texts = {}
@@ -96,20 +97,15 @@ class Corpus:
         tables = self.splits.get(split, {})
         return {language: tables[language] for language in languages if language in tables}
 
-    @property
-    def has_pairs(self) -> bool:
-        """Whether rows are pairs of texts."""
-        return any("text_pair" in table.column_names for _, _, table in self.tables())
-
     def tables(self) -> Iterator[tuple[str, str, pa.Table]]:
-        """Go through (split, language, table), in a fixed order."""
+        """Yield (split, language, table) of every table with rows, in a fixed order."""
         for split in SPLITS:
             for language in self.languages(split):
                 yield split, language, self.splits[split][language]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sha256 of labels and rows in their order, the same wherever they lie and however they are chunked."""
+        """The SHA-256 of labels and rows in their order, the same in any place and however they are chunked."""
         digest = hashlib.sha256(json.dumps([self.labels, self.unknown_labels]).encode())
         for split, language, table in self.tables():
             digest.update(json.dumps([split, language, table.num_rows]).encode())
@@ -120,16 +116,16 @@ class Corpus:
 
 
 def taken_from(table: pa.Table, rows: pa.Table) -> pa.Table:
-    """Note that rows come from the file of the table they were taken out of, and that their lines are not known.
+    """Note on rows chosen from a table the file of that table, and that their lines are not known.
 
-    They no longer follow one another.
+    They no longer stand on successive lines.
     """
     origins = origins_of(table)
     return with_origin(rows, origins[0][1], None) if origins else rows
 
 
 def place(corpus: Corpus, split: str, language: str, row: int) -> str:
-    """Say where a row comes from: file and line where known, else file or split, language and the row's id."""
+    """Describe where a row comes from: file and line where known, else file or split, language and the row's id."""
     table = corpus.table(split, language)
     name = f"{split}, {language}, row {table['id'][row].as_py()}"
     for rows, file, line in origins_of(table):
@@ -140,7 +136,7 @@ def place(corpus: Corpus, split: str, language: str, row: int) -> str:
 
 
 def first_of(corpus: Corpus, split: str, language: str, bad: pa.ChunkedArray, what: str, remedy: str) -> Iterator[str]:
-    """Say of rows marked as bad where the first is and how many more there are; nothing where none is."""
+    """Yield a fault that names the first of the rows marked as bad and counts the others; nothing where none is."""
     count = pc.sum(bad).as_py() or 0
     if count:
         others = f" (and {count - 1} more rows of {split}, {language})" if count > 1 else ""
@@ -149,12 +145,11 @@ def first_of(corpus: Corpus, split: str, language: str, bad: pa.ChunkedArray, wh
 
 
 def offer(language: str, there: Sequence[str]) -> str:
-    """Say what to do about a language that is not there, naming those that are."""
+    """Suggest what to do about a missing language, naming those that are there."""
     if not there:
         return "no language has this split; check corpus.path and corpus.splits"
     near = difflib.get_close_matches(language, there, n=3, cutoff=0.4)
-    some = ", ".join(near or there[:10])
-    return f"add its rows, or take a language that has it, such as {some}"
+    return f"add its rows, or take a language that has it, such as {', '.join(near or there[:10])}"
 
 
 def refuse(title: str, faults: Sequence[str]) -> NoReturn:

@@ -1,6 +1,6 @@
-"""Whether labels are classes: markers of rows without a label, one label in two spellings, lists, numbers on a scale.
+"""Check that labels are classes, not marks of missing labels, one label in two spellings, lists or numbers on a scale.
 
-What is named in `corpus.labels` is meant and passes; a label outside it, or in no train split of the sources, does not.
+What `corpus.labels` names is a class and passes; a label outside it, or in no train split of the sources, does not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlt_ray.config import plain_yaml
-from xlt_ray.corpora.corpus import Corpus, place
-
-Where = tuple[str, str]  # split and language
+from xlt_ray.corpora.corpus import Corpus, Where, place
 
 # without what is neither letter nor digit: `<NA>`, `N/A` and `n.a.` are one
 NEVER_CLASSES = re.compile(
@@ -42,31 +40,35 @@ class Labels:
     trained: Counter[int]  # over the train splits of all sources
 
     @property
-    def meant(self) -> set[int]:
-        """The labels that are classes because somebody said so."""
+    def stated(self) -> set[int]:
+        """The labels that are classes because the user or the loader listed them."""
         return set(range(len(self.corpus.labels))) if self.corpus.labels_stated else set()
 
     @property
     def doubtful(self) -> dict[int, str]:
-        """The labels that nobody said to be classes: number -> name."""
-        used = sorted({label for counts in self.counts.values() for label in counts} - self.meant)
+        """The labels of rows that nobody listed as classes: number -> name."""
+        used = sorted({label for counts in self.counts.values() for label in counts} - self.stated)
         return {label: self.names[label] for label in used}
 
     def first(self, label: int) -> str:
-        """Say where a label stands first, in the order of reading."""
+        """Describe where a label stands first, in the order of reading."""
         split, language = next(where for where, counts in self.counts.items() if label in counts)
         column = self.corpus.table(split, language)["label"]
         return place(self.corpus, split, language, pc.index(column, pa.scalar(label, pa.int32())).as_py())
 
+    def shown(self, label: int) -> str:
+        """Describe a label for a message: where it stands first, its name and its rows."""
+        return f"{self.first(label)}: label {self.names[label]!r} ({self.rows(label)})"
+
     def rows(self, label: int) -> str:
-        """Say how many rows have a label, and where."""
+        """Describe how many rows have a label, and where."""
         having = [(where, counts[label]) for where, counts in self.counts.items() if label in counts]
         (split, language), _ = having[0]
         total = sum(rows for _, rows in having)
         return f"{total} rows of {split}, {language}" if len(having) == 1 else f"{total} rows in {len(having)} splits"
 
 
-def gather(corpus: Corpus, sources: Sequence[str], read: Sequence[Where]) -> Labels:
+def count(corpus: Corpus, sources: Sequence[str], read: Sequence[Where]) -> Labels:
     """Count the labels of the splits and languages read."""
     counts = {where: _counts(corpus.table(*where)) for where in read}
     trained: Counter[int] = Counter()
@@ -82,7 +84,7 @@ def _counts(table: pa.Table) -> dict[int, int]:
 
 
 def faults(found: Labels) -> Iterator[str]:
-    """Say which labels of what a run reads are no classes, or cannot be learned."""
+    """Yield the faults of labels, of what a run reads, that are no classes or cannot be learned."""
     markers = {label for label in found.doubtful if _marker(found, label) == "sure"}
     lists = {label for label, name in found.doubtful.items() if LISTED.fullmatch(name)} - markers
     groups = [] if found.corpus.labels_stated else _spellings(found, markers | lists)
@@ -101,29 +103,29 @@ def faults(found: Labels) -> Iterator[str]:
             f"({found.trained[label]} rows), and a classifier needs two; add rows of another label, or name the column "
             "of the label in corpus.label"
         )
-    if found.trained or found.meant:
+    if found.trained or found.stated:
         yield from _unknown(found, refused, markers)
     yield from _lopsided(found, refused)
 
 
 def cautions(found: Labels) -> Iterator[str]:
-    """Say what in the labels of a corpus without faults may not be meant."""
+    """Yield warnings of what in the labels of a corpus without faults may not be intended."""
     names = found.doubtful
     for label, name in names.items():
         if _marker(found, label):
             yield (
-                f"{found.first(label)}: label {name!r} ({found.rows(label)}) is taken for a class; where it marks rows "
-                f"without a label, {_dropping(found, {label})} leaves them out{_or_all(found)}"
+                f"{found.shown(label)} is taken for a class; where it marks rows without a label, "
+                f"{_dropping(found, {label})} leaves them out{_or_all(found)}"
             )
         if len(parts := re.split(r"\s*[,;|+/&]\s*", name)) > 1 and set(parts) <= set(names.values()):
             yield (
-                f"{found.first(label)}: label {name!r} ({found.rows(label)}) joins labels that stand alone elsewhere "
-                f"and is taken for a class of its own; a row has one label{_or_all(found)}"
+                f"{found.shown(label)} joins labels that stand alone elsewhere and is taken for a class of its own; a "
+                f"row has one label{_or_all(found)}"
             )
     numbers = [_number(name) for name in names.values()]
     if None not in numbers and any(number % 1 for number in numbers if number is not None):
         yield f"train: the labels are numbers, {_few(names.values())}, and are taken for classes{_or_all(found)}"
-    idle = sorted(found.names[label] for label in found.meant - set(found.trained))
+    idle = sorted(found.names[label] for label in found.stated - set(found.trained))
     if idle and found.trained:  # where no source is read, as when a bundle is measured, there is nothing to miss
         yield f"corpus.labels: no train row of the sources has {_few(idle)}, so no text will be given it"
     alone = [where for where, counts in found.counts.items() if where[0] == "test" and len(counts) == 1]
@@ -133,7 +135,7 @@ def cautions(found: Labels) -> Iterator[str]:
 
 
 def fold(name: str) -> str:
-    """Write a label as others that a reader takes for the same: in any case, spacing or Unicode form, 1.0 as 1.
+    """Normalise a label to what a reader takes for the same, in any case, spacing or Unicode form, and 1.0 to 1.
 
     >>> fold("Not_Hate ") == fold("not hate\u200b") == fold("\uff2eot hate"), fold("1.0"), fold("-1")
     (True, '1', '-1')
@@ -151,7 +153,7 @@ def _number(name: str) -> float | None:
 
 
 def _marker(found: Labels, label: int) -> str:
-    """Tell whether a label marks rows without one: "sure", "perhaps", since classes are called so too, or ""."""
+    """Judge whether a label marks rows without one: "sure", "perhaps" where classes are called so too, or "" for no."""
     others = {found.names[other] for counts in found.counts.values() for other in counts if other != label}
     bare = _bare(found.names[label])
     value, values = _number(found.names[label]), {_number(other) for other in others}
@@ -180,10 +182,7 @@ def _bare(name: str) -> str:
 def _marked(found: Labels, markers: set[int]) -> Iterator[str]:
     remedy = _dropping(found, markers)
     for label in sorted(markers):
-        yield (
-            f"{found.first(label)}: label {found.names[label]!r} ({found.rows(label)}) marks rows without a label; "
-            f"{remedy} leaves them out{_or_all(found)}"
-        )
+        yield f"{found.shown(label)} marks rows without a label; {remedy} leaves them out{_or_all(found)}"
 
 
 def _listed(found: Labels, lists: set[int]) -> Iterator[str]:
@@ -191,8 +190,8 @@ def _listed(found: Labels, lists: set[int]) -> Iterator[str]:
         label = min(lists, key=lambda one: -found.trained[one])
         more = f" and {len(lists) - 1} other labels are" if len(lists) > 1 else " is"
         yield (
-            f"{found.first(label)}: label {found.names[label]!r} ({found.rows(label)}){more} a list or an object, and "
-            f"a row has one label; write one, or name another column in corpus.label{_or_all(found)}"
+            f"{found.shown(label)}{more} a list or an object, and a row has one label; write one, or name another "
+            f"column in corpus.label{_or_all(found)}"
         )
 
 
@@ -219,7 +218,7 @@ def _spelt(found: Labels, group: Sequence[int]) -> str:
 
 
 def _scale(found: Labels, refused: set[int]) -> str | None:
-    counts = {found.names[label]: rows for label, rows in found.trained.items() if label not in found.meant | refused}
+    counts = {found.names[label]: rows for label, rows in found.trained.items() if label not in found.stated | refused}
     rows, few = sum(counts.values()), _few(sorted(counts))
     numbers = [_number(name) for name in counts]
     if None not in numbers:
@@ -234,7 +233,7 @@ def _scale(found: Labels, refused: set[int]) -> str | None:
 
 
 def _unknown(found: Labels, refused: set[int], markers: set[int]) -> Iterator[str]:
-    known = found.meant or {label for label in found.trained if label < len(found.corpus.labels)}
+    known = found.stated or {label for label in found.trained if label < len(found.corpus.labels)}
     where = "is not in corpus.labels" if found.corpus.labels_stated else "is in no train split of the sources"
     strange = {label: name for label, name in found.doubtful.items() if label not in known | refused}
     remedy = _dropping(found, {*markers, *strange})
@@ -242,10 +241,7 @@ def _unknown(found: Labels, refused: set[int], markers: set[int]) -> Iterator[st
         same = [found.names[other] for other in sorted(known) if fold(found.names[other]) == fold(name)]
         near = same or difflib.get_close_matches(name, [found.names[other] for other in sorted(known)], n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""
-        yield (
-            f"{found.first(label)}: label {name!r} ({found.rows(label)}) {where}; {meant}correct it, or leave "
-            f"such rows out by {remedy}{_or_all(found)}"
-        )
+        yield (f"{found.shown(label)} {where}; {meant}correct it, or leave such rows out by {remedy}{_or_all(found)}")
 
 
 def _lopsided(found: Labels, refused: set[int]) -> Iterator[str]:
@@ -269,7 +265,7 @@ def _few(names: Iterable[str]) -> str:
 
 
 def dropping(corpus: Corpus, names: Iterable[str]) -> str:
-    """Write the override that leaves out rows with these labels too, as a shell takes it."""
+    """Return the override that leaves out rows with these labels too, quoted for a shell."""
     return _option("corpus.drop_labels", [*corpus.drop_labels, *names])
 
 
@@ -285,7 +281,7 @@ def _dropping(found: Labels, labels: Iterable[int]) -> str:
 
 
 def _or_all(found: Labels) -> str:
-    """Say how to state that labels are classes."""
-    names = sorted({found.names[label] for label in {*found.trained, *found.doubtful, *found.meant}})
+    """Return the remedy that states all labels as classes."""
+    names = sorted({found.names[label] for label in {*found.trained, *found.doubtful, *found.stated}})
     stated = f"by {_option('corpus.labels', names)}" if len(names) <= LISTABLE else "in corpus.labels"
     return f", or where all are classes, state them {stated}"

@@ -1,4 +1,4 @@
-"""Sampling shares p ~ weight * rows ** alpha, and seeded epoch draws that no restart or worker count changes."""
+"""Compute sampling shares p ~ weight * rows ** alpha, and draw epochs that no restart or worker count changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Share:
-    """What one language gets of an epoch; `repeats` is how often each of its rows is expected."""
+    """The part of an epoch that one language has; `repeats` is how often each of its rows is expected."""
 
     language: str
     rows: int
@@ -61,7 +61,7 @@ def shares(sizes: Mapping[str, int], alpha: float, weights: Mapping[str, float] 
 
 
 def table(sizes: Mapping[str, int], config: MixtureConfig) -> list[Share]:
-    """Lay out the mixture for a reader: rows, share, expected draws an epoch and expected repeats of each row."""
+    """Describe the mixture: every language's rows, share, expected draws an epoch and expected repeats of each row."""
     share = shares(sizes, config.alpha, config.weights)
     draws = config.draws_per_epoch or sum(rows for code, rows in sizes.items() if share[code] > 0)
     return [
@@ -80,8 +80,8 @@ def table(sizes: Mapping[str, int], config: MixtureConfig) -> list[Share]:
 def epoch(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: int) -> Draws:
     """Draw epoch `number` (from 0): the same on every rank, on every machine, before and after a restart.
 
-    Each language keeps one endless stream of its rows, a fresh permutation after another, and an epoch takes the next
-    piece of it. So over a whole run no row of a language is drawn twice more often than another, and alpha = 1 with
+    Each language has one endless stream of its rows, one permutation after another, and an epoch takes the next piece
+    of it. So over a whole run no row of a language is drawn twice more often than another, and alpha = 1 with
     the default number of draws is the usual epoch: every row once.
     """
     names = tuple(sorted(sizes))

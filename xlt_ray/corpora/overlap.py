@@ -1,4 +1,4 @@
-"""Texts that stand where they should not: in train and in test, and several times in one split.
+"""Find texts that stand where they should not: in train and in test, and several times in one split.
 
 Texts are compared as encoders see them, and ids as they are: by Arrow on whole columns, but a piece at a time, so that
 a large language costs no second copy of its texts.
@@ -6,6 +6,7 @@ a large language costs no second copy of its texts.
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlt_ray.corpora.corpus import Corpus, first_of, place, taken_from
+from xlt_ray.corpora.corpus import Corpus, Where, first_of, place, taken_from
 
-BUNCH_ROWS = 1 << 18
-Where = tuple[str, str]  # split and language
+PIECE_ROWS = 1 << 18
 KINDS = (
     ("with another label too", "correct or remove some of them"),
     ("three times or more", "each of them counts in the score"),
@@ -29,12 +29,12 @@ SPACES = r"[ \x{1C}-\x{1F}\x{85}\x{1680}\x{2028}\x{2029}\s]{2,}|[\t-\r\x{1C}-\x{
 
 
 def overlaps(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
-    """Say which rows of train and dev have the id or the text of a row of test, of what a run reads."""
+    """Yield the faults of rows of train and dev, of what a run reads, that have the id or the text of a row of test."""
     tested = [language for split, language in read if split == "test"]
     others = [(split, language) for split, language in read if split != "test"]
     remedy = "remove the rows from either, or set corpus.overlap: drop_train"
     for what, key in _KEYS.items():
-        marks = _in_test([corpus.table(*where) for where in others], what, _test_keys(corpus, tested, what))
+        marks = _in_test(corpus, tested, [corpus.table(*where) for where in others], what)
         for (split, language), both in zip(others, marks, strict=True):
             row = pc.index(both, True).as_py()
             if row >= 0:
@@ -46,7 +46,7 @@ def overlaps(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
 
 
 def as_seen(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Write texts as encoders see them: NFKD, without invisible characters, with one space between words; null is "".
+    """Normalise texts to what encoders see: NFKD, no invisible characters, one space between words; null is "".
 
     >>> as_seen(pa.chunked_array([["caf\\u00e9 \\u00a0au\\u200b lait", "\\ufb01n", None]])).to_pylist()
     ['cafe\\u0301 au lait', 'fin', '']
@@ -68,39 +68,28 @@ def _ids(table: pa.Table) -> pa.ChunkedArray:
 _KEYS = {"id": _ids, "text": _texts}
 
 
-def _in_test(tables: Sequence[pa.Table], what: str, seen: pa.Array) -> list[pa.ChunkedArray]:
+def _in_test(corpus: Corpus, tested: Iterable[str], tables: Sequence[pa.Table], what: str) -> list[pa.ChunkedArray]:
     """Mark in every table the rows whose id or text is among those of test."""
-    marks: list[list[pa.BooleanArray]] = [[] for _ in tables]
-    for bunch in _bunches([(number, piece) for number, table in enumerate(tables) for piece in pieces(table)]):
-        keys = [chunk for _, piece in bunch for chunk in _KEYS[what](piece).chunks]
-        found = pc.is_in(pa.chunked_array(keys, pa.large_string()), value_set=seen, skip_nulls=True)
-        for number, piece in bunch:
-            marks[number] += found.slice(0, piece.num_rows).chunks
-            found = found.slice(piece.num_rows)
-    return [pa.chunked_array(chunks, pa.bool_()) for chunks in marks]
+    chunks = [chunk for keys in _keys([corpus.table("test", code) for code in tested], what) for chunk in keys.chunks]
+    seen = pc.unique(pa.chunked_array(chunks, pa.large_string()))
+    found = [pc.is_in(keys, value_set=seen, skip_nulls=True) for keys in _keys(tables, what)]
+    marks = pa.chunked_array([chunk for part in found for chunk in part.chunks], pa.bool_())
+    starts = itertools.accumulate((table.num_rows for table in tables), initial=0)
+    return [marks.slice(start, table.num_rows) for start, table in zip(starts, tables, strict=False)]
+
+
+def _keys(tables: Sequence[pa.Table], what: str) -> Iterator[pa.ChunkedArray]:
+    """Yield the ids or the texts of all tables end to end, so that small languages share a search through test."""
+    columns = [[name for name in ("id", "text", "text_pair") if name in table.column_names] for table in tables]
+    if tables:
+        whole = pa.concat_tables(map(pa.Table.select, tables, columns), promote_options="permissive")
+        yield from (_KEYS[what](piece) for piece in pieces(whole))
 
 
 def pieces(table: pa.Table) -> Iterator[pa.Table]:
     """Cut a table in pieces, since `as_seen` makes a copy of texts, which a large language must not hold whole."""
-    for start in range(0, table.num_rows, BUNCH_ROWS):
-        yield table.slice(start, BUNCH_ROWS)
-
-
-def _bunches(pieces: Iterable[tuple[int, pa.Table]]) -> Iterator[list[tuple[int, pa.Table]]]:
-    # each search costs what test is large, so small languages share one
-    bunch: list[tuple[int, pa.Table]] = []
-    for piece in pieces:
-        bunch.append(piece)
-        if sum(one.num_rows for _, one in bunch) >= BUNCH_ROWS:
-            yield bunch
-            bunch = []
-    if bunch:
-        yield bunch
-
-
-def _test_keys(corpus: Corpus, tested: Iterable[str], what: str) -> pa.Array:
-    parts = [piece for language in tested for piece in pieces(corpus.table("test", language))]
-    return pc.unique(pa.chunked_array([c for piece in parts for c in _KEYS[what](piece).chunks], pa.large_string()))
+    for start in range(0, table.num_rows, PIECE_ROWS):
+        yield table.slice(start, PIECE_ROWS)
 
 
 def _find(corpus: Corpus, tested: Iterable[str], what: str, value: pa.Scalar) -> Iterator[str]:
@@ -116,7 +105,7 @@ def _short(value: str) -> str:
 
 
 def repeats(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
-    """Say which texts stand in one split of a language with several labels, or three times and more in test."""
+    """Yield warnings of texts that one split of a language has with several labels, or test three times and more."""
     for split, kinds in (("train", KINDS[:1]), ("test", KINDS)):
         found = {code: _repeated(corpus.table(split, code)) for one, code in read if one == split}
         for kind, remedy in kinds:
@@ -138,7 +127,7 @@ def _labelled(corpus: Corpus, split: str, language: str, row: int) -> str:
 
 
 def _repeated(table: pa.Table) -> dict[str, tuple[int, int, int]]:
-    """Count the rows of each of KINDS, where there are any, and give two of one text: kind -> (rows, first, second)."""
+    """Count the rows of each of KINDS that occurs, and find two of one text: kind -> (rows, first, second)."""
     # numbers of 64 bits stand for texts, since a table of a large language's texts would be another copy of them
     parts = [np.fromiter(map(hash, _texts(one).to_pylist()), np.int64, one.num_rows) for one in pieces(table)]
     keys, labels = np.concatenate([np.empty(0, np.int64), *parts]), table["label"].to_numpy()
@@ -165,7 +154,7 @@ def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:
     dropped: dict[str, dict[str, int]] = {}
     others = [(split, language, table) for split, language, table in corpus.tables() if split != "test"]
     tables = [table for _, _, table in others]
-    marks = [_in_test(tables, what, _test_keys(corpus, tested, what)) for what in _KEYS]
+    marks = [_in_test(corpus, tested, tables, what) for what in _KEYS]
     for (split, language, table), *both in zip(others, *marks, strict=True):
         kept[split][language] = _without(table, pc.or_(*both))
         count = table.num_rows - kept[split][language].num_rows

@@ -1,4 +1,4 @@
-"""Whether a corpus can give a sound result: what `check` refuses, and what it warns of.
+"""Check whether a corpus can give a sound result: what is refused, and what only causes a warning.
 
 Everything is computed by Arrow on whole columns; only the first faulty row of a kind becomes a Python object.
 """
@@ -24,7 +24,7 @@ def check(
     """Refuse a corpus that cannot give a sound result for these languages, with one InputError listing every fault.
 
     `dev` names the languages whose dev rows are needed (the sources for early stopping on them). What no run reads,
-    such as train rows of a target, is not looked at. What may be meant only causes a warning.
+    such as train rows of a target, is not looked at. What may be intended only causes a warning.
     """
     measured = corpus.measured(sources, targets)
     read = [
@@ -33,7 +33,7 @@ def check(
         for language in sorted(wanted)
         if language in corpus.languages(split)
     ]
-    found = labels.gather(corpus, sources, read)
+    found = labels.count(corpus, sources, read)
     faults = [
         *_absent(corpus, sources, measured, dev),
         *(_without_test(corpus) if targets == "all" else ()),
@@ -81,7 +81,7 @@ def _no_rows(corpus: Corpus, split: str, language: str) -> str:
 
 
 def _left_out(corpus: Corpus, sources: Sequence[str]) -> Iterator[str]:
-    """Say which sources are not measured for want of test rows, and what `corpus.drop_labels` took."""
+    """Yield warnings of sources that have no test rows to be measured on, and of what `corpus.drop_labels` took."""
     for language in sorted({*sources} & {*corpus.splits.get("test", {})} - {*corpus.languages("test")}):
         yield f"{_no_rows(corpus, 'test', language)}, so it is not measured"
     for split, rows in corpus.left_out.items():

@@ -1,1 +1,1 @@
-"""What is known of languages themselves: codes and names, identification, typology, lexicons, word alignment."""
+"""Languages themselves: codes and names, identification, typology, lexicons, word alignment."""

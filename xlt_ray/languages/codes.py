@@ -1,6 +1,6 @@
-"""Give every language one code, in the style of FLORES (hau_Latn), whatever code a corpus or a user writes.
+"""Map every code of a language that a corpus or a user may write to one, in the style of FLORES (hau_Latn).
 
-The table `data/languages.tsv` has one row per language and script: the 205 of FLORES-200 and SIB-200, what XLM-R was
+The table `languages.tsv` has one row per language and script: the 205 of FLORES-200 and SIB-200, what XLM-R was
 pre-trained on, and what the loaders of this package and some regional benchmarks (AfriSenti, NusaX, AmericasNLI) add.
 Its columns are code, name, script, family (as SIB-200 groups them; arXiv 2309.07445), aliases and in_xlmr.
 
@@ -96,9 +96,9 @@ def resolve(code: str) -> str:
 
 
 def read(code: str) -> str | None:
-    """Turn any usual code into the canonical one, as `resolve`, but quietly give None for one that is not known.
+    """Turn any usual code into the canonical one, as `resolve`, but return None for an unknown one, without a warning.
 
-    Nothing is kept, as these codes may come from anybody.
+    Nothing is cached, as these codes may come from anybody.
 
     >>> read("sw"), read("qqq")
     ('swh_Latn', None)
@@ -108,7 +108,7 @@ def read(code: str) -> str | None:
 
 
 def right_to_left(code: str) -> bool:
-    """Tell whether a language's script is written from right to left.
+    """Return whether a language's script is written from right to left.
 
     >>> right_to_left("arb_Arab"), right_to_left("swh_Latn")
     (True, False)
@@ -152,6 +152,6 @@ def _in_script(language: list[str], script: str) -> str | None:
 
 
 def family(code: str) -> str:
-    """Give a language's family, or a word for not knowing it."""
+    """Return a language's family, or "unknown family"."""
     found = get(code)
     return found.family if found else "unknown family"

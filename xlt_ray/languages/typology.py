@@ -1,4 +1,4 @@
-"""How near two languages are by family, script and place, whatever text there is of them.
+"""Measure how near two languages are by family, script and place, whatever text there is of them.
 
 Families and places come from the package qwanqwa (Glottolog's tree and coordinates; its data are under CC BY-SA 4.0 and
 not copied into this package), and where it knows no family, families and scripts from our own `languages.tsv`.
@@ -36,7 +36,7 @@ RENAMED = {
 
 
 def kinship(source: str, target: str) -> float:
-    """Give the share of the target's line of descent, from the root of its family to itself, that the source shares.
+    """Return the share of the target's line of descent, from the root of its family to itself, that the source shares.
 
     1 is the same language, 0 another family. Sources that part from the target at the same ancestor are equally close,
     however finely the tree divides what comes after.
@@ -83,7 +83,7 @@ def lineage(code: str) -> tuple[str, ...]:
 
 
 def same_script(source: str, target: str) -> float:
-    """Give 1 where two languages are written in one script, else 0; nan where a script is not known."""
+    """Return 1 where two languages are written in one script, else 0; nan where a script is not known."""
     first, second = codes.get(source), codes.get(target)
     return float(first.script == second.script) if first and second else np.nan
 

@@ -1,4 +1,4 @@
-"""The words of parallel texts, and which translate which: IBM Model 1 in both directions, phrases by its alignments."""
+"""Align the words of parallel texts: IBM Model 1 in both directions, and phrases by its alignments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pair = tuple[str, str, float]  # source words, target words (both joined by spac
 
 
 def fold(word: str) -> str:
-    """Make a word comparable: casefolded, composed."""
+    """Normalise a word for comparison: casefolded, composed."""
     return unicodedata.normalize("NFC", word.casefold())
 
 
@@ -35,7 +35,7 @@ def words(text: str) -> list[str]:
 
 
 def forms_of(rows: Iterable[list[str]]) -> dict[str, str]:
-    """Give the most frequent form of each folded word in rows of words: capitals that begin a text hardly count."""
+    """Return the most frequent form of each folded word in rows of words: capitals that begin a text hardly count."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         for place, word in enumerate(row):
@@ -45,7 +45,7 @@ def forms_of(rows: Iterable[list[str]]) -> dict[str, str]:
 
 
 def shared(source: pa.Table, target: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Give the rows of two tables that have an id in common, in the same order."""
+    """Return the rows of two tables that have an id in common, in the same order."""
     wanted = target["id"].cast(pa.large_string()).combine_chunks()
     places = pc.index_in(source["id"].cast(pa.large_string()), value_set=wanted)
     there = np.flatnonzero(pc.is_valid(places).to_numpy())
@@ -55,7 +55,7 @@ def shared(source: pa.Table, target: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def translations(rows: Sequence[tuple[list[str], list[str]]], score: float, phrases: bool) -> list[Pair]:
-    """Give what translates what in rows of (source words, target words), by IBM Model 1 (Brown et al. 1993).
+    """Return what translates what in rows of (source words, target words), by IBM Model 1 (Brown et al. 1993).
 
     A word pair scores sqrt(p(t|s) p(s|t)), and 1 means that each is the only translation of the other. Phrases are up
     to three words whose alignments, in both directions the same, lead nowhere else (Och and Ney 2004), seen at least

@@ -1,6 +1,6 @@
-"""Read tsv and csv: quickly by Arrow where a double quote is a character like any other, strictly by RFC 4180 else.
+"""Read tsv and csv: fast with Arrow where double quotes are characters like any others, else strictly by RFC 4180.
 
-Arrow's own reading of quotes is not used. It takes text after a closing quote, and leaves out what follows an open one.
+Arrow's own handling of quotes is not used: it accepts text after a closing quote, and drops what follows an open one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from xlt_ray.corpora.loaders.diagnosis import (
     FileFaults,
     first_of,
     lines_of,
-    missing_columns,
     ragged,
     refused,
+    require_columns,
     roles,
 )
 
@@ -35,7 +35,7 @@ DELIMITERS = {"tsv": "\t", "csv": ","}
 ENOUGH = 5  # fields that are no chance any more, where each of them looks quoted
 
 # a program that writes rows from standard input with other separators
-PARTED = 'import csv,sys; csv.writer(sys.stdout{}).writerows(csv.reader(sys.stdin, delimiter="{}"))'
+RESEPARATE = 'import csv,sys; csv.writer(sys.stdout{}).writerows(csv.reader(sys.stdin, delimiter="{}"))'
 
 Lines = tuple[int, list[str], list[str]]  # the first line's number, the values, the lines as they stand
 
@@ -86,7 +86,7 @@ def _fields_up_to(size: int) -> Iterator[None]:
 
 
 def quoted(file: Path, shown: str, kind: str, config: CorpusConfig) -> bool:
-    """Say whether the double quotes of a file enclose fields; raise FileFaults where a tsv can be read in both ways.
+    """Decide whether the double quotes of a file enclose fields; raise FileFaults where a tsv can be read in both ways.
 
     A csv's do. A tsv's do where reading it so gives rows of equal width and reading it plainly does not, or where all
     of its fields are quoted by one of the rules that programs write by; `corpus.quoting` overrules.
@@ -122,7 +122,7 @@ def quoted(file: Path, shown: str, kind: str, config: CorpusConfig) -> bool:
 
 
 class _Evidence:
-    """What strict reading finds in a tsv, row by row."""
+    """Collects from a tsv, read strictly row by row, what its quotes were written by."""
 
     # the fields that a program quotes: of Python and pandas, of spreadsheets, then all, and all but numbers
     RULES: dict[str, Callable[[str], object]] = {
@@ -164,7 +164,7 @@ class _Evidence:
         self.rows += 1
 
     def decide(self, even: bool) -> bool | None:
-        """Weigh what was found in a file that reads strictly, and plainly where `even`; None: it may be either."""
+        """Return whether quotes enclose fields in a file that reads strictly, and plainly if `even`; None: unclear."""
         swallows = self.swallowed.first() is not None
         if not even:
             return None if swallows else True
@@ -178,7 +178,7 @@ class _Evidence:
 
 
 class Swallowed:
-    """Looks for quoted texts that hold whole rows of the file, label and all, as an unclosed quote makes them."""
+    """Finds quoted texts that hold whole rows of the file, label and all, as an unclosed quote makes them."""
 
     def __init__(self, delimiter: str, config: CorpusConfig) -> None:
         self.delimiter, self.label, self.at, self.width = delimiter, config.label, -1, 0
@@ -186,7 +186,7 @@ class Swallowed:
         self.like_rows: dict[str, tuple[int, str]] = {}  # by label: the first text with such a line, and its own
 
     def take(self, line: int, values: list[str], lines: Sequence[str]) -> None:
-        """Look at a row, its first line's number, its values and its lines; the header comes first."""
+        """Take in a row: its first line's number, its values and its lines; the header comes first."""
         if not self.width:
             self.width = len(values)
             self.at = values.index(self.label) if self.label in values else -1
@@ -200,12 +200,12 @@ class Swallowed:
                     self.like_rows.setdefault(fields[self.at], (line, lines[0]))
 
     def first(self) -> tuple[int, str] | None:
-        """Give the line where the first such text starts, and that line; ask when all rows were taken."""
+        """Return the line number where the first such text starts, and that line; valid once all rows were taken in."""
         return min((found for label, found in self.like_rows.items() if label in self.labels), default=None)
 
 
 def uneven_lines(file: Path, delimiter: str) -> Iterator[tuple[int, int, int, str]]:
-    """Go through the lines that split into another number of columns than the first: (line, columns, width, text).
+    """Yield the lines that split into another number of columns than the first: (line, columns, width, text).
 
     A carriage return ends a row, as it does for Arrow, but not a line, as it does not for an editor.
     """
@@ -231,7 +231,7 @@ def plain_header(file: Path, delimiter: str) -> list[str]:
 def plain_batches(
     stream: pa.NativeFile | pa.BufferReader, kind: str, wanted: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Read by Arrow with double quotes as characters."""
+    """Read with Arrow, double quotes as characters."""
     yield from pa.csv.open_csv(
         stream,
         read_options=pa.csv.ReadOptions(block_size=BLOCK),
@@ -258,8 +258,7 @@ def strict_tables(
     swallowed = Swallowed(DELIMITERS[kind], config)
     try:
         first, header, lines = next(rows)
-        if faults := missing_columns(shown, header, config):
-            raise FileFaults(faults)
+        require_columns(shown, header, config)
         swallowed.take(first, header, lines)
         at = [header.index(name) for name in wanted]
         while batch := list(itertools.islice(_even(rows, shown, len(header), kind, swallowed, faults), BATCH_ROWS)):
@@ -299,7 +298,7 @@ def _close(file: Path, kind: str) -> str:
 
 
 def other_separator(shown: str, kind: str, header: Sequence[str], config: CorpusConfig) -> str | None:
-    """Say that the columns of a tsv or csv are separated otherwise, where its first line is one column."""
+    """Describe a tsv or csv whose columns are separated otherwise, where its first line is one column; else None."""
     if len(header) != 1 or all(name in header for names in roles(config).values() for name in names):
         return None
     other = max(";\t,|", key=header[0].count)
@@ -308,24 +307,19 @@ def other_separator(shown: str, kind: str, header: Sequence[str], config: Corpus
     fault = f"{shown}: its columns are separated by {other!r} ({header[0][:60]!r})"
     if other == "\t":
         return f"{fault}; name it .tsv, or where corpus.path is a pattern with the ending, set corpus.format=tsv"
-    code = PARTED.format(', delimiter="\\t"' if kind == "tsv" else "", other)
+    code = RESEPARATE.format(', delimiter="\\t"' if kind == "tsv" else "", other)
     return f"{fault}; {sniff.in_place(f'python3 -c {shlex.quote(code)}', shown)} writes it as {kind}"
 
 
 def plain_faults(file: Path, shown: str, kind: str, wanted: Sequence[str]) -> list[str]:
-    """Find what makes a file unreadable with double quotes as characters, at most 20 faults, the line for certain."""
+    """Find what makes a file unreadable with double quotes as characters, at most 20 faults with their exact lines."""
     header = (DELIMITERS[kind].join(plain_header(file, DELIMITERS[kind])) + "\n").encode()
 
-    def attempt(lines: Sequence[bytes]) -> str | None:
-        try:
-            for _ in plain_batches(pa.BufferReader(header + b"".join(lines)), kind, wanted):
-                pass
-        except pa.ArrowException as error:
-            return str(error)
-        return None
+    def read(lines: bytes) -> Iterator[pa.RecordBatch]:
+        return plain_batches(pa.BufferReader(header + lines), kind, wanted)
 
     uneven = uneven_lines(file, DELIMITERS[kind])
     return first_of(
         (ragged(f"{shown}, line {line}", columns, width, row, kind) for line, columns, width, row in uneven),
-        refused(file, shown, 1, attempt, "correct the line or remove it"),
+        refused(file, shown, 1, read, "correct the line or remove it"),
     )

@@ -1,12 +1,13 @@
-"""What is wrong with a file of rows: which bytes, which line, and a way out that works when it is obeyed."""
+"""Find what is wrong with a file of rows: which bytes, which line, and a remedy that works when it is followed."""
 
 from __future__ import annotations
 
+import collections
 import difflib
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
 class FileFaults(InputError):
-    """What is wrong with one file, each fault with place, value and remedy."""
+    """The faults of one file, each with place, value and remedy."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults), faults)
@@ -36,8 +37,13 @@ def roles(config: CorpusConfig) -> dict[str, tuple[str, ...]]:
     }
 
 
-def missing_columns(shown: str, there: Sequence[str], config: CorpusConfig) -> list[str]:
-    """Say which of the columns asked for a file does not have, or has twice."""
+def columns_of(config: CorpusConfig) -> list[str]:
+    """List the columns asked for, each once."""
+    return list(dict.fromkeys(itertools.chain(*roles(config).values())))
+
+
+def require_columns(shown: str, there: Sequence[str], config: CorpusConfig) -> None:
+    """Raise FileFaults where a file does not have a column asked for, or has it twice."""
     faults = []
     listed = ", ".join(name if name == name.strip() else repr(name) for name in (n[:40] for n in there[:20]))
     for role, names in roles(config).items():
@@ -55,7 +61,8 @@ def missing_columns(shown: str, there: Sequence[str], config: CorpusConfig) -> l
                 faults.append(f"{shown}: no column {name!r} for corpus.{role}; it has {listed}; {remedy}")
             elif there.count(name) > 1:
                 faults.append(f"{shown}: column {name!r} (corpus.{role}) stands there twice; rename one of them")
-    return faults
+    if faults:
+        raise FileFaults(faults)
 
 
 def lines_of(file: Path) -> io.BufferedReader:
@@ -64,7 +71,7 @@ def lines_of(file: Path) -> io.BufferedReader:
 
 
 def foreign(file: Path, shown: str, kind: str) -> str | None:
-    """Say what a file is by its first bytes where that is not what its name or `corpus.format` says; None: it may be.
+    """Describe what a file is by its first bytes, where its name or `corpus.format` says otherwise; else return None.
 
     Raises OSError where it cannot be read.
     """
@@ -99,7 +106,7 @@ def _no_parquet(start: bytes, shown: str) -> str:
 
 
 def undecodable(file: Path, shown: str) -> list[str]:
-    """Say which lines are not UTF-8: each of them among others that are, or once for a file in another encoding."""
+    """List the lines that are not UTF-8: each among others that are, or the first of a file in another encoding."""
     bad: list[tuple[int, int, bytes, UnicodeDecodeError]] = []
     start, mixed = 0, False
     with lines_of(file) as stream:
@@ -117,7 +124,7 @@ def undecodable(file: Path, shown: str) -> list[str]:
 
 
 def ragged(place: str, columns: int, width: int, line: str, kind: str) -> str:
-    """Say that a row has another number of columns than the header."""
+    """Describe the fault of a row that has another number of columns than the header."""
     separator = "tab" if kind == "tsv" else "comma"
     return (
         f"{place}: {columns} columns where the header has {width} ({line.strip()[:60]!r}); a text holds a {separator} "
@@ -126,24 +133,32 @@ def ragged(place: str, columns: int, width: int, line: str, kind: str) -> str:
 
 
 def refused(
-    file: Path, shown: str, skip: int, attempt: Callable[[Sequence[bytes]], str | None], remedy: str
+    file: Path, shown: str, skip: int, read: Callable[[bytes], Iterable[pa.RecordBatch]], remedy: str
 ) -> Iterator[str]:
-    """Find the first line that Arrow refuses, by halves of what `attempt` says why it does not take.
+    """Find by bisection the first line that `read` refuses with an Arrow error.
 
     The first `skip` lines, those of a header, are left out.
     """
+
+    def refusal(lines: Sequence[bytes]) -> str | None:
+        try:
+            collections.deque(read(b"".join(lines)), maxlen=0)
+        except pa.ArrowException as error:
+            return str(error).removeprefix("JSON parse error: ").split(" in row ")[0]
+        return None
+
     number = skip
     with lines_of(file) as stream:
         for _ in range(skip):
             stream.readline()
         while lines := stream.readlines(1 << 20):
-            if attempt(lines) is not None:
+            if refusal(lines) is not None:
                 while len(lines) > 1:
                     half = lines[: len(lines) // 2]
-                    if attempt(half) is None:
+                    if refusal(half) is None:
                         number, half = number + len(half), lines[len(half) :]
                     lines = half
-                if (reason := attempt(lines)) is not None:
+                if (reason := refusal(lines)) is not None:
                     if len(lines[0]) > BLOCK:
                         reason = f"{len(lines[0]):,} bytes, where {BLOCK:,} can be read"
                     value = lines[0][:60].decode("utf-8", "replace").strip()
@@ -153,6 +168,6 @@ def refused(
 
 
 def first_of(*searches: Iterator[str]) -> list[str]:
-    """Take the faults, at most 20, of the first search that finds some; none where nothing is seen to be wrong."""
+    """Return the faults, at most 20, of the first search that finds some; none where no search does."""
     found = (list(itertools.islice(search, SHOWN_FAULTS)) for search in searches)
     return next((faults for faults in found if faults), [])

@@ -31,17 +31,17 @@ ELSEWHERE = ("validation", "valid", "val", "development")  # what others call de
 
 @dataclass(frozen=True)
 class Layout:
-    """Where files lie: all below `root`, their place there a pattern of {language}, {split} and wildcards."""
+    """Where the files are: all below `root`, at paths that match a pattern of {language}, {split} and wildcards."""
 
     fs: fsspec.AbstractFileSystem
     root: str
     tail: str
-    directory: bool  # the user named a directory, and the suffix is any that is known
+    directory: bool  # the user named a directory, so that any known suffix counts
 
 
 @dataclass(frozen=True)
 class Found:
-    """One file of the corpus; `language` is its name in the path, None where a column tells it."""
+    """One file of the corpus; `language` is its name in the path, None where a column holds it."""
 
     split: str
     language: str | None
@@ -184,15 +184,10 @@ def _named(layout: Layout, name: str, config: CorpusConfig) -> list[tuple[str | 
 def _expression(tail: str, name: str) -> str:
     # matched at the end of a path only, because file systems spell the beginning in their own way
     parts = re.split(r"(\{language\}|\{split\}|\*\*|\*)", tail)
-    known = {"{split}": re.escape(name), "**": ".*", "*": "[^/]*"}
-    pattern, seen = "", False
-    for part in parts:
-        if part == "{language}":
-            pattern += "(?P=language)" if seen else "(?P<language>[^/]+)"
-            seen = True
-        else:
-            pattern += known.get(part, re.escape(part))
-    return f"(?:^|/){pattern}$"
+    again = "(?P=language)"
+    known = {"{split}": re.escape(name), "{language}": again, "**": ".*", "*": "[^/]*"}
+    pattern = "".join(known.get(part, re.escape(part)) for part in parts)
+    return f"(?:^|/){pattern.replace(again, '(?P<language>[^/]+)', 1)}$"
 
 
 def _is_plain(path: str, name: str) -> bool:
@@ -256,7 +251,7 @@ def _identity(fs: fsspec.AbstractFileSystem, file: Found) -> Any:
         status = Path(file.path).stat()
         return [status.st_size, status.st_mtime_ns]
     try:
-        # size, and whatever of etag, checksum and time this file system tells
+        # size, and whatever of etag, checksum and time this file system has
         return json.loads(json.dumps(fs.info(file.path), default=str))
     except Exception as error:  # every file system raises errors of its own
         raise InputError(
@@ -271,7 +266,7 @@ def _rows(
     for number, file in enumerate(found):
         try:
             local = _local(fs, file, passing / str(number))
-            for table in formats.read(local, file.shown, file.kind, config, lambda *note: notes.append(note)):
+            for table in formats.read(local, file.shown, file.kind, config, notes):
                 yield file.split, file.language, table
         except FileFaults as error:
             faults += error.faults
@@ -282,7 +277,7 @@ def _rows(
 
 
 def _local(fs: fsspec.AbstractFileSystem, file: Found, folder: Path) -> Path:
-    """Give a local copy of a file elsewhere, so that Arrow can read it twice and at its own speed."""
+    """Return the path of a local file, or of a copy of one elsewhere, which may be read more than once."""
     if isinstance(fs, LocalFileSystem):
         return Path(file.path)
     folder.mkdir()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +13,9 @@ import pyarrow.parquet
 
 from xlt_ray.config.experiment import CorpusConfig
 from xlt_ray.corpora.arrow import BATCH_ROWS, with_origin
-from xlt_ray.corpora.loaders import delimited, jsonl
-from xlt_ray.corpora.loaders.diagnosis import PACKED, FileFaults, foreign, lines_of, missing_columns, roles, undecodable
+from xlt_ray.corpora.loaders import delimited, diagnosis, jsonl
+from xlt_ray.corpora.loaders.conversion import Note
+from xlt_ray.corpora.loaders.diagnosis import FileFaults, columns_of, lines_of, require_columns, roles
 
 KINDS = {
     ".tsv": "tsv",
@@ -28,12 +28,11 @@ KINDS = {
 EMPTY = "empty, taken as no rows"
 QUOTED = "double quotes are read as enclosing fields; corpus.quoting=plain reads them as characters"
 
-Note = Callable[[str, str], None]
 Tables = Iterator[tuple[pa.Table, int | None]]  # each with the line of its first row, where its rows are one line each
 
 
 class Measure(NamedTuple):
-    """What the bytes of a text file tell before it is read."""
+    """What the bytes of a text file show before it is parsed."""
 
     empty: bool  # nothing but white space
     one_line: bool
@@ -42,50 +41,46 @@ class Measure(NamedTuple):
 
 
 def kind_of(name: str) -> str | None:
-    """Tell the kind of a file by its name, looking through .gz, .bz2 and .zst; None: not one of those read here."""
+    """Return the kind of a file by its name, ignoring .gz, .bz2 and .zst; None: not one of those read here."""
     name = name.lower()
-    for packed in PACKED:
+    for packed in diagnosis.PACKED:
         name = name.removesuffix(packed)
     return next((kind for suffix, kind in KINDS.items() if name.endswith(suffix)), None)
 
 
-def read(file: Path, shown: str, kind: str, config: CorpusConfig, note: Note) -> Iterator[pa.Table]:
-    """Give the rows of one file as tables of strings: text, label, and where asked for text_pair, id and language.
+def read(file: Path, shown: str, kind: str, config: CorpusConfig, notes: list[Note]) -> Iterator[pa.Table]:
+    """Yield the rows of one file as tables of strings: text, label, and where asked for text_pair, id and language.
 
     Labels and ids that are empty are null; texts never are. `shown` is the file's name for messages; what should be
-    known of a file that is read is told to `note` (its text, then `shown`). Raises FileFaults.
+    known of a file that can be read is appended to `notes`. Raises FileFaults.
     """
-    wanted = list(dict.fromkeys(itertools.chain(*roles(config).values())))
-    empty = pa.schema([(name, pa.string()) for name in wanted]).empty_table()
     try:
-        if fault := foreign(file, shown, kind):
+        if fault := diagnosis.foreign(file, shown, kind):
             raise FileFaults([fault])
         if kind == "parquet" and file.stat().st_size:
-            yield from _parquet(file, shown, config, wanted)
-            return
-        measure = _measure(file)
-        if measure.empty:
-            note(EMPTY, shown)
+            tables = _parquet_tables(file, shown, config)
+        else:
+            texts = _text_tables(file, shown, kind, config, notes)
+            tables = ((shape(table, shown, config), line) for table, line in texts)
         rows = 0
-        for table, line in iter(()) if measure.empty else _text_tables(file, shown, kind, config, measure, note):
-            yield with_origin(shape(table, shown, config), shown, line)
+        for table, line in tables:
+            yield with_origin(table, shown, line)
             rows += table.num_rows
         if not rows:
             # a file without rows must not vanish: `check` names it
+            empty = pa.schema([(name, pa.string()) for name in columns_of(config)]).empty_table()
             yield with_origin(shape(empty, shown, config), shown, None)
     except (pa.ArrowException, OSError, UnicodeError, json.JSONDecodeError, jsonl.NotObject) as error:
-        raise FileFaults(_explained(file, shown, kind, config, wanted, error)) from error
+        raise FileFaults(_explained(file, shown, kind, config, error)) from error
 
 
-def _explained(
-    file: Path, shown: str, kind: str, config: CorpusConfig, wanted: Sequence[str], error: Exception
-) -> list[str]:
+def _explained(file: Path, shown: str, kind: str, config: CorpusConfig, error: Exception) -> list[str]:
     try:
-        found = [] if kind == "parquet" else undecodable(file, shown)
+        found = [] if kind == "parquet" else diagnosis.undecodable(file, shown)
         if not found and kind == "jsonl":
             found = jsonl.faults(file, shown, config)
         elif not found and kind in delimited.DELIMITERS:
-            found = delimited.plain_faults(file, shown, kind, wanted)
+            found = delimited.plain_faults(file, shown, kind, columns_of(config))
     except OSError as unread:
         return [f"{shown}: cannot be read ({unread}); copy it again"]
     remedy = "check that it is complete and of this format, or set corpus.format"
@@ -145,13 +140,17 @@ def _measure(file: Path) -> Measure:
     return Measure(empty, one_line, broken, quotes)
 
 
-def _text_tables(file: Path, shown: str, kind: str, config: CorpusConfig, measure: Measure, note: Note) -> Tables:
-    wanted = list(dict.fromkeys(itertools.chain(*roles(config).values())))
+def _text_tables(file: Path, shown: str, kind: str, config: CorpusConfig, notes: list[Note]) -> Tables:
+    measure = _measure(file)
+    if measure.empty:
+        notes.append((EMPTY, shown))
+        return
+    wanted = columns_of(config)
     if kind == "jsonl":
         if fault := jsonl.other_layout(file, shown):
             raise FileFaults([fault])
         types = jsonl.types_of(file, wanted)
-        _refuse_missing(shown, list(types), config)
+        require_columns(shown, list(types), config)
         with pa.input_stream(str(file), compression="detect") as stream:
             yield from _numbered(jsonl.batches(stream, types, wanted), None if measure.broken else 1)
         return
@@ -160,19 +159,14 @@ def _text_tables(file: Path, shown: str, kind: str, config: CorpusConfig, measur
         raise FileFaults([fault])
     if measure.quotes and delimited.quoted(file, shown, kind, config):
         if kind == "tsv" and config.quoting == "auto":
-            note(QUOTED, shown)
+            notes.append((QUOTED, shown))
         yield from delimited.strict_tables(file, shown, kind, wanted, config)
         return
-    _refuse_missing(shown, header, config)
+    require_columns(shown, header, config)
     if measure.one_line:
         return  # Arrow refuses a header without a line break
     with pa.input_stream(str(file), compression="detect") as stream:
         yield from _numbered(delimited.plain_batches(stream, kind, wanted), None if measure.broken else 2)
-
-
-def _refuse_missing(shown: str, there: Sequence[str], config: CorpusConfig) -> None:
-    if faults := missing_columns(shown, there, config):
-        raise FileFaults(faults)
 
 
 def _numbered(batches: Iterable[pa.RecordBatch], line: int | None) -> Tables:
@@ -181,16 +175,13 @@ def _numbered(batches: Iterable[pa.RecordBatch], line: int | None) -> Tables:
         line = None if line is None else line + batch.num_rows
 
 
-def _parquet(file: Path, shown: str, config: CorpusConfig, wanted: Sequence[str]) -> Iterator[pa.Table]:
+def _parquet_tables(file: Path, shown: str, config: CorpusConfig) -> Tables:
     with pa.parquet.ParquetFile(file) as parquet:
-        _refuse_missing(shown, parquet.schema_arrow.names, config)
+        require_columns(shown, parquet.schema_arrow.names, config)
         names = _class_names(parquet.schema_arrow, config.label)
-        rows = 0
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(wanted)):
-            rows += batch.num_rows
-            yield with_origin(shape(pa.Table.from_batches([batch]), shown, config, names), shown, None)
-        if not rows:
-            yield with_origin(shape(parquet.schema_arrow.empty_table(), shown, config, names), shown, None)
+        shape(parquet.schema_arrow.empty_table(), shown, config, names)  # refuses types, also where there are no rows
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=columns_of(config)):
+            yield shape(pa.Table.from_batches([batch]), shown, config, names), None
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:

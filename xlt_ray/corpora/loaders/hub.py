@@ -18,7 +18,7 @@ from xlt_ray.config.experiment import CorpusConfig
 from xlt_ray.corpora.arrow import BATCH_ROWS, with_origin
 from xlt_ray.corpora.corpus import Corpus, refuse
 from xlt_ray.corpora.loaders import conversion, formats
-from xlt_ray.corpora.loaders.diagnosis import FileFaults, missing_columns
+from xlt_ray.corpora.loaders.diagnosis import FileFaults, require_columns
 from xlt_ray.errors import InputError
 from xlt_ray.languages import codes
 
@@ -32,7 +32,7 @@ def load(config: CorpusConfig) -> Corpus:
     """Fetch the data set, convert it to Arrow in `corpus.cache_dir`, once, and open that memory-mapped.
 
     A data set pinned to a commit (`corpus.revision`, 40 digits) is not asked for again once it is converted, so that
-    workers without network can open it. Raises InputError that lists what is wrong.
+    workers without a network can open it. Raises InputError that lists what is wrong.
     """
     if config.path is None:
         raise InputError("corpus.path: not set; name a data set of the hub, such as Davlan/sib200, or a directory")
@@ -50,10 +50,8 @@ def _fetch(config: CorpusConfig) -> Loaded:
     place = Path(config.path or "").expanduser()
     if config.language:
         return {None: _parts(config, place, config.subset)}
-    if place.is_dir() and not templated and not _is_saved(place):
-        names = sorted(entry.name for entry in place.iterdir() if _is_saved(entry))
-        if names:
-            return {name: _parts(config, place / name, None) for name in _chosen(names, config)}
+    if not templated and not _is_saved(place) and (names := _saved_in(place)):
+        return {name: _parts(config, place / name, None) for name in _chosen(names, config)}
     if not templated:
         raise InputError(
             f"corpus.path {config.path}: nothing tells the language of a row; set corpus.language to the column that "
@@ -64,6 +62,10 @@ def _fetch(config: CorpusConfig) -> Loaded:
 
 def _is_saved(place: Path) -> bool:
     return any((place / file).is_file() for file in SAVED)
+
+
+def _saved_in(place: Path) -> list[str]:
+    return sorted(entry.name for entry in place.iterdir() if _is_saved(entry)) if place.is_dir() else []
 
 
 def _chosen(names: list[str], config: CorpusConfig) -> list[str]:
@@ -83,14 +85,12 @@ def _asked(config: CorpusConfig) -> list[str]:
     if config.languages is not None:
         given = config.languages.values() if isinstance(config.languages, Mapping) else config.languages
         return _chosen(list(given), config)
-    place = Path(config.path or "").expanduser()
-    if place.is_dir() and any(_is_saved(entry) for entry in place.iterdir()):
-        subsets = sorted(entry.name for entry in place.iterdir() if _is_saved(entry))
-    else:
-        try:
-            subsets = datasets.get_dataset_config_names(str(config.path), revision=config.revision)
-        except Exception as error:
-            raise _explained(error, config, config.subset) from error
+    try:
+        subsets = _saved_in(Path(config.path or "").expanduser()) or datasets.get_dataset_config_names(
+            str(config.path), revision=config.revision
+        )
+    except Exception as error:
+        raise _explained(error, config, config.subset) from error
     pattern = re.escape(config.subset or "").replace(re.escape("{language}"), "(.+)", 1)
     names = [match[1] for subset in subsets if (match := re.fullmatch(pattern, subset))]
     if not names:
@@ -101,7 +101,7 @@ def _asked(config: CorpusConfig) -> list[str]:
 
 
 def _parts(config: CorpusConfig, place: Path, subset: str | None) -> datasets.DatasetDict:
-    """Load one subset; give its splits by our names."""
+    """Load one subset and return its splits by our names."""
     if subset and _is_saved(place / subset):
         place = place / subset
     source = str(place) if place.is_dir() else config.path
@@ -152,9 +152,7 @@ def _rows(fetched: Loaded, config: CorpusConfig) -> conversion.Rows:
 
 
 def _tables(part: datasets.Dataset, shown: str, config: CorpusConfig) -> Iterator[pa.Table]:
-    faults = missing_columns(shown, part.column_names, config)
-    if faults:
-        raise FileFaults(faults)
+    require_columns(shown, part.column_names, config)
     feature = part.features[config.label]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     arrow = part.with_format("arrow")
@@ -165,7 +163,7 @@ def _tables(part: datasets.Dataset, shown: str, config: CorpusConfig) -> Iterato
 
 
 def _explained(error: Exception, config: CorpusConfig, subset: str | None) -> InputError:
-    """Turn what `datasets` raises into a message that tells what to do."""
+    """Turn what `datasets` raises into an error with a remedy."""
     where = f"corpus.path {config.path}" + (f", subset {subset}" if subset else "")
     text = str(error)
     if "scripts are no longer supported" in text:

@@ -1,8 +1,7 @@
-"""Read jsonl, a JSON object a line, and say what is wrong with what is not."""
+"""Read jsonl, a JSON object a line, and describe what is wrong with a file that is not."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import shlex
@@ -16,7 +15,7 @@ import pyarrow.json
 
 from xlt_ray import sniff
 from xlt_ray.config.experiment import CorpusConfig
-from xlt_ray.corpora.loaders.diagnosis import BLOCK, first_of, lines_of, refused, roles
+from xlt_ray.corpora.loaders.diagnosis import BLOCK, columns_of, first_of, lines_of, refused
 
 PEEKED = 1000  # lines that tell a file's columns and their types
 NULL = type(None)
@@ -51,9 +50,9 @@ def row_of(line: bytes) -> dict[str, Any]:
 
 
 def types_of(file: Path, wanted: Sequence[str]) -> dict[str, type]:
-    """Give the columns of a file's first lines, each with the type of its first value that is not null.
+    """Return the columns of a file's first lines, each with the type of its first value that is not null.
 
-    1000 lines are looked at, and more where a wanted column is null in all of them.
+    1000 lines are read, and more where a wanted column is null in all of them.
     """
     types: dict[str, type] = {}
     with lines_of(file) as stream:
@@ -67,7 +66,7 @@ def types_of(file: Path, wanted: Sequence[str]) -> dict[str, type]:
 
 
 def batches(stream: pa.NativeFile, types: dict[str, type], wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Read by Arrow, the columns wanted by the types they begin with."""
+    """Read the wanted columns with Arrow, each by its type in `types`."""
     schema = pa.schema([(name, ARROW_TYPES.get(types.get(name, str), pa.string())) for name in wanted])
     yield from pa.json.open_json(
         stream,
@@ -77,7 +76,7 @@ def batches(stream: pa.NativeFile, types: dict[str, type], wanted: Sequence[str]
 
 
 def other_layout(file: Path, shown: str) -> str | None:
-    """Say that a file is one array, one object or objects over several lines, and what writes it line by line."""
+    """Describe a file that is one array, one object or objects over several lines, with a remedy; else None."""
     with lines_of(file) as stream:
         lines = stream.read(sniff.HEAD).decode("utf-8-sig", "ignore").lstrip().splitlines()
     if not lines or not lines[0].startswith(("[", "{")):
@@ -119,29 +118,21 @@ def _layout(whole: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def faults(file: Path, shown: str, config: CorpusConfig) -> list[str]:
-    """Find what makes a file unreadable, at most 20 faults, the line for certain; none where all of it can be read."""
-    wanted = list(dict.fromkeys(itertools.chain(*roles(config).values())))
+    """Find what makes a file unreadable, at most 20 faults with their exact lines; none where all of it can be read."""
+    wanted = columns_of(config)
     try:
         types = types_of(file, wanted)
     except ValueError:
         types = {}
-
-    def attempt(lines: Sequence[bytes]) -> str | None:
-        try:
-            for _ in batches(pa.BufferReader(b"".join(lines)), types, wanted):
-                pass
-        except pa.ArrowException as error:
-            return str(error).removeprefix("JSON parse error: ").split(" in row ")[0]
-        return None
-
+    remedy = "correct the line (a number in quotes is text) or remove it"
     return first_of(
         _bad_rows(file, shown, wanted),
-        refused(file, shown, 0, attempt, "correct the line (a number in quotes is text) or remove it"),
+        refused(file, shown, 0, lambda lines: batches(pa.BufferReader(lines), types, wanted), remedy),
     )
 
 
 def _bad_rows(file: Path, shown: str, wanted: Sequence[str]) -> Iterator[str]:
-    """Find what is wrong of each kind: its first line, and how many more there are."""
+    """Yield a fault of each kind: its first line, and how many more there are."""
     kinds: dict[str, type] = {}
     first: dict[str, str] = {}
     more: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Sentences people say to a voice assistant at home, with what they want, in about 48 languages: the embedded corpus.
+"""Make the embedded corpus: what people say to a voice assistant at home, labelled by intent, in about 48 languages.
 
 The sentence templates come from the PyPI package home-assistant-intents (Apache-2.0), where the Home Assistant
 community writes them for a voice assistant in daily use; hassil parses them. A template such as `turn on [the] {name}`
@@ -143,7 +143,7 @@ def _rows() -> Iterator[tuple[str, str, pa.Table]]:
 
 
 def build() -> dict[str, dict[str, list[Row]]]:
-    """Make the rows, language -> split -> rows, of the installed packages; takes seconds."""
+    """Generate the rows, language -> split -> rows, from the installed packages; takes seconds."""
     from home_assistant_intents import LANGUAGES, get_intents
 
     data = {code: found for code in LANGUAGES if (found := get_intents(code))}
@@ -253,7 +253,7 @@ def _unambiguous(rows: Iterable[Row]) -> list[Row]:
 
 
 def _split(language: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Give every template, and with it its rows, to one split, label by label."""
+    """Assign every template, and with it its rows, to one split, label by label."""
     by_label: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         by_label[row.label][row.template].append(row)
