@@ -47,18 +47,13 @@ OTHERS = {
 EIGHT_BIT = ("CP1252", "CP1250", "CP1251", "CP1253", "CP1254", "CP1256", "KOI8-U", "GB18030", "SHIFT_JIS", "EUC-KR")
 
 
-def head(file: Path) -> bytes:
-    """Read the first 4096 bytes of a file; none where there is no such file or it cannot be read."""
+def lfs_pointer(file: Path) -> str | None:
+    """Describe the fault of a file that is a Git LFS pointer, with the remedy; None where it is not one, or cannot be read."""
     try:
         with file.open("rb") as stream:
-            return stream.read(HEAD)
+            return pointer_fault(stream.read(HEAD), str(file))
     except (OSError, ValueError):
-        return b""
-
-
-def lfs_pointer(file: Path) -> str | None:
-    """Describe the fault of a file that is a Git LFS pointer, with the remedy; None where it is not one, or no file."""
-    return pointer_fault(head(file), str(file))
+        return None
 
 
 def pointer_fault(start: bytes, shown: str) -> str | None:

@@ -267,7 +267,7 @@ def test_rows_survive_as_they_are(load, tmp_path: Path, name: str, content: byte
     assert one(load, tmp_path / "eng" / name, content) == expected
 
 
-def test_parquet_of_datasets_gives_its_class_names(load, tmp_path: Path) -> None:
+def test_parquet_of_datasets_has_its_class_names(load, tmp_path: Path) -> None:
     features = {"info": {"features": {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}}}
     table = pa.table({"text": pa.array(["a", "b", "c"], pa.large_string()), "label": pa.array([1, 0, -1], pa.int64())})
     (tmp_path / "eng").mkdir()
@@ -333,7 +333,7 @@ def test_a_file_without_rows_is_not_forgotten(load, tmp_path: Path) -> None:
         ("test.jsonl", b'{"text": "a", "label": "A"}\n{"text": "b", "label": "A"}\n', 1),
     ],
 )
-def test_lines_are_told_where_every_row_is_one(
+def test_lines_are_known_where_every_row_is_one(
     load, tmp_path: Path, name: str, content: bytes, line: int | None
 ) -> None:
     (tmp_path / "eng").mkdir()
@@ -437,7 +437,7 @@ def test_many_faults_are_cut_and_counted(load, tmp_path: Path) -> None:
         ("http://127.0.0.1:9/{language}/{split}.tsv", {"languages": ["eng"]}, "found none of them"),
     ],
 )  # fmt: skip
-def test_a_bad_place_is_refused_with_a_way_out(
+def test_a_bad_place_is_refused_with_a_remedy(
     load, tmp_path: Path, path: str | None, settings: dict, expected: str | None
 ) -> None:
     tree(tmp_path / "data")
@@ -452,8 +452,8 @@ def test_a_bad_place_is_refused_with_a_way_out(
     assert expected in refusal(load, path if "://" in path else tmp_path / path, **settings)
 
 
-def obeyed(message: str) -> None:
-    """Run the command that a refusal gives, as a person would who copies it."""
+def followed(message: str) -> None:
+    """Run the command of a refusal, as a person would who copies it."""
     (command,) = re.findall('`(f=.*?"\\$f")`', message)
     subprocess.run(command, shell=True, check=True)
 
@@ -486,7 +486,7 @@ def test_another_layout_is_one_fault_whose_remedy_works(
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     message = refusal(load, file.parents[1])
     assert "1 fault\n" in message and named in message
-    obeyed(message)
+    followed(message)
     corpus = load(file.parents[1])
     labels = [corpus.labels[index] for index in corpus.table("test", "eng_Latn")["label"].to_pylist()]
     assert list(zip(texts(corpus, "test", "eng_Latn"), labels, strict=True)) == ROWS
@@ -529,7 +529,7 @@ def test_half_an_emoji_is_named_and_may_be_replaced(load, tmp_path: Path) -> Non
     )
     message = refusal(load, tmp_path)
     assert "eng/test.jsonl, line 2: 'text' holds \\ud83d, half of a character such as an emoji" in message
-    obeyed(message)
+    followed(message)
     assert texts(load(tmp_path), "test", "eng_Latn") == ["whole 😀", "cut off ?"]
 
 
@@ -557,7 +557,7 @@ def test_a_git_lfs_pointer_is_named(load, tmp_path: Path, name: str) -> None:
         (b"te+xt\tlabel\na\tA\n", "it has te+xt, label; rename 'te+xt' to 'text' in the file"),
     ],
 )
-def test_a_column_is_not_offered_by_a_name_that_cannot_be_given(
+def test_a_column_is_not_offered_by_a_name_that_cannot_be_set(
     load, tmp_path: Path, content: bytes, expected: str
 ) -> None:
     (tmp_path / "eng").mkdir()

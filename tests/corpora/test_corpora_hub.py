@@ -174,7 +174,7 @@ def test_a_selection_of_rows_is_respected(load, tmp_path: Path) -> None:
         ({"subset": "nothing"}, "nothing tells the language of a row; set corpus.language to the column that holds it"),
     ],
 )
-def test_bad_settings_are_refused_with_a_way_out(load, tmp_path: Path, settings: dict, expected: str) -> None:
+def test_bad_settings_are_refused_with_a_remedy(load, tmp_path: Path, settings: dict, expected: str) -> None:
     root = saved(tmp_path / "nli")
     if "subset" in settings:
         root = parquet(tmp_path / "other")
@@ -195,7 +195,7 @@ def test_a_structured_column_is_refused(load, tmp_path: Path) -> None:
     assert "which is no text; store it as text, or name another column" in message
 
 
-def test_without_a_network_the_way_out_is_named(load) -> None:
+def test_without_a_network_the_remedy_is_named(load) -> None:
     for settings in ({"languages": ["en"]}, {}):
         message = refusal(load, "someone/something", subset="{language}", **settings)
         assert message.startswith("corpus.path someone/something, subset ")
@@ -273,7 +273,7 @@ def test_many_rows_stay_on_disk(load, tmp_path: Path) -> None:
     assert pa.total_allocated_bytes() - before < 1_000_000
 
 
-def test_the_conversion_says_what_it_is(load, tmp_path: Path) -> None:
+def test_the_conversion_is_described(load, tmp_path: Path) -> None:
     load(saved(tmp_path / "nli"), **PAIRS)
     (about,) = (tmp_path / "cache" / "corpora").glob("*/corpus.json")
     assert json.loads(about.read_text())["labels"] == sorted(NAMES)

@@ -59,7 +59,7 @@ def test_a_tsv_that_pandas_wrote_is_read_back(load, quoting: Any, kept: Sequence
     assert "eng/test.tsv: double quotes are read as enclosing fields; corpus.quoting=plain reads them" in note
 
 
-def test_a_tsv_of_a_spreadsheet_is_read_as_meant(load) -> None:
+def test_a_tsv_of_a_spreadsheet_is_read_as_intended(load) -> None:
     lines = [f'"one, {n}"\tA' for n in range(5)]
     assert rows(load(tsv(*lines, "two\tB"))) == [*((f"one, {n}", "A") for n in range(5)), ("two", "B")]
 
@@ -181,7 +181,7 @@ def test_quotes_are_read_in_bounded_memory(load, name: str) -> None:
     assert corpus.table("test", "eng_Latn")["text"][65_999].as_py().startswith('a "long" text')
 
 
-def test_check_and_train_are_told_once_for_all_files(tmp_path: Path) -> None:
+def test_check_and_train_log_a_note_once_for_all_files(tmp_path: Path) -> None:
     for split in SPLITS:
         file = tmp_path / "data" / "eng" / f"{split}.tsv"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ def test_a_split_comes_back_by_language_with_its_origins(tmp_path: Path) -> None
     assert tables["eng_Latn"]["text"].to_pylist() == ["a", "b", "c", "d"]
     assert origins_of(tables["eng_Latn"]) == [(3, "eng.tsv", 2), (1, "more.tsv", None)], "successive lines are one run"
     assert tables["hau_Latn"].num_rows == 0, "an empty language does not vanish"
-    assert [entry.name for entry in file.parent.iterdir()] == ["train.arrow"], "nothing passing is left"
+    assert [entry.name for entry in file.parent.iterdir()] == ["train.arrow"], "nothing temporary is left"
 
 
 def test_a_split_that_fails_to_be_written_leaves_nothing(tmp_path: Path) -> None:

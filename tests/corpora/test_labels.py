@@ -1,4 +1,4 @@
-"""Which labels are classes: every kind of what is none is refused or mentioned, with a way out that is obeyed here."""
+"""Which labels are classes: every kind of what is none is refused or mentioned, with a remedy that is followed here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refusal(check: Check, train: Sequence[str], test: Sequence[str] = ("pos", "n
 
 
 def options(message: str, key: str) -> list[str]:
-    """Give the overrides of a message as a shell would."""
+    """Return the overrides of a message as a shell passes them."""
     forms = (rf"'corpus\.{key}=(?:[^']|'\"'\"')*'", rf'"corpus\.{key}=[^"]*"', rf"corpus\.{key}=[\w.-]+")
     return [shlex.split(found)[0] for found in re.findall("|".join(forms), message)]
 
@@ -142,7 +142,7 @@ def test_spellings_that_look_alike_are_shown_apart(check: Check) -> None:
     assert "'1' (4 rows of train, eng_Latn) and '1.0'" in refusal(check, [*"12" * 4, "1.0"], ["2", "1.0"])
 
 
-def test_a_stated_label_in_another_spelling_is_told_which(check: Check) -> None:
+def test_a_stated_label_in_another_spelling_is_named(check: Check) -> None:
     message = refusal(check, [*PLENTY, "POS "], ["pos"], "corpus.labels=[pos, neg]")
     assert "label 'POS ' (1 rows of train, eng_Latn) is not in corpus.labels; did you mean 'pos'?" in message
 

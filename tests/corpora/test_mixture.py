@@ -66,7 +66,7 @@ def test_shares_of_nothing_are_refused(sizes: dict[str, int], weights: dict[str,
         mixture.shares(sizes, 5, weights)
 
 
-def test_the_table_says_what_an_epoch_draws_and_how_often_each_row_comes() -> None:
+def test_the_table_shows_what_an_epoch_draws_and_how_often_each_row_comes() -> None:
     config = MixtureConfig(alpha=0, weights={"hau_Latn": 0}, draws_per_epoch=None)
     by_code = {share.language: share for share in mixture.table(SIZES, config)}
     # the rows of a language left out count for no draws
@@ -177,7 +177,7 @@ def test_small_languages_repeat_whole_rounds_before_any_row_comes_again() -> Non
 # labels
 
 
-def test_label_balance_of_one_gives_every_label_the_same_say_and_of_zero_changes_nothing() -> None:
+def test_label_balance_of_one_gives_every_label_the_same_part_and_of_zero_changes_nothing() -> None:
     labels = {"eng_Latn": np.repeat([0, 1, 2], [60, 30, 10]), "swh_Latn": np.repeat([0, 2], [9, 1])}
     even = MixtureConfig(alpha=1, label_balance=1)
     share = np.bincount(np.concatenate(list(labels.values())), minlength=4) / 110

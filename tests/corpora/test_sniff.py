@@ -1,4 +1,4 @@
-"""What a file is by its bytes: the remedies are obeyed here, and the plain reader refuses what it cannot read."""
+"""What a file is by its bytes: the remedies are followed here, and the plain reader refuses what it cannot read."""
 
 from __future__ import annotations
 

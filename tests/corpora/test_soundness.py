@@ -207,7 +207,7 @@ def test_ids_that_repeat_inside_a_split_only_warn() -> None:
         check(sound(test_yor=[("a", 0, "same"), ("b", 1, "same")]), SOURCES)
 
 
-def test_dropping_takes_rows_from_train_and_dev_and_says_how_many() -> None:
+def test_dropping_takes_rows_from_train_and_dev_and_counts_them() -> None:
     corpus = sound(
         train_eng=[*good("eng", "train"), ("test yor 0", 0, "q"), ("x", 0, "test 1")],
         dev_hau=[*good("hau", "dev"), ("test hau 1", 1, "r")],

@@ -34,19 +34,19 @@ def identifier() -> Identifier:
 
 
 @pytest.mark.parametrize("code", TEXTS)
-def test_a_sentence_is_told_in_its_language_and_script(identifier: Identifier, code: str) -> None:
+def test_a_sentence_is_identified_by_language_and_script(identifier: Identifier, code: str) -> None:
     found = identifier.guess(TEXTS[code])
     assert found.code == code
     assert identify.SURE <= found.confidence <= 1
 
 
 @pytest.mark.parametrize("text", ["", " ", "12 + 3", "!?…", "😀😀", "\x00\x01", "٣٤٥", "́"])
-def test_without_letters_nothing_is_told(identifier: Identifier, text: str) -> None:
+def test_without_letters_nothing_is_guessed(identifier: Identifier, text: str) -> None:
     assert identifier.guess(text) == UNKNOWN
 
 
 @pytest.mark.parametrize("text", ["a", "xyz", "ᏣᎳᎩ", "ⴰⵣⵓⵍ", "ꙮ", "ʘ", "zzzz qqqq"])
-def test_what_is_too_little_to_tell_is_not_told(identifier: Identifier, text: str) -> None:
+def test_too_little_text_is_not_guessed(identifier: Identifier, text: str) -> None:
     found = identifier.guess(text)
     assert found.code is None
     assert found.confidence < identify.SURE
@@ -88,7 +88,7 @@ def test_threads_may_share_it_and_order_is_kept(identifier: Identifier) -> None:
     assert [guess.code for guess in one] == list(TEXTS) * 20
 
 
-def test_every_code_told_is_one_that_the_table_names(identifier: Identifier) -> None:
+def test_every_code_guessed_is_in_the_table(identifier: Identifier) -> None:
     table = {language.code for language in codes.all_languages()}
     assert {identifier.guess(text).code for text in TEXTS.values()} <= table
 

@@ -270,7 +270,7 @@ def test_a_freedict_file_is_turned_into_a_table(tmp_path: Path, app: typer.Typer
 
 
 @pytest.mark.skipif(not SIB200.is_dir(), reason="SIB-200 is not on this machine")
-def test_sib200_gives_hundreds_of_german_words() -> None:
+def test_sib200_yields_hundreds_of_german_words() -> None:
     def rows(code: str) -> pa.Table:
         lines = (SIB200 / code / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
         cells = [line.split("\t") for line in lines]

@@ -196,7 +196,7 @@ def _listed(found: Labels, lists: set[int]) -> Iterator[str]:
 
 
 def _spellings(found: Labels, refused: set[int]) -> list[list[int]]:
-    """Group labels that only their spelling tells apart, the commonest of a group first."""
+    """Group labels that differ in spelling alone, the commonest of a group first."""
     groups: dict[str, list[int]] = {}
     for label, name in found.doubtful.items():
         if label not in refused:
@@ -241,7 +241,7 @@ def _unknown(found: Labels, refused: set[int], markers: set[int]) -> Iterator[st
         same = [found.names[other] for other in sorted(known) if fold(found.names[other]) == fold(name)]
         near = same or difflib.get_close_matches(name, [found.names[other] for other in sorted(known)], n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""
-        yield (f"{found.shown(label)} {where}; {meant}correct it, or leave such rows out by {remedy}{_or_all(found)}")
+        yield f"{found.shown(label)} {where}; {meant}correct it, or leave such rows out by {remedy}{_or_all(found)}"
 
 
 def _lopsided(found: Labels, refused: set[int]) -> Iterator[str]:

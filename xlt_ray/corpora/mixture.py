@@ -64,15 +64,9 @@ def table(sizes: Mapping[str, int], config: MixtureConfig) -> list[Share]:
     """Describe the mixture: every language's rows, share, expected draws an epoch and expected repeats of each row."""
     share = shares(sizes, config.alpha, config.weights)
     draws = config.draws_per_epoch or sum(rows for code, rows in sizes.items() if share[code] > 0)
+    expected = {code: draws * share[code] for code in sizes}
     return [
-        Share(
-            code,
-            rows,
-            config.weights.get(code, 1.0),
-            share[code],
-            draws * share[code],
-            draws * share[code] / max(rows, 1),
-        )
+        Share(code, rows, config.weights.get(code, 1.0), share[code], expected[code], expected[code] / max(rows, 1))
         for code, rows in sizes.items()
     ]
 

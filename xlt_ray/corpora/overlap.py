@@ -39,8 +39,7 @@ def overlaps(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
             row = pc.index(both, True).as_py()
             if row >= 0:
                 value = key(corpus.table(split, language).slice(row, 1))[0]
-                twin = next(_find(corpus, tested, what, value))
-                fault = f"{what} {_short(value.as_py())} is in test too, at {twin}"
+                fault = f"{what} {_short(value.as_py())} is in test too, at {_find(corpus, tested, what, value)}"
                 restarts = ", or unset corpus.id if ids restart in every split" if what == "id" else ""
                 yield from first_of(corpus, split, language, both, fault, remedy + restarts)
 
@@ -92,11 +91,9 @@ def pieces(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, PIECE_ROWS)
 
 
-def _find(corpus: Corpus, tested: Iterable[str], what: str, value: pa.Scalar) -> Iterator[str]:
-    for language in tested:
-        row = pc.index(_KEYS[what](corpus.table("test", language)), value).as_py()
-        if row >= 0:
-            yield place(corpus, "test", language, row)
+def _find(corpus: Corpus, tested: Iterable[str], what: str, value: pa.Scalar) -> str:
+    rows = ((language, pc.index(_KEYS[what](corpus.table("test", language)), value).as_py()) for language in tested)
+    return next(place(corpus, "test", language, row) for language, row in rows if row >= 0)
 
 
 def _short(value: str) -> str:

@@ -1,4 +1,4 @@
-"""Check whether a corpus can give a sound result: what is refused, and what only causes a warning.
+"""Check whether a corpus can yield a sound result: what is refused, and what only causes a warning.
 
 Everything is computed by Arrow on whole columns; only the first faulty row of a kind becomes a Python object.
 """
@@ -21,7 +21,7 @@ from xlt_ray.corpora.corpus import Corpus, first_of, offer, refuse
 def check(
     corpus: Corpus, sources: Sequence[str], targets: Sequence[str] | Literal["all"] = "all", dev: Sequence[str] = ()
 ) -> None:
-    """Refuse a corpus that cannot give a sound result for these languages, with one InputError listing every fault.
+    """Refuse a corpus that cannot yield a sound result for these languages, with one InputError listing every fault.
 
     `dev` names the languages whose dev rows are needed (the sources for early stopping on them). What no run reads,
     such as train rows of a target, is not looked at. What may be intended only causes a warning.

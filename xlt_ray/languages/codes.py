@@ -34,7 +34,7 @@ class Language:
     """One language in one script.
 
     `code` is ISO 639-3 and ISO 15924 joined by an underscore; `aliases` are lower-case codes with hyphens, each of them
-    belonging to one language only; `in_xlmr` says whether XLM-R was pre-trained on it.
+    belonging to one language only; `in_xlmr` is whether XLM-R was pre-trained on it.
     """
 
     code: str

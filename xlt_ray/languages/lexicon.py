@@ -120,7 +120,7 @@ def induce_tables(
 
 
 def for_words(source: str, target: str) -> None:
-    """Raise InputError where a language's words cannot be told apart by spaces, which induction needs."""
+    """Raise InputError where a language's words are not separated by spaces, which induction needs."""
     for code in (source, target):
         if unsegmented(code):
             raise InputError(
@@ -163,7 +163,7 @@ def read_table(path: str | Path, source: str = UNKNOWN, target: str = UNKNOWN) -
     """Read a table of word, translation and, if it has one, score (default 1), separated by tabs or commas.
 
     A first line of two language codes, or of `source` or `word` and `target` or `translation`, is a header; its codes
-    are those of the lexicon unless others are given.
+    are those of the lexicon unless `source` and `target` name others.
     """
     text = _text(Path(path))
     tabbed = "\t" in text.lstrip().partition("\n")[0]

@@ -116,6 +116,6 @@ def _languoids(code: str) -> tuple[Any, ...]:
 
 @functools.cache
 def _database() -> Any:
-    import qq  # its data take seconds to read, and all other verbs do without
+    import qq  # its data take seconds to read, and most commands do without
 
     return qq.Database.load()

@@ -54,26 +54,26 @@ def strict_rows(file: Path, delimiter: str) -> Iterator[Lines]:
     A quote inside a field that does not begin with one is a character, as every reader has it. Memory is bounded by the
     longest field, 8 MiB.
     """
-    taken: list[str] = []
+    lines_read: list[str] = []
     with _fields_up_to(BLOCK), io.TextIOWrapper(lines_of(file), encoding="utf-8-sig", newline="") as stream:
 
         def kept() -> Iterator[str]:
             for line in stream:
-                taken.append(line)
+                lines_read.append(line)
                 yield line
 
         rows = csv.reader(kept(), delimiter=delimiter, strict=True)
         while True:
             first = rows.line_num + 1
-            taken.clear()
+            lines_read.clear()
             try:
                 values = next(rows, None)
             except csv.Error as error:
-                raise Unquoted(first, str(error), taken[0]) from None
+                raise Unquoted(first, str(error), lines_read[0]) from None
             if values is None:
                 return
             if values:
-                yield first, values, taken
+                yield first, values, lines_read
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def quoted(file: Path, shown: str, kind: str, config: CorpusConfig) -> bool:
     found = _Evidence(config)
     try:
         for row in strict_rows(file, "\t"):
-            found.take(*row)
+            found.add(*row)
     except Unquoted as error:
         found.fault = found.fault or f"line {error.line}: {error}"
     if uneven and found.fault:
@@ -134,15 +134,15 @@ class _Evidence:
 
     def __init__(self, config: CorpusConfig) -> None:
         self.fault = ""
-        self.differs: tuple[int, str] | None = None  # the first line that the two readings take differently
+        self.differs: tuple[int, str] | None = None  # the first line that the two readings parse differently
         self.rules = dict(self.RULES)
         self.swallowed = Swallowed("\t", config)
         self.rows, self.quoted_fields = 0, 0
         self.always: set[int] = set()  # columns quoted in every row but the header
         self.header = self.doubled = self.long = False
 
-    def take(self, line: int, values: list[str], lines: Sequence[str]) -> None:
-        self.swallowed.take(line, values, lines)
+    def add(self, line: int, values: list[str], lines: Sequence[str]) -> None:
+        self.swallowed.add(line, values, lines)
         if self.swallowed.width != len(values):
             self.fault = self.fault or f"line {line}: {len(values)} columns where the header has {self.swallowed.width}"
         raw = "".join(lines).removeprefix("\ufeff").rstrip("\r\n")
@@ -185,8 +185,8 @@ class Swallowed:
         self.labels: set[str] = set()
         self.like_rows: dict[str, tuple[int, str]] = {}  # by label: the first text with such a line, and its own
 
-    def take(self, line: int, values: list[str], lines: Sequence[str]) -> None:
-        """Take in a row: its first line's number, its values and its lines; the header comes first."""
+    def add(self, line: int, values: list[str], lines: Sequence[str]) -> None:
+        """Add a row: its first line's number, its values and its lines; the header comes first."""
         if not self.width:
             self.width = len(values)
             self.at = values.index(self.label) if self.label in values else -1
@@ -200,7 +200,7 @@ class Swallowed:
                     self.like_rows.setdefault(fields[self.at], (line, lines[0]))
 
     def first(self) -> tuple[int, str] | None:
-        """Return the line number where the first such text starts, and that line; valid once all rows were taken in."""
+        """Return the line number where the first such text starts, and that line; valid once all rows were added."""
         return min((found for label, found in self.like_rows.items() if label in self.labels), default=None)
 
 
@@ -259,7 +259,7 @@ def strict_tables(
     try:
         first, header, lines = next(rows)
         require_columns(shown, header, config)
-        swallowed.take(first, header, lines)
+        swallowed.add(first, header, lines)
         at = [header.index(name) for name in wanted]
         while batch := list(itertools.islice(_even(rows, shown, len(header), kind, swallowed, faults), BATCH_ROWS)):
             columns = {
@@ -283,7 +283,7 @@ def _even(
     rows: Iterable[Lines], shown: str, width: int, kind: str, swallowed: Swallowed, faults: list[str]
 ) -> Iterator[tuple[int, list[str]]]:
     for line, values, lines in rows:
-        swallowed.take(line, values, lines)
+        swallowed.add(line, values, lines)
         if len(values) == width:
             yield line, values
         elif len(faults) < BATCH_ROWS:

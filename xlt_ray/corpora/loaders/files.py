@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from xlt_ray.config.experiment import CorpusConfig
 from xlt_ray.corpora.corpus import Corpus, refuse
-from xlt_ray.corpora.loaders import conversion, diagnosis, formats
+from xlt_ray.corpora.loaders import conversion, formats
 from xlt_ray.corpora.loaders.diagnosis import FileFaults
 from xlt_ray.errors import InputError
 from xlt_ray.languages import codes
@@ -64,7 +64,7 @@ def load(config: CorpusConfig) -> Corpus:
         config,
         conversion.key(config, origin),
         layout.root.rstrip("/").rpartition("/")[2] or "files",
-        lambda passing: _rows(layout.fs, found, config, passing, notes),
+        lambda folder: _rows(layout.fs, found, config, folder, notes),
         notes,
     )
 
@@ -144,7 +144,7 @@ def _refuse_no_directory(fs: fsspec.AbstractFileSystem, path: str, config: Corpu
 
 
 def _of_split(layout: Layout, name: str, config: CorpusConfig) -> list[tuple[str | None, str]]:
-    """List (language in the path or None, path) of one split, its name in the files given."""
+    """List (language in the path or None, path) of the files of a split, `name` in their paths."""
     if "http" in layout.fs.protocol and "*" not in layout.tail and (config.languages or config.language):
         return _named(layout, name, config)
     tail = re.sub(r"([\[?])", r"[\1]", layout.tail)  # characters of a name; the only wildcard is *
@@ -164,11 +164,9 @@ def _of_split(layout: Layout, name: str, config: CorpusConfig) -> list[tuple[str
     matches = [(match, path) for path in paths if (match := expression.search(path))]
     if layout.directory:
         kinds = {config.format} if config.format else set(formats.KINDS.values())
-        matches = [
-            pair
-            for pair in matches
-            if formats.kind_of(_plain(layout.fs, pair[1])) in kinds and _is_plain(pair[1], name)
-        ]
+        # train.tsv and train.tsv.gz, but not train.old.tsv
+        suffixes = [formats.unpacked(path.rpartition("/")[2][len(name) :]) for _, path in matches]
+        matches = [pair for pair, suffix in zip(matches, suffixes, strict=True) if formats.KINDS.get(suffix) in kinds]
     return [(match.groupdict().get("language"), path) for match, path in matches]
 
 
@@ -188,14 +186,6 @@ def _expression(tail: str, name: str) -> str:
     known = {"{split}": re.escape(name), "{language}": again, "**": ".*", "*": "[^/]*"}
     pattern = "".join(known.get(part, re.escape(part)) for part in parts)
     return f"(?:^|/){pattern.replace(again, '(?P<language>[^/]+)', 1)}$"
-
-
-def _is_plain(path: str, name: str) -> bool:
-    # train.tsv and train.tsv.gz, but not train.old.tsv
-    rest = path.rpartition("/")[2][len(name) :].lower()
-    for packed in diagnosis.PACKED:
-        rest = rest.removesuffix(packed)
-    return rest in formats.KINDS
 
 
 def _refuse_nothing(layout: Layout, config: CorpusConfig, found: list[Found]) -> None:
@@ -260,18 +250,18 @@ def _identity(fs: fsspec.AbstractFileSystem, file: Found) -> Any:
 
 
 def _rows(
-    fs: fsspec.AbstractFileSystem, found: list[Found], config: CorpusConfig, passing: Path, notes: list[conversion.Note]
+    fs: fsspec.AbstractFileSystem, found: list[Found], config: CorpusConfig, folder: Path, notes: list[conversion.Note]
 ) -> conversion.Rows:
     faults: list[str] = []
     for number, file in enumerate(found):
         try:
-            local = _local(fs, file, passing / str(number))
+            local = _local(fs, file, folder / str(number))
             for table in formats.read(local, file.shown, file.kind, config, notes):
                 yield file.split, file.language, table
         except FileFaults as error:
             faults += error.faults
         finally:
-            shutil.rmtree(passing / str(number), ignore_errors=True)
+            shutil.rmtree(folder / str(number), ignore_errors=True)
     if faults:
         refuse(f"corpus.path {config.path}", faults)
 

@@ -42,10 +42,15 @@ class Measure(NamedTuple):
 
 def kind_of(name: str) -> str | None:
     """Return the kind of a file by its name, ignoring .gz, .bz2 and .zst; None: not one of those read here."""
+    return next((kind for suffix, kind in KINDS.items() if unpacked(name).endswith(suffix)), None)
+
+
+def unpacked(name: str) -> str:
+    """Return the name of a file, in lower case, without the suffix of its compression."""
     name = name.lower()
     for packed in diagnosis.PACKED:
         name = name.removesuffix(packed)
-    return next((kind for suffix, kind in KINDS.items() if name.endswith(suffix)), None)
+    return name
 
 
 def read(file: Path, shown: str, kind: str, config: CorpusConfig, notes: list[Note]) -> Iterator[pa.Table]:

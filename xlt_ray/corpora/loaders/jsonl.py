@@ -17,7 +17,7 @@ from xlt_ray import sniff
 from xlt_ray.config.experiment import CorpusConfig
 from xlt_ray.corpora.loaders.diagnosis import BLOCK, columns_of, first_of, lines_of, refused
 
-PEEKED = 1000  # lines that tell a file's columns and their types
+PEEKED = 1000  # lines that show a file's columns and their types
 NULL = type(None)
 ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 

@@ -117,7 +117,7 @@ def load(config: CorpusConfig) -> Corpus:
     # the files are those of all languages, whichever are asked for
     whole = CorpusConfig(cache_dir=config.cache_dir, drop_labels=config.drop_labels)
     named = conversion.key(whole, ["voice_commands", VERSION, *_versions()])
-    corpus = conversion.corpus(whole, named, "voice_commands", lambda passing: _rows())
+    corpus = conversion.corpus(whole, named, "voice_commands", lambda _: _rows())
     splits = corpus.splits
     if config.languages is not None:
         wanted = [codes.resolve(code) for code in config.languages]
