@@ -48,7 +48,7 @@ EIGHT_BIT = ("CP1252", "CP1250", "CP1251", "CP1253", "CP1254", "CP1256", "KOI8-U
 
 
 def lfs_pointer(file: Path) -> str | None:
-    """Describe the fault of a file that is a Git LFS pointer, with the remedy; None where it is not one, or cannot be read."""
+    """Describe the fault of a file that is a Git LFS pointer, with the remedy; None for any other, or none."""
     try:
         with file.open("rb") as stream:
             return pointer_fault(stream.read(HEAD), str(file))

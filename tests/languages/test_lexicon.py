@@ -124,11 +124,11 @@ def test_languages_without_spaces_are_refused_by_name(pair: tuple[str, str]) -> 
 def test_the_longest_phrase_is_found_first() -> None:
     entries = {key: ((key.upper(), 1.0),) for key in ("new", "new york", "new york city", "city")}
     found = Lexicon(*PAIR, entries)
-    words = ["in", "new", "york", "city", "now"]
-    assert found.lookup(words, 1) == (3, (("NEW YORK CITY", 1.0),))
-    assert found.lookup(words[:3], 1) == (2, (("NEW YORK", 1.0),))
-    assert found.lookup(words, 0) == (0, ())
-    assert found.lookup(words, 3)[0] == 1
+    words = ["new", "york", "city", "now"]
+    assert found.match(words) == 3
+    assert found.match(words[:2]) == 2
+    assert found.match(["in", *words]) == 0
+    assert found.match(words[2:]) == 1
 
 
 def test_a_written_lexicon_reads_back_equal(tmp_path: Path) -> None:

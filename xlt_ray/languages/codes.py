@@ -135,11 +135,8 @@ def _by_alias() -> Mapping[str, str]:
 
 
 def _longest_alias(subtags: list[str]) -> str | None:
-    for length in range(len(subtags), 0, -1):
-        found = _by_alias().get("-".join(subtags[:length]))
-        if found:
-            return found
-    return None
+    starts = ("-".join(subtags[:length]) for length in range(len(subtags), 0, -1))
+    return next((_by_alias()[start] for start in starts if start in _by_alias()), None)
 
 
 def _in_script(language: list[str], script: str) -> str | None:

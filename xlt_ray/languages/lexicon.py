@@ -15,7 +15,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -51,21 +50,14 @@ class Lexicon:
     target: str
     entries: Mapping[str, Translations]
 
-    def lookup(self, words: Sequence[str], start: int = 0) -> tuple[int, Translations]:
-        """Return the longest entry that begins at `words[start]`, as its number of words and its translations.
+    def match(self, words: Sequence[str]) -> int:
+        """Return the number of words of the longest entry that `words` begin with; 0 where there is none.
 
-        >>> Lexicon("eng_Latn", "deu_Latn", {"sea": (("Meer", 1.0),)}).lookup(["black", "sea"], 1)
-        (1, (('Meer', 1.0),))
+        >>> Lexicon("eng_Latn", "deu_Latn", {"sea": (("Meer", 1.0),)}).match(["sea", "level"])
+        1
         """
-        for length in range(min(self.longest, len(words) - start), 0, -1):
-            if found := self.entries.get(" ".join(words[start : start + length])):
-                return length, found
-        return 0, ()
-
-    @cached_property
-    def longest(self) -> int:
-        """The number of words in the longest phrase that is looked up."""
-        return min(LONGEST, max((key.count(" ") + 1 for key in self.entries), default=0))
+        lengths = range(min(LONGEST, len(words)), 0, -1)
+        return next((length for length in lengths if " ".join(words[:length]) in self.entries), 0)
 
     @property
     def phrases(self) -> int:

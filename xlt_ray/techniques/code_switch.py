@@ -245,7 +245,7 @@ class Vocabulary:
     def lookup(self, words: Sequence[str], whole: int | None) -> tuple[int, Sequence[int]]:
         """Give the length of the longest entry that `words` begin with, and who knows it; (0, ()) where nobody does."""
         if whole is not None:
-            return self.lexicons[whole].lookup(words)[0], (whole,)
+            return self.lexicons[whole].match(words), (whole,)
         for length in range(len(words), 0, -1):
             if knowing := self.knowing.get(" ".join(words[:length])):
                 return length, knowing

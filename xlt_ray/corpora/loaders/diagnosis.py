@@ -85,8 +85,12 @@ def foreign(file: Path, shown: str, kind: str) -> str | None:
             sniff.foreign(start, shown) or f"{shown}: not packed, as its name says; take the last ending off its name"
         )
     if kind == "parquet":
-        known = start.startswith((b"PAR1", b"PARE"))
-        return None if known else sniff.foreign(start, shown) or _no_parquet(start, shown)
+        if start.startswith((b"PAR1", b"PARE")):
+            return None
+        begins = f"it begins with {start[:20]!r}"
+        return sniff.foreign(start, shown) or (
+            f"{shown}: cannot be read as parquet ({begins}); copy it again, or name it by what it is"
+        )
     if start.startswith(b"PAR1"):
         return (
             f"{shown}: a parquet file, which its name does not say; rename it to end in .parquet, or where "
@@ -97,12 +101,6 @@ def foreign(file: Path, shown: str, kind: str) -> str | None:
     with lines_of(file) as unpacked:
         fault = sniff.foreign(unpacked.read(sniff.HEAD), shown)
     return f"{fault} (unpack it first)" if fault else None
-
-
-def _no_parquet(start: bytes, shown: str) -> str:
-    return (
-        f"{shown}: cannot be read as parquet (it begins with {start[:20]!r}); copy it again, or name it by what it is"
-    )
 
 
 def undecodable(file: Path, shown: str) -> list[str]:

@@ -3,7 +3,7 @@
 The sentence templates come from the PyPI package home-assistant-intents (Apache-2.0), where the Home Assistant
 community writes them for a voice assistant in daily use; hassil parses them. A template such as `turn on [the] {name}`
 is expanded here into a few sentences, with words of its own language in the slots (the package's lists, or
-`data/voice_commands.tsv`), drawn by a generator seeded with the template's address, so that everybody gets the same
+`voice_commands.tsv`), drawn by a generator seeded with the template's address, so that everybody gets the same
 rows. The label is the intent; where Home Assistant files unlike actions under one intent (open the blinds, lock the
 door and start a scene are all HassTurnOn), the kind of device decides (`ACTIONS`).
 
