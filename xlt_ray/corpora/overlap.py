@@ -69,19 +69,18 @@ _KEYS = {"id": _ids, "text": _texts}
 
 def _in_test(corpus: Corpus, tested: Iterable[str], tables: Sequence[pa.Table], what: str) -> list[pa.ChunkedArray]:
     """Mark in every table the rows whose id or text is among those of test."""
-    chunks = [chunk for keys in _keys([corpus.table("test", code) for code in tested], what) for chunk in keys.chunks]
-    seen = pc.unique(pa.chunked_array(chunks, pa.large_string()))
-    found = [pc.is_in(keys, value_set=seen, skip_nulls=True) for keys in _keys(tables, what)]
+    keys = _all_keys([corpus.table("test", code) for code in tested], what)
+    seen = pc.unique(pa.chunked_array([chunk for part in keys for chunk in part.chunks], pa.large_string()))
+    found = (pc.is_in(part, value_set=seen, skip_nulls=True) for part in _all_keys(tables, what))
     marks = pa.chunked_array([chunk for part in found for chunk in part.chunks], pa.bool_())
     starts = itertools.accumulate((table.num_rows for table in tables), initial=0)
     return [marks.slice(start, table.num_rows) for start, table in zip(starts, tables, strict=False)]
 
 
-def _keys(tables: Sequence[pa.Table], what: str) -> Iterator[pa.ChunkedArray]:
+def _all_keys(tables: Sequence[pa.Table], what: str) -> Iterator[pa.ChunkedArray]:
     """Yield the ids or the texts of all tables end to end, so that small languages share a search through test."""
-    columns = [[name for name in ("id", "text", "text_pair") if name in table.column_names] for table in tables]
     if tables:
-        whole = pa.concat_tables(map(pa.Table.select, tables, columns), promote_options="permissive")
+        whole = pa.concat_tables(tables, promote_options="permissive")
         yield from (_KEYS[what](piece) for piece in pieces(whole))
 
 
