@@ -116,10 +116,7 @@ class Corpus:
 
 
 def taken_from(table: pa.Table, rows: pa.Table) -> pa.Table:
-    """Note on rows chosen from a table the file of that table, and that their lines are not known.
-
-    They no longer stand on successive lines.
-    """
+    """Note the file of a table on rows chosen from it, without lines, since these need not be successive any more."""
     origins = origins_of(table)
     return with_origin(rows, origins[0][1], None) if origins else rows
 

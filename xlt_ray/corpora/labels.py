@@ -135,7 +135,7 @@ def cautions(found: Labels) -> Iterator[str]:
 
 
 def fold(name: str) -> str:
-    """Normalise a label to what a reader takes for the same, in any case, spacing or Unicode form, and 1.0 to 1.
+    """Normalise a label, so that spellings that differ in case, spaces, Unicode form, or as 1.0 and 1 are equal.
 
     >>> fold("Not_Hate ") == fold("not hate\u200b") == fold("\uff2eot hate"), fold("1.0"), fold("-1")
     (True, '1', '-1')

@@ -2,8 +2,8 @@
 
 py3langid (Lui and Baldwin 2012, "langid.py: An off-the-shelf language identification tool"; retrained on 140 languages)
 scores byte sequences by naive Bayes; the script that the text is written in then decides between the scripts of a
-language and overrules what cannot be. A guess serves warnings and explanations, and decides which mean a centred
-model subtracts; no text is ever refused by it.
+language and overrules what cannot be. A guess is for warnings and explanations, and decides which mean a centred model
+subtracts; no text is ever refused by it.
 """
 
 from __future__ import annotations

@@ -184,7 +184,8 @@ def _parquet_tables(file: Path, shown: str, config: CorpusConfig) -> Tables:
     with pa.parquet.ParquetFile(file) as parquet:
         require_columns(shown, parquet.schema_arrow.names, config)
         names = _class_names(parquet.schema_arrow, config.label)
-        shape(parquet.schema_arrow.empty_table(), shown, config, names)  # refuses types, also where there are no rows
+        # columns of a wrong type are refused also where there are no rows
+        shape(parquet.schema_arrow.empty_table(), shown, config, names)
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=columns_of(config)):
             yield shape(pa.Table.from_batches([batch]), shown, config, names), None
 
