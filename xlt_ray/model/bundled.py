@@ -19,7 +19,6 @@ less 8, times the scale; weight 16 + j is the high nibble of byte j, less 8, tim
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from xlt_ray import durable
 from xlt_ray.errors import InputError
 
 BUNDLED = "bundled:e5-small"
@@ -233,6 +233,7 @@ def _escaped(characters: str) -> str:
 
 
 def file() -> Path:
+    """Find the bundled encoder's file; raise InputError where its package is not installed."""
     # find_spec of a top-level name finds the package without running it
     spec = importlib.util.find_spec(PACKAGE.partition("==")[0])
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
@@ -243,11 +244,11 @@ def file() -> Path:
 
 
 def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != SHA256:
-        raise _damaged(path, f"its sha256 begins {digest[:DIGITS]}, not {SHA256[:DIGITS]}")
-    return digest
+    """Return the SHA-256 of the bundled encoder's file; raise InputError where it is not that of PACKAGE."""
+    found = durable.digest(path)
+    if found != SHA256:
+        raise _damaged(path, f"its sha256 begins {found[:DIGITS]}, not {SHA256[:DIGITS]}")
+    return found
 
 
 def _damaged(path: Path, what: str) -> InputError:
