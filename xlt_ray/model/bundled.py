@@ -74,7 +74,7 @@ class Blocks:
 def read_blocks(path: Path, weights: bool = True) -> Blocks:
     """Read a file of 4-bit blocks (its format heads this module); InputError where it is damaged or another file.
 
-    Without `weights` the second or two that it takes to unpack them are saved.
+    Without `weights` they are not unpacked, which saves a second or two.
     """
     if path.stat().st_size == 0:
         raise _damaged(path, "it is empty")
@@ -148,15 +148,15 @@ def _pieces(take: Callable[..., np.ndarray], count: int, path: Path) -> list[tup
 
 
 def _character_map(take: Callable[..., np.ndarray]) -> tuple[str, str]:
-    """Collect the characters that are deleted and those that become a space; NFKC does what else the map says."""
+    """Return the characters that are deleted and those that become a space; NFKC does the rest of the map."""
     count, _ = take("<i4")[0], take("<u4")
-    fate: dict[tuple[int, ...], list[int]] = {(): [], (ord(" "),): []}
+    by_result: dict[tuple[int, ...], list[int]] = {(): [], (ord(" "),): []}
     for _ in range(count):
         character, size = int(take("<u4")[0]), int(take("u1")[0])
         result = tuple(take("<u4", size).tolist())
-        if result in fate:
-            fate[result].append(character)
-    deleted, spaces = ("".join(map(chr, characters)) for characters in fate.values())
+        if result in by_result:
+            by_result[result].append(character)
+    deleted, spaces = ("".join(map(chr, characters)) for characters in by_result.values())
     return deleted, spaces
 
 

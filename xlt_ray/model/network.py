@@ -121,7 +121,7 @@ def whole_again(content: Mapping[str, Any]) -> str:
     """Return the settings with which the bundle that a `bundle.json` describes would hold its whole encoder."""
     if names := content.get("added_by"):
         return " and ".join(f"techniques.{name}.merge=true" for name in names)
-    listed = ", ".join(content["experiment"]["techniques"])  # a bundle of before, which does not say which it was
+    listed = ", ".join(content["experiment"]["techniques"])  # an older bundle, which does not name it
     return f"techniques.NAME.merge=true, where NAME is the one of its techniques ({listed}) that adds to an encoder,"
 
 

@@ -1,4 +1,4 @@
-"""Choose the precision to compute in: bfloat16 where it is faster on this device and the encoder stands it."""
+"""Choose the precision to compute in: bfloat16 where it is faster and the encoder works in it."""
 
 from __future__ import annotations
 
