@@ -194,10 +194,10 @@ def _probe(
     began = time.monotonic()
     figures = frozen.calibrate(setup, net, found)
     experiment, classes = setup.experiment, len(setup.corpus.labels)
-    taught = frozen.gathered(tables, found, classes, net)
+    taught = frozen.Frozen.of(tables, found, classes, net)
     fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
     seconds = time.monotonic() - began
-    features = frozen.gathered(asked, found, classes, net)
+    features = frozen.Frozen.of(asked, found, classes, net)
     predictions = {split: frozen.predict(features, fitted, split) for split in measured}
     return figures, precision, seconds, predictions
 

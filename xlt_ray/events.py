@@ -31,8 +31,13 @@ STAGES = {
 
 LONG = ("screen", "tune", "retrain", "agree")  # stages whose time left a log tells as well
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]  # (done, total) of whatever is counted
 
 Event = dict[str, Any]
 
 OnEvent = Callable[[Event], None]
+
+
+def counting(on_event: OnEvent, stage: str) -> OnProgress:
+    """Return a callback that reports (done, total) of a stage as an event."""
+    return lambda done, total: on_event({"stage": stage, "done": done, "total": total})

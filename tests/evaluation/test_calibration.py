@@ -91,13 +91,13 @@ def test_a_probe_is_calibrated_on_dev_of_its_sources_alone_and_gives_the_same_la
         n: np.arange(2000).astype(str) for n in names
     }, 5)  # fmt: skip
     fitted = Fit(np.eye(5, dtype=np.float32), np.zeros(5, np.float32), 1.0, {}, {})
-    one = frozen.calibrated(held, fitted, ["eng_Latn", "deu_Latn"])
+    one = frozen.fit_temperature(held, fitted, ["eng_Latn", "deu_Latn"])
     assert one.temperature == pytest.approx(3, rel=0.05)
     before, after = (frozen.predict(held, fit, "test")["eng_Latn"] for fit in (fitted, one))
     assert np.array_equal(before.predicted, after.predicted)
     assert before.confidence is not None and after.confidence is not None
     assert (after.confidence < before.confidence).all()
-    assert frozen.calibrated(held, fitted, ["deu_Latn"]).temperature == 1
+    assert frozen.fit_temperature(held, fitted, ["deu_Latn"]).temperature == 1
 
 
 # calibration error

@@ -17,7 +17,6 @@ from ray import tune
 from search_runs import Plain, fit_plainly, search_settings
 
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora import mixture
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
@@ -159,7 +158,7 @@ def test_every_mix_trains_on_as_many_rows(asked: Asked) -> None:
         assert one.reset({"point": {"sources": codes}})
         one.step()
         trainee = one.worker.trainee
-        draws = mixture.epoch(trainee.sizes, trainee.experiment.mixture, trainee.experiment.seed, 0)
+        draws, _ = trainee.feed.plan(0)
         assert set(draws.languages) == set(codes)
         found.append((len(draws), trainee.progress.step))
     assert set(found) == {(160, 10)}, "160 rows of English, the largest, in batches of 16"

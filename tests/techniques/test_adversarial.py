@@ -20,6 +20,7 @@ from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders, mixture
 from xlt_ray.errors import InputError
 from xlt_ray.techniques.adversarial import Discriminator, language_accuracy
+from xlt_ray.techniques.technique import Available
 from xlt_ray.training import loop
 from xlt_ray.training.batches import Feed
 from xlt_ray.training.checkpoint import Progress
@@ -38,7 +39,7 @@ def adversarial(settings: Settings, training: Settings | None = None, **paramete
 
 
 def gradients(progress: float, weight: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, Discriminator, torch.Tensor]:
-    """Give the gradient of the features, that of an ordinary loss, the discriminator and its loss a row."""
+    """Return the gradient of the features, that of an ordinary loss, the discriminator and its loss a row."""
     term = Discriminator(WIDTH, 16, 4, weight, 10.0, seed=0)
     features = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
     batch = {"language": torch.arange(ROWS) % 4, "progress": torch.tensor(progress)}
@@ -49,7 +50,7 @@ def gradients(progress: float, weight: float = 0.3) -> tuple[torch.Tensor, torch
     own = [p.grad.clone() for p in term.parameters()]
     term.zero_grad()
     functional.cross_entropy(term.layers(plain), batch["language"], reduction="sum").backward()
-    # the discriminator itself learns to tell languages, with all its might
+    # the discriminator itself learns to classify languages, with unreversed gradients
     assert all(torch.allclose(one, p.grad) for one, p in zip(own, term.parameters(), strict=True))
     assert reversed_.grad is not None and plain.grad is not None
     return reversed_.grad, plain.grad, term, losses
@@ -89,10 +90,10 @@ def test_it_begins_alike_whatever_state_the_generator_is_in() -> None:
     assert not torch.equal(other.layers[0].weight, one.layers[0].weight)
 
 
-# the probe that says whether it worked
+# the probe that measures whether it worked
 
 
-def test_languages_that_lie_apart_are_told_and_shuffled_ones_are_not() -> None:
+def test_languages_that_lie_apart_are_recognised_and_shuffled_ones_are_not() -> None:
     rng = np.random.default_rng(0)
     places = 4 * rng.normal(size=(4, WIDTH))
     apart = {f"l{i}": (place + rng.normal(size=(60, WIDTH))).astype(np.float32) for i, place in enumerate(places)}
@@ -113,9 +114,9 @@ def test_each_language_counts_the_same_however_few_rows_it_has() -> None:
 
 
 def trained_encoder(weight: float, seed: int) -> tuple[float, float, float]:
-    """Train a linear encoder for a task; give the probe for the language before and after, and the task's accuracy.
+    """Train a linear encoder for a task; return probe accuracy before and after, and the task's.
 
-    One feature tells the label, another the language.
+    One feature determines the label, another the language.
     """
     rng = np.random.default_rng(seed)
     label, language = torch.arange(240) % 2, torch.arange(240) // 2 % 2
@@ -162,22 +163,22 @@ def test_it_makes_languages_harder_to_tell_and_keeps_the_task() -> None:
     assert min(with_it[2], without[2]) > 0.97
 
 
-def test_how_well_languages_are_told_before_and_after_is_recorded(tiny_settings: Settings) -> None:
+def test_language_separability_before_and_after_is_recorded(tiny_settings: Settings) -> None:
     run = run_of(build(adversarial(tiny_settings, {"epochs": 1})))
     asked = {code: rows.slice(0, 60) for code, rows in run.setup.material.texts.items()}
     before = language_accuracy(run.embed(asked, "float32"))
     progress = loop.fit(run)
     after = language_accuracy(run.embed(asked, "float32"))
-    told = {name.removeprefix("adversarial/language_probe_"): value for name, value in progress.facts.items()}
-    assert told == {"before": before, "after": after, "chance": 0.25}
+    figures = {name.removeprefix("adversarial/language_probe_"): value for name, value in progress.facts.items()}
+    assert figures == {"before": before, "after": after, "chance": 0.25}
     assert 0.25 < before < 1 and before != after
 
 
 def test_targets_join_every_update_without_their_labels(tiny_settings: Settings) -> None:
     run = run_of(build(adversarial(tiny_settings)))
-    trainee = loop.begin(run)
-    draws = mixture.epoch(trainee.sizes, run.experiment.mixture, 0, 0)
-    batches = list(trainee.feed.batches(draws, np.arange(16), Progress(step=3), total=10))
+    state = loop.begin(run)
+    draws, _ = state.feed.plan(0)
+    batches = list(state.feed.batches(draws, np.arange(16), Progress(step=3), total=10))
     language = torch.cat([batch["language"] for batch in batches])
     weight, label = (torch.cat([batch[key] for batch in batches]) for key in ("weight", "label"))
     share = torch.cat([batch["share"] for batch in batches])
@@ -196,8 +197,8 @@ def test_unlabelled_rows_are_those_of_any_number_of_workers(tiny_settings: Setti
     assert not np.array_equal(one.row, later.row)
     run = run_of(build(adversarial(tiny_settings)))
     loop.begin(run)
-    alone = Feed(run, {}, 0, 1)._unlabelled(5)
-    parts = [Feed(run, {}, rank, 2)._unlabelled(5) for rank in range(2)]
+    alone = Feed(run, 0, 1)._unlabelled(5)
+    parts = [Feed(run, rank, 2)._unlabelled(5) for rank in range(2)]
     assert all(np.array_equal(more.row, alone[0].row) for more, _ in parts)
     assert sorted(np.concatenate([places for _, places in parts])) == alone[1].tolist()
 
@@ -254,4 +255,4 @@ def test_a_run_of_one_language_is_refused(tiny_settings: Settings, changes: Sett
     experiment = build({**settings, **{key: value for key, value in changes.items() if key != "training"}})
     (made,) = techniques.build(experiment)
     with pytest.raises(InputError, match=message):
-        made.check(experiment, loaders.load(experiment.corpus))
+        made.check(Available.of(experiment, loaders.load(experiment.corpus)))

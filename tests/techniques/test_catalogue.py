@@ -132,10 +132,10 @@ def test_the_loss_is_finite_and_a_step_changes_what_is_trained(name: str, settin
         pytest.skip("has no training of its own")
     settings["training"] |= {"epochs": 1, "batch_size": 120}
     run = run_of(build(settings))
-    trainee = loop.begin(run)
+    state = loop.begin(run)
     before = {n: p.detach().clone() for n, p in run.network.named_parameters() if p.requires_grad}
-    trainee.advance(1)
-    assert np.isfinite(trainee.progress.history[0]["train/epoch_loss"])
+    state.advance(1)
+    assert np.isfinite(state.progress.history[0]["train/epoch_loss"])
     now = dict(run.network.named_parameters())
     moved = [n for n, p in before.items() if not torch.equal(p, now[n])]
     assert any(not n.startswith(("head", "terms")) for n in moved)

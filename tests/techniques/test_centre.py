@@ -25,7 +25,7 @@ from xlt_ray.inference import adapt, bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import network
 from xlt_ray.techniques.centre import Centre, Shift
-from xlt_ray.techniques.technique import Material
+from xlt_ray.techniques.technique import Available, Material
 from xlt_ray.training import checks, loop, probe
 
 Settings = dict[str, Any]
@@ -44,7 +44,7 @@ def features(seed: int = 0, rows: int = 90) -> tuple[dict[str, np.ndarray], np.n
     rng = np.random.default_rng(seed)
     labels = np.arange(rows) % 3
     places = 2 * np.random.default_rng(99).normal(size=(3, WIDTH))
-    # a language differs along what tells labels apart, so that a head learned elsewhere is misled
+    # a language differs along what separates labels, so that a head learned elsewhere is misled
     offsets = {"eng_Latn": 0.0, "hin_Deva": 3.0, "swh_Latn": -2.0}
     direction = places[0] - places[1]
     return {
@@ -53,10 +53,10 @@ def features(seed: int = 0, rows: int = 90) -> tuple[dict[str, np.ndarray], np.n
     }, labels
 
 
-def settled(
+def calibrated(
     settings: Settings, found: dict[str, np.ndarray], method: str = "probe", **parameters: Any
 ) -> tuple[network.Network, dict[str, float], Material]:
-    """Settle on made-up features of texts; the encoder is not asked."""
+    """Calibrate on made-up features of texts; the encoder is not used."""
     experiment = build(centred(settings, method, **parameters))
     (made,) = techniques.build(experiment)
     texts = {code: pa.table({"text": ["x"] * len(rows)}) for code, rows in found.items()}
@@ -76,7 +76,7 @@ def transformed(net: network.Network, code: str | None, rows: np.ndarray) -> np.
 @pytest.mark.parametrize("method", ["probe", "fine_tune"])
 def test_every_language_has_the_mean_of_the_sources(tiny_settings: Settings, method: str) -> None:
     found, _ = features()
-    net, _, _ = settled(tiny_settings, found, method)
+    net, _, _ = calibrated(tiny_settings, found, method)
     origin = found["eng_Latn"].mean(0)
     for code in CODES:
         np.testing.assert_allclose(transformed(net, code, found[code]).mean(0), origin, atol=1e-4)
@@ -107,7 +107,7 @@ def test_a_mean_of_two_sources_counts_them_by_the_mixture(tiny_settings: Setting
 
 def test_an_unknown_language_is_moved_by_the_mean_of_the_shifts(tiny_settings: Settings) -> None:
     found, _ = features()
-    net, _, _ = settled(tiny_settings, found)
+    net, _, _ = calibrated(tiny_settings, found)
     shift = np.mean([found[code].mean(0) - found["eng_Latn"].mean(0) for code in CODES], axis=0)
     rows = found["hin_Deva"]
     for code in (None, "xxx_Latn"):
@@ -126,7 +126,7 @@ def test_a_language_without_text_is_moved_likewise(tiny_settings: Settings) -> N
 
 def test_remove_projects_out_what_languages_differ_by(tiny_settings: Settings) -> None:
     found, _ = features()
-    net, _, _ = settled(tiny_settings, found, remove=2)
+    net, _, _ = calibrated(tiny_settings, found, remove=2)
     step = net.steps["centre"]
     assert isinstance(step, Shift)
     np.testing.assert_allclose(step.directions @ step.directions.T, np.eye(2), atol=1e-5)
@@ -140,11 +140,11 @@ def test_remove_projects_out_what_languages_differ_by(tiny_settings: Settings) -
     assert abs(float(step.directions[0].numpy() @ apart)) > 0.99 * np.linalg.norm(apart)
 
 
-def test_what_is_told_are_the_languages_and_how_far_they_moved(tiny_settings: Settings) -> None:
+def test_the_figures_are_the_languages_and_how_far_they_moved(tiny_settings: Settings) -> None:
     found, _ = features()
-    _, far, _ = settled(tiny_settings, found)
+    _, far, _ = calibrated(tiny_settings, found)
     near = {code: rows - rows.mean(0) for code, rows in found.items()}
-    _, none, _ = settled(tiny_settings, near)
+    _, none, _ = calibrated(tiny_settings, near)
     assert far["languages"] == 3 and far["shift_in_deviations"] > 1
     assert none["shift_in_deviations"] == pytest.approx(0, abs=1e-5)
 
@@ -169,7 +169,7 @@ def test_a_sample_of_texts_is_fixed_and_as_large_as_asked(tiny_settings: Setting
 def test_a_probe_of_the_source_reads_other_languages_once_they_are_centred(tiny_settings: Settings) -> None:
     found, labels = features()
     unseen, gold = features(seed=1)
-    net, _, _ = settled(tiny_settings, found)
+    net, _, _ = calibrated(tiny_settings, found)
 
     def accuracies(moved: bool) -> dict[str, float]:
         def of(code: str, rows: np.ndarray) -> np.ndarray:
@@ -198,9 +198,9 @@ def test_a_corpus_without_texts_of_targets_is_refused(tiny_settings: Settings) -
     only = {split: {"eng_Latn": corpus.table(split, "eng_Latn")} for split in ("train", "dev")}
     without = replace(corpus, splits={**only, "test": corpus.splits["test"]})
     with pytest.raises(InputError, match=r"none of the targets .* has train or dev rows to estimate its mean from"):
-        Centre().check(experiment, without)
+        Centre().check(Available.of(experiment, without))
     with pytest.raises(InputError, match=r"centre\.remove: 4 directions of 4 languages; give less"):
-        Centre(remove=4).check(experiment, corpus)
+        Centre(remove=4).check(Available.of(experiment, corpus))
 
 
 # a language added to a finished bundle
@@ -228,7 +228,7 @@ def texts(file: Path, language: str = "swh", rows: int = 60, seed: int = 5) -> P
 
 
 def mean_of(folder: Path, file: Path, code: str) -> tuple[np.ndarray, np.ndarray]:
-    """Give the mean of transformed features of a file's texts in a language, and the mean that it should have."""
+    """Return the mean of transformed features of a file's texts in a language, and the mean that it should have."""
     model = bundle.load(folder)
     lines = list(dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()))
     run_features = evaluate.embed(
@@ -243,8 +243,8 @@ def test_a_language_is_added_from_text_alone(made: Path, tmp_path: Path) -> None
     file = texts(tmp_path / "wolof.txt")
     before = bundle.load(made)
     old = (made / json.loads((made / "bundle.json").read_text())["steps"]).name
-    told = adapt.adapt(made, "wo", file)
-    assert told == adapt.Adapted("wol_Latn", new=True, texts=60, languages=5)
+    adapted = adapt.adapt(made, "wo", file)
+    assert adapted == adapt.Adapted("wol_Latn", new=True, texts=60, languages=5)
     after = bundle.load(made)  # which verifies every file
     assert after.network.languages == (*before.network.languages, "wol_Latn")
     mean, origin = mean_of(made, file, "wol_Latn")

@@ -16,7 +16,7 @@ from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.languages import lexicon
 from xlt_ray.techniques.code_switch import CodeSwitch
-from xlt_ray.techniques.technique import Example, Material
+from xlt_ray.techniques.technique import Available, Example, Material
 
 TEXT = "The new house, by the Black Sea, isn't large: 'sea view' it's called -- SEA!  (t)"
 GERMAN = {"house": "Haus", "sea": "Meer", "new house": "Neubau", "t": "falsch", "s": "falsch", "called": "genannt"}
@@ -137,7 +137,7 @@ def test_lexicons_are_induced_from_unlabelled_rows_and_kept(tmp_path: Path) -> N
         corpus(eng_Latn=sources, deu_Latn=targets, tha_Thai=targets, swh_Latn=targets[:50]),
     )
     technique = CodeSwitch(rate=1.0, phrases=False)
-    technique.check(of, there)  # Thai and too few rows are left out quietly
+    technique.check(Available.of(of, there))  # Thai and too few rows are left out quietly
     prepared = technique.prepare(material(of, there))
     assert not technique._vocabularies  # frozen in, new out
     kept = list((tmp_path / "cache" / "lexicons").iterdir())
@@ -183,7 +183,7 @@ def test_each_source_has_lexicons_of_its_own(tmp_path: Path) -> None:
     of = experiment(tmp_path, sources=["eng_Latn", "deu_Latn"])
     there = corpus(eng_Latn=english, deu_Latn=german, swh_Latn=swahili)
     technique = CodeSwitch(rate=1.0, phrases=False)
-    technique.check(of, there)
+    technique.check(Available.of(of, there))
     prepared = technique.prepare(material(of, there))
     for code, text in (("eng_Latn", english[0]), ("deu_Latn", german[0])):
         found = prepared.example(Example(text, None, code), np.random.default_rng(0)).text
@@ -195,13 +195,13 @@ def test_what_is_named_and_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
     of = experiment(tmp_path)
     there = corpus(eng_Latn=sources, deu_Latn=targets, tha_Thai=targets, swh_Latn=targets[:50])
     with pytest.raises(InputError, match=r"(?s)languages: tha_Thai: no lexicon from eng_Latn; .*without spaces"):
-        CodeSwitch(languages=("de", "th")).check(of, there)
+        CodeSwitch(languages=("de", "th")).check(Available.of(of, there))
     with pytest.raises(InputError, match=r"(?s)languages: swh_Latn: .*50 rows have the same id"):
-        CodeSwitch(languages=("sw", "de")).check(of, there)
+        CodeSwitch(languages=("sw", "de")).check(Available.of(of, there))
     with pytest.raises(InputError, match=r"(?s)languages: no lexicon.*swh_Latn: 50 rows.*tha_Thai is written without"):
-        CodeSwitch().check(of, corpus(eng_Latn=sources, tha_Thai=targets, swh_Latn=targets[:50]))
+        CodeSwitch().check(Available.of(of, corpus(eng_Latn=sources, tha_Thai=targets, swh_Latn=targets[:50])))
     with pytest.raises(InputError, match=r"fra_Latn has no train or dev rows"):
-        CodeSwitch(languages=("fr",)).check(of, there)
+        CodeSwitch(languages=("fr",)).check(Available.of(of, there))
 
 
 def test_missing_dictionaries_are_refused(tmp_path: Path) -> None:
@@ -210,14 +210,14 @@ def test_missing_dictionaries_are_refused(tmp_path: Path) -> None:
         str(folder(tmp_path)),
         corpus(eng_Latn=["a"], deu_Latn=["b"], fra_Latn=["c"]),
     )
-    CodeSwitch(lexicons=words).check(of, there)  # German has one, French has none
+    CodeSwitch(lexicons=words).check(Available.of(of, there))  # German has one, French has none
     with pytest.raises(InputError, match="fra_Latn: no file of eng_Latn -> fra_Latn"):
-        CodeSwitch(lexicons=words, languages=("fr",)).check(of, there)
+        CodeSwitch(lexicons=words, languages=("fr",)).check(Available.of(of, there))
     with pytest.raises(InputError, match="nowhere is no folder"):
-        CodeSwitch(lexicons="nowhere").check(of, there)
+        CodeSwitch(lexicons="nowhere").check(Available.of(of, there))
     two = experiment(tmp_path, sources=["eng_Latn", "fra_Latn"])
     with pytest.raises(InputError, match=r"has no \{source\}, and there are 2 sources"):
-        CodeSwitch(lexicons=f"{words}/{{language}}.tsv").check(two, there)
+        CodeSwitch(lexicons=f"{words}/{{language}}.tsv").check(Available.of(two, there))
     lexicon.write(tmp_path / "none" / "deu_Latn.tsv", lexicon.Lexicon("eng_Latn", "deu_Latn", {}))
     with pytest.raises(InputError, match="deu_Latn: its lexicon has no entry"):
         CodeSwitch(lexicons=f"{tmp_path}/none").prepare(material(of, there))

@@ -1,4 +1,4 @@
-"""Few-shot: which rows are taken, that results say so everywhere, and the second stage on the targets' rows alone."""
+"""Few-shot: which rows are taken, that all results are labelled so, and the second stage on the targets' rows alone."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_languages_without_shots_stay_zero_shot(tiny_settings: Settings) -> None
     assert "hin_Deva" not in prepared.visible.languages("train")
 
 
-# that results say so
+# that results are labelled few-shot
 
 
 def test_scores_and_the_table_call_them_few_shot(tiny_settings: Settings) -> None:

@@ -131,9 +131,9 @@ def test_rare_labels_weigh_more_where_labels_are_balanced(tiny_settings: Setting
     batches = {}
     for balance in (0, 1):
         run = make(build(changed(tiny_settings, mixture={"label_balance": balance, "draws_per_epoch": 60})))
-        trainee = loop.begin(run)
-        draws = mixture.epoch(trainee.sizes, run.experiment.mixture, 0, 0)
-        batches[balance] = list(trainee.feed.batches(draws, np.arange(60), trainee.progress, total=10))
+        state = loop.begin(run)
+        draws, _ = state.feed.plan(0)
+        batches[balance] = list(state.feed.batches(draws, np.arange(60), state.progress, total=10))
     assert all((batch["weight"] == 1).all() for batch in batches[0])
     known = {code: table["label"].to_numpy() for code, table in run.setup.visible.splits["train"].items()}
     expected = mixture.label_weights(known, len(run.setup.visible.labels), run.experiment.mixture)
@@ -418,7 +418,7 @@ def test_select_keeps_the_epoch_that_is_best_on_dev(
     tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.9, 0.9, 0.7])
-    monkeypatch.setattr(loop.Trainee, "_dev", lambda self: {"dev/accuracy": next(scores)})
+    monkeypatch.setattr(loop.TrainingState, "_dev", lambda self: {"dev/accuracy": next(scores)})
     settings = changed(tiny_settings, training={"epochs": 4, "select": "source_dev"}, mixture={"draws_per_epoch": 32})
     kept = train(settings, str(tmp_path)).weights
     # of equals the earlier

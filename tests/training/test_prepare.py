@@ -1,4 +1,4 @@
-"""What is settled before any work: absolute places, the mixture, the updates, and which dev rows must be there."""
+"""What is fixed before any work: absolute places, the mixture, the updates, and which dev rows must be there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear probe: scikit-learn's regression told in raw features, weighted by the mixture, its penalty by dev."""
+"""The linear probe: scikit-learn's regression in terms of raw features, weighted by the mixture, its penalty by dev."""
 
 from __future__ import annotations
 

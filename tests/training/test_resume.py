@@ -1,4 +1,4 @@
-"""Kill -9 a worker, kill -9 the driver, Ctrl-C: the same command goes on, and every bit comes out the same."""
+"""Kill -9 a worker, kill -9 the driver, Ctrl-C: the same command resumes, and every bit is the same."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
 
 
 def resumed_at(driver: Driver) -> int:
-    """Give the first update that a driver told of."""
+    """Return the first update that a driver reported."""
     return int(re.findall(rf"training  loss .*  (\d+) of {STEPS}\n", driver.told)[0])
 
 
 def furthest(folder: Path) -> int:
-    """Give the last update whose loss stands in the outbox of a run."""
+    """Return the last update whose loss is in the outbox of a run."""
     if not (folder / "outbox.jsonl").is_file():
         return 0
     lines = (folder / "outbox.jsonl").read_bytes().splitlines(keepends=True)
@@ -134,7 +134,7 @@ def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
     assert first.process.wait(120) == 130, first.told
     assert first.told.endswith("interrupted; the same command goes on from what is done\n")
     assert "Traceback" not in first.told
-    assert resumed_at(first) == REPORTED, "a fresh run tells of its first loss"
+    assert resumed_at(first) == REPORTED, "a new run reports its first loss"
     stopped = furthest(folder)
 
     second = begin(tmp_path / "slow.yaml")

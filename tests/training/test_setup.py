@@ -54,6 +54,6 @@ def test_the_network_knows_the_languages_of_the_setup_and_the_labels_of_the_corp
     setup = Setup.of(experiment, loaders.load(experiment.corpus))
     net, tokenize, identity = setup.build()
     assert net.languages == setup.languages and net.head.out_features == len(setup.corpus.labels)
-    assert list(net.steps) == ["centre"], "techniques had their say"
+    assert list(net.steps) == ["centre"], "techniques attach to it"
     assert tokenize.max_length == experiment.network.max_length
     assert identity.startswith("directory@")

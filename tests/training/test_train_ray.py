@@ -56,7 +56,7 @@ def local_ray() -> Iterator[None]:
 
 @dataclass
 class Done:
-    """An outcome with everything that was told on the way."""
+    """An outcome with all events and losses."""
 
     outcome: run.Outcome
     events: list[Event]
@@ -287,7 +287,7 @@ def test_what_is_wrong_for_a_worker_alone_is_still_an_input_error(data: Settings
 
 
 @pytest.mark.long
-def test_a_worker_that_dies_too_often_is_told_of_in_one_sentence(data: Settings, tmp_path: Path) -> None:
+def test_a_worker_that_dies_too_often_is_reported_in_one_sentence(data: Settings, tmp_path: Path) -> None:
     def kill(event: Event) -> None:
         if event["stage"] == "load":
             (worker,) = [process for process in offspring(os.getpid()) if TRAIN_WORKER in process.command]
@@ -297,7 +297,7 @@ def test_a_worker_that_dies_too_often_is_told_of_in_one_sentence(data: Settings,
     with pytest.raises(errors.TrainingError) as stopped:
         run.run(build(changed), kill)
     message = str(stopped.value)
-    assert message.startswith("a worker died, ")  # how it goes on depends on the instant: see the next test
+    assert message.startswith("a worker died, ")  # how it continues depends on the instant: see the next test
     assert "\n" not in message and "goes on from the last checkpoint" in message
 
 
@@ -311,8 +311,8 @@ def test_a_worker_that_dies_too_often_is_told_of_in_one_sentence(data: Settings,
         (WorkerGroupError("loss is nan", {0: ValueError()}), "Training failed due to worker errors:\nloss is nan"),
     ],
 )
-def test_every_way_a_worker_can_die_is_told_of_as_such(error: Exception, message: str) -> None:
-    assert str(distributed._in_plain_words(error, 0)).startswith(message)
+def test_every_way_a_worker_can_die_is_reported_as_such(error: Exception, message: str) -> None:
+    assert str(distributed._plain_error(error, 0)).startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ MULTIPLE = 8  # lengths are padded to this, which keeps the number of matrix sha
 
 
 def rounded(length: int, multiple: int = MULTIPLE) -> int:
-    """Give the next multiple.
+    """Round a length up to a multiple.
 
     >>> [rounded(n) for n in (1, 8, 9)]
     [8, 8, 16]

@@ -19,7 +19,6 @@ less 8, times the scale; weight 16 + j is the high nibble of byte j, less 8, tim
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from xlt_ray import durable
 from xlt_ray.errors import InputError
 
 BUNDLED = "bundled:e5-small"
@@ -74,7 +74,7 @@ class Blocks:
 def read_blocks(path: Path, weights: bool = True) -> Blocks:
     """Read a file of 4-bit blocks (its format heads this module); InputError where it is damaged or another file.
 
-    Without `weights` the second or two that it takes to unpack them are saved.
+    Without `weights` they are not unpacked, which saves a second or two.
     """
     if path.stat().st_size == 0:
         raise _damaged(path, "it is empty")
@@ -148,15 +148,15 @@ def _pieces(take: Callable[..., np.ndarray], count: int, path: Path) -> list[tup
 
 
 def _character_map(take: Callable[..., np.ndarray]) -> tuple[str, str]:
-    """Collect the characters that are deleted and those that become a space; NFKC does what else the map says."""
+    """Return the characters that are deleted and those that become a space; NFKC does the rest of the map."""
     count, _ = take("<i4")[0], take("<u4")
-    fate: dict[tuple[int, ...], list[int]] = {(): [], (ord(" "),): []}
+    by_result: dict[tuple[int, ...], list[int]] = {(): [], (ord(" "),): []}
     for _ in range(count):
         character, size = int(take("<u4")[0]), int(take("u1")[0])
         result = tuple(take("<u4", size).tolist())
-        if result in fate:
-            fate[result].append(character)
-    deleted, spaces = ("".join(map(chr, characters)) for characters in fate.values())
+        if result in by_result:
+            by_result[result].append(character)
+    deleted, spaces = ("".join(map(chr, characters)) for characters in by_result.values())
     return deleted, spaces
 
 
@@ -233,6 +233,7 @@ def _escaped(characters: str) -> str:
 
 
 def file() -> Path:
+    """Find the bundled encoder's file; raise InputError where its package is not installed."""
     # find_spec of a top-level name finds the package without running it
     spec = importlib.util.find_spec(PACKAGE.partition("==")[0])
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
@@ -243,11 +244,11 @@ def file() -> Path:
 
 
 def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != SHA256:
-        raise _damaged(path, f"its sha256 begins {digest[:DIGITS]}, not {SHA256[:DIGITS]}")
-    return digest
+    """Return the SHA-256 of the bundled encoder's file; raise InputError where it is not that of PACKAGE."""
+    found = durable.digest(path)
+    if found != SHA256:
+        raise _damaged(path, f"its sha256 begins {found[:DIGITS]}, not {SHA256[:DIGITS]}")
+    return found
 
 
 def _damaged(path: Path, what: str) -> InputError:

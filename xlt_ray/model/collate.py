@@ -1,4 +1,4 @@
-"""Turn rows into padded batches: updates of similar length, cut into steps under a token budget."""
+"""Tokenise rows and pad them into batches under a token budget."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tokenize:
 
 
 def texts_of(table: pa.Table, indices: np.ndarray) -> tuple[list[str], list[str] | None]:
-    """Take the texts at `indices` of a corpus table, and their pairs where it has any."""
+    """Return the texts at `indices` of a corpus table, and the second texts of pairs, None where it has no pairs."""
     taken = table.select([c for c in ("text", "text_pair") if c in table.column_names]).take(pa.array(indices))
     pairs = taken["text_pair"].to_pylist() if "text_pair" in taken.column_names else None
     return taken["text"].to_pylist(), pairs
@@ -59,6 +59,6 @@ def pad(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, t
 def budgeted(
     rows: Sequence[dict[str, list[int]]], tokens: int, pad_id: int
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Yield (positions in `rows`, padded batch) until all rows are given, each batch under the token budget."""
+    """Yield (positions in `rows`, padded batch) of all rows, each batch under the token budget."""
     for group in batching.steps([len(row["input_ids"]) for row in rows], tokens):
         yield group, pad([rows[i] for i in group], pad_id)

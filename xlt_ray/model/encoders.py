@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +18,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file, extract_commit_hash
 
-from xlt_ray import sniff
+from xlt_ray import durable, sniff
 from xlt_ray.errors import InputError, joined
 from xlt_ray.model import bundled
 from xlt_ray.model.bundled import BUNDLED, DIGITS
 
 FAMILIES = ("t5", "mt5", "umt5")  # encoder-decoders whose encoder transformers can save and load by itself
-WAYS_OUT = f"use {BUNDLED}, a directory saved by save_pretrained, or a hub id (go online, or set HF_HOME to a cache)"
+REMEDY = f"use {BUNDLED}, a directory saved by save_pretrained, or a hub id (go online, or set HF_HOME to a cache)"
 TOKENIZER_REMEDY = "save the tokenizer that belongs to the model beside its weights: tokenizer.save_pretrained(FOLDER)"
 UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError)
 # What makes a directory's encoder what it is; training leaves other files beside these, such as training_args.bin.
@@ -33,7 +33,7 @@ TOKENIZER = r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|spiece|spm
 PARTS = re.compile(rf"config\.json|{WEIGHTS}|{TOKENIZER}")
 BLOCK = re.compile(r"^(?!.*decoder\.)(.*\.)?(layer|block|layers)\.\d+\.")  # the name of a weight of a transformer block
 LEAST_PIECES = 0.25  # of the embeddings' rows: some are padding, but not most
-# XLM-R's vocabulary has 250,002 pieces (E5 adds unused rows); these five tell it from others of that size.
+# XLM-R's vocabulary has 250,002 pieces (E5 adds unused rows); these five distinguish it from others of that size.
 XLMR_SIZE = 250_002
 XLMR_PIECES = {"▁de": 8, "▁the": 70, "▁world": 8999, "▁Hello": 35378, "<mask>": 250_001}
 
@@ -42,7 +42,7 @@ XLMR_PIECES = {"▁de": 8, "▁the": 70, "▁world": 8999, "▁Hello": 35378, "<
 class Encoder:
     """An encoder ready for use: float32, in evaluation mode, without a pooler or a head.
 
-    `identity` says what exactly was loaded; equal identities are equal weights and tokenizers.
+    `identity` names what was loaded: equal identities are equal weights and tokenizers.
     """
 
     model: PreTrainedModel
@@ -83,7 +83,7 @@ def load(init: str, revision: str | None = None, weights: bool = True) -> Encode
 
 
 def fingerprint(init: str, revision: str | None = None, contents: bool = True) -> str:
-    """Say what `load` would load, without building it; what is computed from an encoder can be cached under this.
+    """Return the identity of what `load` would load, without building it: a key for what is computed from an encoder.
 
     "bundled:e5-small@<sha256 of the file>", "directory@<sha256 of its weights, configuration and tokenizer>" or
     "<hub id>@<commit>". A directory is named by its contents alone, so a copy elsewhere has the same identity.
@@ -97,9 +97,12 @@ def fingerprint(init: str, revision: str | None = None, contents: bool = True) -
     folder = Path(init).expanduser()
     if folder.is_dir():
         files = _parts(folder)
-        return f"directory@{_digest(files)[:DIGITS]}" if contents else "directory"
+        if not contents:
+            return "directory"
+        lines = "".join(f"{file.name}\0{durable.digest(file)}\n" for file in files)
+        return f"directory@{hashlib.sha256(lines.encode()).hexdigest()[:DIGITS]}"
     if folder.exists() or init.startswith(("/", "./", "../", "~")):
-        raise InputError(f"network.init: there is no directory {init!r}; {WAYS_OUT}")
+        raise InputError(f"network.init: there is no directory {init!r}; {REMEDY}")
     try:
         config = cached_file(init, "config.json", revision=revision)
     except (OSError, ValueError) as error:
@@ -127,9 +130,9 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
 
 def seen_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[str] | None:
-    """Name the languages an encoder saw in pre-training, as canonical codes; None where that is not known.
+    """Return the canonical codes of the languages an encoder saw in pre-training; None where that is not known.
 
-    Known are encoders with XLM-R's vocabulary, told by its size and pieces: XLM-R and what grew out of it, such as
+    Known are encoders with XLM-R's vocabulary, by its size and pieces: XLM-R and what grew out of it, such as
     multilingual MiniLM and E5. They saw XLM-R's 100 languages (arXiv 1911.02116). An encoder trained from nothing on
     that vocabulary would be misjudged; one whose vocabulary was cut down is not recognised.
     """
@@ -147,21 +150,13 @@ def _parts(folder: Path) -> list[Path]:
     if pointers := [f"network.init: {pointer}" for pointer in map(sniff.lfs_pointer, files) if pointer]:
         raise joined(pointers)
     if folder / "config.json" not in files:
-        raise InputError(f"network.init: {folder} holds no config.json, so no encoder; {WAYS_OUT}")
+        raise InputError(f"network.init: {folder} holds no config.json, so no encoder; {REMEDY}")
     return files
-
-
-def _digest(files: Sequence[Path]) -> str:
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back transformers' reports on what it loads: what matters of them is refused in words of our own."""
+    """Silence transformers' reports on what it loads: what matters of them is an InputError of this module."""
     logging = transformers.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
@@ -180,7 +175,7 @@ def _pretrained_model(source: str, commit: str | None, weights: bool) -> PreTrai
     if getattr(config, "is_encoder_decoder", False) and not half:
         raise InputError(
             f"network.init: {source!r} is an encoder-decoder of type {config.model_type!r}; only from "
-            f"{', '.join(FAMILIES)} can the encoder be taken alone; {WAYS_OUT}"
+            f"{', '.join(FAMILIES)} can the encoder be taken alone; {REMEDY}"
         )
     known: Any = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING if half else transformers.MODEL_MAPPING
     options: dict[str, Any] = {"revision": commit, "trust_remote_code": False, "output_loading_info": True}
@@ -247,7 +242,7 @@ def _vocabulary_files(tokenizer: Any) -> list[str]:
 
 
 def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:
-    """Tell whether a tokenizer was read from files: without any, transformers makes one of a few pieces up."""
+    """Return whether a tokenizer was read from files: without any, transformers makes one of a few pieces up."""
     wanted = _vocabulary_files(tokenizer)
     whole = bool(wanted) and all((folder / name).is_file() for name in wanted)
     made_of_nothing = not hasattr(tokenizer, "vocab_files_names") or tokenizer.vocab_files_names == {}
@@ -255,7 +250,7 @@ def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:
 
 
 def _unloadable(init: str, error: Exception) -> InputError:
-    return InputError(f"network.init: {init!r} cannot be loaded ({_cause(error)}); {WAYS_OUT}")
+    return InputError(f"network.init: {init!r} cannot be loaded ({_cause(error)}); {REMEDY}")
 
 
 def _cause(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """The network: an encoder, a pooling of its token features, and a linear head over labels.
 
-Techniques put in between what they do to pooled features (`steps`) and beside it what they add to the loss (`terms`).
+Techniques add `steps`, which change pooled features before the head, and `terms`, which are added to the loss.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Network(nn.Module):
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def transform(self, features: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
-        """Do to pooled features (rows, width) what techniques ask for; without `language` it is unknown for all."""
+        """Apply the steps of techniques to pooled features (rows, width), of languages (rows,) or all unknown."""
         if language is None and len(self.steps):
             language = torch.full((len(features),), -1, device=features.device)
         for step in self.steps.values():
@@ -75,15 +75,15 @@ class Network(nn.Module):
         return self.classify(self.transform(self.features(batch), batch.get("language")))
 
     def index(self, language: str | None) -> int:
-        """Give the place of a language in `languages`, -1 where it is not there."""
+        """Return the place of a language in `languages`, -1 where it is not there."""
         return self.languages.index(language) if language in self.languages else -1
 
 
 def plain(network: Network) -> tuple[Network, dict[str, list[float]]]:
-    """Give a network without steps that answers the same where the language is unknown, and what languages add.
+    """Fold the steps of a network into its head; return (network without steps, logits that each language adds).
 
-    The second maps a language to what its logits, (classes,), are more than those of an unknown one. Raises InputError
-    where a step does more with a language than to shift features, which no constant can make up for.
+    The network answers as the given one does where the language is unknown, and a known language adds a constant,
+    (classes,), to those logits. Raises InputError where a step does more with a language than to shift features.
     """
     width = network.head.in_features
     probe = torch.cat([torch.zeros(1, width), torch.eye(width)]).to(network.head.weight)
@@ -105,7 +105,7 @@ def plain(network: Network) -> tuple[Network, dict[str, list[float]]]:
 
 
 def prefix(config: NetworkConfig) -> str:
-    """Say what is put before every text: as the configuration or the bundle states, else 'query: ' for E5 encoders."""
+    """Return what is put before every text: of the configuration or the bundle, else 'query: ' for E5 encoders."""
     if config.prefix is not None:
         return config.prefix
     if (bundle := Path(config.init) / "bundle.json").is_file():
@@ -118,15 +118,15 @@ def prefix(config: NetworkConfig) -> str:
 
 
 def whole_again(content: Mapping[str, Any]) -> str:
-    """Name the settings with which the bundle that a `bundle.json` describes would hold its whole encoder."""
+    """Return the settings with which the bundle that a `bundle.json` describes would hold its whole encoder."""
     if names := content.get("added_by"):
         return " and ".join(f"techniques.{name}.merge=true" for name in names)
-    listed = ", ".join(content["experiment"]["techniques"])  # a bundle of before, which does not say which it was
+    listed = ", ".join(content["experiment"]["techniques"])  # an older bundle, which does not name it
     return f"techniques.NAME.merge=true, where NAME is the one of its techniques ({listed}) that adds to an encoder,"
 
 
 def encoder_source(config: NetworkConfig) -> str:
-    """Name what `encoders.load` is to load: a bundle written by an earlier run stands for the encoder inside it.
+    """Return the name that `encoders.load` loads: `config.init`, or the encoder inside of it where that is a bundle.
 
     Raises InputError for a bundle that holds changes to an encoder alone.
     """
@@ -233,13 +233,13 @@ def freeze(network: Network, parts: tuple[str | int, ...]) -> None:
 
 
 def trained(network: nn.Module) -> Weights:
-    """Take what training changes: the parameters with gradients and all buffers, by name, not copied."""
+    """Return what training changes, by name and not copied: the parameters with gradients and all buffers."""
     weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
     return weights | {name: b for name, b in network.named_buffers() if name in network.state_dict()}
 
 
 def restore_weights(network: nn.Module, weights: Weights) -> None:
-    """Put weights taken by `trained` back; raise InputError where names or shapes are not those of this network."""
+    """Copy weights that `trained` returned into a network; raise InputError where names or shapes differ."""
     current = trained(network)
     strange = sorted(current.keys() ^ weights.keys())
     strange += sorted(name for name in current.keys() & weights.keys() if current[name].shape != weights[name].shape)

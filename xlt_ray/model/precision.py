@@ -1,4 +1,4 @@
-"""Which precision a network is computed in: bfloat16 where it is faster here and the encoder can be computed in it."""
+"""Choose the precision to compute in: bfloat16 where it is faster and the encoder works in it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TRIED_TOKENS = 256  # more than the window of any encoder that looks at near tok
 
 
 def choose_precision(
-    asked: str, network: Network, max_length: int, say: Callable[[str], None] = lambda note: None
+    asked: str, network: Network, max_length: int, on_note: Callable[[str], None] = lambda note: None
 ) -> str:
     """Resolve 'auto': bfloat16 on GPUs that have it and on CPUs where a product of this encoder's size is faster so.
 
-    An encoder that cannot be computed in bfloat16 is computed in float32, and `say` is told why. Rank 0 measures and
-    tells the others, so that all compute alike. Raises InputError where bfloat16 is asked for and cannot be.
+    An encoder that cannot be computed in bfloat16 is computed in float32, and `on_note` receives the reason. Rank 0
+    decides for all ranks, so that all compute alike. Raises InputError where bfloat16 is asked for and cannot be.
     """
     if asked == "float32":
         return asked
@@ -38,7 +38,7 @@ def choose_precision(
         return asked
     faster = torch.cuda.is_bf16_supported() if device.type == "cuda" else _gain(network) >= GAIN
     if faster and (found := fault(network, max_length)):
-        say(f"{name} cannot be computed in bfloat16 ({found}); computing in float32")
+        on_note(f"{name} cannot be computed in bfloat16 ({found}); computing in float32")
         faster = False
     verdict = torch.tensor([int(faster)], device=device)
     if distributed.is_initialized():
@@ -47,7 +47,7 @@ def choose_precision(
 
 
 def fault(network: Network, max_length: int) -> str | None:
-    """Say why a network cannot be computed in bfloat16, None where it can: one step on rows of which one is padding.
+    """Return why a network cannot be computed in bfloat16, None where it can, by one step on rows with padding.
 
     The step goes backwards too where anything is to be trained. Nothing is left changed.
     """
@@ -93,12 +93,12 @@ def _gain(network: Network) -> float:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Compute matrix products in bfloat16 where `precision` says so; weights and head stay in float32."""
+    """Return a context that computes matrix products in `precision`; weights and head stay in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def token_budget(asked: int | None, device: torch.device) -> int:
-    """Give the padded tokens to forward at once: what is asked for, else what suits the device.
+    """Return the most padded tokens to forward at once: those asked for, else what suits the device.
 
     A CPU is fastest while activations stay in its cache, and small steps need less padding; a GPU wants large products.
     """

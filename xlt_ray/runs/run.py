@@ -173,15 +173,15 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     model = setup.build()
     facts = frozen.calibrate(setup, model.network, found)
     on_event({"stage": "fit"})
-    taught = frozen.gathered(tables, found, classes, model.network)
+    taught = frozen.Frozen.of(tables, found, classes, model.network)
     fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
-    fitted = frozen.calibrated(taught, fitted, experiment.sources)
+    fitted = frozen.fit_temperature(taught, fitted, experiment.sources)
     probe.install(model.network, fitted)
     model.network.eval()
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
-    predictions = frozen.predict(frozen.gathered(test, found, classes, model.network), fitted, "test")
+    predictions = frozen.predict(frozen.Frozen.of(test, found, classes, model.network), fitted, "test")
     return Fitted(model, predictions, history=[], reported=[], facts=facts)
 
 

@@ -211,9 +211,9 @@ def _probes(
         for name, table in tables.items():
             found[name] = features[name][pc.index_in(_keys(table), value_set=places[name]).to_numpy()]
         frozen.calibrate(scene, net, found)
-        taught = frozen.gathered(tables, found, classes, net)
+        taught = frozen.Frozen.of(tables, found, classes, net)
         fitted = frozen.fit(taught, scene.experiment, scene.experiment.training.probe_strengths)
-        predictions = frozen.predict(frozen.gathered(test, found, classes, net), fitted, "test")
+        predictions = frozen.predict(frozen.Frozen.of(test, found, classes, net), fitted, "test")
         roles = Roles(experiment.sources, scene.few_shot, known)
         accuracy = {code: one.accuracy for code, one in predictions.items()}
         role = {code: roles.role(code) for code in predictions}

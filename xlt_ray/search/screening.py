@@ -27,7 +27,7 @@ from xlt_ray.search.proposals import Proposal, Proposals
 from xlt_ray.search.selection import FIDELITIES, Fidelity, Judge, Tried
 from xlt_ray.search.space import Point, Search, mix_of
 from xlt_ray.training import cluster, embedding, probe
-from xlt_ray.training.frozen import Frozen, fit, gathered, predict
+from xlt_ray.training.frozen import Frozen, fit, predict
 from xlt_ray.training.setup import Setup, calibrate
 
 FOLDS = 4  # of row ids, where languages left out have rows that the mix trains on in translation
@@ -60,7 +60,7 @@ def embed(
         setup = replace(setup, techniques=moving, material=material)
         net = setup.build().network
         calibrate(setup, net, lambda asked: {code: known[f"texts/{code}"] for code in asked})
-    return gathered(tables, known, len(corpus.labels), net)
+    return Frozen.of(tables, known, len(corpus.labels), net)
 
 
 def predict_left_out(

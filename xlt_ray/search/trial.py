@@ -80,7 +80,7 @@ class Worker:
 
     net: network.Network
     tokenize: Remembered
-    trainee: loop.Trainee
+    trainee: loop.TrainingState
 
     def __init__(self, data: TrialData, rank: int, group: WorkerGroup) -> None:
         self.corpus, self.texts = data.corpus, data.texts

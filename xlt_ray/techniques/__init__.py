@@ -1,7 +1,7 @@
-"""Ways to better transfer: each is one file here and one line in CATALOGUE, switched on under `techniques:`.
+"""List the techniques for better transfer: each is one file here and one line in CATALOGUE.
 
-The hooks of a technique, each by default without effect, are in `technique.py`. Those techniques that a configuration
-lists compose in the order of the list. No module outside this package names one of them.
+A configuration lists techniques under `techniques:`, and they compose in that order. Their hooks are in `technique.py`.
+No module outside this package names one of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CATALOGUE = {
 
 
 def build(experiment: Experiment) -> tuple[Technique, ...]:
-    """Make the techniques of an experiment, in their order; raise InputError listing every fault at once."""
+    """Return the techniques of an experiment, in its order; raise InputError that lists all that is wrong with them."""
     found, faults = [], []
     for name, parameters in experiment.techniques.items():
         if name not in CATALOGUE:
@@ -60,9 +60,9 @@ def network(
     material: Material | None = None,
     weights: bool = True,
 ) -> Built:
-    """Build an experiment's network with what techniques attach to it; they may initialise it from `material`.
+    """Build an experiment's network with what techniques attach to it; `material` is passed on to them.
 
-    Without `weights` the encoder has shapes alone, which is enough to see what does not fit.
+    Without `weights` the encoder has shapes alone, which is enough to check what does not fit.
     """
     from xlt_ray.model import network as networks
 
@@ -73,6 +73,6 @@ def network(
 
 
 def load(name: str) -> type[Technique]:
-    """Import the class of a technique of the catalogue."""
+    """Import and return the class of a technique of the catalogue."""
     module, _, kind = CATALOGUE[name].rpartition(".")
     return getattr(importlib.import_module(module), kind)

@@ -1,10 +1,10 @@
-"""Adversarial training: a discriminator learns to tell languages by their features, and the encoder to prevent it.
+"""Adversarial training: a discriminator learns to classify features by language, and the encoder to prevent it.
 
-Ganin et al. 2016 ("Domain-adversarial training of neural networks"), section 4: between the two stands a layer that
-hands gradients back times -lambda, with lambda_p = 2 / (1 + exp(-gamma p)) - 1 where p goes from 0 to 1 over training.
-Whether it worked is said by a fresh linear probe for the language on the encoder's features, before and after: an
-adversary that has lost tells nothing, as the encoder may have learned to deceive this one alone (Elazar and Goldberg
-2018).
+Ganin et al. 2016 ("Domain-adversarial training of neural networks"), section 4: between the two is a layer that
+multiplies gradients by -lambda, with lambda_p = 2 / (1 + exp(-gamma p)) - 1 where p goes from 0 to 1 over training.
+A new linear probe for the language on the encoder's features, before and after training, measures whether it worked:
+a discriminator that has lost is no evidence, as the encoder may have learned to deceive this one alone (Elazar and
+Goldberg 2018).
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional
 
-from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.corpus import Corpus, known_languages
 from xlt_ray.errors import InputError
-from xlt_ray.techniques.technique import Embed, Material, Technique
+from xlt_ray.techniques.technique import Available, Embed, Material, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
 
-PROBED = 60  # rows a language, half to fit the probe for the language and half to ask it
+PROBED = 60  # rows a language, half to fit the probe for the language and half to measure it
 
 
 class Adversarial(Technique):
-    """Train the encoder so that a discriminator cannot tell languages by their features."""
+    """Train the encoder so that a discriminator cannot recognise languages by their features."""
 
     name: ClassVar[str] = "adversarial"
     paper: ClassVar[str] = "Ganin et al. 2016, arXiv 1505.07818"
@@ -47,10 +45,10 @@ class Adversarial(Technique):
     gamma: float = Field(10.0, gt=0, description="how fast lambda rises")
     hidden: int = Field(256, ge=1, description="width of the discriminator's one hidden layer")
 
-    def check(self, experiment: Experiment, corpus: Corpus) -> None:
+    def check(self, available: Available) -> None:
         """Refuse a run without unlabelled rows of two languages."""
-        there = corpus.unlabelled(known_languages(experiment, corpus))
-        if len(there) < 2:
+        experiment = available.experiment
+        if len([code for code in available.languages if code in available.texts]) < 2:
             raise InputError("techniques.adversarial: needs rows of two languages or more; add train rows of targets")
         if experiment.training.unlabelled_rows == 0 and len(experiment.sources) < 2:
             raise InputError(
@@ -59,14 +57,14 @@ class Adversarial(Technique):
             )
 
     def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module:
-        """Give the discriminator, after asking a probe how well languages can be told before training."""
+        """Return the discriminator, after measuring language separability before training with a linear probe."""
         width, languages = network.head.in_features, len(network.languages)
         term = Discriminator(width, self.hidden, languages, self.weight, self.gamma, network.seed)
         term.before = language_accuracy(embed(_sample(material)))
         return term
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
-        """Ask a fresh probe how well languages can be told after training."""
+        """Measure language separability after training with a linear probe; return it beside that before and chance."""
         term = network.terms[self.name]
         assert isinstance(term, Discriminator)
         sample = _sample(material)
@@ -78,7 +76,7 @@ class Adversarial(Technique):
 
 
 class Discriminator(nn.Module):
-    """Tell the language of features, and hand gradients back reversed."""
+    """Classify features by language with one hidden layer, and reverse the gradients that reach the features."""
 
     def __init__(self, width: int, hidden: int, languages: int, weight: float, gamma: float, seed: int) -> None:
         super().__init__()
@@ -88,7 +86,7 @@ class Discriminator(nn.Module):
             self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, languages))
 
     def forward(self, network: Network, batch: Mapping[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
-        """Give the cross-entropy of every row's language, (rows,)."""
+        """Return the cross-entropy of every row's language, (rows,)."""
         factor = self.weight * (2 / (1 + math.exp(-self.gamma * float(batch["progress"]))) - 1)
         scores = self.layers(_Reversed.apply(features, factor))
         return functional.cross_entropy(scores, batch["language"], reduction="none")
@@ -110,9 +108,9 @@ def _sample(material: Material) -> dict[str, pa.Table]:
 
 
 def language_accuracy(features: Mapping[str, np.ndarray]) -> float:
-    """Say how well a linear probe tells languages by features (rows, width): fitted on every other row, asked the rest.
+    """Measure the accuracy of a linear probe for the language of features (rows, width): 1 / languages is chance.
 
-    1 / languages is chance; the mean over languages, so that each counts the same.
+    It is fitted on every other row and measured on the rest, as a mean over languages, so that each counts the same.
     """
     fit = [(rows[::2], code) for code, rows in features.items()]
     scale = StandardScaler().fit(np.concatenate([rows for rows, _ in fit]))

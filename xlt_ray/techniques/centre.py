@@ -1,6 +1,6 @@
-"""Centring: features less the mean of their language, so that a head learned in one language fits the others.
+"""Centring: subtract from features the mean of their language, so that a head learned in one language fits the others.
 
-Much of what tells the features of a sentence from those of its translation is the same for all sentences of a language.
+Much of the difference between the features of a sentence and of its translation is common to all of a language.
 Libovicky et al. 2020 ("On the language neutrality of pre-trained multilingual representations") subtract the mean of
 each language; Zhao et al. 2021 ("Inducing language-agnostic multilingual representations") align and normalise
 likewise. The means are estimated on unlabelled train text, after training, and are buffers of the network.
@@ -20,11 +20,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import mixture
-from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
-from xlt_ray.techniques.technique import Embed, Material, Technique
+from xlt_ray.techniques.technique import Available, Embed, Material, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -48,16 +46,16 @@ class Centre(Technique):
         description="directions to project out along which the means of languages differ most; for a probe only",
     )
 
-    def check(self, experiment: Experiment, corpus: Corpus) -> None:
+    def check(self, available: Available) -> None:
         """Refuse a corpus without text to estimate a target's mean from, and more directions than languages."""
-        codes = corpus.measured(experiment.sources, experiment.targets)
-        there = corpus.unlabelled(codes)
-        if not set(there) - set(experiment.sources):
+        codes = available.measured
+        there = [code for code in codes if code in available.texts]
+        if not set(there) & set(available.targets):
             raise InputError(
                 f"techniques.centre: none of the targets ({', '.join(codes[:5])} ...) has train or dev rows to "
                 "estimate its mean from; add some, their labels are not looked at"
             )
-        if self.remove and experiment.training.method != "probe":
+        if self.remove and available.experiment.training.method != "probe":
             raise InputError(
                 f"techniques.centre.remove: {self.remove}: directions cannot be taken from a head that was fine-tuned "
                 "with them; set remove to 0, or training.method to probe"
@@ -68,7 +66,7 @@ class Centre(Technique):
             )
 
     def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
-        """Put the subtraction behind the pooling; until `calibrate` it subtracts nothing."""
+        """Add the subtraction as a step behind the pooling; until `calibrate` it subtracts nothing."""
         network.steps[self.name] = Shift(len(network.languages), network.head.in_features, self.remove)
 
     def texts(self, material: Material) -> Mapping[str, pa.Table]:
@@ -84,8 +82,8 @@ class Centre(Technique):
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
         """Estimate the means with the trained encoder.
 
-        Languages are moved onto the mean of the sources, each counted by its share of the mixture. A head that was
-        fine-tuned has learned its sources where they lie, so those stay; a probe is fitted after this, and all move.
+        Languages are moved onto the mean of the sources, each counted by its share of the mixture. The sources of a
+        fine-tuned head stay, as it has learned them where they are; a probe is fitted after this, and all move.
         """
         features = embed(self.texts(material))
         means: dict[str, Any] = {c: rows.mean(0, dtype=np.float64) for c, rows in features.items() if len(rows)}
@@ -104,7 +102,7 @@ class Centre(Technique):
         return {"languages": float(len(means)), "shift_in_deviations": float(np.mean(apart or [0.0]) / within)}
 
     def add_language(self, network: Network, code: str, features: np.ndarray) -> None:
-        """Estimate the mean of one more language, as that of the others was."""
+        """Estimate the mean of one more language, or anew that of a known one."""
         step = network.steps[self.name]
         assert isinstance(step, Shift)
         step.add(network.index(code), features.mean(0, dtype=np.float64))

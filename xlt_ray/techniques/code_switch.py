@@ -1,4 +1,4 @@
-"""Code-switching: source texts in which some words stand in the languages that the model is to transfer to.
+"""Code-switching: replace some words of source texts by their translations into the languages to transfer to.
 
 CoSDA-ML (Qin et al. 2020, arXiv 2006.06402) replaces words by translations of a random language each time a row is
 drawn, so that the encoder brings words of many languages into the same contexts. Where no dictionary is given, one is
@@ -23,14 +23,13 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import column_digest
-from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.corpora.mixture import shares
 from xlt_ray.errors import InputError
-from xlt_ray.events import Tell
+from xlt_ray.events import OnProgress
 from xlt_ray.languages import codes, lexicon, word_alignment
-from xlt_ray.languages.lexicon import FEWEST_PAIRS, LONGEST, Lexicon, Translations
+from xlt_ray.languages.lexicon import FEWEST_PAIRS, LONGEST, Lexicon
 from xlt_ray.languages.word_alignment import WORD, fold
-from xlt_ray.techniques.technique import Example, Material, Technique
+from xlt_ray.techniques.technique import Available, Example, Material, Technique
 
 VERSION = 1  # of how lexicons are induced; part of the name of a cached one
 GAP = regex.compile(r"[\s\-]+")  # what may stand between the words of a phrase
@@ -78,15 +77,15 @@ class CodeSwitch(Technique):
             raise ValueError("no language to switch to; name some, or write targets")
         return tuple(dict.fromkeys(codes.resolve(code) for code in languages))
 
-    def check(self, experiment: Experiment, corpus: Corpus) -> None:
+    def check(self, available: Available) -> None:
         """Raise InputError where no language has what a lexicon is made of, or one that is named has none."""
-        there = corpus.measured(experiment.sources, experiment.targets)
-        rows = corpus.unlabelled({*experiment.sources, *there, *self._named}, ids=True)
+        experiment, codes = available.experiment, {*available.languages, *self._named}
+        rows = {code: table for code, table in available.texts.items() if code in codes}
         faults = {pair: self._fault(pair, rows, experiment) for pair in self._pairs(experiment, rows)}
         self._refuse(experiment, faults)
 
-    def prepare(self, material: Material, tell: Tell = lambda done, total: None) -> CodeSwitch:
-        """Give the technique with its lexicons: read, taken from the cache, or induced and put there."""
+    def prepare(self, material: Material, on_progress: OnProgress = lambda done, total: None) -> CodeSwitch:
+        """Return the technique with its lexicons: read, taken from the cache, or induced and put there."""
         experiment, found = material.experiment, {}
         pairs = self._pairs(experiment, material.texts)
         faults = {pair: self._fault(pair, material.texts, experiment) for pair in pairs}
@@ -94,7 +93,7 @@ class CodeSwitch(Technique):
         # each worker in an order of its own, so that they seldom induce the same one and find the others' in the cache
         for number, place in enumerate(np.random.default_rng(os.getpid()).permutation(len(able))):
             found[able[place]] = self._lexicon(able[place], material.texts, experiment)
-            tell(number + 1, len(able))
+            on_progress(number + 1, len(able))
         found = {pair: found[pair] for pair in able}  # in their order, wherever the work began
         faults |= {pair: "its lexicon has no entry" for pair in able if not found[pair].entries}
         self._refuse(experiment, faults)
@@ -134,7 +133,8 @@ class CodeSwitch(Technique):
             if rng.random() < self.rate:
                 language = vocabulary.draw(knowing, rng)
                 options = vocabulary.lexicons[language].entries[" ".join(words[at : at + length])]
-                pieces += [text[done:low], _cased(text[low:high], _choose(options, rng))]
+                translation, _ = options[_drawn([score for _, score in options], rng)]
+                pieces += [text[done:low], _cased(text[low:high], translation)]
                 done = high
             at += length
         return "".join([*pieces, text[done:]])
@@ -151,7 +151,7 @@ class CodeSwitch(Technique):
         return [(source, code) for source in experiment.sources for code in wanted if code != source]
 
     def _fault(self, pair: tuple[str, str], rows: Mapping[str, pa.Table], experiment: Experiment) -> str | None:
-        """Say why there is no lexicon from a source into a language, None where there is one."""
+        """Return why there is no lexicon from a source into a language, None where there is one."""
         source, code = pair
         if self.lexicons != "induced":
             missing = "no file of {} under techniques.code_switch.lexicons"
@@ -222,7 +222,7 @@ class CodeSwitch(Technique):
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The lexicons from one source, the share of each, and which of them know a word or phrase."""
+    """The lexicons from one source, and `p`, the probability (lexicons,) of drawing each."""
 
     lexicons: Sequence[Lexicon]
     p: np.ndarray
@@ -235,7 +235,7 @@ class Vocabulary:
 
     @cached_property
     def knowing(self) -> Mapping[str, list[int]]:
-        """The numbers of the lexicons that have each entry."""
+        """The indices of the lexicons that have each entry."""
         found: dict[str, list[int]] = {}
         for number, one in enumerate(self.lexicons):
             for key in one.entries:
@@ -243,7 +243,10 @@ class Vocabulary:
         return found
 
     def lookup(self, words: Sequence[str], whole: int | None) -> tuple[int, Sequence[int]]:
-        """Give the length of the longest entry that `words` begin with, and who knows it; (0, ()) where nobody does."""
+        """Return the length in words of the longest entry that `words` begin with, and the lexicons that have it.
+
+        (0, ()) where there is none. `whole` is the one lexicon to look in, None for all.
+        """
         if whole is not None:
             return self.lexicons[whole].match(words), (whole,)
         for length in range(len(words), 0, -1):
@@ -257,7 +260,7 @@ class Vocabulary:
 
 
 def _ends(text: str, spans: Sequence[tuple[int, int]], longest: int) -> list[int]:
-    """Give for each word the word after the last that may form a phrase with it: no punctuation stands between."""
+    """Return for each word the index after the last word of its longest phrase: no punctuation lies within one."""
     ends = [len(spans)] * len(spans)
     for at in range(len(spans) - 2, -1, -1):
         ends[at] = ends[at + 1] if GAP.fullmatch(text, spans[at][1], spans[at + 1][0]) else at + 1
@@ -270,7 +273,7 @@ def _ending(text: str, span: tuple[int, int], length: int) -> bool:
 
 
 def _cased(before: str, translation: str) -> str:
-    """Give a translation the first capital of what it replaces, where its script has capitals.
+    """Return a translation with the initial capital of what it replaces, where its script has capitals.
 
     >>> _cased("Sea", "bahari"), _cased("sea", "Meer")
     ('Bahari', 'Meer')
@@ -280,12 +283,8 @@ def _cased(before: str, translation: str) -> str:
     return translation
 
 
-def _choose(options: Translations, rng: np.random.Generator) -> str:
-    return options[_drawn([score for _, score in options], rng)][0]
-
-
 def _drawn(weights: Sequence[float] | np.ndarray, rng: np.random.Generator) -> int:
-    """Draw a place with a chance in proportion to its weight; the only one costs no random number."""
+    """Draw an index with probability proportional to its weight; where there is only one, no random number is drawn."""
     if len(weights) == 1:
         return 0
     upto = np.cumsum(weights)

@@ -1,8 +1,8 @@
-"""Few-shot transfer: some labelled rows of each target join training, and no result of theirs is zero-shot any more.
+"""Few-shot transfer: train on some labelled rows of targets as well, whose results are zero-shot no more.
 
 Lauscher et al. 2020 ("From zero to hero") find that a few rows help most where zero-shot transfer is worst. Zhao et al.
 2021 ("A closer look at few-shot crosslingual transfer: the choice of shots matters") find differences of more than ten
-points between draws of the shots, so a figure needs several: `draw` numbers them.
+points between draws of the shots, so a result needs several draws, numbered by `draw`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.languages import codes
-from xlt_ray.techniques.technique import Material, Technique
+from xlt_ray.techniques.technique import Available, Material, Technique
 
 
 class FewShot(Technique):
@@ -45,10 +44,9 @@ class FewShot(Technique):
     def _canonical(cls, languages: tuple[str, ...] | str) -> tuple[str, ...] | str:
         return languages if isinstance(languages, str) else tuple(codes.resolve(code) for code in languages)
 
-    def check(self, experiment: Experiment, corpus: Corpus) -> None:
+    def check(self, available: Available) -> None:
         """Refuse languages that are sources or lack train rows, and a second stage that begins with a fresh head."""
-        there = corpus.languages("train")
-        targets = [c for c in corpus.measured((), experiment.targets) if c not in experiment.sources]
+        experiment, there, targets = available.experiment, available.labelled, available.targets
         for code in self.languages if not isinstance(self.languages, str) else ():
             if code in experiment.sources:
                 raise InputError(

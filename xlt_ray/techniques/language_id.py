@@ -1,4 +1,4 @@
-"""Naming the language as a second task: the opposite of what an adversary asks of the encoder.
+"""Language identification as a second task: the opposite of adversarial training.
 
 Caruana 1997 ("Multitask learning"). A linear head names a text's language from its features, and its cross-entropy is
 added to the task's, on labelled and unlabelled rows alike. A negative result, kept to be compared with.
@@ -13,17 +13,15 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.corpus import Corpus, known_languages
 from xlt_ray.errors import InputError
-from xlt_ray.techniques.technique import Embed, Material, Technique
+from xlt_ray.techniques.technique import Available, Embed, Material, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
 
 
 class LanguageId(Technique):
-    """Name the language of a text as a second task, from the features that the first one uses."""
+    """Classify texts by language as a second task, from the features of the first."""
 
     name: ClassVar[str] = "language_id"
     paper: ClassVar[str] = "Caruana 1997, Machine Learning 28"
@@ -34,9 +32,9 @@ class LanguageId(Technique):
 
     weight: float = Field(0.1, gt=0, description="of its cross-entropy, beside 1 for that of the task")
 
-    def check(self, experiment: Experiment, corpus: Corpus) -> None:
+    def check(self, available: Available) -> None:
         """Refuse a run of one language."""
-        if len(known_languages(experiment, corpus)) < 2:
+        if len(available.languages) < 2:
             raise InputError("techniques.language_id: there is one language only; add sources or targets")
 
     def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module:

@@ -1,4 +1,4 @@
-"""LoRA: small matrices of low rank beside the encoder's, which alone are trained; merged into it to serve.
+"""LoRA: train matrices of low rank beside the encoder's instead of the encoder; merge them into it to serve.
 
 Hu et al. 2021 ("LoRA: low-rank adaptation of large language models"): W + (alpha / rank) B A with B = 0 at the start.
 The layers are peft's. A bundle holds these matrices and the name of the encoder they belong to.
@@ -34,7 +34,7 @@ class Lora(Technique):
 
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
-    needs: ClassVar[str] = "nothing more; the encoder must be at hand where the bundle is loaded"
+    needs: ClassVar[str] = "nothing more; the encoder must be available where the bundle is loaded"
     cost: ClassVar[str] = "as fine-tuning; no optimiser state for the encoder"
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
     replaces_encoder: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class Lora(Technique):
     )
 
     def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
-        """Put matrices beside layers of the encoder, and train only them and the head; InputError where none fits."""
+        """Add matrices to layers of the encoder, and freeze the rest of it; raise InputError where no layer fits."""
         from peft import LoraConfig, inject_adapter_in_model
 
         kind = network.encoder.config.model_type
@@ -79,7 +79,7 @@ class Lora(Technique):
         return {name: matrix for name, matrix in network.encoder.named_parameters() if "lora_" in name}
 
     def load(self, network: Network, state: Mapping[str, torch.Tensor]) -> None:
-        """Take the matrices back."""
+        """Put the matrices back into the encoder."""
         network.encoder.load_state_dict(state, strict=False)
 
     @property

@@ -1,4 +1,4 @@
-"""What a technique is: hyperparameters and hooks, each called at one place and each by default without effect."""
+"""The interface of a technique: its hyperparameters and its hooks, each of which has no effect by default."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from xlt_ray.config.experiment import Experiment, Section
-from xlt_ray.corpora.corpus import Corpus
-from xlt_ray.events import Tell
+from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.events import OnProgress
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from xlt_ray.model.network import Network
 
-# (rows' texts by language) -> pooled features by language, (rows, width) float32, of the network as it is then
+# Maps tables of texts by language to their pooled features by language, (rows, width) float32, before any step: in
+# fine-tuning computed with the network as it is then, on all workers together; for a probe looked up.
 Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
 
 
@@ -32,12 +33,38 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
+class Available:
+    """What a corpus has for an experiment, by which techniques check before any work whether they can be used.
+
+    `texts[language]`, of every language of the corpus, are rows of train, else of dev, without labels but with ids.
+    """
+
+    experiment: Experiment
+    languages: tuple[str, ...]  # sources and targets
+    measured: tuple[str, ...]  # of these the ones whose test rows are predicted
+    labelled: tuple[str, ...]  # languages with train rows
+    texts: Mapping[str, pa.Table]
+
+    @classmethod
+    def of(cls, experiment: Experiment, corpus: Corpus) -> Available:
+        """Look up what a whole corpus has."""
+        measured, labelled = corpus.measured(experiment.sources, experiment.targets), corpus.languages("train")
+        texts = corpus.unlabelled({*labelled, *corpus.languages("dev")}, ids=True)
+        return cls(experiment, known_languages(experiment, corpus), measured, labelled, texts)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The languages to measure that are no sources."""
+        return tuple(code for code in self.measured if code not in self.experiment.sources)
+
+
+@dataclass(frozen=True, eq=False)
 class Material:
     """What a technique may look at: an experiment, and texts without labels, of train (else dev) and never of test.
 
     `texts[language]` has the columns `text`, `id` and, in pair tasks, `text_pair`; sources and targets are among them.
-    `shots[language]` are labelled train rows of the targets: empty unless a technique says that it `reads_labels`, and
-    with it nothing of the run is called zero-shot any more in those languages.
+    `shots[language]` are labelled train rows of the targets: empty unless a technique of the run `reads_labels`, which
+    makes the run few-shot in those languages.
     """
 
     experiment: Experiment
@@ -47,10 +74,11 @@ class Material:
 
 
 class Technique(Section):
-    """Hyperparameters of a technique, as fields with a description each, and its hooks.
+    """Hyperparameters of a technique, as fields with a description each, and its hooks in the order they are called.
 
-    The first line of a subclass's docstring is its purpose. Randomness comes from what a hook is given, or from
-    `np.random.default_rng([seed, ...])`, so that every worker and a resumed run do the same.
+    The first line of a subclass's docstring is its purpose. An instance is made anew in the driver and in each worker.
+    Random numbers come from the hook's arguments or from `np.random.default_rng([seed, ...])`, so that every worker and
+    a resumed run draw the same.
     """
 
     name: ClassVar[str]  # in CATALOGUE
@@ -60,7 +88,7 @@ class Technique(Section):
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
     reads_labels: ClassVar[bool] = False  # of targets
     wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update
-    replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be at hand
+    replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be available
     attaches_from_data: ClassVar[bool] = False  # what it attaches depends on the rows that are trained on
     adds_languages: ClassVar[bool] = False  # to a finished bundle, from unlabelled text
     # parameters for how many labelled rows a class of a target are taken, and which draw of them
@@ -68,50 +96,84 @@ class Technique(Section):
     # parameters that name local files, each with the values that do not
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    def check(self, experiment: Experiment, corpus: Corpus) -> None:
-        """Raise InputError where the technique cannot work with this experiment on this corpus; before any work."""
-
     @property
     def second_stage(self) -> bool:
-        """Whether no source row is trained on, so that the run goes on from one that did."""
+        """Whether no source row is trained on, so that the run continues from one that did."""
         return False
-
-    def trained_on(self, targets: Collection[str]) -> tuple[str, ...]:
-        """Return which of a run's targets have labels that are trained on: none, unless it `reads_labels`."""
-        return tuple(sorted(targets)) if self.reads_labels else ()
 
     @property
     def changes_examples(self) -> bool:
         """Whether there is anything to call `example` for."""
         return type(self).example is not Technique.example
 
+    @property
+    def merged_when_saved(self) -> bool:
+        """Whether a bundle is to hold the merged encoder, which can be `network.init` of another run."""
+        return False
+
+    def trained_on(self, targets: Collection[str]) -> tuple[str, ...]:
+        """Return which of a run's targets have labels that are trained on: none, unless it `reads_labels`."""
+        return tuple(sorted(targets)) if self.reads_labels else ()
+
+    def check(self, available: Available) -> None:
+        """Raise InputError where the technique cannot work with what is available; called in the driver, before Ray."""
+
     def corpus(self, corpus: Corpus, material: Material) -> Corpus:
-        """Change what is trained on: once, before sampling. `corpus` holds train and dev of the sources alone."""
+        """Return what is trained on, made of train and dev of the sources, as the techniques before it left them.
+
+        Called wherever a `Setup` is made, in the driver and in every worker, before rows are drawn.
+        """
         return corpus
 
-    def prepare(self, material: Material, tell: Tell = lambda done, total: None) -> Technique:
-        """Give the technique with what its `example` needs, such as a lexicon; once a worker, before training.
+    def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
+        """Add to a network what the technique needs there, in place: steps, layers of the encoder, frozen parts.
 
-        What takes long calls `tell(done, total)`.
+        Called wherever a network is built, in the driver and in every worker, before DDP wraps it. `material` is None
+        where structure is enough: a bundle is being loaded, and `load` follows, or a configuration is being checked,
+        and the encoder has shapes alone.
+        """
+
+    def prepare(self, material: Material, on_progress: OnProgress = lambda done, total: None) -> Technique:
+        """Return the technique with what its `example` needs, such as a lexicon; `on_progress` receives (done, total).
+
+        Called once before training where `changes_examples`: in every worker, or for a probe in the driver.
         """
         return self
 
     def example(self, example: Example, rng: np.random.Generator) -> Example:
-        """Change a row each time it is drawn; `rng` is seeded by the draw's place in the run."""
+        """Return a train row as it is to be this time; called where `prepare` was, each time a row is drawn.
+
+        `rng` is seeded by the experiment's seed, the epoch and the place of the draw, and shared with the techniques
+        after this one.
+        """
         return example
 
-    def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
-        """Put what the technique adds into the network, in place and before DDP.
+    def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module | None:
+        """Return a module whose `forward(network, batch, pooled)` is a loss per row, (rows,), added to the task's.
 
-        Without `material` a bundle is being loaded, so structure is enough: `load` fills it.
+        Called in every worker as training begins or resumes; its parameters are trained and are in checkpoints, and are
+        in no bundle. `pooled` are features (rows, width) after the steps.
         """
+        return None
+
+    def texts(self, material: Material) -> Mapping[str, pa.Table]:
+        """Return the tables by language whose features `calibrate` needs; called in the driver for a probe."""
+        return {}
+
+    def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
+        """Fit, in place, what depends on the final weights; return figures to record, by name.
+
+        Called once after training and before anything is measured: in every worker, all of which must ask `embed` for
+        the same, or for a probe in the driver, before it is fitted. A search calls it at every rung, on a copy.
+        """
+        return {}
 
     def state(self, network: Network) -> dict[str, Tensor]:
         """Return the tensors that a bundle keeps of the technique, by name; by default those of its step."""
         return dict(network.steps[self.name].state_dict()) if self.name in network.steps else {}
 
     def load(self, network: Network, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` returned; shapes may be others than at first, where languages were added."""
+        """Put back what `state` returned, after `attach`; shapes may differ, where languages were added."""
         from torch import nn
 
         for name, tensor in state.items():
@@ -121,28 +183,14 @@ class Technique(Section):
             setattr(holder, leaf, nn.Parameter(tensor) if trained else tensor)
 
     def merge_into_encoder(self, network: Network) -> None:
-        """Fold the technique into the encoder it was put beside, so that none of its layers are left there."""
+        """Fold what the technique put beside layers of the encoder into them, in place, and leave plain layers.
 
-    @property
-    def merged_when_saved(self) -> bool:
-        """Whether a bundle is to hold the merged encoder, which can be `network.init` of another run."""
-        return False
+        Called where a bundle is `merged_when_saved`, and before a fast artefact is made.
+        """
 
     def add_language(self, network: Network, code: str, features: np.ndarray) -> None:
-        """Take up a language of `network.languages` from features of its texts, (rows, width) float32.
+        """Fit what depends on a language of `network.languages` from features of its texts, (rows, width) float32.
 
         Called where the technique `adds_languages`; the language may be known or new, and new ones come in order.
         """
         raise NotImplementedError(self.name)
-
-    def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module | None:
-        """Give a module whose `forward(network, batch, pooled)` is a loss per row, (rows,), added to the task's."""
-        return None
-
-    def texts(self, material: Material) -> Mapping[str, pa.Table]:
-        """Return the unlabelled tables whose features `calibrate` asks `embed` for."""
-        return {}
-
-    def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
-        """Fit what depends on trained weights: once, after training, before measuring; return figures to record."""
-        return {}

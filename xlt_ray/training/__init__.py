@@ -1,1 +1,1 @@
-"""Training on Ray: what a run trains on, its loop, checkpoints and probes."""
+"""Train on Ray: assemble and check a run, fine-tune it or fit a probe, and keep checkpoints."""

@@ -1,4 +1,4 @@
-"""What an update is fed with: labelled draws, changed by techniques, and unlabelled rows beside them, as batches."""
+"""Make the batches of an update: labelled draws, changed by techniques, and unlabelled rows beside them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 
 from xlt_ray.corpora import mixture
 from xlt_ray.corpora.mixture import Draws
+from xlt_ray.events import counting
 from xlt_ray.model import collate, precision
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.training.checkpoint import Progress
-from xlt_ray.training.setup import Run, changed
+from xlt_ray.training.setup import Run, change_examples
 
 WINDOW = 64  # updates among which rows are sorted by length: wide enough to save padding, narrow enough to stay random
 
@@ -22,37 +23,46 @@ SAMPLE = 256  # rows a language from which its tokens per byte are measured
 
 
 class Feed:
-    """Makes the batches of one worker, `rank` of `world`; `train` are the tables that draws are taken of."""
+    """The batches of one worker, `rank` of `world`: `plan` an epoch, then take the `batches` of each of its updates."""
 
-    def __init__(self, run: Run, train: Mapping[str, pa.Table], rank: int, world: int) -> None:
-        self.run, self.train, self.rank, self.world = run, train, rank, world
+    def __init__(self, run: Run, rank: int, world: int) -> None:
+        """Measure the train rows of a run, and make ready the techniques that change them."""
+        self.run, self.rank, self.world = run, rank, world
         self.device = next(run.network.parameters()).device
-
-        def tell(done: int, total: int) -> None:
-            run.emit({"stage": "prepare", "done": done, "total": total})
-
-        mix = run.experiment.mixture
-        known = {code: table["label"].to_numpy() for code, table in train.items()} if mix.label_balance else {}
+        mix, material = run.experiment.mixture, run.setup.material
+        tables = run.setup.tables("train")
+        self.train = {code: table for code, table in tables.items() if mix.weights.get(code, 1.0) > 0}
+        self.lengths = {code: lengths(table, run.tokenize) for code, table in self.train.items()}
+        known = {code: table["label"].to_numpy() for code, table in self.train.items()} if mix.label_balance else {}
         self.weights = mixture.label_weights(known, run.network.head.out_features, mix)
-        material = run.setup.material
-        self.examples = [one.prepare(material, tell) for one in run.setup.techniques if one.changes_examples]
+        self.examples = run.setup.prepare_techniques(counting(run.emit, "prepare"))
         self.joining = _joining(run)
         self.texts = dict(material.texts) if self.joining else {}
-        self.sizes = {code: table.num_rows for code, table in self.texts.items()}
+
+    def plan(self, epoch: int) -> tuple[Draws, list[np.ndarray]]:
+        """Return an epoch's draws, and the positions among them of each of its updates; the same on every worker."""
+        experiment = self.run.experiment
+        sizes = {code: table.num_rows for code, table in self.train.items()}
+        draws = mixture.epoch(sizes, experiment.mixture, experiment.seed, epoch)
+        return draws, updates(draws, self.lengths, experiment.training.batch_size, experiment.seed, epoch)
 
     def batches(
-        self, draws: mixture.Draws, positions: np.ndarray, progress: Progress, total: int
+        self, draws: Draws, positions: np.ndarray, progress: Progress, total: int
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield this worker's part of the update of `positions`, in steps under the token budget."""
+        """Yield this worker's part of an update, one of `total`, in steps under the token budget.
+
+        A batch has the encoder's inputs, (rows, tokens), and for each row its `label`, `weight`, `language` and `share`
+        (see `Objective`); `progress` is a number from 0 to 1.
+        """
         own = positions[self.rank :: self.world]
-        more, there = self._unlabelled(progress.step)
-        idle = not len(own) and not len(there)  # a worker without rows runs one at weight 0: all must meet in the sum
+        more, places = self._unlabelled(progress.step)
+        idle = not len(own) and not len(places)  # a worker without rows runs one at weight 0: all must meet in the sum
         own = positions[:1] if idle else own
         encoded, labels, language = self._rows(draws, self.train, own, progress.epoch)
-        if len(there):
-            rows, _, others = self._rows(more, self.texts, there, None)
+        if len(places):
+            rows, _, others = self._rows(more, self.texts, places, None)
             encoded, language = encoded + rows, np.concatenate([language, others])
-        labels = np.pad(labels, (0, len(there)))
+        labels = np.pad(labels, (0, len(places)))
         labelled = np.arange(len(encoded)) < (0 if idle else len(own))
         weight = np.where(labelled, self.weights[labels], 0.0).astype(np.float32)
         share = 0.0 if idle else len(positions) / (len(positions) + len(more))
@@ -64,18 +74,19 @@ class Feed:
             batch["progress"] = torch.tensor(progress.step / total)
             yield batch
 
-    def _unlabelled(self, step: int) -> tuple[mixture.Draws, np.ndarray]:
-        """Draw the unlabelled rows of this update, and give the places of those that are this worker's."""
+    def _unlabelled(self, step: int) -> tuple[Draws, np.ndarray]:
+        """Draw the unlabelled rows of an update; return the draws and the positions of those that are this worker's."""
         if not self.texts:
-            return mixture.Draws((), np.empty(0, np.int32), np.empty(0, np.int64)), np.empty(0, np.int64)
-        alpha, seed = self.run.experiment.mixture.alpha, self.run.experiment.seed
-        more = mixture.unlabelled(self.sizes, alpha, self.joining, seed, step)
+            return Draws((), np.empty(0, np.int32), np.empty(0, np.int64)), np.empty(0, np.int64)
+        sizes = {code: table.num_rows for code, table in self.texts.items()}
+        experiment = self.run.experiment
+        more = mixture.unlabelled(sizes, experiment.mixture.alpha, self.joining, experiment.seed, step)
         return more, np.arange(len(more))[self.rank :: self.world]
 
     def _rows(
-        self, draws: mixture.Draws, tables: Mapping[str, pa.Table], places: np.ndarray, epoch: int | None
+        self, draws: Draws, tables: Mapping[str, pa.Table], places: np.ndarray, epoch: int | None
     ) -> tuple[list[dict[str, list[int]]], np.ndarray, np.ndarray]:
-        """Encode the draws at `places`, of an epoch or, with None, unlabelled; gives rows, labels and languages."""
+        """Encode the draws at `places`, of an epoch or, with None, unlabelled; return (rows, labels, languages)."""
         encoded: list[dict[str, list[int]]] = [{}] * len(places)
         labels, language = np.zeros(len(places), dtype=np.int64), np.zeros(len(places), dtype=np.int64)
         for index in np.unique(draws.language[places]):
@@ -87,17 +98,18 @@ class Feed:
             if epoch is not None:
                 labels[at] = table["label"].take(rows).to_numpy()
                 address = (self.run.experiment.seed, epoch)
-                texts, pairs = changed(self.examples, texts, pairs, code, address, places[at])
+                texts, pairs = change_examples(self.examples, texts, pairs, code, address, places[at])
             for place, row in zip(at, self.run.tokenize(texts, pairs), strict=True):
                 encoded[place] = row
         return encoded, labels, language
 
 
 def _joining(run: Run) -> int:
-    """Count the unlabelled rows that join an update: as configured, else where a loss wants them."""
+    """Count the unlabelled rows that join an update: as configured, else as many as labelled where a loss wants any."""
     training = run.experiment.training
-    wanted = any(one.wants_unlabelled for one in run.setup.techniques)
-    return training.unlabelled_rows if training.unlabelled_rows is not None else training.batch_size if wanted else 0
+    if training.unlabelled_rows is not None:
+        return training.unlabelled_rows
+    return training.batch_size if any(one.wants_unlabelled for one in run.setup.techniques) else 0
 
 
 def lengths(table: pa.Table, tokenize: Tokenize) -> np.ndarray:

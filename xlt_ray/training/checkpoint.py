@@ -1,8 +1,8 @@
-"""Everything a resumed run needs to go on as if nothing had happened.
+"""Save and load checkpoints, from which a run resumes bit by bit as if it had not been stopped.
 
-Frozen weights are left out: they come again, unchanged, from `network.init`. Generators are left out too, because none
-carries state: draws are addressed by (seed, epoch) and dropout by (seed, update, rank), so that the place alone, which
-is saved, brings back every random number (see docs/decisions.md).
+Frozen weights are left out: they are loaded again, unchanged, from `network.init`. Generators are left out too, because
+none carries state: draws are seeded by (seed, epoch) and dropout by (seed, update, rank), so that the progress alone
+brings back every random number (see docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FILE = "training.pt"
 
 @dataclass
 class Progress:
-    """Where a run is, and the sums behind the losses it has still to report. Equal on all ranks when saved."""
+    """How far a run is, and the sums behind the losses it has still to report; equal on all ranks when saved."""
 
     epoch: int = 0  # epochs finished
-    update: int = 0  # updates finished in the epoch under way
+    update: int = 0  # updates finished in the current epoch
     step: int = 0  # updates finished in all
     precision: str = ""
     window_loss: float = 0.0  # summed over the rows since the last reported loss
@@ -32,7 +32,7 @@ class Progress:
     epoch_loss: float = 0.0
     epoch_rows: float = 0.0
     best_score: float = -1.0
-    reported: list[dict[str, float]] = field(default_factory=list)  # losses told of during epochs
+    reported: list[dict[str, float]] = field(default_factory=list)  # losses during epochs
     history: list[dict[str, float]] = field(default_factory=list)  # one row an epoch
     facts: dict[str, float] = field(default_factory=dict)  # technique/figure, of `calibrate`
 
@@ -57,7 +57,7 @@ def save(
 
 
 def load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights, Weights]:
-    """Bring network and optimiser to where a checkpoint left them; return (progress, average, best)."""
+    """Restore network and optimiser, in place, from a checkpoint; return (progress, average, best)."""
     device = next(network.parameters()).device
     content: dict[str, Any] = torch.load(folder / FILE, map_location=device, weights_only=True)
     restore_weights(network, content["network"])

@@ -1,4 +1,4 @@
-"""What is wrong with a run before it begins: techniques, corpus, encoder, resources and tracking, in one list.
+"""Check a run before it begins, and list all that is wrong: techniques, corpus, encoder, resources and tracking.
 
 Of the encoder no weight is read, only names and shapes.
 """
@@ -23,7 +23,7 @@ from xlt_ray.corpora.corpus import Corpus, known_languages, refuse
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, collecting, joined
 from xlt_ray.model import collate
-from xlt_ray.techniques.technique import Technique
+from xlt_ray.techniques.technique import Available, Technique
 from xlt_ray.tracking import preflight
 from xlt_ray.training.setup import Dropped, Setup, absolute
 
@@ -33,15 +33,15 @@ MOSTLY, PARTLY = 0.5, 0.25  # shares of unknown characters above which a source 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An experiment's corpus as training sees it, or why there is none."""
+    """An experiment's corpus without rows that also stand in test, or why it cannot be read."""
 
     corpus: Corpus | None
-    dropped: Dropped  # split -> language -> rows that also stood in test
+    dropped: Dropped
     faults: list[str]
 
 
 def load(experiment: Experiment) -> Loaded:
-    """Load the corpus of an experiment; what is wrong with its files is kept for `prepare` to list with the rest."""
+    """Load the corpus of an experiment; faults of its files are returned, for `prepare` to list with the rest."""
     faults: list[str] = []
     with collecting(faults):
         return Loaded(*load_corpus(absolute(experiment)), faults)
@@ -51,8 +51,8 @@ def load(experiment: Experiment) -> Loaded:
 def prepare(experiment: Experiment, loaded: Loaded | None = None) -> Setup:
     """Load and check everything that can be known without Ray; raise one InputError that lists all faults found.
 
-    This is the one place where a run is refused before it begins: what `train` refuses then, `check` lists. `loaded` is
-    its corpus, where that was loaded before.
+    This is the one place where a run is refused before it begins, by `xlt train` and `xlt check` alike. `loaded` is its
+    corpus, where that is loaded already.
     """
     experiment = absolute(experiment)
     chosen: tuple[Technique, ...] = ()
@@ -103,6 +103,7 @@ def check_resources(experiment: Experiment) -> None:
 
 
 def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
+    """Return the languages that must have dev rows, because something is selected by them."""
     training = experiment.training
     if training.method == "probe":
         return experiment.sources if len(training.probe_strengths) > 1 else ()
@@ -119,16 +120,17 @@ def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
 
 
 def check(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpus) -> None:
-    """Raise InputError where a technique cannot work with an experiment on its corpus, or there is nothing to train."""
+    """Raise InputError where a technique cannot work with an experiment on its corpus."""
+    available = Available.of(experiment, corpus)
     for one in techniques:
-        one.check(experiment, corpus)
+        one.check(available)
 
 
 def _encoder(experiment: Experiment, chosen: Sequence[Technique], corpus: Corpus | None) -> list[str]:
-    """List why an encoder and what is put on it cannot be used for an experiment; [] where they can.
+    """List why an encoder, with its head and techniques, cannot be used for an experiment; [] where it can.
 
-    Without a corpus, which may have faults of its own, what depends on its labels and texts is left out. A language
-    that is only measured and whose script the tokenizer does not know is warned of.
+    Without a corpus, which may have faults of its own, what depends on its labels and texts is not checked. Warns of
+    languages that are only measured and whose script the tokenizer does not know.
     """
     found: list[str] = []
     config = experiment.network if corpus else experiment.network.model_copy(update={"head": "fresh"})
@@ -143,6 +145,7 @@ def _encoder(experiment: Experiment, chosen: Sequence[Technique], corpus: Corpus
 
 
 def _unreadable(experiment: Experiment, corpus: Corpus, codes: Sequence[str], tokenizer: Any) -> list[str]:
+    """List sources that are mostly unknown to a tokenizer, and warn of other languages of which much is unknown."""
     tables = {code: table for code in codes if (table := _texts(corpus, code)) is not None}
     shares = {code: unknown_share(tokenizer, table) for code, table in tables.items()}
     lost = [code for code in experiment.sources if shares.get(code, 0.0) > MOSTLY]
@@ -174,7 +177,7 @@ def _shown(codes: Sequence[str], shares: Mapping[str, float]) -> str:
 
 
 def unknown_share(tokenizer: Any, table: pa.Table) -> float:
-    """Measure which share of the characters of a sample of rows, spaces aside, is in no piece that is known: 0 to 1.
+    """Measure the share, 0 to 1, of a sample's characters, spaces aside, that are in no piece the tokenizer knows.
 
     A tokenizer of bytes knows everything, and BERT's [UNK] stands for all characters of its word.
     """

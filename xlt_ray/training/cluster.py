@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: the one RAY_ADDRESS names or a local one, with errors in plain words."""
+"""Connect to the Ray cluster of a run, the one RAY_ADDRESS names or a local one, and translate Ray's errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
         ray.init(**quiet)
     else:
         # Without a dashboard, port 8265 is still noted as its address, where another Ray of this machine may have one.
-        # Ray Train asks there whether its controller lives, and stops the workers of one that it is told nothing of.
+        # Ray Train asks there whether its controller lives, and stops the workers of one that is unknown there.
         ray.init(address="local", include_dashboard=False, dashboard_port=0, **quiet)
     try:
         yield
@@ -49,19 +49,20 @@ def slots(workers: int, cpus: float, gpus: float) -> int:
 
     Workers of a group may sit on different machines; one worker may not.
     """
-    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = 0
-    for resources in there:
-        fits = [resources.get(name, 0.0) / asked for name, asked in (("CPU", cpus), ("GPU", gpus)) if asked]
-        room += int(min(fits) + 1e-9)
-    return room // workers
+    wanted = {name: asked for name, asked in (("CPU", cpus), ("GPU", gpus)) if asked}
+    fits = [min(there.get(name, 0.0) / asked for name, asked in wanted.items()) for there in _machines()]
+    return sum(int(most + 1e-9) for most in fits) // workers
+
+
+def _machines() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def check_trials(workers: int, cpus: float, gpus: float) -> None:
     """Raise InputError with the arithmetic where the connected cluster cannot run one trial of a search."""
     if slots(workers, cpus, gpus):
         return
-    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there = _machines()
     machines = ", ".join(f"{r.get('CPU', 0):g} CPUs" + (f" and {r['GPU']:g} GPUs" if "GPU" in r else "") for r in there)
     asked = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
     raise InputError(
@@ -73,7 +74,7 @@ def check_trials(workers: int, cpus: float, gpus: float) -> None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Give Ray's errors as TrainingError, and the exit that it makes of Ctrl-C and SIGTERM as KeyboardInterrupt."""
+    """Raise Ray's errors as TrainingError, and the SystemExit it makes of Ctrl-C and SIGTERM as KeyboardInterrupt."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -1,7 +1,6 @@
-"""What runs on Ray: fine-tuning on the workers of a TorchTrainer, and the frozen features of a probe on actors.
+"""Fine-tune on the workers of a Ray Train TorchTrainer.
 
-Both go on after a kill. Fine-tuning restarts from the last checkpoint when its name and storage are the same, features
-from the pieces that are already in the cache.
+After a kill, a call with the same storage path resumes from the last checkpoint there.
 """
 
 from __future__ import annotations
@@ -26,29 +25,31 @@ from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, TrainingError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
-from xlt_ray.events import Event, OnEvent
+from xlt_ray.events import Event, OnEvent, counting
 from xlt_ray.model import network
 from xlt_ray.training import loop
 from xlt_ray.training.setup import Report, Run, Save, Setup
 
-LASTING = (InputError, FloatingPointError)  # a restart cannot cure them
+LASTING = (InputError, FloatingPointError)  # errors a restart cannot cure
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What fine-tuning leaves: changed weights, their temperature, predictions on test, losses, epochs, figures."""
+    """The result of fine-tuning: the weights that training changed, see `network.trained`, and what was measured."""
 
     weights: dict[str, torch.Tensor]
-    predictions: dict[str, Predictions]
-    reported: list[dict[str, float]]
-    history: list[dict[str, float]]
-    precision: str
-    facts: dict[str, float]  # what techniques tell
+    predictions: dict[str, Predictions]  # on test
+    reported: list[dict[str, float]]  # losses during epochs
+    history: list[dict[str, float]]  # a row an epoch
+    facts: dict[str, float]  # figures of techniques
     temperature: float
 
 
 def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
-    """Fine-tune on Ray Train and predict test; the same storage path goes on where an earlier call was stopped."""
+    """Fine-tune on Ray Train and predict test; with the same storage path, resume where an earlier call stopped.
+
+    Raises InputError or TrainingError, in plain words, where workers fail.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
@@ -82,13 +83,14 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise _in_plain_words(error, asked.max_failures) from None
+            raise _plain_error(error, asked.max_failures) from None
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         return _read_final(Path(folder))
 
 
-def _in_plain_words(error: Any, restarts: int) -> Exception:
+def _plain_error(error: Any, restarts: int) -> InputError | TrainingError:
+    """Return the error of Ray Train's that tells a user what went wrong and what to do."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
     cause = getattr(error, "controller_failure", error)
@@ -108,6 +110,7 @@ def _in_plain_words(error: Any, restarts: int) -> Exception:
 
 
 def _no_vain_restart() -> Any:
+    """Return a callback of Ray Train that ends the run at an error a restart cannot cure."""
     from ray.train import UserCallback
 
     class NoVainRestart(UserCallback):
@@ -121,6 +124,7 @@ def _no_vain_restart() -> Any:
 
 @contextlib.contextmanager
 def _draining(events: Any, on_event: OnEvent) -> Iterator[None]:
+    """Pass what workers put into the queue on to `on_event`, in a thread, until the block ends and it is empty."""
     from ray.util.queue import Empty
 
     done = threading.Event()
@@ -163,35 +167,26 @@ def _worker(settings: dict[str, Any]) -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(restored.as_directory())) if restored else None
         if folder is not None and (folder / "final.json").is_file():
-            return  # everything was done before; the driver finds this checkpoint
+            return  # everything is done; the driver reads this checkpoint
         emit({"stage": "load"})
         corpus, _ = load_corpus(experiment)
         setup = Setup.of(experiment, corpus)
         net, tokenize, _ = setup.build()
         net.to(get_device())
         report = _reporter(rank)
-
-        def follow(metrics: dict[str, Any]) -> None:
-            emit({"stage": "train", **metrics})
-
-        run = Run(setup, net, tokenize, report, follow)
+        run = Run(setup, net, tokenize, report, emit=lambda event: emit({"stage": "train"} | event))
         progress = loop.fit(run, folder)
-
-    def tell(done: int, total: int) -> None:
-        emit({"stage": "evaluate", "done": done, "total": total})
-
-    inputs, visible = run.inputs(progress.precision), setup.visible
-    dev = {c: visible.table("dev", c) for c in visible.languages("dev") if c in experiment.sources}
+    inputs = run.inputs(progress.precision)
+    dev = {code: table for code, table in setup.tables("dev").items() if code in experiment.sources}
     net.temperature = evaluate.temperature(net, dev, inputs)
-    test = corpus.for_testing()
-    tables = {code: test.table("test", code) for code in setup.measured}
-    predictions = evaluate.predict(net, tables, inputs, tell)
-    facts = {name: getattr(progress, name) for name in ("reported", "history", "precision", "facts")}
+    predictions = evaluate.predict(net, setup.tables("test"), inputs, counting(emit, "evaluate"))
+    facts = {name: getattr(progress, name) for name in ("reported", "history", "facts")}
     facts["temperature"] = net.temperature
     report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
 
 def _reporter(rank: int) -> Report:
+    """Return the `report` of a `Run` that hands metrics and, from rank 0, checkpoints to Ray Train."""
     from ray.train import Checkpoint, report
 
     def send(metrics: dict[str, float], save: Save | None) -> None:
@@ -218,4 +213,5 @@ def _write_final(
 def _read_final(folder: Path) -> Trained:
     facts = json.loads((folder / "final.json").read_text(encoding="utf-8"))
     weights, predictions = load_file(folder / "weights.safetensors"), load_predictions(folder / "predictions.npz")
-    return Trained(weights, predictions, **{"temperature": 1.0} | facts)  # 1 in files of before there was any
+    temperature = facts.get("temperature", 1.0)  # 1 in files of before there was any
+    return Trained(weights, predictions, facts["reported"], facts["history"], facts["facts"], temperature)

@@ -1,10 +1,8 @@
-"""Compute features of the frozen encoder on Ray actors, and keep them by content."""
+"""Compute features of the frozen encoder on Ray actors, and cache them by content."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,11 @@ import pyarrow as pa
 import ray
 import torch
 
+from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import column_digest
 from xlt_ray.evaluation import evaluate
-from xlt_ray.events import OnEvent
+from xlt_ray.events import OnEvent, counting
 from xlt_ray.model import encoders, network
 from xlt_ray.model.precision import BROKEN, choose_precision
 
@@ -27,7 +26,7 @@ CHUNK = 1024  # rows an actor embeds at once: the unit of progress and of the ca
 
 
 def cache_file(cache_dir: str, table: pa.Table, settings: Mapping[str, str | int]) -> Path:
-    """Name the file of a table's features by what they depend on: encoder, its settings, and every byte of text."""
+    """Return the file of a table's features, named by what they depend on: encoder, settings and every byte of text."""
     key = hashlib.sha256(repr(sorted(settings.items())).encode())
     for column in ("text", "text_pair"):
         if column in table.column_names:
@@ -41,19 +40,13 @@ def read(file: Path) -> np.ndarray | None:
 
 
 def write(file: Path, features: np.ndarray) -> None:
-    """Keep features; whole or not at all, as other runs may be reading and writing the same file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, features, allow_pickle=False)
-        os.replace(name, file)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """Write features whole or not at all, as other runs may be reading and writing the same file."""
+    with durable.publishing(file) as draft, draft.open("wb") as stream:
+        np.save(stream, features, allow_pickle=False)
 
 
 class Embedder:
-    """An actor that keeps a frozen encoder and turns rows into features."""
+    """A Ray actor that computes features with a frozen encoder."""
 
     def __init__(self, experiment: dict[str, Any]) -> None:
         self.experiment = Experiment.model_validate(experiment)
@@ -63,7 +56,7 @@ class Embedder:
         self.net.to(self.device).eval().requires_grad_(False)
 
     def precision(self) -> tuple[str, list[str]]:
-        """Resolve the precision where the work is done, and say why not bfloat16; the driver may be another machine."""
+        """Return the precision to compute in on this machine, not the driver's, and notes on why it is not bfloat16."""
         notes: list[str] = []
         asked, longest = self.experiment.training.precision, self.experiment.network.max_length
         return choose_precision(asked, self.net, longest, notes.append), notes
@@ -84,53 +77,57 @@ class Embedder:
 def features(
     experiment: Experiment, tables: Mapping[str, pa.Table], on_event: OnEvent
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Embed the rows of tables, in parallel and each text only ever once; return (features by name, precision).
+    """Embed the rows of tables in parallel; return ((rows, width) float32 features by name of table, precision).
 
-    What an earlier run of the same encoder and settings computed is read from `corpus.cache_dir`.
+    What an earlier run of the same encoder and settings computed is read from `corpus.cache_dir`, and what is computed
+    is written there piece by piece, so that a call after a kill computes only the rest.
     """
     actors: list[Any] = []
-    asked = experiment.resources
-
-    def actor(index: int) -> Any:
-        while len(actors) <= index:
-            remote: Any = ray.remote(Embedder)
-            remote = remote.options(
-                num_cpus=asked.cpus_per_worker,
-                num_gpus=asked.gpus_per_worker,
-                max_restarts=asked.max_failures,
-                max_task_retries=asked.max_failures,
-            )
-            actors.append(remote.remote(experiment.model_dump(mode="json", exclude={"tracking"})))
-        return actors[index]
-
+    workers = experiment.resources.workers
+    report = counting(on_event, "embed")
     encoder = encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision)
-    precision = _known_precision(experiment, encoder)
+    kept = _precision_file(experiment, encoder)
+    precision = "float32" if experiment.training.precision == "float32" else ""
+    if not precision and kept.is_file():
+        precision = kept.read_text(encoding="utf-8").strip()
     if not precision:
-        precision, notes = ray.get(actor(0).precision.remote())
+        actors.append(_actor(experiment))
+        precision, notes = ray.get(actors[0].precision.remote())
         for note in notes:
             on_event({"stage": "embed", "note": note})
-        kept = _precision_note(experiment, encoder)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(precision, encoding="utf-8")
+        durable.write(kept, precision)
     files, missing = _pieces(experiment, tables, encoder, precision)
     done = total = sum(table.num_rows for table in tables.values())
     done -= sum(piece.num_rows for _, piece in missing)
-    on_event({"stage": "embed", "done": done, "total": total})
+    report(done, total)
+    actors += [_actor(experiment) for _ in range(min(workers, len(missing)) - len(actors))]
     waiting: dict[Any, tuple[Path, int]] = {}
     for number, (file, piece) in enumerate(missing):
-        done += _collect(waiting, limit=2 * asked.workers - 1)
-        waiting[actor(number % asked.workers).embed.remote(piece.combine_chunks(), precision)] = (file, piece.num_rows)
-        on_event({"stage": "embed", "done": done, "total": total})
+        done += _collect(waiting, limit=2 * workers - 1)
+        waiting[actors[number % workers].embed.remote(piece.combine_chunks(), precision)] = (file, piece.num_rows)
+        report(done, total)
     while waiting:
         done += _collect(waiting, limit=len(waiting) - 1)
-        on_event({"stage": "embed", "done": done, "total": total})
-    for handle in actors:
-        ray.kill(handle)
+        report(done, total)
+    for actor in actors:
+        ray.kill(actor)
     return {name: np.concatenate([read(file) for file in parts]) for name, parts in files.items()}, precision
 
 
+def _actor(experiment: Experiment) -> Any:
+    asked = experiment.resources
+    remote: Any = ray.remote(Embedder)
+    options = remote.options(
+        num_cpus=asked.cpus_per_worker,
+        num_gpus=asked.gpus_per_worker,
+        max_restarts=asked.max_failures,
+        max_task_retries=asked.max_failures,
+    )
+    return options.remote(experiment.model_dump(mode="json", exclude={"tracking"}))
+
+
 def _collect(waiting: dict[Any, tuple[Path, int]], limit: int) -> int:
-    # keep what actors have finished until at most `limit` pieces are under way: memory holds no more than that
+    """Write what actors have finished until at most `limit` pieces, which memory holds, remain; return rows written."""
     rows = 0
     while len(waiting) > limit:
         ready, _ = ray.wait(list(waiting), num_returns=1)
@@ -143,6 +140,7 @@ def _collect(waiting: dict[Any, tuple[Path, int]], limit: int) -> int:
 def _pieces(
     experiment: Experiment, tables: Mapping[str, pa.Table], encoder: str, precision: str
 ) -> tuple[dict[str, list[Path]], list[tuple[Path, pa.Table]]]:
+    """Cut tables into pieces; return (cache files by name of table, the pieces that are not cached)."""
     settings: dict[str, str | int] = {
         "encoder": encoder,
         "prefix": network.prefix(experiment.network),
@@ -162,16 +160,9 @@ def _pieces(
     return files, list(missing.items())
 
 
-def _precision_note(experiment: Experiment, encoder: str) -> Path:
-    # a measurement could come out otherwise next time and then no cached feature would be found again
+def _precision_file(experiment: Experiment, encoder: str) -> Path:
+    """Return the file that keeps the precision: measured anew it might differ, and no cached feature would be found."""
     kind = "gpu" if experiment.resources.gpus_per_worker else "cpu"
     digest = hashlib.sha256(encoder.encode()).hexdigest()[:16]
     name = f"precision-{experiment.training.precision}-{kind}-{digest}.txt"
     return Path(experiment.corpus.cache_dir).expanduser() / "features" / name
-
-
-def _known_precision(experiment: Experiment, encoder: str) -> str:
-    if experiment.training.precision == "float32":
-        return "float32"
-    note = _precision_note(experiment, encoder)
-    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""

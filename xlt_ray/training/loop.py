@@ -13,14 +13,14 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xlt_ray.config.experiment import TrainingConfig
-from xlt_ray.corpora import mixture
+from xlt_ray.corpora.mixture import Draws
 from xlt_ray.evaluation import evaluate
 from xlt_ray.model import cpu
 from xlt_ray.model.network import Network, Weights, restore_weights, trained
 from xlt_ray.model.objective import Objective
 from xlt_ray.model.precision import BROKEN, autocast, choose_precision
 from xlt_ray.training import checkpoint
-from xlt_ray.training.batches import Feed, lengths, updates
+from xlt_ray.training.batches import Feed
 from xlt_ray.training.checkpoint import Progress
 from xlt_ray.training.setup import Run, calibrate
 
@@ -28,39 +28,36 @@ REPORTS = 50  # losses reported over a run
 
 
 def fit(run: Run, restored: Path | None = None) -> Progress:
-    """Fine-tune `run.network` to the end of the configured epochs, from `restored` on where given.
+    """Fine-tune `run.network` for the configured epochs, resuming from the checkpoint in folder `restored`, if any.
 
     The network is left with the weights to deploy: the last, the average of the last epochs, or the best on dev.
     """
-    trainee = begin(run, restored)
-    trainee.advance(run.experiment.training.epochs)
-    trainee.finish()
-    trainee.calibrate()
-    return trainee.progress
+    state = begin(run, restored)
+    state.advance(run.experiment.training.epochs)
+    state.finish()
+    state.calibrate()
+    return state.progress
 
 
-def begin(run: Run, restored: Path | None = None) -> Trainee:
-    """Set up optimiser and workers' exchange of gradients for a run, at its start or where `restored` left it."""
-    rank, world = _ranks()
+def begin(run: Run, restored: Path | None = None) -> TrainingState:
+    """Set up precision, loss, optimiser and DDP for a run, at its start or where the checkpoint `restored` left it."""
+    world = distributed.get_world_size() if distributed.is_initialized() else 1
     asked, longest = run.experiment.training.precision, run.experiment.network.max_length
     progress = Progress(precision=choose_precision(asked, run.network, longest, lambda note: run.emit({"note": note})))
     _add_terms(run, progress.precision)
-    objective = Objective(run.network, run.experiment.training.label_smoothing)
+    forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing)
     optimizer = _optimizer(run.network, run.experiment.training)
     average: Weights = {}
     best: Weights = {}
     if restored is not None:
         progress, average, best = checkpoint.load(restored, run.network, optimizer)
-    forward = (
-        DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
-        if world > 1
-        else objective
-    )
-    return Trainee(run, forward, optimizer, progress, average, best, rank, world)
+    if world > 1:
+        forward = DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return TrainingState(run, forward, optimizer, progress, average, best)
 
 
 def _add_terms(run: Run, precision: str) -> None:
-    """Put the losses that come on top of the task's into the network, where they are trained and saved with it."""
+    """Put the loss terms of techniques into the network, so that they are trained and saved with it."""
     network = run.network
     device = next(network.parameters()).device
     network.terms.clear()  # of an earlier run of the same network
@@ -71,7 +68,7 @@ def _add_terms(run: Run, precision: str) -> None:
 
 
 def rate(training: TrainingConfig, step: int, total: int) -> float:
-    """Give the factor on the learning rate at update `step` of `total`: linear warm-up from near 0 to 1, then decay.
+    """Return the factor on the learning rate at update `step` of `total`: linear warm-up from near 0 to 1, then decay.
 
     >>> [round(rate(TrainingConfig(warmup=0.2), step, 10), 2) for step in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.12]
@@ -82,10 +79,6 @@ def rate(training: TrainingConfig, step: int, total: int) -> float:
     left = (total - step) / max(total - warm, 1)
     shapes = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}
     return shapes[training.decay]
-
-
-def _ranks() -> tuple[int, int]:
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 def _optimizer(network: Network, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -100,8 +93,8 @@ def _optimizer(network: Network, training: TrainingConfig) -> torch.optim.Optimi
 
 
 @dataclass
-class Trainee:
-    """A run under way: `advance` trains whole epochs, `save` writes where it is, `finish` leaves the final weights."""
+class TrainingState:
+    """A run in training: `advance` trains whole epochs, `save` writes a checkpoint, `finish` sets the final weights."""
 
     run: Run
     forward: nn.Module
@@ -109,37 +102,31 @@ class Trainee:
     progress: Progress
     average: Weights
     best: Weights
-    rank: int
-    world: int
 
     def __post_init__(self) -> None:
+        started = distributed.is_initialized()
+        self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if started else (0, 1)
         self.experiment = self.run.experiment
         self.device = next(self.run.network.parameters()).device
         self.parameters = [p for p in self.run.network.parameters() if p.requires_grad]
-        visible = self.run.setup.visible
-        train = {code: visible.table("train", code) for code in visible.languages("train")}
-        self.train = {code: rows for code, rows in train.items() if self.experiment.mixture.weights.get(code, 1.0) > 0}
-        self.feed = Feed(self.run, self.train, self.rank, self.world)
-        self.sizes = {code: rows.num_rows for code, rows in self.train.items()}
-        self.lengths = {code: lengths(rows, self.run.tokenize) for code, rows in self.train.items()}
+        self.feed = Feed(self.run, self.rank, self.world)
         self.norm = torch.zeros((), device=self.device)  # of the gradient of the latest update
-        self.mine = torch.zeros(
-            2, dtype=torch.float64, device=self.device
-        )  # loss and rows of this rank since they were last summed
+        # loss and rows of this rank since they were last summed over ranks
+        self.pending = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def advance(self, epochs: int) -> None:
-        """Train until so many epochs are done, all in all."""
+        """Train until `epochs` epochs of the run are done, those before a restart included."""
         with cpu.fast(self.run.network):
             while self.progress.epoch < epochs:
                 self._epoch()
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint into a folder."""
+        """Write a checkpoint into `folder`."""
         network, optimizer = self.run.network, self.optimizer
         checkpoint.save(folder, network, optimizer, self.progress, self.average, self.best)
 
     def finish(self) -> None:
-        """Leave the network with the weights to deploy."""
+        """Set the network to the weights to deploy, and to evaluation mode."""
         if self.average:
             count = self.experiment.training.average_last
             mean = {name: (tensor / count).to(tensor.dtype) for name, tensor in self.average.items()}
@@ -149,16 +136,14 @@ class Trainee:
         self.run.network.eval()
 
     def calibrate(self) -> None:
-        """Let techniques fit what depends on the final weights, and keep their figures."""
+        """Let techniques fit what depends on the final weights, and record their figures."""
         embed = functools.partial(self.run.embed, precision=self.progress.precision)
         self.progress.facts |= calibrate(self.run.setup, self.run.network, embed)
 
     def _epoch(self) -> None:
-        """Run what is left of the epoch under way, then measure source dev and report a checkpoint."""
+        """Train what is left of the current epoch, then measure dev and report a checkpoint."""
         progress, training = self.progress, self.experiment.training
-        seed, batch_size = self.experiment.seed, training.batch_size
-        draws = mixture.epoch(self.sizes, self.experiment.mixture, seed, progress.epoch)
-        plan = updates(draws, self.lengths, batch_size, seed, progress.epoch)
+        draws, plan = self.feed.plan(progress.epoch)
         total = training.epochs * len(plan)
         every = max(1, total // REPORTS)
         self.run.network.train()
@@ -167,23 +152,20 @@ class Trainee:
             progress.update += 1
             progress.step += 1
             if progress.step == 1:
-                self._sum_losses()  # what is wrong before anything is learned has another remedy than what comes later
+                self._sum_losses()  # a fault before anything is learned has another remedy than a later one
             if progress.step % every == 0:
                 self._report_loss(total)
-            if (
-                training.checkpoint_every
-                and progress.step % training.checkpoint_every == 0
-                and progress.update < len(plan)
-            ):
+            due = training.checkpoint_every and progress.step % training.checkpoint_every == 0
+            if due and progress.update < len(plan):  # the epoch's end has a checkpoint of its own
                 self._sum_losses()
                 self.run.report({"step": progress.step}, self.save)
         self._end_epoch()
 
-    def _update(self, draws: mixture.Draws, positions: np.ndarray, total: int) -> None:
+    def _update(self, draws: Draws, positions: np.ndarray, total: int) -> None:
         factor = rate(self.experiment.training, self.progress.step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        # dropout has an address: the same masks come back after a restart
+        # dropout is seeded by (seed, update, rank): the same masks are drawn after a restart
         address = np.random.SeedSequence([self.experiment.seed, self.progress.step, self.rank])
         torch.manual_seed(int(address.generate_state(1)[0]))
         batches = list(self.feed.batches(draws, positions, self.progress, total))
@@ -195,17 +177,17 @@ class Trainee:
 
     def _step(self, batch: dict[str, torch.Tensor], rows: int, last: bool) -> None:
         batch = {key: value.to(self.device) for key, value in batch.items()}
-        wait = isinstance(self.forward, DistributedDataParallel) and not last
         if isinstance(self.forward, DistributedDataParallel):
-            self.forward.require_backward_grad_sync = not wait  # what no_sync() sets, without nesting
+            self.forward.require_backward_grad_sync = last  # what no_sync() sets, without nesting
         with autocast(self.device, self.progress.precision):
             loss = self.forward(batch)
         # DDP averages over workers; the mean wanted is over the rows of the update
         (loss * (self.world / rows)).backward()
-        self.mine += torch.stack([loss.detach(), batch["weight"].sum()]).double()
+        self.pending += torch.stack([loss.detach(), batch["weight"].sum()]).double()
 
     def _sum_losses(self) -> None:
-        summed = self.mine.clone()
+        """Add the losses since the last call, summed over ranks, to the progress; raise where they are not finite."""
+        summed = self.pending.clone()
         if self.world > 1:
             distributed.all_reduce(summed)
         loss, rows = summed.tolist()
@@ -213,7 +195,7 @@ class Trainee:
         self.progress.window_rows += rows
         self.progress.epoch_loss += loss
         self.progress.epoch_rows += rows
-        self.mine.zero_()
+        self.pending.zero_()
         # here, so that no checkpoint and no result is made of weights that are not numbers
         if not (math.isfinite(loss) and math.isfinite(float(self.norm))):
             raise FloatingPointError(self._diverged(loss / max(rows, 1)))
@@ -244,34 +226,29 @@ class Trainee:
     def _end_epoch(self) -> None:
         self._sum_losses()
         progress = self.progress
-        row = {
-            "epoch": progress.epoch + 1,
-            "step": progress.step,
-            "train/epoch_loss": progress.epoch_loss / progress.epoch_rows,
-        }
-        row |= self._dev()
+        row: dict[str, float] = {"epoch": progress.epoch + 1, "step": progress.step}
+        row |= {"train/epoch_loss": progress.epoch_loss / progress.epoch_rows} | self._dev()
         progress.history.append(row)
         progress.epoch_loss = progress.epoch_rows = 0.0
         progress.epoch, progress.update = progress.epoch + 1, 0
-        self._remember(row)
+        self._keep_weights(row)
         self.run.emit(row)
         self.run.report(row, self.save)
 
     def _dev(self) -> dict[str, float]:
-        targets, visible = self.experiment.targets, self.run.setup.visible
-        there = visible.languages("dev")
-        chosen = [code for code in there if targets == "all" or code in {*targets, *self.experiment.sources}]
-        tables = {code: visible.table("dev", code) for code in chosen}
-        if not tables:
-            return {}
+        """Measure the mean accuracy on dev of the sources and, where the run is an oracle, of the targets."""
+        sources, targets = self.experiment.sources, self.experiment.targets
+        tables = self.run.setup.tables("dev")
+        if targets != "all":
+            tables = {code: table for code, table in tables.items() if code in {*targets, *sources}}
         predictions = evaluate.predict(self.run.network, tables, self.run.inputs(self.progress.precision))
-        right = {code: one.accuracy for code, one in predictions.items()}
-        sources = [right[code] for code in right if code in self.experiment.sources]
-        found = {"dev/accuracy": float(np.mean(sources))} if sources else {}
-        others = [right[code] for code in right if code not in self.experiment.sources]
-        return found | ({"oracle_dev/accuracy": float(np.mean(others))} if others else {})
+        found: dict[str, list[float]] = {"dev/accuracy": [], "oracle_dev/accuracy": []}
+        for code, one in predictions.items():
+            found["dev/accuracy" if code in sources else "oracle_dev/accuracy"].append(one.accuracy)
+        return {name: float(np.mean(accuracies)) for name, accuracies in found.items() if accuracies}
 
-    def _remember(self, row: dict[str, float]) -> None:
+    def _keep_weights(self, row: dict[str, float]) -> None:
+        """Add the weights to the average of the last epochs, and copy them where the epoch is the best on dev."""
         training, weights = self.experiment.training, trained(self.run.network)
         if training.average_last > 1 and self.progress.epoch > training.epochs - training.average_last:
             for name, tensor in weights.items():

@@ -1,7 +1,7 @@
-"""Linear probe: a logistic regression on the features of the frozen encoder, the baseline that everything must beat.
+"""Fit a linear probe, a logistic regression on the features of the frozen encoder: the baseline that all must beat.
 
-Alain and Bengio 2017. The features of a text never change while the encoder does not, so they are computed once and
-kept under a key made of their content; fitting then takes seconds.
+Alain and Bengio 2017. Features of a frozen encoder are computed once and cached, see `embedding`; fitting then takes
+seconds.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ABSENT = -1e4  # bias of a label that no source row has: finite, yet never the l
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted probe in terms of raw features: logits = features @ weight.T + bias; `temperature` is a network's."""
+    """A fitted probe on features that are not standardised: logits = features @ weight.T + bias."""
 
     weight: np.ndarray  # (classes, width) float32
     bias: np.ndarray  # (classes,) float32
     strength: float
     dev_loss: Mapping[float, float]  # cross-entropy for each strength tried, mean over the sources
     dev_accuracy: Mapping[float, float]  # likewise
-    temperature: float = 1.0
+    temperature: float = 1.0  # as of a `Network`
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Score every class for every row: (rows, width) float32 to (rows, classes) float32."""
@@ -42,7 +42,7 @@ class Fit:
         return scores
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Give the likeliest class of every row: (rows, width) float32 to (rows,) int64."""
+        """Return the likeliest class of every row: (rows, width) float32 to (rows,) int64."""
         return self.logits(features).argmax(1)
 
 
@@ -64,12 +64,11 @@ def fit(
 ) -> Fit:
     """Fit a multinomial logistic regression on standardised source features, its L2 strength chosen on source dev.
 
-    Rows are weighted so that every language
-    counts by its share of the mixture, as draws do in fine-tuning, and every label by `label_balance`. The strength
-    with the best dev accuracy, the mean over the sources, is taken; where several tie, as they do on some hundred dev
-    rows, the one of least cross-entropy.
-    `start`, a fit of the same classes on similar rows, warm-starts the solver; the optimum does not change.
-    Raises InputError where no source has dev rows and there is more than one strength to choose from.
+    Rows are weighted so that every language counts by its share of the mixture, as in fine-tuning, and every label by
+    `label_balance`. The strength of best dev accuracy, as a mean over the sources, is chosen, and where several tie, as
+    they do on some hundred dev rows, that of least cross-entropy. `start`, a fit of the same classes on similar rows,
+    warm-starts the solver; the optimum does not change. Raises InputError where no source has dev rows and there are
+    several strengths to choose from.
     """
     if not dev.labels and len(strengths) > 1:
         raise InputError(
@@ -78,30 +77,25 @@ def fit(
     x, y, weights = _stack(train, classes, mixture_config)
     centre, scale = x.mean(0), x.std(0) + 1e-6
     x = (x - centre) / scale
+    begin = None if start is None else (start.weight * scale, start.bias + start.weight @ centre)
+    fits: dict[float, tuple[np.ndarray, np.ndarray]] = {}
     dev_loss: dict[float, float] = {}
     dev_accuracy: dict[float, float] = {}
-
-    def rank(strength: float) -> tuple[float, float]:
-        return dev_accuracy[strength], -dev_loss[strength]
-
-    chosen: tuple[np.ndarray, np.ndarray, float] | None = None
     for strength in sorted(strengths):
-        begin = None if start is None else (start.weight * scale, start.bias + start.weight @ centre)
         weight, bias = _regress(x, y, weights, strength, classes, begin)
         weight, bias = weight / scale, bias - (weight / scale) @ centre
+        fits[strength] = weight.astype(np.float32), bias.astype(np.float32)
         if gold := dev.labels:
             scores = {code: log_softmax(dev.features[code] @ weight.T + bias, axis=1) for code in gold}
             losses = [-scores[code][np.arange(len(gold[code])), gold[code]].mean() for code in gold]
             dev_loss[strength] = float(np.mean(losses))
             dev_accuracy[strength] = float(np.mean([(scores[c].argmax(1) == gold[c]).mean() for c in gold]))
-        if chosen is None or rank(strength) > rank(chosen[2]):
-            chosen = weight, bias, strength
-    assert chosen is not None
-    return Fit(chosen[0].astype(np.float32), chosen[1].astype(np.float32), chosen[2], dev_loss, dev_accuracy)
+    best = max(fits, key=lambda strength: (dev_accuracy.get(strength), -dev_loss.get(strength, 0.0)))
+    return Fit(*fits[best], best, dev_loss, dev_accuracy)
 
 
 def install(network: Network, fitted: Fit) -> None:
-    """Put a fitted probe into a network's head, so that it is evaluated, saved and served like any other."""
+    """Copy a fitted probe into a network's head, so that the network is evaluated, saved and served like any other."""
     with torch.no_grad():
         network.head.weight.copy_(torch.from_numpy(fitted.weight))
         network.head.bias.copy_(torch.from_numpy(fitted.bias))
@@ -109,6 +103,7 @@ def install(network: Network, fitted: Fit) -> None:
 
 
 def _stack(rows: Labelled, classes: int, config: MixtureConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Concatenate the rows of languages; return (features, labels, weights), the weights of mean 1."""
     features, labels = rows.features, rows.labels
     sizes = {code: len(gold) for code, gold in labels.items()}
     share = mixture.shares(sizes, config.alpha, config.weights)
@@ -128,6 +123,7 @@ def _regress(
     classes: int,
     begin: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Fit one strength on standardised rows; return (weight (classes, width), bias (classes,))."""
     present = np.unique(y)
     if len(present) < 2:
         raise InputError("training: the sources' train rows hold one label only; a classifier needs two or more")
@@ -140,10 +136,8 @@ def _regress(
         model.fit(x, y, sample_weight=weights)
     weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, ABSENT)
     if len(present) == 2:
-        weight[present], bias[present] = (
-            np.vstack([-model.coef_, model.coef_]) / 2,
-            np.r_[-model.intercept_, model.intercept_] / 2,
-        )
+        weight[present] = np.vstack([-model.coef_, model.coef_]) / 2
+        bias[present] = np.r_[-model.intercept_, model.intercept_] / 2
     else:
         weight[present], bias[present] = model.coef_, model.intercept_
     return weight, bias

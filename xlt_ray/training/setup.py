@@ -1,4 +1,4 @@
-"""The assembly of a run: what an experiment makes of a corpus, and the network that is trained on it.
+"""Assemble a run: what an experiment makes of a corpus, and the network that is trained on it.
 
 Driver, workers, probes, trials of a search, sweeps and benchmarks all begin with `Setup.of`; nothing else knows in
 which order techniques, languages, rows and network come together.
@@ -22,20 +22,19 @@ from xlt_ray.corpora.corpus import Corpus, known_languages
 from xlt_ray.corpora.mixture import Share
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.evaluate import Inputs
+from xlt_ray.events import OnProgress
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import Built, Network
 from xlt_ray.techniques.technique import Embed, Example, Material, Technique
 
-Save = Callable[[Path], None]
-
+Save = Callable[[Path], None]  # writes a checkpoint into a folder
 Report = Callable[[dict[str, float], Save | None], None]
-
-Dropped = Mapping[str, Mapping[str, int]]
+Dropped = Mapping[str, Mapping[str, int]]  # split -> language -> rows that also stood in test
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained on what, before there is a network; pure and cheap, so that anyone may make it again."""
+    """What is trained on what, before there is a network; pure and cheap, so that every process makes its own."""
 
     experiment: Experiment
     corpus: Corpus  # whole: `visible` is what may be trained on
@@ -43,7 +42,7 @@ class Setup:
     languages: tuple[str, ...]  # sources and targets, sorted: what a network's `language` indexes
     visible: Corpus  # train and dev; no label of a target, unless a technique reads some or the run is an oracle
     material: Material  # what techniques may look at
-    dropped: Dropped = field(default_factory=dict)  # split -> language -> rows that also stood in test
+    dropped: Dropped = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -53,7 +52,7 @@ class Setup:
         texts: Mapping[str, pa.Table] | None = None,
         dropped: Dropped | None = None,
     ) -> Setup:
-        """Let the techniques of an experiment make what they want of a corpus; nothing is read from disk or checked.
+        """Apply the techniques of an experiment to a corpus; nothing is read from disk or checked.
 
         `texts`, by language, are unlabelled rows that stand in for those of the corpus, of which they may be no part.
         """
@@ -71,10 +70,21 @@ class Setup:
         material = replace(material, trained=visible.languages("train"))
         return cls(experiment, corpus, chosen, codes, visible, material, dropped or {})
 
-    def build(self, weights: bool = True) -> Built:
-        """Build the network as techniques want it; without `weights` the encoder has shapes alone."""
+    def build(self) -> Built:
+        """Build the network with what techniques attach to it."""
         classes = len(self.corpus.labels)
-        return techniques.network(self.techniques, self.experiment, classes, self.languages, self.material, weights)
+        return techniques.network(self.techniques, self.experiment, classes, self.languages, self.material)
+
+    def tables(self, split: str) -> dict[str, pa.Table]:
+        """Return a split's rows by language: of train and dev those that training may see, of test those measured."""
+        if split == "test":
+            test = self.corpus.for_testing()
+            return {code: test.table(split, code) for code in self.measured}
+        return {code: self.visible.table(split, code) for code in self.visible.languages(split)}
+
+    def prepare_techniques(self, on_progress: OnProgress) -> list[Technique]:
+        """Return the techniques that change examples, each with what it needs to do so; this may take minutes."""
+        return [one.prepare(self.material, on_progress) for one in self.techniques if one.changes_examples]
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -108,28 +118,21 @@ class Setup:
 def absolute(experiment: Experiment) -> Experiment:
     """Make local paths absolute, because Ray's workers have working folders of their own."""
 
-    def fixed(path: str | None) -> str | None:
-        local = (
-            path is not None
-            and "://" not in path
-            and not path.startswith("bundled:")
-            and Path(path).expanduser().exists()
-        )
-        return str(Path(path).expanduser().resolve()) if path is not None and local else path
+    def resolved(path: str) -> str:
+        local = "://" not in path and not path.startswith("bundled:") and Path(path).expanduser().exists()
+        return str(Path(path).expanduser().resolve()) if local else path
 
-    init = fixed(experiment.network.init)
-    # a pattern such as data/{language}/{split}.tsv does not exist as such: its fixed part decides
     path = experiment.corpus.path
     if path is not None and experiment.corpus.loader == "files" and "://" not in path:
-        path = str(Path(path).expanduser().absolute())
-    elif experiment.corpus.loader == "hub":
-        path = fixed(path)
+        path = str(Path(path).expanduser().absolute())  # not resolved: a pattern with {language} exists nowhere
+    elif path is not None and experiment.corpus.loader == "hub":
+        path = resolved(path)
     cache = experiment.corpus.cache_dir  # one that begins with ~ is meant for whatever home a worker has
     cache = cache if cache.startswith("~") else str(Path(cache).absolute())
     return experiment.model_copy(
         update={
             "techniques": _absolute(experiment.techniques),
-            "network": experiment.network.model_copy(update={"init": init}),
+            "network": experiment.network.model_copy(update={"init": resolved(experiment.network.init)}),
             "corpus": experiment.corpus.model_copy(update={"path": path, "cache_dir": cache}),
         }
     )
@@ -149,8 +152,8 @@ def _absolute(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 class Run:
     """What the loop works on: a setup, and the network and tokenizer that were built for it.
 
-    `report(metrics, save)` is called on every rank at the same places, with `save` at checkpoints: it writes one into a
-    folder. `emit(metrics)` shows progress and promises nothing.
+    `report(metrics, save)` is called on every rank after the same updates, with `save` at checkpoints: a function that
+    writes one into a folder. `emit(event)` shows progress, and nothing depends on what becomes of it.
     """
 
     setup: Setup
@@ -169,11 +172,11 @@ class Run:
         return evaluate.embed(self.network, tables, self.inputs(precision))
 
     def inputs(self, precision: str) -> Inputs:
-        """Return how rows are to become batches where nothing is trained."""
+        """Return how rows become batches where nothing is trained."""
         return Inputs(self.tokenize, precision, self.experiment.evaluation.tokens_per_step)
 
 
-def changed(
+def change_examples(
     techniques: Sequence[Technique],
     texts: list[str],
     pairs: list[str] | None,
@@ -181,10 +184,10 @@ def changed(
     address: tuple[int, int],
     places: np.ndarray,
 ) -> tuple[list[str], list[str] | None]:
-    """Let techniques change the texts of a language's draws, one technique after another.
+    """Return the texts of a language's draws, and second texts of pairs, as techniques change them in their order.
 
-    `address` is the seed and the epoch, and `places` are those of the draws in it: every draw has an address of its
-    own, so that a restart changes nothing.
+    `address` is (seed, epoch), and `places` (draws,) are the positions of the draws in the epoch: together they seed
+    the generator of each draw, so that a restart changes nothing.
     """
     if not techniques:
         return texts, pairs
@@ -199,7 +202,7 @@ def changed(
 
 
 def calibrate(setup: Setup, network: Network, embed: Embed) -> dict[str, float]:
-    """Let techniques fit what depends on trained weights; return their figures as `technique/figure`."""
+    """Let techniques fit what depends on the final weights; return their figures as `technique/figure`."""
     figures: dict[str, float] = {}
     for one in setup.techniques:
         found = one.calibrate(network, embed, setup.material)
