@@ -12,7 +12,6 @@ from outline import Outline, printed
 
 from xlt_ray import config
 from xlt_ray.config import plain_yaml
-from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
@@ -122,19 +121,16 @@ def test_an_oracle_is_called_one_wherever_its_scores_are_shown(tmp_path):
 
 def test_a_table_file_holds_every_language_and_the_very_numbers(tmp_path):
     measured = scores(12, extra=("tst_Test",))
-    for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
-        path = tmp_path / f"scores{suffix}"
-        report.write_table(path, measured)
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = {row["code"]: row for row in csv.DictReader(stream, delimiter=delimiter)}
-        assert set(rows) == set(measured.languages)
-        for code, one in measured.languages.items():
-            assert float(rows[code]["accuracy_low"]) == one.accuracy_low
-            assert (rows[code]["role"], int(rows[code]["support"])) == (one.role, one.support)
-        assert rows["eng_Latn"]["name"] == "English"
-        assert rows["tst_Test"]["name"] == ""
-    with pytest.raises(InputError, match=r"\.tsv or \.csv"):
-        report.write_table(tmp_path / "scores.txt", measured)
+    path = tmp_path / "scores.tsv"
+    report.write_table(path, measured)
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = {row["code"]: row for row in csv.DictReader(stream, delimiter="\t")}
+    assert set(rows) == set(measured.languages)
+    for code, one in measured.languages.items():
+        assert float(rows[code]["accuracy_low"]) == one.accuracy_low
+        assert (rows[code]["role"], int(rows[code]["support"])) == (one.role, one.support)
+    assert rows["eng_Latn"]["name"] == "English"
+    assert rows["tst_Test"]["name"] == ""
 
 
 def test_cautions_name_what_weakens_the_scores():
@@ -152,10 +148,9 @@ def test_cautions_name_what_weakens_the_scores():
 
 def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
     chosen = experiment("tracking.uri=http://me:secret@host:5000", "mixture.alpha=0.5")
-    command = "xlt train trial.yaml tracking.uri=http://me:secret@host:5000"
-    environment = {"torch": "2.13.0", "command": command, "bundle": "runs/trial/bundle"}
+    environment = {"torch": "2.13.0", "proxy": "http://me:secret@host:5000"}
     measured = scores(30)
-    facts = FACTS | {"warnings": ["Two languages are stubs."], "fingerprint": "c0ffee"}
+    facts = FACTS | {"fingerprint": "c0ffee"}
     facts["dropped"] = {"train": {"eng_Latn": 2, "deu_Latn": 1}, "dev": {"eng_Latn": 1}}
     files, text = page(tmp_path, measured, chosen, environment=environment, facts=facts)
     outline = Outline(text)
@@ -171,12 +166,11 @@ def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
         "In 29 other languages",
         "Only made for tests.",
         "Licence of the data: CC0-1.0",
-        "Two languages are stubs.",
         "3 rows of train left out because they stand in test too.",
         "1 row of dev left out because it stands in test too.",
         "the fingerprint c0ffee",
         "2.13.0",
-        'bundle.load("runs/trial/bundle")',
+        'bundle.load("bundle")',
         "light <on>",
     ):
         assert told in outline.text
@@ -225,8 +219,8 @@ def test_what_is_unknown_is_left_out_of_the_page_and_not_made_up(tmp_path):
 
 def test_names_from_a_corpus_cannot_put_code_into_the_page(tmp_path):
     evil = "<script>alert(1)</script>"
-    facts = FACTS | {"description": evil, "licence": evil, "warnings": [evil]}
-    text = page(tmp_path, scores(3), facts=facts, environment={"command": evil, evil: evil})[1]
+    facts = FACTS | {"description": evil, "licence": evil}
+    text = page(tmp_path, scores(3), facts=facts, environment={evil: evil})[1]
     assert evil not in text
     assert text.count("<script>") == 1
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests import registered
 from xlt_ray import cli
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation import comparison, metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import save_predictions
@@ -132,7 +132,7 @@ def test_two_runs_are_compared_in_the_groups_that_a_language_belongs_to_in_both(
         scores = metrics.score(predictions, ("food", "sport", "travel"), roles, 50)
         (tmp_path / name / "scores.json").write_text(scores.to_json(), encoding="utf-8")
     for pair in (("first", "second"), ("second", "first")):
-        found = measure.compare_runs(*(tmp_path / name for name in pair))
+        found = comparison.compare_runs(*(tmp_path / name for name in pair))
         assert {name: sorted(one.per_language) for name, one in found.items()} == {
             "all": sorted(SHARES),
             "source": ["eng_Latn"],
