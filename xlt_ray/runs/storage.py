@@ -1,8 +1,9 @@
-"""The folder of a run: a local directory, or a local copy of a folder at any fsspec URL that is brought up to date."""
+"""Open the folder of a run: a local directory, or a local copy of one at any fsspec URL, which it keeps current."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import fsspec
 
+from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
 
@@ -20,15 +22,15 @@ class RunFolder:
 
     local: Path
     remote: tuple[Any, str] | None = None
-    key: str = ""  # of what it is the folder, and its name wherever it lies
+    key: str = ""  # of the run or sweep, which is the folder's name wherever it is
 
     @property
     def shown(self) -> str:
-        """The place to tell a person."""
+        """The path or URL to print."""
         return str(self.remote[0].unstrip_protocol(self.remote[1])) if self.remote else str(self.local)
 
     def checkpoints(self) -> tuple[str, Any]:
-        """Give Ray Train its storage path and, where that is remote, the pyarrow file system to reach it by."""
+        """Return the storage path for Ray Train and, where that is remote, the pyarrow file system to reach it by."""
         if self.remote is None:
             return str(self.local), None
         from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -46,7 +48,7 @@ class RunFolder:
                 files.put_file(str(file), f"{path}/{file.relative_to(self.local)}")
 
     def download(self, *names: str) -> None:
-        """Fetch named files that exist remotely and are not here yet, as when another machine began the run."""
+        """Fetch named files that exist remotely and not locally, as when another machine began the run."""
         if self.remote is not None:
             files, path = self.remote
             for name in names:
@@ -54,12 +56,20 @@ class RunFolder:
                     (self.local / name).parent.mkdir(parents=True, exist_ok=True)
                     files.get(f"{path}/{name}", str(self.local / name), recursive=True)
 
+    def remove(self, name: str) -> None:
+        """Delete a folder of the run locally and remotely, if it is there."""
+        shutil.rmtree(self.local / name, ignore_errors=True)
+        if self.remote is not None:
+            files, path = self.remote
+            if files.exists(f"{path}/{name}"):
+                files.rm(f"{path}/{name}", recursive=True)
+
     def identity(self) -> str:
-        """Name this run apart from one of the same key whose folder was deleted; made at the first call."""
+        """Return an id, made at the first call; a run of the same key has another after its folder was deleted."""
         self.download("identity.txt")
         file = self.local / "identity.txt"
         if not file.is_file():
-            file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+            durable.write(file, uuid.uuid4().hex[:12] + "\n")
             if self.remote is not None:
                 self.remote[0].makedirs(self.remote[1], exist_ok=True)
                 self.remote[0].put_file(str(file), f"{self.remote[1]}/identity.txt")
