@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_scores_and_other_languages_do_not_move_an_
 def test_parallel_test_sets_give_a_mean_its_true_wider_interval():
     right = np.arange(200) % 10 < 7
     gold = np.zeros(200, int)
-    # an item is right in all languages or in none: twenty languages tell no more than one
+    # an item is right in all languages or in none: twenty languages are no more evidence than one
     parallel = {f"l{index}": rows(gold, ~right) for index in range(20)}
     apart = {code: rows(gold, ~right, prefix=f"{code}-") for code in parallel}
 
@@ -182,7 +182,7 @@ def test_resampling_in_parts_gives_what_resampling_at_once_gives(measured, monke
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "message"),
     [
         (Predictions(np.zeros(0, int), np.zeros(0, int), []), "no rows"),
         (Predictions(np.zeros(3, int), np.zeros(2, int), ["a", "b", "c"]), "3 gold labels, 2 predictions, 3 ids"),
@@ -190,8 +190,8 @@ def test_resampling_in_parts_gives_what_resampling_at_once_gives(measured, monke
         (rows([0, -1], [0, 1]), "class -1"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_naming_the_language(measured, broken, told):
-    with pytest.raises(InputError, match=f"hau_Latn: .*{told}"):
+def test_what_cannot_be_measured_is_refused_naming_the_language(measured, broken, message):
+    with pytest.raises(InputError, match=f"hau_Latn: .*{message}"):
         score(measured | {"hau_Latn": broken})
     with pytest.raises(InputError, match="hold no language"):
         score({})

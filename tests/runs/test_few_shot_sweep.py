@@ -69,9 +69,9 @@ def test_probes_are_those_of_single_runs_and_a_stopped_sweep_resumes(
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     assert before.count(b"\n") == 2
     (tmp_path / "out" / "results.jsonl").write_bytes(before + b'{"shots": 1, "dra')  # what a kill leaves
-    said: list[str] = []
-    found = sweep.sweep(experiment, [1, 100], 2, tmp_path / "out", log=said.append)
-    assert said[0].startswith("5 probes on features computed once, 2 of them done before")
+    logged: list[str] = []
+    found = sweep.sweep(experiment, [1, 100], 2, tmp_path / "out", log=logged.append)
+    assert logged[0].startswith("5 probes on features computed once, 2 of them done before")
     assert (tmp_path / "out" / "results.jsonl").read_bytes().startswith(before)
     assert list(found.results) == [(0, 0), (1, 0), (1, 1), (100, 0), (100, 1)]
     single = run.run(
@@ -102,10 +102,10 @@ def test_no_text_of_test_is_trained_on(tiny_settings: Settings) -> None:
 @pytest.mark.long
 def test_fine_tunings_are_runs_whose_weights_are_not_kept(tiny_settings: Settings, tmp_path: Path) -> None:
     data = settings(tiny_settings, "fine_tune", storage=str(tmp_path / "runs"), mixture={"draws_per_epoch": 32})
-    said: list[str] = []
-    found = sweep.sweep(build(data), [2], 1, log=said.append)
-    assert said[0].startswith("2 fine-tunings, 0 of them done before")
-    assert said[1:] == ["run 1 of 2: 0 shots, draw 0", "run 2 of 2: 2 shots, draw 0"]
+    logged: list[str] = []
+    found = sweep.sweep(build(data), [2], 1, log=logged.append)
+    assert logged[0].startswith("2 fine-tunings, 0 of them done before")
+    assert logged[1:] == ["run 1 of 2: 0 shots, draw 0", "run 2 of 2: 2 shots, draw 0"]
     assert found.folder.local.parent == tmp_path / "runs" and found.folder.local.name.endswith("-few-shot")
     assert found.results[2, 0].role["swh_Latn"] == "few-shot" and found.results[2, 0].rows["swh_Latn"] == 6
     inner = sorted((found.folder.local / "runs").iterdir())
@@ -113,8 +113,8 @@ def test_fine_tunings_are_runs_whose_weights_are_not_kept(tiny_settings: Setting
     for folder in inner:
         assert (folder / "result.json").is_file() and (folder / "report.html").is_file()
         assert not (folder / "bundle").exists() and not (folder / "ray").exists()
-    again = sweep.sweep(build(data), [2], 1, log=said.append)
-    assert again.results == found.results and len(said) == 4
+    again = sweep.sweep(build(data), [2], 1, log=logged.append)
+    assert again.results == found.results and len(logged) == 4
 
 
 def test_the_command_prints_a_table_and_writes_files(tiny_settings: Settings, tmp_path: Path) -> None:
