@@ -73,25 +73,26 @@ def table(scores: Scores, experiment: Experiment) -> Group:
 
 
 def _summary_lines(scores: Scores) -> list[str]:
-    summary, lines = scores.summary, []
-    counts = _counts(scores)
+    def line(title: str, fraction: float, *rest: str) -> str:
+        return "  ".join([f"{title:<33} {100 * fraction:5.1f}", *rest])
+
+    summary, counts, lines = scores.summary, _counts(scores), []
     for group in _SUMMARY:
         title, key = groups.GROUPS[group]
         if f"accuracy/{key}" in summary:
             mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
             # a part of the group above is named by what is different in it
             titled = f"{title}, mean" if group in groups.ROLES else "  " + title.removeprefix(f"{groups.ZERO_SHOT}, ")
-            named = f"{titled} ({counts[key]})"
-            f1 = f"F1 {100 * summary[f'macro_f1/{key}']:.1f}"
-            error = percent(summary.get(f"calibration_error/{key}"))
-            lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  {f1}{error and f'  ECE {error}'}")
+            error = summary.get(f"calibration_error/{key}")
+            rest = [f"F1 {percent(summary[f'macro_f1/{key}'])}", *([] if error is None else [f"ECE {percent(error)}"])]
+            lines.append(line(f"{titled} ({counts[key]})", mean, _interval(low, high), *rest))
     worst = scores.worst()
     interval = _interval(worst.accuracy_low, worst.accuracy_high)
-    lines.append(f"{'worst':<33} {100 * worst.accuracy:5.1f}  {interval}  {codes.name(worst.code)}")
-    lines.append(f"{'standard deviation over languages':<33} {100 * summary['accuracy/std']:5.1f}")
+    lines.append(line("worst", worst.accuracy, interval, codes.name(worst.code)))
+    lines.append(line("standard deviation over languages", summary["accuracy/std"]))
     if "transfer_gap/mean" in summary:
-        low, high = summary["transfer_gap/mean_low"], summary["transfer_gap/mean_high"]
-        lines.append(f"{'transfer gap, mean':<33} {100 * summary['transfer_gap/mean']:5.1f}  {_interval(low, high)}")
+        mean, low, high = (summary[f"transfer_gap/mean{end}"] for end in ("", "_low", "_high"))
+        lines.append(line("transfer gap, mean", mean, _interval(low, high)))
     if "calibration_error/mean" in summary:
         fitted = "none, as no source has dev rows" if scores.temperature == 1 else f"{scores.temperature:5.2f}"
         lines.append(f"{'temperature, fitted on source dev':<33} {fitted}")

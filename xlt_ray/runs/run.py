@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
@@ -25,7 +27,7 @@ from xlt_ray.evaluation.predictions import Predictions, save_predictions
 from xlt_ray.events import OnEvent
 from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
-from xlt_ray.model.network import Built
+from xlt_ray.model.network import Built, Network
 from xlt_ray.reports import report
 from xlt_ray.runs.records import record_end, record_event, record_start
 from xlt_ray.runs.storage import RunFolder, open_run
@@ -33,6 +35,7 @@ from xlt_ray.tracking import courier
 from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.outbox import Outbox, pending
 from xlt_ray.training import checks, cluster, distributed, embedding, frozen, probe
+from xlt_ray.training.embedding import Features
 from xlt_ray.training.setup import Setup
 
 RESULT = "result.json"
@@ -161,26 +164,36 @@ def _fine_tune(setup: Setup, folder: RunFolder, on_event: OnEvent) -> Fitted:
 
 
 def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
-
     def prepared(done: int, total: int) -> None:
         on_event({"stage": "prepare", "done": done, "total": total})
 
-    experiment, classes = setup.experiment, len(setup.corpus.labels)
     tables, test = frozen.training_tables(setup, prepared), frozen.test_tables(setup)
-    found, _ = embedding.features(experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
+    features, _ = embedding.features(setup.experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
     model = setup.build()
-    facts = frozen.calibrate(setup, model.network, found)
     on_event({"stage": "fit"})
-    taught = frozen.gathered(tables, found, classes, model.network)
-    fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
-    fitted = frozen.calibrated(taught, fitted, experiment.sources)
+    fitted, predictions, facts = fit_probe(setup, model.network, tables, features)
     probe.install(model.network, fitted)
     model.network.eval()
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
-    predictions = frozen.predict(frozen.gathered(test, found, classes, model.network), fitted, "test")
     return Fitted(model, predictions, history=[], reported=[], facts=facts)
+
+
+def fit_probe(
+    setup: Setup, net: Network, tables: Mapping[str, pa.Table], features: Features
+) -> tuple[probe.Fit, dict[str, Predictions], dict[str, float]]:
+    """Fit techniques and a probe to training tables; return the probe, its test predictions, and figures of techniques.
+
+    `features` are of all rows that the probe and its techniques are fitted to and measured on, by `split/language`.
+    """
+    experiment, classes = setup.experiment, len(setup.corpus.labels)
+    facts = frozen.calibrate(setup, net, features)
+    rows = frozen.gathered(tables, features, classes, net)
+    fitted = frozen.fit(rows, experiment, experiment.training.probe_strengths)
+    fitted = frozen.calibrated(rows, fitted, experiment.sources)
+    test = frozen.gathered(frozen.test_tables(setup), features, classes, net)
+    return fitted, frozen.predict(test, fitted, "test"), facts
 
 
 def corpus_facts(setup: Setup) -> dict[str, Any]:

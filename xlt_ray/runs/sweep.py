@@ -191,7 +191,7 @@ def _probes(
     with cluster.ray_cluster(experiment), cluster.plain_errors():
         features, _ = embedding.features(experiment, {**rows, **test, **frozen.texts(prepared)}, on_event)
     net, tokenize, _ = prepared.build()
-    classes, known = len(prepared.corpus.labels), encoders.seen_languages(net.encoder, tokenize.tokenizer)
+    known = encoders.seen_languages(net.encoder, tokenize.tokenizer)
     places = {name: _texts(table).combine_chunks() for name, table in rows.items()}
     for number, setting in enumerate(missing):
         on_event({"stage": "fit", "done": number, "total": len(missing)})
@@ -200,10 +200,7 @@ def _probes(
         found = dict(features)
         for name, table in tables.items():
             found[name] = features[name][pc.index_in(_texts(table), value_set=places[name]).to_numpy()]
-        frozen.calibrate(setup, net, found)
-        labelled = frozen.gathered(tables, found, classes, net)
-        fitted = frozen.fit(labelled, setup.experiment, experiment.training.probe_strengths)
-        predictions = frozen.predict(frozen.gathered(test, found, classes, net), fitted, "test")
+        _, predictions, _ = run.fit_probe(setup, net, tables, found)
         roles = Roles(experiment.sources, setup.few_shot, known)
         accuracy = {code: one.accuracy for code, one in predictions.items()}
         yield _result(setup, setting, accuracy, {code: roles.place(code) for code in predictions})
