@@ -118,6 +118,18 @@ def test_files_are_uploaded_in_the_order_they_were_written(
     assert sent == ["scores.json", "z.json", "bundle.json", "result.json", "a.json"]
 
 
+def test_what_is_removed_is_gone_from_both_places(tmp_path: Path, url: str) -> None:
+    folder = storage.open_run(experiment(url, tmp_path), "")
+    (folder.local / "bundle").mkdir()
+    for name in ("bundle/head.safetensors", "result.json"):
+        (folder.local / name).write_text("")
+    folder.upload()
+    for _ in range(2):  # also where there is nothing left
+        folder.remove("bundle")
+    assert [file.name for file in folder.local.iterdir()] == ["result.json"]
+    assert contents(url) == {f"{experiment(url, tmp_path).key()}/result.json"}
+
+
 def test_machines_that_share_storage_share_the_identity(tmp_path: Path, url: str) -> None:
     first = storage.open_run(experiment(url, tmp_path / "here"), "").identity()
     assert storage.open_run(experiment(url, tmp_path / "there"), "").identity() == first

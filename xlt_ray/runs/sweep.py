@@ -132,10 +132,10 @@ def sweep(
     probing = experiment.training.method == "probe"
     kind = "probes on features computed once" if probing else "fine-tunings"
     log(f"{len(wanted)} {kind}, {len(results)} of them done before; {folder.shown}")
-    runs = _runs(prepared, missing, folder, on_event, log)
+    probes, runs = _probes(prepared, wanted, missing, on_event), _runs(prepared, missing, folder, on_event, log)
     try:
         with closing(JsonLines(file)) as journal:
-            for one in _probes(prepared, wanted, missing, on_event) if probing else runs:
+            for one in probes if probing else runs:  # generators, of which the other one does nothing
                 journal.append(asdict(one))
                 results[one.shots, one.draw] = one
         found = Sweep(folder, experiment.name, dict(sorted(results.items())))
