@@ -110,7 +110,7 @@ def _probe(frozen: Frozen, base: Any, alpha: float, draw: int, targets: Sequence
     mixture = base.mixture.model_copy(update={"alpha": alpha})
     fitted = fit(cut, base.model_copy(update={"mixture": mixture}), (0.01,))
     predicted = predict(frozen, fitted, "test", (*pool, *targets))
-    return _groups({code: float((one.gold == one.predicted).mean()) for code, one in predicted.items()}, dealt, targets)
+    return _groups({code: one.accuracy for code, one in predicted.items()}, dealt, targets)
 
 
 def _groups(accuracy: Mapping[str, float], dealt: Mapping[str, int], targets: Sequence[str]) -> Row:
@@ -161,7 +161,7 @@ def _cut(
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Give mean and 95% interval of values that are independent; NaN bounds for a single one."""
+    """Return mean and 95% interval of values that are independent; NaN bounds for a single one."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return mean, float("nan"), float("nan")
@@ -208,8 +208,8 @@ def _write(folder: Path, method: str, curve: dict[float, list[Row]]) -> None:
             mine = [row for row in rows if row[1] == group]
             alphas = [row[0] for row in mine]
             (line,) = axes.plot(alphas, [100 * row[3] for row in mine], marker="o", markersize=3, label=group)
-            bounds = [[100 * row[i] for row in mine] for i in (4, 5)]
-            axes.fill_between(alphas, *bounds, alpha=0.15, color=line.get_color(), linewidth=0)
+            low, high = ([100 * row[i] for row in mine] for i in (4, 5))
+            axes.fill_between(alphas, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
         axes.axhline(0, color="0.5", linewidth=0.8)
         axes.set_xlabel("alpha")
         axes.set_ylabel(f"points more than at alpha {max(curve):g}")

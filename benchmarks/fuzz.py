@@ -33,6 +33,8 @@ import schemathesis
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
+from schemathesis.core.errors import InvalidSchema
+from schemathesis.core.result import Err, Ok
 from schemathesis.specs.openapi import checks as conformance
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +68,7 @@ class Client:
         return response
 
     def raw(self, kind: str, sent: bytes, whole: bool) -> int:
-        """Send bytes and give the status, 0 where the server hung up; only to what is not `whole` may it be silent."""
+        """Send bytes; return the status, 0 where the server hung up; only what is not `whole` may have no answer."""
         with socket.create_connection(self.place, timeout=SECONDS if whole else 0.5) as connection:
             response = http.client.HTTPResponse(connection, method=sent[:5].partition(b" ")[0].decode("latin-1"))
             try:
@@ -124,7 +126,7 @@ def documented(client: Client, address: str, cases: int, seed: int) -> None:
         {"generation": {"with-security-parameters": False}, "checks": {"negative_data_rejection": refused}}
     )
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json", config=config)
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [_operation(found) for found in schema.get_all_operations()]
     share = {operation.path: 12 if operation.path in POSTED else 1 for operation in operations}
     for operation in operations:
         for mode in GenerationMode:
@@ -135,8 +137,14 @@ def documented(client: Client, address: str, cases: int, seed: int) -> None:
                 run(number, seed, conforming(client, mode.value), operation.as_strategy(mode))
 
 
+def _operation(found: Ok[Any] | Err[InvalidSchema]) -> Any:
+    if isinstance(found, Err):
+        raise found.err()
+    return found.ok()
+
+
 def conforming(client: Client, mode: str) -> Callable[[Any], None]:
-    """Give what sends a case of schemathesis and holds the response against the document."""
+    """Return a test that sends a case of schemathesis and holds the response against the document."""
 
     def one(case: Any) -> None:
         response = case.call(timeout=SECONDS, headers={"X-API-Key": KEY})
@@ -290,18 +298,18 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--artefact", type=Path, help="folder of a model; default: a tiny one of random weights")
-    given = parser.parse_args()
+    args = parser.parse_args()
     key = {"name": "fuzzer", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        tiny = given.artefact or local_server.artefact_of(conftest.save_encoder(Path(folder)), Path(folder))
+        tiny = args.artefact or local_server.artefact_of(conftest.save_encoder(Path(folder)), Path(folder))
         service = local_server.service(local_server.loaded(tiny), api_keys=[key])
         with local_server.running(service) as address:
-            tally = fuzz(address, given.cases, given.seed)
+            tally = fuzz(address, args.cases, args.seed)
     for kind in sorted({kind for kind, _ in tally}):
         counts = ", ".join(f"{status or 'hung up'} {n}" for (k, status), n in sorted(tally.items()) if k == kind)
         print(f"{kind:20} {counts}")
-    print(f"{tally.total()} requests in {time.monotonic() - began:.0f} s, seed {given.seed}; waiting at the end: "
+    print(f"{tally.total()} requests in {time.monotonic() - began:.0f} s, seed {args.seed}; waiting at the end: "
           f"{service.queue.waiting}")  # fmt: skip
     assert service.queue.waiting == 0
 

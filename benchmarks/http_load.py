@@ -36,7 +36,7 @@ class Taken:
         return self.texts / self.wall
 
     def quantiles(self) -> dict[str, float]:
-        """Give p50, p95 and p99 of good answers in milliseconds."""
+        """Return p50, p95 and p99 of good answers in milliseconds."""
         if not self.seconds:
             return {"p50": float("nan"), "p95": float("nan"), "p99": float("nan")}
         found = np.quantile(self.seconds, [0.5, 0.95, 0.99]) * 1000

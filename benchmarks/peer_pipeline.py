@@ -6,7 +6,7 @@ answers are those of the bundle.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -61,4 +61,8 @@ def application(folder: Path) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(application(Path(sys.argv[1])), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("port", type=int)
+    args = parser.parse_args()
+    uvicorn.run(application(args.bundle), host="127.0.0.1", port=args.port, log_level="warning")

@@ -1,6 +1,6 @@
 """Search for a mix of sources on SIB-200 in four ways, on the same wall clock, and retrain what each of them chose.
 
-    python benchmarks/search.py             about two hours on 2 cores; goes on after an interruption
+    python benchmarks/search.py             about two hours on 2 cores; resumes after an interruption
     python benchmarks/search.py --only ours
 
 The pool of 12 languages, the 45 targets, the recipe and the rule (labelled rows of languages that a mix leaves out) are
@@ -108,8 +108,8 @@ def _search(args: argparse.Namespace, arm: str, seconds: float | None) -> Found:
 
     def show(event: dict[str, Any]) -> None:
         if event["stage"] == "tune":
-            told = f"{event['done']} done, {event['running']} running, best {100 * event.get('best', 0):.1f}"
-            print(f"  {time.monotonic() - began:6.0f} s  {told}", flush=True)
+            progress = f"{event['done']} done, {event['running']} running, best {100 * event.get('best', 0):.1f}"
+            print(f"  {time.monotonic() - began:6.0f} s  {progress}", flush=True)
 
     return search.run(loaded, show)
 

@@ -72,7 +72,7 @@ class Row:
 
 
 def texts_of(run: Path) -> list[tuple[str, str]]:
-    """Give (language, text) of the test rows of a run's corpus, shuffled once and for all."""
+    """Return (language, text) of the test rows of a run's corpus, shuffled once and for all."""
     experiment = config.load(run / "experiment.yaml")
     corpus, _ = loaders.load_corpus(setup.absolute(experiment))
     rows = [
@@ -82,7 +82,7 @@ def texts_of(run: Path) -> list[tuple[str, str]]:
 
 
 def memory(pid: int) -> float:
-    """Give the resident megabytes of a process."""
+    """Return the resident megabytes of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
@@ -272,7 +272,7 @@ def open_loops(served: Served, texts: Sequence[tuple[str, str]], capacity: float
 def overload(
     served: Served, texts: Sequence[tuple[str, str]], right: Sequence[str], capacity: float, seconds: float
 ) -> list[str]:
-    """Ask three times what the server can do, and say what it did."""
+    """Send three times the load that the server can take, and report how it answers."""
     before = [served.memory()]
     stop = threading.Event()
 
@@ -300,13 +300,13 @@ def overload(
 def exchanged(served: Served, texts: Sequence[tuple[str, str]], other: Path) -> list[str]:
     """Change the model, and change it back, under the load of 16 clients."""
     answers: dict[str, Taken] = {}
-    told = _under_load(served, texts, lambda: _rollouts(served.port, other), answers)
+    outcomes = _under_load(served, texts, lambda: _rollouts(served.port, other), answers)
     taken = answers["taken"]
     names = Counter(json.loads(body)["model"]["name"] for _, body in taken.bodies if body.startswith(b'{"model"'))
     return [
         f"change of the model under 16 clients: statuses {dict(taken.statuses)}, "
         f"p99 {taken.quantiles()['p99']:.0f} ms, slowest {1000 * max(taken.seconds):.0f} ms, "
-        f"answers by {len(names)} models ({'; '.join(told)})"
+        f"answers by {len(names)} models ({'; '.join(outcomes)})"
     ]
 
 
@@ -322,18 +322,18 @@ def killed(served: Served, texts: Sequence[tuple[str, str]]) -> list[str]:
             time.sleep(0.2)
         return [f"a new process after {time.monotonic() - began:.1f} s"]
 
-    told = _under_load(served, texts, kill, answers)
+    outcomes = _under_load(served, texts, kill, answers)
     taken = answers["taken"]
     return [
         f"kill -9 of a replica under 16 clients: statuses {dict(taken.statuses)}, "
-        f"p99 {taken.quantiles()['p99']:.0f} ms, slowest {1000 * max(taken.seconds):.0f} ms ({'; '.join(told)})"
+        f"p99 {taken.quantiles()['p99']:.0f} ms, slowest {1000 * max(taken.seconds):.0f} ms ({'; '.join(outcomes)})"
     ]
 
 
 def _under_load(
     served: Served, texts: Sequence[tuple[str, str]], action: Callable[[], list[str]], answers: dict[str, Taken]
 ) -> list[str]:
-    told: list[str] = []
+    outcomes: list[str] = []
     requests, taken, stop = asked("ours", texts), [], threading.Event()
 
     def load() -> None:
@@ -343,7 +343,7 @@ def _under_load(
     thread = threading.Thread(target=load)
     thread.start()
     time.sleep(3)
-    told += action()
+    outcomes += action()
     time.sleep(5)
     stop.set()
     thread.join()
@@ -353,18 +353,18 @@ def _under_load(
         whole.seconds += one.seconds
         whole.bodies += one.bodies
     answers["taken"] = whole
-    return told
+    return outcomes
 
 
 def _rollouts(port: int, other: Path) -> list[str]:
-    told = []
+    outcomes = []
     for command in (["rollout", str(other)], ["rollback"]):
         done = subprocess.run(
             [sys.executable, "-m", "xlt_ray.cli", *command, "--port", str(port)],
             capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        told.append((done.stdout.strip() or done.stderr.strip()).splitlines()[-1].replace(f"{other.parent}/", ""))
-    return told
+        outcomes.append((done.stdout.strip() or done.stderr.strip()).splitlines()[-1].replace(f"{other.parent}/", ""))
+    return outcomes
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -388,7 +388,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def shown(row: Row) -> str:
-    """Say in a line what an arm did."""
+    """Describe the result of an arm in a line."""
     what = f"{row.texts_per_second:.1f} texts/s, p50 {row.p50:.1f}, p99 {row.p99:.1f} ms, {row.memory:.0f} MB"
     return f"{row.arm}, {row.clients} clients: {what}, {row.failed} failed"
 

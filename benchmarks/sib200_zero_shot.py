@@ -1,6 +1,6 @@
 """Zero-shot SIB-200 from English with the bundled encoder, beside published XLM-R large, language by language.
 
-    python benchmarks/sib200_zero_shot.py                 about 25 minutes on 2 cores; goes on after an interruption
+    python benchmarks/sib200_zero_shot.py                 about 25 minutes on 2 cores; resumes after an interruption
     python benchmarks/sib200_zero_shot.py --seeds 1 --methods probe        a few minutes
 
 Reads SIB-200 as LANGUAGE/{train,dev,test}.tsv and the published results as CSV (arXiv 2309.07445, Table 7). Both sides

@@ -8,12 +8,12 @@ Half of the targets were seen by XLM-R in pre-training, whose vocabulary and tex
 not; both halves are taken at even distances from the list of languages in alphabetical order. Every arm makes the same
 number of updates of the same number of labelled draws. Differences from the baseline come with a 95% interval of the
 paired bootstrap over test rows, seeds averaged first. Nothing is chosen on test: of the pairs, the one that is best on
-dev of the targets is marked, which is an oracle's choice and says so.
+dev of the targets is named, which is an oracle's choice and marked as such.
 
 Fine-tuning is the training loop of the product, `loop.fit`, in this process on a GPU and else in a process of its own
-for each run, whose largest resident memory is told. Probes share the features of texts, which are computed once and
+for each run, whose largest resident memory is reported. Probes share the features of texts, which are computed once and
 left out of their minutes. Runs that are done are kept in `--work` and not repeated; they may be of several machines,
-and the column of devices tells.
+which the column of devices shows.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _kept(experiment: Experiment, folder: Path, name: str) -> dict[str, Any]:
     method, seed = experiment.training.method, experiment.seed
     if not (folder / "facts.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        if method == "fine_tune" and not torch.cuda.is_available():  # alone, so that its memory can be told
+        if method == "fine_tune" and not torch.cuda.is_available():  # alone, so that its memory can be measured
             process = multiprocessing.get_context("spawn").Process(target=_run, args=(experiment, str(folder)))
             process.start()
             process.join()
@@ -185,7 +185,7 @@ def _resident() -> int:
 def _probe(
     setup: Setup, net: Any, tokenize: collate.Tokenize, measured: Mapping[str, Mapping[str, pa.Table]]
 ) -> tuple[dict[str, float], str, float, dict[str, dict[str, Predictions]]]:
-    """Fit a probe; gives its figures, the precision of features, seconds without these, and predictions by split."""
+    """Fit a probe; return its figures, the precision of features, seconds without these, and predictions by split."""
     precision = choose_precision("auto", net, tokenize.max_length)
     tables = frozen.training_tables(setup)
     asked = {f"{split}/{code}": table for split, each in measured.items() for code, table in each.items()}

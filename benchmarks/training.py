@@ -161,7 +161,7 @@ def _accuracy(corpus: Any, net: Any, tokenizer: Any) -> dict[str, float]:
     tables = {code: corpus.table("test", code) for code in MEASURED}
     inputs = evaluate.Inputs(Tokenize(tokenizer, "query: ", LENGTH), "float32", 4096)
     predictions = evaluate.predict(net, tables, inputs)
-    return {code: float((p.gold == p.predicted).mean()) for code, p in predictions.items()}
+    return {code: one.accuracy for code, one in predictions.items()}
 
 
 def _plain(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A configuration: everything that cannot be meant is refused at once, and what decides a result names the run."""
+"""A configuration: every invalid value is refused at once, and what decides a result names the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MINIMAL: dict[str, Any] = {"sources": ["eng_Latn", "deu_Latn"]}
 
 
 def faults(*overrides: str, **data: Any) -> str:
-    """Give the message that refuses these overrides or this data."""
+    """Return the message that refuses these overrides or this data."""
     with pytest.raises(InputError) as refused:
         build(MINIMAL | data, overrides)
     return str(refused.value)
@@ -88,7 +88,7 @@ def test_all_faults_are_listed_at_once() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_meant_is_refused(data: dict[str, Any], message: str) -> None:
+def test_an_invalid_value_is_refused(data: dict[str, Any], message: str) -> None:
     assert message in faults(**data)
 
 
@@ -347,6 +347,16 @@ def test_dumped_and_loaded_is_equal(tmp_path: Path, overrides: list[str]) -> Non
     assert load(file) == made
     assert load(file).key() == made.key()
     assert build(made.model_dump(mode="json")) == made
+
+
+def test_the_cache_is_the_users_own_on_whatever_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    usual = build(MINIMAL)
+    assert usual.corpus.cache_dir.startswith("~/"), "a bundle is loaded, and a worker runs, in another home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    moved = build(MINIMAL)
+    assert moved.corpus.cache_dir == str(tmp_path / "xlt_ray")
+    assert moved.key() == usual.key()
 
 
 def test_every_key_is_described() -> None:

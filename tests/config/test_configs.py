@@ -52,7 +52,7 @@ def test_no_two_configurations_share_a_run() -> None:
 
 
 def project() -> dict[str, list[str]]:
-    """Give what pyproject.toml asks for: "" holds the dependencies, the other keys are its extras."""
+    """Return what pyproject.toml asks for: "" holds the dependencies, the other keys are its extras."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return {"": table["dependencies"], **table["optional-dependencies"]}
 

@@ -223,7 +223,7 @@ def test_what_is_no_confidence_is_refused(sure: list[float]) -> None:
         score({"eng_Latn": rows})
 
 
-# what is told of it
+# what is reported of it
 
 
 TABLE = [[0, 0, 0]] * 5 + [[8, 3, 4400], [6, 4, 3900], [10, 7, 7500], [30, 25, 25500], [100, 98, 97000]]

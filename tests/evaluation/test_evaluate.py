@@ -150,9 +150,9 @@ def test_predicting_leaves_the_networks_mode_and_the_generator_alone(
 
 def test_progress_counts_the_rows_to_their_end(tiny_experiment: Experiment) -> None:
     net, tokenize, tables = parts(tiny_experiment)
-    told: list[tuple[int, int]] = []
-    evaluate.predict(net, tables, Inputs(tokenize, "float32", 256), lambda done, total: told.append((done, total)))
-    assert told == [(45, 50), (48, 50), (50, 50)]
+    reported: list[tuple[int, int]] = []
+    evaluate.predict(net, tables, Inputs(tokenize, "float32", 256), lambda done, total: reported.append((done, total)))
+    assert reported == [(45, 50), (48, 50), (50, 50)]
 
 
 def test_pairs_are_predicted_as_pairs(tiny_experiment: Experiment, tiny_encoder: Path) -> None:

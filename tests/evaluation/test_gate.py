@@ -87,9 +87,10 @@ def test_a_mean_that_falls_by_more_is_refused_whether_or_not_chance_explains_it(
     assert small.high < 0 and not small.passed and "falls by 0.15 points" in small.reasons[0]
 
 
-def test_a_mean_of_equally_good_models_passes_more_often_than_a_coin_falls() -> None:
+def test_a_mean_of_equally_good_models_passes_more_often_than_a_coin_falls(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model trained again with another seed is no worse where its mean is below by less than the rows can tell."""
-    found = [gate.judge(*simulated(seed, {}, rows=400), LABELS, resamples=200) for seed in range(30)]
+    monkeypatch.setattr(gate, "RESAMPLES", 200)
+    found = [gate.judge(*simulated(seed, {}, rows=400), LABELS) for seed in range(30)]
     assert sum(one.passed for one in found) > sum(one.difference >= 0 for one in found)
     assert all(
         one.passed or one.difference < -gate.MEAN or one.high < 0 or "falls" in verdicts(one).values() for one in found
@@ -168,18 +169,22 @@ def test_other_gold_labels_or_nothing_in_common_are_refused() -> None:
 # luck and real falls, over many languages
 
 
-def test_languages_of_equally_good_models_are_called_fallen_at_the_promised_rate() -> None:
-    found = [gate.judge(*simulated(seed, {}), LABELS, Rules(tolerance=0.0), resamples=400) for seed in range(60)]
+def test_languages_of_equally_good_models_are_called_fallen_at_the_promised_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "RESAMPLES", 400)
+    found = [gate.judge(*simulated(seed, {}), LABELS, Rules(tolerance=0.0)) for seed in range(60)]
     fallen = sum("falls" in verdicts(one).values() for one in found)
     assert fallen <= 8  # 5% of 60 is 3; more than 8 has a chance of 1 in 300 at that rate
     # the naive rule would refuse nearly all of them
     assert sum(any((row.difference or 0) < -0.02 for row in one.rows) for one in found) >= 55
 
 
-def test_real_falls_are_found_among_many_languages_and_only_they() -> None:
+def test_real_falls_are_found_among_many_languages_and_only_they(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "RESAMPLES", 400)
     wrong = right = 0
     for seed in range(20):
-        found = verdicts(gate.judge(*simulated(seed, {3: 0.5, 10: 0.5}), LABELS, resamples=400))
+        found = verdicts(gate.judge(*simulated(seed, {3: 0.5, 10: 0.5}), LABELS))
         right += sum(found[code] == "falls" for code in ("l03", "l10"))
         wrong += any(verdict == "falls" for code, verdict in found.items() if code not in ("l03", "l10"))
     assert right >= 38

@@ -1,4 +1,4 @@
-"""The sweep over shots and draws: what it trains on, that it goes on where it was stopped, and what it writes."""
+"""The sweep over shots and draws: what it trains on, that it resumes where it was stopped, and what it writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.reports import plots
 from xlt_ray.runs import run, sweep
 from xlt_ray.runs.storage import RunFolder
-from xlt_ray.runs.sweep import Line, Sweep
+from xlt_ray.runs.sweep import Result, Sweep
 from xlt_ray.training import checks, embedding, frozen
 
 Settings = dict[str, Any]
@@ -49,7 +49,7 @@ def accuracies(folder: Path) -> dict[tuple[int, int], dict[str, float]]:
     return {(line["shots"], line["draw"]): line["accuracy"] for line in lines}
 
 
-def test_probes_are_those_of_single_runs_and_a_stopped_sweep_goes_on(
+def test_probes_are_those_of_single_runs_and_a_stopped_sweep_resumes(
     tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = build(settings(tiny_settings, "probe", techniques=["centre"]))
@@ -69,52 +69,52 @@ def test_probes_are_those_of_single_runs_and_a_stopped_sweep_goes_on(
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     assert before.count(b"\n") == 2
     (tmp_path / "out" / "results.jsonl").write_bytes(before + b'{"shots": 1, "dra')  # what a kill leaves
-    said: list[str] = []
-    found = sweep.sweep(experiment, [1, 100], 2, tmp_path / "out", say=said.append)
-    assert said[0].startswith("5 probes on features computed once, 2 of them done before")
+    logged: list[str] = []
+    found = sweep.sweep(experiment, [1, 100], 2, tmp_path / "out", log=logged.append)
+    assert logged[0].startswith("5 probes on features computed once, 2 of them done before")
     assert (tmp_path / "out" / "results.jsonl").read_bytes().startswith(before)
-    assert list(found.lines) == [(0, 0), (1, 0), (1, 1), (100, 0), (100, 1)]
+    assert list(found.results) == [(0, 0), (1, 0), (1, 1), (100, 0), (100, 1)]
     single = run.run(
         build(settings(tiny_settings, "probe", techniques=["centre", {"few_shot": {"draw": 1, "shots": 1}}]))
     )
-    line = found.lines[1, 1]
+    line = found.results[1, 1]
     assert {code: one.accuracy for code, one in single.scores.languages.items()} == line.accuracy
     assert {code: one.role for code, one in single.scores.languages.items()} == line.role
-    assert set(found.lines[0, 0].role.values()) == {"source", "zero-shot"} and found.lines[0, 0].rows == {}
+    assert set(found.results[0, 0].role.values()) == {"source", "zero-shot"} and found.results[0, 0].rows == {}
     assert line.rows == {"hin_Deva": 3, "swh_Latn": 3} and found.languages == TARGETS
     # more than there are: all rows, so that draws are one
-    assert found.lines[100, 0].rows == {"hin_Deva": 12, "swh_Latn": 12}
-    assert found.lines[100, 0].accuracy == found.lines[100, 1].accuracy
+    assert found.results[100, 0].rows == {"hin_Deva": 12, "swh_Latn": 12}
+    assert found.results[100, 0].accuracy == found.results[100, 1].accuracy
     monkeypatch.setattr(embedding, "features", None)  # all is done: nothing is computed again
-    assert sweep.sweep(experiment, [1, 100], 2, tmp_path / "out").lines == found.lines
+    assert sweep.sweep(experiment, [1, 100], 2, tmp_path / "out").results == found.results
 
 
 def test_no_text_of_test_is_trained_on(tiny_settings: Settings) -> None:
     prepared = checks.prepare(build(settings(tiny_settings, "probe", techniques=["few_shot"])))
     test = {text for _, table in prepared.corpus.splits["test"].items() for text in table["text"].to_pylist()}
     for setting in ((0, 0), (1, 0), (100, 3)):
-        scene = sweep._scene(prepared, setting)
-        tables = frozen.training_tables(scene)
+        setup = sweep._setup(prepared, setting)
+        tables = frozen.training_tables(setup)
         assert all(not set(table["text"].to_pylist()) & test for table in tables.values())
-        assert scene.zero_shot == (TARGETS if setting == (0, 0) else ())
+        assert setup.zero_shot == (TARGETS if setting == (0, 0) else ())
 
 
 @pytest.mark.long
 def test_fine_tunings_are_runs_whose_weights_are_not_kept(tiny_settings: Settings, tmp_path: Path) -> None:
     data = settings(tiny_settings, "fine_tune", storage=str(tmp_path / "runs"), mixture={"draws_per_epoch": 32})
-    said: list[str] = []
-    found = sweep.sweep(build(data), [2], 1, say=said.append)
-    assert said[0].startswith("2 fine-tunings, 0 of them done before")
-    assert said[1:] == ["run 1 of 2: 0 shots, draw 0", "run 2 of 2: 2 shots, draw 0"]
+    logged: list[str] = []
+    found = sweep.sweep(build(data), [2], 1, log=logged.append)
+    assert logged[0].startswith("2 fine-tunings, 0 of them done before")
+    assert logged[1:] == ["run 1 of 2: 0 shots, draw 0", "run 2 of 2: 2 shots, draw 0"]
     assert found.folder.local.parent == tmp_path / "runs" and found.folder.local.name.endswith("-few-shot")
-    assert found.lines[2, 0].role["swh_Latn"] == "few-shot" and found.lines[2, 0].rows["swh_Latn"] == 6
+    assert found.results[2, 0].role["swh_Latn"] == "few-shot" and found.results[2, 0].rows["swh_Latn"] == 6
     inner = sorted((found.folder.local / "runs").iterdir())
     assert len(inner) == 2
     for folder in inner:
         assert (folder / "result.json").is_file() and (folder / "report.html").is_file()
         assert not (folder / "bundle").exists() and not (folder / "ray").exists()
-    again = sweep.sweep(build(data), [2], 1, say=said.append)
-    assert again.lines == found.lines and len(said) == 4
+    again = sweep.sweep(build(data), [2], 1, log=logged.append)
+    assert again.results == found.results and len(logged) == 4
 
 
 def test_the_command_prints_a_table_and_writes_files(tiny_settings: Settings, tmp_path: Path) -> None:
@@ -136,14 +136,14 @@ def test_the_command_prints_a_table_and_writes_files(tiny_settings: Settings, tm
         assert refused.exit_code == 2 and "--shots" in refused.output
 
 
-# what is told of lines
+# what is reported of results
 
 
 def invented(folder: Path) -> Sweep:
-    """Make lines up: two languages seen and one not, three draws, of which one language swings widely."""
+    """Make results up: two languages seen and one not, three draws, of which one language swings widely."""
     rng = np.random.default_rng(0)
     seen = {"eng_Latn": True, "hin_Deva": True, "swh_Latn": True, "wol_Latn": False}
-    lines = {}
+    results = {}
     for shots in (0, 1, 2, 5, 10, 20, 50, 100):
         for draw in range(3 if shots else 1):
             gain = np.log1p(shots) / 12
@@ -155,8 +155,8 @@ def invented(folder: Path) -> Sweep:
                 accuracy["wol_Latn"] = 0.4 + 0.1 * draw
             others = dict.fromkeys(("hin_Deva", "swh_Latn", "wol_Latn"), "few-shot" if shots else "zero-shot")
             rows = dict.fromkeys(others, 7 * shots) if shots else {}
-            lines[shots, draw] = Line(shots, draw, "", "", accuracy, {"eng_Latn": "source", **others}, seen, rows)
-    return Sweep(RunFolder(folder), "made-up", lines)
+            results[shots, draw] = Result(shots, draw, "", "", accuracy, {"eng_Latn": "source", **others}, seen, rows)
+    return Sweep(RunFolder(folder), "made-up", results)
 
 
 def test_means_are_over_the_languages_with_shots_and_spreads_over_draws(tmp_path: Path) -> None:

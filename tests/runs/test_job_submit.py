@@ -65,7 +65,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 
 def answers(address: str) -> bool:
-    """Tell whether jobs can be submitted."""
+    """Return whether jobs can be submitted."""
     from ray.job_submission import JobSubmissionClient
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""`xlt evaluate`: what a run measured is told again only where it was asked for and still holds."""
+"""`xlt evaluate`: what a run measured is reported again only where it was asked for and still holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests import registered
 from xlt_ray import cli
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation import comparison, metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import save_predictions
@@ -25,7 +25,7 @@ SHARES = {"eng_Latn": 0.8, "deu_Latn": 0.8, "swh_Latn": 0.6, "hin_Deva": 0.4}  #
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_corpus: Path) -> Path:
-    """The folder of a run whose bundle holds scores that measuring it would not give, so that one can tell."""
+    """The folder of a run whose bundle holds scores that measuring it would not give, so that the two differ."""
     folder = tmp_path_factory.mktemp("run")
     data = registered.settings(tiny_encoder, tiny_corpus, folder / "cache")
     model = bundle.load(registered.made_bundle(folder / "made", data))
@@ -44,11 +44,11 @@ def asked(*arguments: Any) -> str:
 
 @pytest.mark.parametrize("inside", ["", "bundle"])
 def test_a_report_alone_is_what_the_run_measured_and_says_so(run: Path, inside: str) -> None:
-    said = asked(run / inside, "--report", "sw", "--report", "hin_Deva")
-    assert f"as the finished run measured it; `xlt evaluate {run / inside}` measures the bundle again" in said
-    assert "measuring on test" not in said and "eng_Latn" not in said
-    assert "swh_Latn (zero-shot): accuracy 60.0 [" in said and "hin_Deva (few-shot): accuracy 40.0 [" in said
-    assert all(said.count(label) == 2 for label in ("food", "sport", "travel"))
+    printed = asked(run / inside, "--report", "sw", "--report", "hin_Deva")
+    assert f"as the finished run measured it; `xlt evaluate {run / inside}` measures the bundle again" in printed
+    assert "measuring on test" not in printed and "eng_Latn" not in printed
+    assert "swh_Latn (zero-shot): accuracy 60.0 [" in printed and "hin_Deva (few-shot): accuracy 40.0 [" in printed
+    assert all(printed.count(label) == 2 for label in ("food", "sport", "travel"))
 
 
 @pytest.mark.parametrize("changed", [["evaluation.resamples=100"], ["--config"]])
@@ -58,21 +58,21 @@ def test_with_anything_changed_only_the_languages_asked_for_are_measured(
     if changed == ["--config"]:
         (tmp_path / "other.yaml").write_text(json.dumps(bundle.load(run / "bundle").experiment.model_dump(mode="json")))
         changed = ["--config", str(tmp_path / "other.yaml")]
-    said = asked(run, "--report", "sw", *changed)
-    assert "as the finished run" not in said and "measuring on test  45 of 45" in said
-    assert "swh_Latn (zero-shot)" in said and "accuracy 60.0" not in said and "hin_Deva" not in said
+    printed = asked(run, "--report", "sw", *changed)
+    assert "as the finished run" not in printed and "measuring on test  45 of 45" in printed
+    assert "swh_Latn (zero-shot)" in printed and "accuracy 60.0" not in printed and "hin_Deva" not in printed
 
 
 def test_without_a_report_or_with_a_file_to_write_all_is_measured(run: Path, tmp_path: Path) -> None:
-    said = asked(run, "--report", "sw", "--out", tmp_path / "scores.json")
-    assert "as the finished run" not in said and "180 of 180" in said
+    printed = asked(run, "--report", "sw", "--out", tmp_path / "scores.json")
+    assert "as the finished run" not in printed and "180 of 180" in printed
     found = Scores.from_json((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert set(found.languages) == set(SHARES) and found.languages["swh_Latn"].accuracy != 0.6
     assert found.languages["hin_Deva"].role == "few-shot", "as in the run, whose bundle saw rows of it"
     assert "180 of 180" in asked(run)
 
 
-def test_what_may_no_longer_hold_is_not_told_again(run: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+def test_what_may_no_longer_hold_is_not_reported_again(run: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     assert measure.kept(run / "bundle", ["swh_Latn"]) is not None
     assert measure.kept(run / "made", ["swh_Latn"]) is None, "a bundle without scores"
     with pytest.raises(InputError, match="--report fra_Latn: not measured; measured are deu_Latn, eng_Latn"):
@@ -132,7 +132,7 @@ def test_two_runs_are_compared_in_the_groups_that_a_language_belongs_to_in_both(
         scores = metrics.score(predictions, ("food", "sport", "travel"), roles, 50)
         (tmp_path / name / "scores.json").write_text(scores.to_json(), encoding="utf-8")
     for pair in (("first", "second"), ("second", "first")):
-        found = measure.compare_runs(*(tmp_path / name for name in pair))
+        found = comparison.compare_runs(*(tmp_path / name for name in pair))
         assert {name: sorted(one.per_language) for name, one in found.items()} == {
             "all": sorted(SHARES),
             "source": ["eng_Latn"],

@@ -1,4 +1,4 @@
-"""The folder of a run: local, or a mirror of any fsspec URL that another machine can go on from."""
+"""The folder of a run: local, or a mirror of any fsspec URL from which another machine can resume."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_upload_brings_changes_and_a_download_overwrites_nothing(tmp_path: Pa
         (here.local / "a.txt").write_text(text)
         here.upload()
         there.download("a.txt")
-    assert fsspec.filesystem("memory").cat(f"{here.remote[1]}/a.txt") == b"two"  # type: ignore[index]
+    assert fsspec.filesystem("memory").cat(f"{here.remote.path}/a.txt") == b"two"
     assert (there.local / "a.txt").read_text() == "one"
 
 
@@ -112,10 +112,22 @@ def test_files_are_uploaded_in_the_order_they_were_written(
         os.utime(here.local / name, (1000 + age, 1000 + age))
     sent: list[str] = []
     assert here.remote is not None
-    monkeypatch.setattr(here.remote[0], "put_file", lambda local, remote: sent.append(Path(local).name), raising=True)
+    monkeypatch.setattr(here.remote.fs, "put_file", lambda local, remote: sent.append(Path(local).name), raising=True)
     here.upload()
     # so a result that another machine sees has its scores, and a bundle.json its files
     assert sent == ["scores.json", "z.json", "bundle.json", "result.json", "a.json"]
+
+
+def test_what_is_removed_is_gone_from_both_places(tmp_path: Path, url: str) -> None:
+    folder = storage.open_run(experiment(url, tmp_path), "")
+    (folder.local / "bundle").mkdir()
+    for name in ("bundle/head.safetensors", "result.json"):
+        (folder.local / name).write_text("")
+    folder.upload()
+    for _ in range(2):  # also where there is nothing left
+        folder.remove("bundle")
+    assert [file.name for file in folder.local.iterdir()] == ["result.json"]
+    assert contents(url) == {f"{experiment(url, tmp_path).key()}/result.json"}
 
 
 def test_machines_that_share_storage_share_the_identity(tmp_path: Path, url: str) -> None:

@@ -94,7 +94,7 @@ def retrained(asked, named, seeds, gains, rows=60):
     grouped = {"zero-shot": list(targets), "zero-shot unseen": [code for code in targets if code in UNSEEN]}
     compared = {
         name: {
-            group: comparison.compare_seeds([{c: one[c] for c in codes} for one in predictions["chosen"]], each, 300)
+            group: comparison.compare_seeds([{c: one[c] for c in codes} for one in predictions["chosen"]], each)
             for group, codes in grouped.items()
             if codes
         }

@@ -182,7 +182,7 @@ def _classes(scores: Any, code: str) -> tuple[Any, Any]:
     interval = f"[{100 * one.accuracy_low:.1f}, {100 * one.accuracy_high:.1f}]"
     head = f"\n{code} ({one.role}): accuracy {100 * one.accuracy:.1f} {interval}, macro-F1 {100 * one.macro_f1:.1f}"
     table = Table("label", "precision", "recall", "F1", "rows")
-    for row in metrics.classification_report(one, scores.labels):
+    for row in metrics.classification_report(one.confusion, scores.labels):
         table.add_row(
             row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"])
         )
@@ -196,9 +196,8 @@ def report(folder: Annotated[Path, typer.Argument(help="folder of a finished run
         from rich.console import Console
 
         from xlt_ray.reports import report as reports
-        from xlt_ray.runs import measure
 
-        scores, experiment, files = measure.report_again(folder)
+        scores, experiment, files = reports.write_again(folder)
         Console(highlight=False).print(reports.table(scores, experiment))
         typer.echo(files["report.html"])
 
@@ -212,10 +211,10 @@ def compare(
     with _told():
         from rich.console import Console
 
-        from xlt_ray.runs import measure
+        from xlt_ray.evaluation import comparison
 
         console = Console(highlight=False)
-        for group, found in measure.compare_runs(first, second).items():
+        for group, found in comparison.compare_runs(first, second).items():
             console.print(
                 f"{group} ({found.languages}): {100 * found.difference:+.1f} points "
                 f"[{100 * found.low:.1f}, {100 * found.high:.1f}], p {_shown(found.p_value)}"

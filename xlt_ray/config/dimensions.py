@@ -1,4 +1,4 @@
-"""The dimensions of a search's space: which keys can be varied, and how the range of each is written."""
+"""Read the dimensions of a search's space: which keys are varied, and over which ranges."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Dimension:
 
 
 def is_switch(key: str) -> bool:
-    """Tell whether a key switches a technique on and off, as `techniques.NAME` does."""
+    """Return whether a key switches a technique on and off, as `techniques.NAME` does."""
     return key.startswith("techniques.") and key.count(".") == 1
 
 
 def read(key: str, form: Any, base: Experiment) -> Dimension:
-    """Read a range; raise InputError with place, value and way out."""
+    """Read the range of a key; raise InputError where the key cannot be searched or the range is none."""
     place = f"search.space.{key}"
     parts = key.split(".")
     if key not in (*MIX, *FREE) and not (parts[0] == "techniques" and len(parts) in (2, 3) and all(parts)):

@@ -1,20 +1,28 @@
-"""The sections of a configuration, as frozen pydantic models, and the name of a run: a digest of what decides it."""
+"""Define the sections of a configuration as frozen pydantic models, and name a run by a digest of what decides it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from xlt_ray.config import keys
+from xlt_ray.durable import cache_folder
 from xlt_ray.languages.codes import resolve
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def _cache_dir() -> str:
+    # below ~ where it is, so that a worker, or whoever loads a bundle on another machine, has it in a home of their own
+    folder, home = cache_folder(), Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
 class CorpusConfig(Section):
@@ -48,7 +56,7 @@ class CorpusConfig(Section):
     overlap: Literal["refuse", "drop_train"] = Field(
         "refuse", description="same id or text in train/dev and test: refuse, or drop the row from train/dev"
     )
-    cache_dir: str = Field("~/.cache/xlt_ray", description="Arrow files and frozen features, keyed by content")
+    cache_dir: str = Field(default_factory=_cache_dir, description="Arrow files and frozen features, keyed by content")
 
     @field_validator("splits", mode="before")
     @classmethod
@@ -65,7 +73,7 @@ class CorpusConfig(Section):
     @model_validator(mode="after")
     def _labels_once(self) -> CorpusConfig:
         stated = self.labels or ()
-        if twice := sorted({name for name in stated if stated.count(name) > 1}):
+        if twice := keys.repeated(stated):
             raise ValueError(f"labels: {', '.join(twice)} given twice; name each label once")
         if both := sorted(set(stated) & set(self.drop_labels)):
             raise ValueError(f"drop_labels: {', '.join(both)} is in labels too; take it out of one of them")
@@ -95,11 +103,11 @@ class MixtureConfig(Section):
 
 
 class NetworkConfig(Section):
-    """The encoder and what stands between it and the label."""
+    """The encoder, its input, and the head on it."""
 
     init: str = Field("bundled:e5-small", description="bundled:e5-small, a hub id, or a local directory or bundle")
     revision: str | None = None
-    head: Literal["fresh", "bundle"] = Field("fresh", description="bundle: go on with that of the bundle `init`")
+    head: Literal["fresh", "bundle"] = Field("fresh", description="bundle: continue with that of the bundle `init`")
     pooling: Literal["mean", "first"] = Field("mean", description="mean over tokens, or the first token")
     prefix: str | None = Field(
         None, description="put before every text; default 'query: ' for the bundled e5, else none"
@@ -161,7 +169,7 @@ class EvaluationConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where results go in MLflow."""
+    """Where results are recorded in MLflow."""
 
     uri: str = Field("sqlite:///xlt.db", repr=False, description="any MLflow tracking URI; 'off' for none")
     experiment: str = "xlt"
@@ -171,7 +179,7 @@ class TrackingConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What is asked of Ray."""
+    """The resources that are requested from Ray."""
 
     workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1, gt=0)
@@ -180,11 +188,11 @@ class ResourcesConfig(Section):
 
 
 class Experiment(Section):
-    """One run, whole: what is trained on what, how it is measured and where it is written."""
+    """One run: what is trained on what, how it is measured, and where it is written."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(0, ge=0, lt=2**63)
-    corpus: CorpusConfig = CorpusConfig()
+    corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     sources: tuple[str, ...] = Field(min_length=1, description="languages whose train rows are used")
     targets: tuple[str, ...] | Literal["all"] = Field("all", description="languages measured besides the sources")
     mixture: MixtureConfig = MixtureConfig()
@@ -204,8 +212,7 @@ class Experiment(Section):
         if isinstance(codes, str):
             return codes
         resolved = tuple(resolve(code) for code in codes)
-        twice = sorted({code for code in resolved if resolved.count(code) > 1})
-        if twice:
+        if twice := keys.repeated(resolved):
             raise ValueError(f"{', '.join(twice)} given twice; name each language once")
         return resolved
 
@@ -236,12 +243,11 @@ class Experiment(Section):
         return self.training.select == "target_dev"
 
     def key(self, fingerprint: str = "") -> str:
-        """Name the run by what decides its result, so that the same command finds the same run again.
+        """Return the name of the run: its own, and a digest of the configuration and of the corpus' `fingerprint`.
 
-        That is the configuration and, by its `fingerprint`, the corpus: where the rows changed, so does the key.
-
-        Where it is tracked or stored and how long an interrupted job may retry do not change a result and are left out;
-        the number of workers stays in, because floating-point sums depend on it.
+        So the same command finds the same run again, and another one where rows have changed. Where a run is tracked,
+        stored and cached and how often it may fail do not change its result and are left out; the number of workers
+        stays in, because floating-point sums depend on it.
         """
         deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
         deciding["resources"].pop("max_failures")

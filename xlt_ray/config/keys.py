@@ -1,9 +1,9 @@
-"""The keys of a configuration: their names and meanings, and what is said of one that is wrong."""
+"""Describe the keys of a configuration, explain what is wrong with one, and read the ways to write `techniques`."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,7 +12,7 @@ SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
 
 
 def explain(fault: Any, section: type[BaseModel]) -> str:
-    """Say in a line what pydantic found wrong with a key of a section, and what was probably meant."""
+    """Explain in a line what pydantic found wrong with a key of a section, and what was probably meant."""
     path = [str(part) for part in fault["loc"]]
     place = ".".join(path) or "experiment"
     if fault["type"] == "extra_forbidden":
@@ -32,7 +32,7 @@ def explain(fault: Any, section: type[BaseModel]) -> str:
 
 
 def switch(value: Any) -> Any:
-    """Read what switches a technique on or off as true or false, in the words of YAML 1.1 too; else it is returned.
+    """Return true or false for a word that switches a technique on or off, also one of YAML 1.1; else the value itself.
 
     >>> switch("off"), switch("yes"), switch({"rate": 0.3})
     (False, True, {'rate': 0.3})
@@ -55,11 +55,19 @@ def named(techniques: Any) -> Any:
     else:
         pairs = [(techniques, True)] if techniques else []
     names = [str(name) for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := repeated(names):
         raise ValueError(f"{', '.join(twice)} given twice; list each technique once")
-    read = [(str(name), switch(value)) for name, value in pairs]
-    given: dict[str, Any] = {name: {} if value is True else value for name, value in read}
-    return {name: value for name, value in given.items() if value is not None and value is not False}
+    switched = {str(name): switch(value) for name, value in pairs}
+    return {
+        name: {} if value is True else value
+        for name, value in switched.items()
+        if value is not None and value is not False
+    }
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Return the names that stand more than once, sorted."""
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def describe(section: type[BaseModel], above: str = "") -> list[tuple[str, Any, str]]:
@@ -70,6 +78,6 @@ def describe(section: type[BaseModel], above: str = "") -> list[tuple[str, Any, 
             rows.append((above + name, "", (field.annotation.__doc__ or "").strip().split("\n")[0]))
             rows += describe(field.annotation, f"{above}{name}.")
         else:
-            default = "(required)" if field.is_required() else field.default
+            default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
             rows.append((above + name, default, field.description or ""))
     return rows

@@ -1,7 +1,7 @@
-"""YAML as configurations are read: version 1.2, so that `no`, `off` and 12:30 are text, as a reader takes them.
+"""Read and write YAML 1.2, in which `no`, `off` and 12:30 are text, as people expect, and not 1.1.
 
-Where a section wants text, whatever stands there is text as written: the label 1e3 is no number, and 1.10 keeps its
-zero. Only true and false are booleans, and a number that begins with a needless 0 is text.
+Where a section wants text, the value is text as written: the label 1e3 is no number, and 1.10 keeps its zero. Only true
+and false are booleans, and a number that begins with a needless 0 is text.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def loads(text: str, wanted: Any = None) -> Any:
 
 
 def value(text: str, section: type[BaseModel], keys: list[str]) -> Any:
-    """Read the value of an override; where text is wanted, what begins as no list, mapping or quote is taken whole.
+    """Read the value of an override; where text is wanted and no list, mapping or quote begins, it is text as written.
 
     `keys` lead to it from the section. Raises ValueError as `loads`.
     """
@@ -90,7 +90,7 @@ def flow(texts: Sequence[str]) -> str:
 
 
 def is_text(wanted: Any) -> bool:
-    """Tell whether values of a type are texts, or lists or mappings of nothing but texts.
+    """Return whether values of a type are texts, or lists or mappings of nothing but texts.
 
     >>> is_text(str), is_text(tuple[str, ...] | None), is_text(float | str), is_text(Any)
     (True, True, False, False)
@@ -113,7 +113,7 @@ def _below(wanted: Any, key: str) -> Any:
 
 
 def _take_as_written(node: yaml.Node, wanted: Any, inside: bool, seen: set[int]) -> None:
-    """Tag as text what is wanted as text, and every key; `inside` a list or mapping of texts, null is a text too."""
+    """Tag as text all nodes that are wanted as text, and every key; `inside` a list or mapping of texts, also null."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))

@@ -1,4 +1,4 @@
-"""Read a configuration: YAML and overrides in, an Experiment or one InputError that lists every fault out."""
+"""Read a configuration from YAML and overrides: an Experiment, or one InputError that lists every fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BECAME_TECHNIQUES = {"training.language_id": "weight"}  # option -> the paramete
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
-    """Read a YAML file and apply overrides such as `mixture.alpha=0.5`; raise InputError with place, value, way out."""
+    """Read an Experiment from a YAML file and overrides such as `mixture.alpha=0.5`; raise InputError like `build`."""
     return build(read(path, overrides), place=str(path))
 
 
@@ -47,7 +47,7 @@ def read(path: str | Path, overrides: Iterable[str] = (), section: type[BaseMode
 
 
 def plain(data: Any, overrides: Iterable[str], place: str, section: type[BaseModel] = Experiment) -> dict[str, Any]:
-    """Copy keys with values and apply overrides such as `mixture.alpha=0.5`; raise InputError where it is none."""
+    """Copy plain data and apply overrides such as `mixture.alpha=0.5`; raise InputError where it is no mapping."""
     try:
         merged: Any = json.loads(json.dumps(data, default=str))
     except (TypeError, ValueError, RecursionError) as error:
@@ -67,9 +67,9 @@ def plain(data: Any, overrides: Iterable[str], place: str, section: type[BaseMod
 
 
 def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "configuration") -> Experiment:
-    """Make an Experiment of plain data and overrides; raise InputError listing every fault at once."""
+    """Return the Experiment of plain data and overrides; raise InputError listing every fault at once."""
     merged = plain(data, overrides, place)
-    _moved(merged)
+    _move_techniques(merged)
     try:
         return Experiment.model_validate(merged)
     except ValidationError as error:
@@ -77,12 +77,12 @@ def build(data: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "
         raise InputError(f"{place}:\n{faults}") from None
 
 
-def _moved(data: dict[str, Any]) -> None:
-    """Read an option that has become a technique of the same name, as files written before have it."""
+def _move_techniques(data: dict[str, Any]) -> None:
+    """Move options of older files that have become techniques of the same name."""
     for key, parameter in BECAME_TECHNIQUES.items():
         section, name = key.split(".")
         if isinstance(data.get(section), dict) and (value := data[section].pop(name, None)):
-            with contextlib.suppress(ValueError):  # what is wrong with `techniques` is said where they are read
+            with contextlib.suppress(ValueError):  # wrong `techniques` are reported when they are validated
                 data["techniques"] = {**keys.named(data.get("techniques", {})), name: {parameter: value}}
 
 
@@ -103,5 +103,5 @@ def _apply(data: dict[str, Any], override: str, section: type[BaseModel]) -> Non
 
 
 def dump(experiment: Experiment) -> str:
-    """Write an experiment as YAML that `load` reads back to an equal one, but for secrets in URIs, which it masks."""
+    """Return an experiment as YAML that `load` reads back to an equal one, except secrets in URIs, which are masked."""
     return plain_yaml.dumps(public(experiment.model_dump(mode="json")))

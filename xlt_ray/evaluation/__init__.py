@@ -1,1 +1,1 @@
-"""Scores of a language with their intervals, comparisons of two models, and gates."""
+"""Predict test rows, compute scores per language with intervals, and compare models."""

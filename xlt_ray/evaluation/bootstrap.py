@@ -1,7 +1,8 @@
-"""Resample test rows, so that a score comes with how far it could move: the bootstrap behind every interval.
+"""Resample test rows with replacement, which is the bootstrap behind every interval.
 
 A statistic is computed on counts of cells. For scores a cell is a pair (gold class, predicted class); for comparisons
-it is who was right. Counts are (cells, resamples) arrays, because drawing rows with replacement is drawing counts.
+it is which model was right. Counts are (cells, resamples) arrays: drawing rows with replacement is drawing
+counts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _ELEMENTS = 4_000_000  # weights held at once: 32 MB
 
 
 def alone(code: str, cells: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resample one language's rows: the cells that occur (k,) and their counts (k, resamples).
+    """Resample one language's rows; return the cells that occur (k,) and their counts (k, resamples).
 
     Drawing n rows with replacement is one multinomial draw over the cells. The generator's address holds the language,
     so an interval does not depend on which other languages are measured beside it.
@@ -28,7 +29,7 @@ def alone(code: str, cells: np.ndarray, resamples: int, seed: int) -> tuple[np.n
 
 
 def shared(ids: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether any row id occurs in more than one language."""
+    """Return whether any row id occurs in more than one language."""
     each = [np.unique(one) for one in ids.values()]
     return len(np.unique(np.concatenate(each))) < sum(map(len, each))
 
@@ -40,9 +41,9 @@ def together(
     resamples: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Resample row ids, every language taking the same ones: language -> what is measured (statistics, resamples).
+    """Resample row ids, the same ones for every language; return language -> what is measured (statistics, resamples).
 
-    Ids that only some languages have are clusters of fewer rows; with no id in common this would resample each alone.
+    An id that only some languages have is a cluster of fewer rows.
     """
     items, position = np.unique(np.concatenate([ids[code] for code in cells]), return_inverse=True)
     ends = np.cumsum([len(cells[code]) for code in cells])[:-1]
@@ -70,11 +71,21 @@ def resampled(
     resamples: int,
     seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Resample every language alone, and as means need it: `together` where languages share row ids."""
+    """Resample every language `alone`, for its own interval, and as `for_means` does."""
     each = {code: measure(*alone(code, cells[code], resamples, seed)) for code in cells}
+    return each, together(cells, ids, measure, resamples, seed) if shared(ids) else each
+
+
+def for_means(
+    cells: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray], resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Resample numbers, one a row, for means over languages: language -> averages (resamples,).
+
+    Languages that share row ids take the same ones, because an item that is hard is hard in all of them.
+    """
     if shared(ids):
-        return each, together(cells, ids, measure, resamples, seed)
-    return each, {code: draws.copy() for code, draws in each.items()}
+        return together(cells, ids, share, resamples, seed)
+    return {code: share(*alone(code, rows, resamples, seed)) for code, rows in cells.items()}
 
 
 def mean(draws: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Calibration: let a confidence be right as often as it says, and count how often answers of each confidence are.
+"""Calibrate confidences, so that an answer of confidence p is right with frequency p, and measure how far they are so.
 
-A confidence is the probability of the label that is given, softmax(logits / temperature). The temperature is a number
-fitted on dev rows of the sources; it changes no label. It cannot know that a model is less sure to be right in a
-language it saw no label of; that is measured on test, as a table of reliability for every language.
+A confidence is the probability of the predicted label, softmax(logits / temperature). The temperature is a number
+fitted on dev rows of the sources; it changes no label. It cannot know that a model is less often right in a language
+of which it saw no label; that is measured on test, as a table of reliability for every language.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 BINS = 10  # of confidence, equally wide
 LEVELS = 1000  # confidences are counted in thousandths, so that everything below works on whole numbers
-ENOUGH = 20  # rows that a share of right answers is told of, where there are so many
+ENOUGH = 20  # rows that a share of right answers is taken over, where there are so many
 LARGEST = 1000.0  # a temperature, and its inverse, stay below
 IMPOSSIBLE = 1000.0  # logits below the best: a label that no train row has, which no temperature makes likely
 
@@ -23,8 +23,8 @@ Reliability = Sequence[Sequence[int]]  # for each bin: rows, right answers, sum 
 def temperature(logits: Mapping[str, np.ndarray], gold: Mapping[str, np.ndarray]) -> float:
     """Fit the temperature that minimises the cross-entropy of dev rows, each language counting the same.
 
-    `logits` is (rows, labels) a language, `gold` (rows,) indices of labels. Above 1 it makes answers less sure, below 1
-    surer, and 1 leaves them alone: that is what comes of no rows. So that a few dev rows that are all right do not make
+    `logits` is (rows, labels) a language, `gold` (rows,) indices of labels. Above 1 it lowers confidences, below 1 it
+    raises them; with no rows it is 1, which leaves them alone. So that a few dev rows that are all right do not make
     every answer certain, 1 / (n + 2) of each of n rows counts for the likeliest label besides its gold one, as in Platt
     1999, "Probabilistic outputs for support vector machines", section 2.2. Source: Guo et al. 2017, "On calibration of
     modern neural networks", section 4.2.
@@ -63,13 +63,13 @@ def temperature(logits: Mapping[str, np.ndarray], gold: Mapping[str, np.ndarray]
 
 
 def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Give the probability of the best label of every row: (rows, labels) logits to (rows,) float32."""
+    """Return the probability of the best label of every row: (rows, labels) logits to (rows,) float32."""
     scaled = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature
     return (1 / np.exp(scaled).sum(axis=1)).astype(np.float32)
 
 
 def cells(confidences: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Number what counts of a row, (rows,) int64: its confidence in thousandths, and whether its answer is right."""
+    """Encode confidence in thousandths and whether the answer is right as one number a row, (rows,) int64."""
     return 2 * np.rint(LEVELS * np.asarray(confidences, dtype=np.float64)).astype(np.int64) + right
 
 
@@ -93,10 +93,10 @@ def pooled(tables: Iterable[Reliability]) -> Reliability:
 
 
 def expected_errors(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Compute the expected calibration error of resampled rows: cells (k,), counts (k, resamples) to (resamples,).
+    """Return the expected calibration error of resampled rows: cells (k,), counts (k, resamples) to (resamples,).
 
-    In each of BINS equally wide bins, how far the mean confidence is from the share of right answers; of that the mean,
-    weighted by rows. 0 is right as often as it says, in every bin. Source: Guo et al. 2017, equation 3.
+    That is the distance of the mean confidence from the share of right answers in each of BINS equally wide bins,
+    averaged with the rows as weights; 0 is perfect calibration in every bin. Source: Guo et al. 2017, equation 3.
 
     >>> expected_errors(cells(np.array([0.95, 0.95, 0.55, 0.55]), np.array([1, 0, 1, 0])), np.ones(4)).tolist()
     0.25
@@ -108,20 +108,20 @@ def expected_errors(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def corrected(error: float, draws: np.ndarray) -> tuple[float, np.ndarray]:
-    """Take the bias off an expected calibration error, and off draws of it, by what resampling adds to it.
+    """Remove the bias of an expected calibration error, and of resampled ones, estimated by what resampling adds.
 
-    Chance alone keeps a share of few rows away from its confidence, so a perfect model would seem to err, the more the
-    fewer rows. Resampling adds that once more, and what it adds is taken off. Kumar, Liang and Ma 2019, "Verified
-    uncertainty calibration", do the same by normal approximation. Neither goes below 0.
+    Chance alone keeps a share of few rows away from its confidence, so a perfectly calibrated model would seem to err,
+    the more the fewer rows. Resampling adds that error once more, which estimates it. Kumar, Liang and Ma 2019,
+    "Verified uncertainty calibration", do the same by normal approximation. Neither goes below 0.
     """
     bias = float(np.nanmean(draws)) - error
     return max(0.0, error - bias), np.clip(draws - 2 * bias, 0, 1)
 
 
 def like(table: Reliability, confidence: float) -> dict[str, float | int] | None:
-    """Say how often answers of a confidence like this were right: `rows` from `low` to `high`, and how many `right`.
+    """Return how often answers of about this confidence were right: `rows` from `low` to `high`, of them `right`.
 
-    That is the bin it lies in, with as many to both sides as ENOUGH rows take; None where there is no row at all.
+    Counted are its bin and as many to both sides as make up ENOUGH rows; None where there is no row at all.
     """
     first = last = int(_bins(np.rint(LEVELS * np.float64(confidence)).astype(np.int64)))
     while sum(row[0] for row in table[first : last + 1]) < ENOUGH and (first > 0 or last < BINS - 1):
@@ -131,7 +131,7 @@ def like(table: Reliability, confidence: float) -> dict[str, float | int] | None
 
 
 def answered(table: Reliability, least: float) -> tuple[float, float | None]:
-    """Say what abstaining below a confidence, one of tenths, brings: share of rows answered, and share of these right.
+    """Return the share of rows answered when abstaining below a confidence, in tenths, and the share of these right.
 
     The second is None where nothing is answered.
     """

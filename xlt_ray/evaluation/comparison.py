@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import bootstrap
-from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.evaluation import bootstrap, groups
+from xlt_ray.evaluation.metrics import load_scores
+from xlt_ray.evaluation.predictions import Predictions, load_predictions
+
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two sets of predictions differ on the rows both have: mean accuracy of the first minus the second's."""
+    """How much the mean accuracy of the first model is above the second's on the rows both have predicted."""
 
     difference: float
     low: float
@@ -25,19 +29,15 @@ class Comparison:
     per_language: Mapping[str, float]
 
 
-def compare(
-    a: Mapping[str, Predictions], b: Mapping[str, Predictions], resamples: int = 2000, seed: int = 0
-) -> Comparison:
-    """Test whether two models differ in mean accuracy: `compare_seeds` of one run each."""
-    return compare_seeds([a], [b], resamples, seed)
+def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
+    """Compare two finished runs, first less second, in each group of languages; a role counts where both have it."""
+    a, b = (load_predictions(folder / "predictions.npz") for folder in (first, second))
+    known = groups.in_both(*(load_scores(folder).languages for folder in (first, second)))
+    members: dict[str, list[str]] = {groups.ALL: []} | groups.of(known)  # with nothing in common, that is refused
+    return {name: compare_seeds([{code: a[code] for code in codes}], [b]) for name, codes in members.items()}
 
 
-def compare_seeds(
-    a: Sequence[Mapping[str, Predictions]],
-    b: Sequence[Mapping[str, Predictions]],
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Comparison:
+def compare_seeds(a: Sequence[Mapping[str, Predictions]], b: Sequence[Mapping[str, Predictions]]) -> Comparison:
     """Test whether two models differ in mean accuracy, on the languages and row ids both have, by a paired bootstrap.
 
     Each side is one model trained with one or several seeds, the same number on both; a row's gain is the average over
@@ -45,7 +45,7 @@ def compare_seeds(
     would move the difference shows in its spread over the pairs, which the caller has.
 
     The p-value is two-sided: how often a resampled difference, shifted to have no effect, is at least as large as the
-    one observed, counting the observed itself. Ids shared by languages are resampled jointly, as in `score`.
+    one observed, counting the observed itself. Ids shared by languages are resampled jointly, as in `metrics.score`.
     Sources: Efron and Tibshirani 1993, chapter 16; Koehn 2004, "Statistical significance tests for machine translation
     evaluation"; Berg-Kirkpatrick, Burkett and Klein 2012, "An empirical investigation of statistical significance in
     NLP". Raises InputError when nothing is common, an id occurs twice, gold labels differ, or the numbers of runs do.
@@ -59,23 +59,14 @@ def compare_seeds(
         raise InputError("compare: no language with a common row id; compare predictions made on the same test rows")
     ids = {code: one[0] for code, one in paired.items()}
     gains = {code: one[1] for code, one in paired.items()}
-    draws = resampled_means(gains, ids, resamples, seed)
+    draws = bootstrap.for_means(gains, ids, RESAMPLES, seed=0)
     per_language = {code: float(gain.mean()) for code, gain in gains.items()}
     difference = float(np.mean(list(per_language.values())))
     resampled = bootstrap.mean(np.stack(list(draws.values())))
     low, high = np.nanquantile(resampled, bootstrap.TAILS).tolist()
     extreme = int(np.sum(np.abs(resampled - difference) >= abs(difference) - 1e-12))
-    p_value = (1 + extreme) / (1 + resamples)
+    p_value = (1 + extreme) / (1 + RESAMPLES)
     return Comparison(difference, low, high, p_value, len(gains), sum(map(len, gains.values())), per_language)
-
-
-def resampled_means(
-    gains: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray], resamples: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Resample every language's gains: language -> means (resamples,); ids shared by languages are drawn jointly."""
-    if bootstrap.shared(ids):
-        return bootstrap.together(gains, ids, bootstrap.share, resamples, seed)
-    return {code: bootstrap.share(*bootstrap.alone(code, gain, resamples, seed)) for code, gain in gains.items()}
 
 
 def _pairs(code: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +77,7 @@ def _pairs(code: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> tup
 
 
 def pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Give the ids both have and, for each, 1 where only the first is right, -1 where only the second, else 0.
+    """Return the ids both have and, for each, 1 where only the first is right, -1 where only the second, else 0.
 
     Raises InputError naming the language when an id occurs twice or gold labels differ.
     """

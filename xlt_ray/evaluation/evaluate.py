@@ -1,4 +1,4 @@
-"""Predict the labels of whole splits, shared among workers, and bring the answers together by summing."""
+"""Predict the labels of whole splits, sharded over workers and gathered on all of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def outputs(
     inputs: Inputs,
     language: int = -1,
 ) -> np.ndarray:
-    """Compute `call` (a network for logits, its `features` for features) on rows of a table: (rows, width) float32.
+    """Apply `call` (a network for logits, its `features` for features) to rows of a table: (rows, width) float32.
 
     `language` is the place of the rows' language among the network's, -1 where it is not among them.
     """
@@ -70,7 +70,7 @@ def predict(
     `progress(done, total)` is called on every worker with the rows that this worker has done and has to do.
     """
     classes, found = network.head.out_features, {}
-    for language, logits in _everywhere(network, network, classes, tables, inputs, progress):
+    for language, logits in _sharded(network, network, classes, tables, inputs, progress):
         found[language] = Predictions(
             gold=tables[language]["label"].to_numpy().astype(np.int64),
             predicted=logits.argmax(1),
@@ -86,17 +86,17 @@ def embed(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> d
     Rows are sharded over `torch.distributed`'s workers, and features gathered on all.
     """
     width = network.head.in_features
-    return dict(_everywhere(network, network.features, width, tables, inputs))
+    return dict(_sharded(network, network.features, width, tables, inputs))
 
 
 def temperature(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> float:
     """Fit a network's temperature on labelled rows, which are dev of the sources; the same on all workers."""
     classes = network.head.out_features
-    logits = dict(_everywhere(network, network, classes, tables, inputs))
+    logits = dict(_sharded(network, network, classes, tables, inputs))
     return calibration.temperature(logits, {code: table["label"].to_numpy() for code, table in tables.items()})
 
 
-def _everywhere(
+def _sharded(
     network: Network,
     call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     width: int,
@@ -104,6 +104,7 @@ def _everywhere(
     inputs: Inputs,
     progress: Callable[[int, int], None] = lambda done, all_rows: None,
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (language, (rows, width) float32) of every table, complete on every worker."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     was_training, device = network.training, next(network.parameters()).device
     network.eval()
@@ -112,8 +113,7 @@ def _everywhere(
     for language, rows in mine.items():
         whole = np.zeros((tables[language].num_rows, width), dtype=np.float32)
         if len(rows):
-            index = network.index(language)
-            whole[rows] = outputs(call, device, tables[language], rows, inputs, index)
+            whole[rows] = outputs(call, device, tables[language], rows, inputs, network.index(language))
         done += len(rows)
         progress(done, total)
         yield language, _summed(whole, device) if world > 1 else whole

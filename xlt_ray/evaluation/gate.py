@@ -7,8 +7,8 @@ its fall exceeds the tolerance *and* is more than chance among all the languages
 small falls add up from promotion to promotion: it may fall by `MEAN` at most, and not even that if it is more than
 chance. A fall that may be chance is marked `unclear` and refuses only when asked to.
 
-The test rows speak once, after all other choices were made. Each promotion that they decide makes them a little more
-like dev rows: who promotes often on one test set should renew it.
+The test rows are used once, after all other choices were made. Each promotion that they decide makes them a little more
+like dev rows: whoever promotes often on one test set should renew it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import numpy as np
 
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap
-from xlt_ray.evaluation.comparison import pair, resampled_means
+from xlt_ray.evaluation.comparison import pair
 from xlt_ray.evaluation.predictions import Predictions
 
+RESAMPLES = 2000
 MEAN = 0.002  # that the mean may fall by, where chance explains it; a tenth of the tolerance where that is less
 ALPHA = 0.05  # chance that any language at all of an equally good candidate is called fallen
 Verdict = Literal["holds", "unclear", "falls", "lost", "new"]
@@ -31,11 +32,11 @@ Verdict = Literal["holds", "unclear", "falls", "lost", "new"]
 
 @dataclass(frozen=True)
 class Rules:
-    """What a candidate is held to.
+    """What a candidate must meet.
 
     `served` are the languages that matter, by default all that the champion was measured in. `tolerance` is a fraction:
     0 lets no significant fall pass and the mean not fall at all, 1 looks at the mean alone. `strict` also refuses falls
-    that may be chance. With `force` whoever promotes overrules the reasons against, which are found all the same.
+    that may be chance. `force` promotes in spite of the reasons against, which are found all the same.
     """
 
     served: tuple[str, ...] = ()
@@ -64,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the comparison found: `difference` is that of the mean over the languages both were measured in.
+    """The result of a comparison: `difference` is that of the means over the languages both were measured in.
 
     `low` and `high` bound its 95% interval.
     """
@@ -98,8 +99,6 @@ def judge(
     champion: Mapping[str, Predictions],
     labels: tuple[Sequence[str], Sequence[str]],
     rules: Rules = Rules(),
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Gate:
     """Compare two models on the rows both predicted; `labels` are the candidate's and the champion's.
 
@@ -112,7 +111,7 @@ def judge(
 
     Raises InputError where labels differ, gold labels differ, or no language can be compared.
     """
-    _same(*labels)
+    _require_same_labels(*labels)
     served = tuple(dict.fromkeys(rules.served)) or tuple(sorted(champion))
     gains: dict[str, np.ndarray] = {}
     ids: dict[str, np.ndarray] = {}
@@ -126,8 +125,9 @@ def judge(
             f"languages: {', '.join(served[:5])}: none was measured for both models on a common test row; name others, "
             "or measure both on one corpus"
         )
-    draws = resampled_means(gains, {code: ids[code] for code in gains}, resamples, seed)
-    p_values = _fall_p_values(gains, np.stack(list(draws.values())))
+    draws = bootstrap.for_means(gains, {code: ids[code] for code in gains}, RESAMPLES, seed=0)
+    stacked = np.stack(list(draws.values()))
+    p_values = _fall_p_values(gains, stacked)
     rows = []
     for code in served:
         if code in gains:
@@ -136,12 +136,12 @@ def judge(
         else:
             rows.append(_alone(code, candidate.get(code), champion.get(code)))
     difference = float(np.mean([gain.mean() for gain in gains.values()]))
-    low, high = np.nanquantile(bootstrap.mean(np.stack(list(draws.values()))), bootstrap.TAILS).tolist()
+    low, high = np.nanquantile(bootstrap.mean(stacked), bootstrap.TAILS).tolist()
     found = Gate(tuple(rows), difference, low, high, rules.tolerance, rules.strict, ())
     return replace(found, reasons=tuple(_reasons(found)))
 
 
-def _same(candidate: Sequence[str], champion: Sequence[str]) -> None:
+def _require_same_labels(candidate: Sequence[str], champion: Sequence[str]) -> None:
     if list(candidate) == list(champion):
         return
     strange = sorted({*candidate} ^ {*champion})
@@ -153,7 +153,7 @@ def _same(candidate: Sequence[str], champion: Sequence[str]) -> None:
 
 
 def _fall_p_values(gains: Mapping[str, np.ndarray], draws: np.ndarray) -> dict[str, float]:
-    """Compute the adjusted p-values of falls by stepping down; `draws` (languages, resamples) in the order of gains."""
+    """Return the adjusted p-values of falls by stepping down; `draws` is (languages, resamples), in gains' order."""
     means = np.array([gain.mean() for gain in gains.values()])
     rows = np.array([len(gain) for gain in gains.values()])
     # where rows all agree there is no spread; at least the spread of a single differing row is assumed

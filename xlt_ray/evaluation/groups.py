@@ -1,4 +1,4 @@
-"""What each language is to a model, and the groups of languages that scores are shown for.
+"""Define the roles of languages, and the groups of languages that scores are reported for.
 
 A language's role is about labels: "source", all of its labelled rows may be trained on; "few-shot", some rows of a
 target were; "zero-shot", none. Whether a language was seen is about texts without labels: the encoder's pre-training.
@@ -72,12 +72,16 @@ class Roles:
     seen: frozenset[str] | None = None
 
     def role(self, code: str) -> Role:
-        """Return the role of a language; a source stays one, whatever else is said of it."""
+        """Return the role of a language; a source stays one even where it is listed as few-shot."""
         return "source" if code in self.sources else "few-shot" if code in self.few_shot else "zero-shot"
 
     def was_seen(self, code: str) -> bool | None:
         """Return whether the encoder saw a language in pre-training, None where that is unknown."""
         return None if self.seen is None else code in self.seen
+
+    def place(self, code: str) -> Place:
+        """Return role and pre-training of a language together."""
+        return Place(self.role(code), self.was_seen(code))
 
 
 def trained_on(role: str) -> bool:

@@ -1,8 +1,8 @@
-"""Turn gold labels and predictions into scores per language, with intervals: counts first, then divide.
+"""Compute scores per language from gold labels and predictions, with intervals, and their means over languages.
 
-Everything here works on whole counts (a C x C confusion table per language), so a result does not depend on how rows
-were shared among workers or batches. Means over languages are unweighted: a language with 40 rows counts as much as one
-with 4,000, because the question is which languages are served and not which are plentiful in the corpus.
+Everything is computed from counts (a C x C confusion table per language) that are divided once, so that a score does
+not depend on how rows were sharded over workers or batches. Means over languages are unweighted: a language with 40
+rows counts as much as one with 4,000, because the question is which languages are served and not which are plentiful.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from scipy import sparse, stats
 
 from xlt_ray.errors import InputError
@@ -20,13 +22,12 @@ from xlt_ray.evaluation import bootstrap, calibration, groups
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
 
-Metric = Literal["accuracy", "macro_f1"]
-METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
+METRICS = ("accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
 class LanguageScore:
-    """What was measured in one language; fractions from 0 to 1, `low` and `high` bound the 95% interval."""
+    """The scores of one language: fractions from 0 to 1; `low` and `high` bound the 95% interval."""
 
     code: str
     role: str  # as `groups` defines it: "source", "few-shot" or "zero-shot"
@@ -40,7 +41,7 @@ class LanguageScore:
     transfer_gap: float | None  # best source's accuracy minus this one's; None when no source was measured
     seen: bool | None  # by the encoder in pre-training; None when unknown
     confusion: tuple[tuple[int, ...], ...]  # rows gold, columns predicted
-    # of confidences, as `calibration` defines them; None where predictions were kept without
+    # as `calibration` defines them; None where predictions have no confidences
     calibration_error: float | None = None
     calibration_error_low: float | None = None
     calibration_error_high: float | None = None
@@ -49,7 +50,7 @@ class LanguageScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured, per language and summed up; see `score` for the keys of the summary.
+    """The scores of every language, and their summary, whose keys `score` explains.
 
     `temperature` is the one by which confidences were computed, 1 where none was fitted.
     """
@@ -59,12 +60,12 @@ class Scores:
     summary: Mapping[str, float]
     temperature: float = 1.0
 
-    def worst(self, metric: Metric = "accuracy") -> LanguageScore:
-        """Give the language with the lowest score; of equals the first by code."""
-        return min(self.languages.values(), key=lambda language: (getattr(language, metric), language.code))
+    def worst(self) -> LanguageScore:
+        """Return the language with the lowest accuracy; of equals the first by code."""
+        return min(self.languages.values(), key=lambda language: (language.accuracy, language.code))
 
     def to_json(self) -> str:
-        """Write as JSON, one language a line."""
+        """Return the scores as JSON, one language a line."""
         rows = (f"  {json.dumps(code)}: {json.dumps(asdict(one))}" for code, one in self.languages.items())
         head = f'{{"labels": {json.dumps(self.labels)},\n "summary": {json.dumps(dict(self.summary))},\n'
         head += f' "temperature": {json.dumps(self.temperature)},\n'
@@ -72,60 +73,16 @@ class Scores:
 
     @classmethod
     def from_json(cls, text: str) -> Scores:
-        """Read what `to_json` wrote, equal to what was written."""
-        data = json.loads(text)
-        languages = {}
-        for code, fields in data["languages"].items():
-            for name in ("confusion", "reliability"):
-                if fields.get(name) is not None:
-                    fields[name] = tuple(tuple(row) for row in fields[name])
-            languages[code] = LanguageScore(**fields)
-        return cls(tuple(data["labels"]), languages, data["summary"], data.get("temperature", 1.0))
+        """Read what `to_json` wrote, also before there were confidences; the scores are equal to those written."""
+        return TypeAdapter(cls).validate_python(json.loads(text))
 
 
-def confusion(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Count (classes, classes) whole numbers: row the gold class, column the predicted one.
-
-    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
-    [[1, 1], [0, 1]]
-    """
-    cells = np.asarray(gold, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
-
-
-def accuracy(confusion: np.ndarray) -> float:
-    """Share of rows predicted right."""
-    return float(np.trace(confusion) / confusion.sum())
-
-
-def macro_f1(confusion: np.ndarray) -> float:
-    """Mean F1 over the classes that occur in gold or predictions, each counting the same.
-
-    A class that occurs in neither is left out; one that occurs and is never right counts 0. That is scikit-learn's
-    `f1_score(gold, predicted, average="macro", zero_division=0)` with its default labels.
-    """
-    table = np.asarray(confusion)
-    return float(_macro(np.diagonal(table), table.sum(axis=1) + table.sum(axis=0)))
-
-
-def _macro(right: np.ndarray, either: np.ndarray) -> np.ndarray:
-    # F1 = 2 right / (gold + predicted); classes on the first axis
-    occurs = either > 0
-    f1 = np.divide(2.0 * right, either, out=np.zeros(either.shape), where=occurs)
-    classes = occurs.sum(axis=0)
-    return np.divide(f1.sum(axis=0), classes, out=np.full(classes.shape, np.nan), where=classes > 0)
-
-
-def classification_report(measured: LanguageScore | np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """List precision, recall, F1 and support of every class, in the order of the labels; 0 where undefined."""
-    table = np.asarray(measured.confusion if isinstance(measured, LanguageScore) else measured)
-    rows = []
-    for index, label in enumerate(labels):
-        right, gold, predicted = int(table[index, index]), int(table[index].sum()), int(table[:, index].sum())
-        precision, recall = right / max(predicted, 1), right / max(gold, 1)
-        f1 = 2 * right / max(gold + predicted, 1)
-        rows.append({"label": label, "precision": precision, "recall": recall, "f1": f1, "support": gold})
-    return rows
+def load_scores(folder: Path) -> Scores:
+    """Read the scores of a finished run or of a bundle; raise InputError where the folder holds none."""
+    file = folder / "scores.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: no scores.json; give the folder of a finished run, such as runs/quickstart-...")
+    return Scores.from_json(file.read_text(encoding="utf-8"))
 
 
 def score(
@@ -135,7 +92,7 @@ def score(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Scores:
-    """Measure every language and sum up; `roles` are what the languages are to the model.
+    """Compute the scores of every language and their summary; `roles` are what the languages are to the model.
 
     Intervals are 95% percentile bootstrap intervals over test rows (Efron and Tibshirani 1993, chapter 13): they say
     how far a score could move with another test set of this size, not with another training seed. Resampled macro-F1 is
@@ -156,50 +113,21 @@ def score(
     """
     _check(predictions, len(labels))
     codes, classes = sorted(predictions), len(labels)
+    tables = {code: confusion(predictions[code].gold, predictions[code].predicted, classes) for code in codes}
     cells = {code: np.int64(classes) * predictions[code].gold + predictions[code].predicted for code in codes}
     ids = {code: np.asarray(predictions[code].ids) for code in codes}
 
     def measure(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        return _both(kinds, counts, classes)
+        return _accuracy_and_macro_f1(kinds, counts, classes)
 
-    tables = {code: np.bincount(cells[code], minlength=classes**2).reshape(classes, classes) for code in codes}
-    best = max((accuracy(tables[code]) for code in codes if roles.role(code) == groups.SOURCE), default=None)
-    alone, joint = bootstrap.resampled(cells, ids, measure, resamples, seed)
-    for draws in (alone, joint):
-        _centre(draws, tables)
-    languages = {}
-    for code in codes:
-        place = groups.Place(roles.role(code), roles.was_seen(code))
-        languages[code] = _language(code, place, tables[code], alone[code], best)
+    resampled = bootstrap.resampled(cells, ids, measure, resamples, seed)
+    alone, for_means = ({code: _centred(draws[code], tables[code]) for code in codes} for draws in resampled)
+    best = max((predictions[code].accuracy for code in codes if roles.role(code) == groups.SOURCE), default=None)
+    languages = {code: _language(code, roles.place(code), tables[code], alone[code], best) for code in codes}
     if all(rows.confidence is not None for rows in predictions.values()):
         languages, errors = _calibrated(languages, predictions, resamples, seed)
-        joint = {code: np.vstack([joint[code], errors[code]]) for code in codes}
-    return Scores(tuple(labels), languages, _summary(languages, joint))
-
-
-def _calibrated(
-    languages: Mapping[str, LanguageScore], predictions: Mapping[str, Predictions], resamples: int, seed: int
-) -> tuple[dict[str, LanguageScore], dict[str, np.ndarray]]:
-    """Add to languages how reliable confidences are; besides, resampled calibration errors for means."""
-    sure = {code: one.confidence for code, one in predictions.items() if one.confidence is not None}
-    cells = {code: calibration.cells(sure[code], one.gold == one.predicted) for code, one in predictions.items()}
-    ids = {code: np.asarray(one.ids) for code, one in predictions.items()}
-    alone, joint = bootstrap.resampled(cells, ids, calibration.expected_errors, resamples, seed)
-    added = {}
-    for code, one in languages.items():
-        plain = float(calibration.expected_errors(*np.unique(cells[code], return_counts=True)))
-        error, draws = calibration.corrected(plain, alone[code])
-        _, joint[code] = calibration.corrected(plain, joint[code])
-        low, high = np.quantile(draws, bootstrap.TAILS).tolist()
-        found = {"calibration_error": error, "calibration_error_low": low, "calibration_error_high": high}
-        added[code] = replace(one, **found, reliability=calibration.reliability(cells[code]))
-    return added, joint
-
-
-def _centre(draws: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]) -> None:
-    # resampling loses rare classes and so pulls macro-F1 down, with many classes below every plausible value
-    for code, table in tables.items():
-        draws[code][1] += macro_f1(table) - np.nanmean(draws[code][1])
+        for_means = {code: np.vstack([for_means[code], errors[code]]) for code in codes}
+    return Scores(tuple(labels), languages, _summary(languages, for_means))
 
 
 def _check(predictions: Mapping[str, Predictions], classes: int) -> None:
@@ -228,15 +156,45 @@ def _check(predictions: Mapping[str, Predictions], classes: int) -> None:
 def _language(
     code: str, place: groups.Place, table: np.ndarray, draws: np.ndarray, best: float | None
 ) -> LanguageScore:
+    """Return the scores of a language; `draws` are its resampled ones, `best` the accuracy of the best source."""
     right, rows = int(np.trace(table)), int(table.sum())
     (low, f1_low), (high, f1_high) = np.clip(np.quantile(draws, bootstrap.TAILS, axis=1), 0, 1).tolist()
     if right in (0, rows):
         wilson = stats.binomtest(right, rows).proportion_ci(method="wilson")
         low, high = float(wilson.low), float(wilson.high)
-    gap = None if best is None else best - right / rows
-    frozen = tuple(tuple(row) for row in table.tolist())
-    f1 = (macro_f1(table), f1_low, f1_high)
-    return LanguageScore(code, str(place.role), rows, right / rows, low, high, *f1, gap, place.seen, frozen)
+    return LanguageScore(
+        code=code,
+        role=str(place.role),
+        support=rows,
+        accuracy=right / rows,
+        accuracy_low=low,
+        accuracy_high=high,
+        macro_f1=macro_f1(table),
+        macro_f1_low=f1_low,
+        macro_f1_high=f1_high,
+        transfer_gap=None if best is None else best - right / rows,
+        seen=place.seen,
+        confusion=tuple(tuple(row) for row in table.tolist()),
+    )
+
+
+def _calibrated(
+    languages: Mapping[str, LanguageScore], predictions: Mapping[str, Predictions], resamples: int, seed: int
+) -> tuple[dict[str, LanguageScore], dict[str, np.ndarray]]:
+    """Add the reliability of confidences to languages; return also the resampled calibration errors for means."""
+    sure = {code: one.confidence for code, one in predictions.items() if one.confidence is not None}
+    cells = {code: calibration.cells(sure[code], one.gold == one.predicted) for code, one in predictions.items()}
+    ids = {code: np.asarray(one.ids) for code, one in predictions.items()}
+    alone, for_means = bootstrap.resampled(cells, ids, calibration.expected_errors, resamples, seed)
+    added, errors = {}, {}
+    for code, one in languages.items():
+        plain = float(calibration.expected_errors(*np.unique(cells[code], return_counts=True)))
+        error, draws = calibration.corrected(plain, alone[code])
+        _, errors[code] = calibration.corrected(plain, for_means[code])
+        low, high = np.quantile(draws, bootstrap.TAILS).tolist()
+        found = {"calibration_error": error, "calibration_error_low": low, "calibration_error_high": high}
+        added[code] = replace(one, **found, reliability=calibration.reliability(cells[code]))
+    return added, errors
 
 
 def _summary(languages: Mapping[str, LanguageScore], draws: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -266,8 +224,35 @@ def _summary(languages: Mapping[str, LanguageScore], draws: Mapping[str, np.ndar
     return summary
 
 
-def _both(kinds: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
-    """Compute accuracy and macro-F1 (2, resamples) of resampled counts (cells, resamples) of the given cells."""
+def confusion(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count rows by gold class (rows of the table) and predicted class (columns): (classes, classes) whole numbers.
+
+    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    cells = np.asarray(gold, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """Return the mean F1 over the classes that occur in gold or predictions, each counting the same.
+
+    A class that occurs in neither is left out; one that occurs and is never right counts 0. That is scikit-learn's
+    `f1_score(gold, predicted, average="macro", zero_division=0)` with its default labels.
+    """
+    return float(_macro(np.diagonal(confusion), confusion.sum(axis=1) + confusion.sum(axis=0)))
+
+
+def _macro(right: np.ndarray, either: np.ndarray) -> np.ndarray:
+    # F1 = 2 right / (gold + predicted); classes on the first axis
+    occurs = either > 0
+    f1 = np.divide(2.0 * right, either, out=np.zeros(either.shape), where=occurs)
+    classes = occurs.sum(axis=0)
+    return np.divide(f1.sum(axis=0), classes, out=np.full(classes.shape, np.nan), where=classes > 0)
+
+
+def _accuracy_and_macro_f1(kinds: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
+    """Return accuracy and macro-F1 (2, resamples) of resampled rows: cells (k,) and their counts (k, resamples)."""
     gold, predicted = np.divmod(kinds, classes)
     each = np.arange(len(kinds))
     ones = np.ones(len(kinds), counts.dtype)
@@ -277,5 +262,24 @@ def _both(kinds: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
     right = np.zeros((classes, counts.shape[1]), counts.dtype)
     right[gold[hits]] = counts[hits]
     rows = counts.sum(axis=0)
-    share = np.divide(right.sum(axis=0), rows, out=np.full(rows.shape, np.nan), where=rows > 0)
-    return np.stack([share, _macro(right, marginal @ counts)])
+    accuracy = np.divide(right.sum(axis=0), rows, out=np.full(rows.shape, np.nan), where=rows > 0)
+    return np.stack([accuracy, _macro(right, marginal @ counts)])
+
+
+def _centred(draws: np.ndarray, table: np.ndarray) -> np.ndarray:
+    # resampling loses rare classes and so pulls macro-F1 down, with many classes below every plausible value
+    accuracy, f1 = draws
+    return np.stack([accuracy, f1 + (macro_f1(table) - np.nanmean(f1))])
+
+
+def classification_report(
+    confusion: Sequence[Sequence[int]] | np.ndarray, labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return precision, recall, F1 and support of every class, in the order of the labels; 0 where undefined."""
+    table = np.asarray(confusion)
+    right, gold, predicted = np.diagonal(table), table.sum(axis=1), table.sum(axis=0)
+    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(gold, 1)
+    f1 = 2 * right / np.maximum(gold + predicted, 1)
+    names = ("label", "precision", "recall", "f1", "support")
+    columns = (labels, precision.tolist(), recall.tolist(), f1.tolist(), gold.tolist())
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""What a model predicted on the rows of one language, kept as npz files."""
+"""Keep what a model predicted on the rows of each language, as npz files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xlt_ray.errors import InputError
 class Predictions:
     """One language's rows: gold and predicted are integer arrays (n,) indexing the labels, ids name the rows.
 
-    `confidence` is the calibrated probability of the predicted label, (n,) float32; None where nobody kept it.
+    `confidence` is the calibrated probability of the predicted label, (n,) float32; None where it was not kept.
     """
 
     gold: np.ndarray
@@ -54,10 +54,13 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             codes = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
-            kept = {c: [arrays[f"{c}/{part}"] for part in ("gold", "predicted", "ids")] for c in codes}
-            sure = {c: arrays.get(f"{c}/confidence") for c in codes}
-            return {c: Predictions(gold, told, ids, confidence=sure[c]) for c, (gold, told, ids) in kept.items()}
+            return {code: _of_language(arrays, code) for code in codes}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; predictions are written beside the scores of a run") from None
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a file of predictions ({error}); give one written by save_predictions") from None
+
+
+def _of_language(arrays: Mapping[str, np.ndarray], code: str) -> Predictions:
+    gold, predicted, ids = (arrays[f"{code}/{part}"] for part in ("gold", "predicted", "ids"))
+    return Predictions(gold, predicted, ids, arrays.get(f"{code}/confidence"))

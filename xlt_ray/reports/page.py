@@ -1,4 +1,4 @@
-"""Fill the HTML templates of reports."""
+"""Fill the HTML templates of reports, and lay out tables for the terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich import box
+from rich.table import Table
 
 
 def render(template: str, page: Mapping[str, Any]) -> str:
@@ -17,4 +19,10 @@ def render(template: str, page: Mapping[str, Any]) -> str:
 
 
 def percent(fraction: float | None) -> str:
+    """Write a fraction in per cent with one decimal, and None as nothing."""
     return "" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def terminal_table(title: str) -> Table:
+    """Return a table without columns yet, for 80 columns; it prints as plain text into a pipe."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)

@@ -1,7 +1,7 @@
-"""Draw scores and training as figures: bars per language, and curves per epoch.
+"""Draw the figures of reports: accuracy per language, training per epoch, reliability, and accuracy over shots.
 
-Only matplotlib's objects are used, never pyplot, so nothing global changes and threads do not meet. Figures leave here
-as SVG text that takes the colour of the page around it, or as files.
+Only matplotlib's objects are used, never pyplot, so that no global state changes and threads do not interfere. A figure
+becomes SVG text that takes the colour of the page around it, or files.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def groups(scores: Scores) -> dict[str, list[LanguageScore]]:
     for one in zero_shot:
         title = family(one.code) if len(zero_shot) >= _GROUP_FROM else _title(ZERO_SHOT)
         found.setdefault(title, []).append(one)
+    last = "Families of one language here"
     single = [title for title, members in found.items() if len(members) == 1]
     if len(single) > 1:
-        found["Families of one language here"] = [found.pop(title)[0] for title in single]
-    last = "Families of one language here"
+        found[last] = [found.pop(title)[0] for title in single]
     by_size = sorted(found.items(), key=lambda item: (item[0] == last, -len(item[1]), item[0]))
     first = {_title(SOURCE): source, _title(FEW_SHOT): few_shot}
     return {title: members for title, members in first.items() if members} | dict(by_size)
@@ -207,8 +207,8 @@ def _curves(axes: Axes, title: str, drawn: Mapping[str, Sequence[tuple[float, fl
 def reliability(groups: Mapping[str, Reliability]) -> Figure | None:
     """Draw the share of right answers over the confidence of each bin, a line a group; None where there is no group.
 
-    On the dashed diagonal a confidence is right as often as it says; below it, it says too much. The larger a dot, the
-    more of the group's rows lie in its bin. Guo et al. 2017, figure 1.
+    On the dashed diagonal confidences are calibrated, below it they are too high. The larger a dot, the more of the
+    group's rows lie in its bin. Guo et al. 2017, figure 1.
     """
     if not groups:
         return None
@@ -241,8 +241,8 @@ def _plain(axes: Axes) -> None:
 def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
     """Draw accuracy against shots a class, on a log axis: for each line shots -> the values of its draws.
 
-    A line goes through the means of draws, a band from the smallest to the largest, a dot is one draw. No shots have no
-    place on a log axis: they stand apart at its left, and a dashed line carries them across to compare with.
+    A line goes through the means of draws, a band from the smallest to the largest, a dot is one draw. Zero shots have
+    no place on a log axis: they are drawn at its left, with a dashed line across to compare with.
     """
     shots = sorted({k for values in lines.values() for k in values if k})
     apart = shots[0] / 2.2
@@ -281,9 +281,9 @@ def _shots(axes: Axes, label: str, values: Mapping[int, Sequence[float]], colour
 
 
 def svg(figure: Figure, identity: str, title: str) -> str:
-    """Write a figure for inside a page: the text's colour, ids of its own, a title for those who cannot see it.
+    """Return a figure as SVG for inside a page: in its text's colour, ids of its own, a title for screen readers.
 
-    It fills the width it is given, within what keeps its text legible.
+    It fills the width there is, within what keeps its text legible.
     """
     text = _svg(figure, transparent=True)
     text = text[text.index(">", text.index("<svg")) + 1 :]

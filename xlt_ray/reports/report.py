@@ -1,4 +1,4 @@
-"""Say what was measured: a table for the terminal, a table file, and a page that stands alone.
+"""Report the scores of a run: a table for the terminal, a table file, and an HTML page that needs no other file.
 
 The page is for a person who has never seen this project: what was trained on what, how good it is in each language and
 how sure that is, what to beware of, how to load the model and how to get the same result again.
@@ -7,25 +7,24 @@ how sure that is, what to beware of, how to load the model and how to get the sa
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from xlt_ray import config
+from xlt_ray import config, durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import calibration, groups
-from xlt_ray.evaluation.metrics import LanguageScore, Scores, classification_report
+from xlt_ray.evaluation.metrics import LanguageScore, Scores, classification_report, load_scores
 from xlt_ray.languages import codes
 from xlt_ray.reports import plots
-from xlt_ray.reports.page import percent, render
+from xlt_ray.reports.page import percent, render, terminal_table
 
 LEAST = (0.0, 0.5, 0.7, 0.8, 0.9)  # confidences below which abstaining is shown
 FEW_ROWS = 100  # below this an accuracy near 80% has an interval of more than 16 points
@@ -52,10 +51,10 @@ def ranked(scores: Scores) -> list[LanguageScore]:
 
 
 def table(scores: Scores, experiment: Experiment) -> Group:
-    """Lay out scores in per cent for a terminal 80 columns wide or more; prints as plain text into a pipe."""
+    """Lay out scores in per cent for a terminal of 80 columns or more."""
     title = f"{experiment.name}: test scores in %" + (" (oracle, an upper bound)" if experiment.oracle else "")
     title += " (few-shot)" if few_shot(scores) else ""
-    rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    rows = terminal_table(title)
     rows.add_column("language")  # may wrap, so that a narrow terminal cuts names and not numbers
     for heading in ("code", "role", "seen"):
         rows.add_column(heading, no_wrap=True)
@@ -63,36 +62,37 @@ def table(scores: Scores, experiment: Experiment) -> Group:
     for heading in ("n", "acc", "95% interval", "F1", "gap", *(["ECE"] if calibrated else [])):
         rows.add_column(heading, no_wrap=True, justify="right")
     for one in ranked(scores):
-        gap, error = (percent(number) for number in (one.transfer_gap, one.calibration_error))
-        interval = _interval(one.accuracy_low, one.accuracy_high)
-        numbers = (str(one.support), f"{100 * one.accuracy:.1f}", interval, f"{100 * one.macro_f1:.1f}", gap)
         name = Text(codes.name(one.code), no_wrap=True, overflow="ellipsis")
-        rows.add_row(name, one.code, one.role, _seen(one), *numbers, *([error] if calibrated else []))
+        accuracy, f1, gap = map(percent, (one.accuracy, one.macro_f1, one.transfer_gap))
+        numbers = (str(one.support), accuracy, _interval(one.accuracy_low, one.accuracy_high), f1, gap)
+        error = [percent(one.calibration_error)] if calibrated else []
+        rows.add_row(name, one.code, one.role, _seen(one), *numbers, *error)
     lines = [ORACLE, ""] if experiment.oracle else []
     lines += [FEW_SHOT, ""] if few_shot(scores) else []
     return Group(rows, Text("\n".join(["", *lines, *_summary_lines(scores)])))
 
 
 def _summary_lines(scores: Scores) -> list[str]:
-    summary, lines = scores.summary, []
-    counts = _counts(scores)
+    def line(title: str, fraction: float, *rest: str) -> str:
+        return "  ".join([f"{title:<33} {100 * fraction:5.1f}", *rest])
+
+    summary, counts, lines = scores.summary, _counts(scores), []
     for group in _SUMMARY:
         title, key = groups.GROUPS[group]
         if f"accuracy/{key}" in summary:
             mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
             # a part of the group above is named by what is different in it
             titled = f"{title}, mean" if group in groups.ROLES else "  " + title.removeprefix(f"{groups.ZERO_SHOT}, ")
-            named = f"{titled} ({counts[key]})"
-            f1 = f"F1 {100 * summary[f'macro_f1/{key}']:.1f}"
-            error = percent(summary.get(f"calibration_error/{key}"))
-            lines.append(f"{named:<33} {100 * mean:5.1f}  {_interval(low, high)}  {f1}{error and f'  ECE {error}'}")
+            error = summary.get(f"calibration_error/{key}")
+            rest = [f"F1 {percent(summary[f'macro_f1/{key}'])}", *([] if error is None else [f"ECE {percent(error)}"])]
+            lines.append(line(f"{titled} ({counts[key]})", mean, _interval(low, high), *rest))
     worst = scores.worst()
     interval = _interval(worst.accuracy_low, worst.accuracy_high)
-    lines.append(f"{'worst':<33} {100 * worst.accuracy:5.1f}  {interval}  {codes.name(worst.code)}")
-    lines.append(f"{'standard deviation over languages':<33} {100 * summary['accuracy/std']:5.1f}")
+    lines.append(line("worst", worst.accuracy, interval, codes.name(worst.code)))
+    lines.append(line("standard deviation over languages", summary["accuracy/std"]))
     if "transfer_gap/mean" in summary:
-        low, high = summary["transfer_gap/mean_low"], summary["transfer_gap/mean_high"]
-        lines.append(f"{'transfer gap, mean':<33} {100 * summary['transfer_gap/mean']:5.1f}  {_interval(low, high)}")
+        mean, low, high = (summary[f"transfer_gap/mean{end}"] for end in ("", "_low", "_high"))
+        lines.append(line("transfer gap, mean", mean, _interval(low, high)))
     if "calibration_error/mean" in summary:
         fitted = "none, as no source has dev rows" if scores.temperature == 1 else f"{scores.temperature:5.2f}"
         lines.append(f"{'temperature, fitted on source dev':<33} {fitted}")
@@ -112,16 +112,12 @@ def _seen(one: LanguageScore) -> str:
     return "?" if one.seen is None else "yes" if one.seen else "no"
 
 
-def write_table(path: str | Path, scores: Scores) -> None:
-    """Write one language a row, fractions from 0 to 1, as tab- or comma-separated values by the name's suffix."""
-    file = Path(path)
-    separators = {".tsv": "\t", ".csv": ","}
-    if file.suffix not in separators:
-        raise InputError(f"{path}: a table is written as .tsv or .csv; end the name with one of them")
+def write_table(file: Path, scores: Scores) -> None:
+    """Write one language a row, fractions from 0 to 1, as tab-separated values."""
     nested = ("code", "confusion", "reliability")
     measured = [field for field in LanguageScore.__dataclass_fields__ if field not in nested]
     with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, delimiter=separators[file.suffix], lineterminator="\n")
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(["code", "name", "script", "family", *measured])
         for one in ranked(scores):
             known = codes.get(one.code)
@@ -160,19 +156,19 @@ def cautions(scores: Scores, experiment: Experiment) -> list[str]:
 
 
 def commonest(one: LanguageScore) -> float:
-    """Compute the accuracy of always answering the label most frequent in this language's test rows."""
+    """Return the accuracy of always answering the label most frequent in this language's test rows."""
     return max(sum(row) for row in one.confusion) / one.support
 
 
-def _some(listed: Sequence[LanguageScore], measured: int, most: int = 8) -> str:
+def _some(listed: Sequence[LanguageScore], measured: int) -> str:
     if len(listed) == measured > 1:
         return f"all {measured} languages"
-    names = [codes.name(one.code) for one in listed[:most]]
-    return ", ".join(names) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+    names = [codes.name(one.code) for one in listed[:8]]
+    return ", ".join(names) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
 
 
 def write(
-    folder: str | Path,
+    folder: Path,
     scores: Scores,
     experiment: Experiment,
     corpus_facts: Mapping[str, Any],
@@ -182,20 +178,18 @@ def write(
     """Write report.html, scores.json, scores.tsv and the pictures; return file name -> path.
 
     `corpus_facts` may hold `name`, `description`, `licence`, `fingerprint`, `mixture` (a list of {language, rows,
-    weight, share, draws, repeats}), `dropped` (split -> language -> rows also found in test) and `warnings`
-    (sentences). `environment` holds versions and the like, shown as they are,
-    and may hold `command`, which made the run, and `bundle`, the model's folder as one would type it. Without
-    `history`, as after a probe, there is no picture of training. Names and passwords in URLs are left out.
+    weight, share, draws, repeats}) and `dropped` (split -> language -> rows also found in test). `environment` holds
+    versions and the like, shown as they are. Without `history`, as after a probe, there is no picture of training.
+    Names and passwords in URLs are left out.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    files = {name: target / name for name in ("report.html", "scores.json", "scores.tsv")}
-    files["scores.json"].write_text(scores.to_json(), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / name for name in ("report.html", "scores.json", "scores.tsv")}
+    durable.write(files["scores.json"], scores.to_json())
     write_table(files["scores.tsv"], scores)
     picture, training = plots.bars(scores), plots.curve(history)
-    files |= plots.save(picture, target, "languages")
+    files |= plots.save(picture, folder, "languages")
     if training:
-        files |= plots.save(training, target, "training")
+        files |= plots.save(training, folder, "training")
     reliable = plots.reliability(reliability(scores))
     page = _page(scores, experiment, corpus_facts, environment) | {
         "picture": plots.svg(picture, "languages", "Accuracy in each language, with its 95% interval"),
@@ -206,12 +200,21 @@ def write(
     return files
 
 
+def write_again(folder: Path) -> tuple[Scores, Experiment, dict[str, Path]]:
+    """Write a finished run's report again from what it kept; raise InputError where the run is not finished."""
+    scores, kept = load_scores(folder), []
+    for name in ("corpus.json", "history.json", "environment.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no {name}; give the folder of a finished run, such as runs/quickstart-...")
+        kept.append(json.loads((folder / name).read_text(encoding="utf-8")))
+    experiment = config.load(folder / "experiment.yaml")
+    return scores, experiment, write(folder, scores, experiment, *kept)
+
+
 def _page(
     scores: Scores, experiment: Experiment, facts: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> dict[str, Any]:
     mixture = [{**row, "name": codes.name(row["language"])} for row in facts.get("mixture", ())]
-    versions = {key: masked(str(value)) for key, value in environment.items() if key not in ("command", "bundle")}
-    summary = scores.summary
     return {
         "experiment": experiment,
         "facts": dict.fromkeys(("name", "description", "licence", "fingerprint"), "") | dict(facts),
@@ -224,17 +227,15 @@ def _page(
         "languages": [_language(one) for one in ranked(scores)],
         "counts": _counts(scores),
         "titles": {group.key: group.title for group in groups.GROUPS.values()},
-        "summary": {key.replace("/", "_"): value for key, value in summary.items()},
+        "summary": {key.replace("/", "_"): value for key, value in scores.summary.items()},
         "worst": _language(scores.worst()),
         "commonest": float(np.mean([commonest(one) for one in scores.languages.values()])),
         "classes": _classes(scores),
         "least": LEAST,
         "answered": {name: [calibration.answered(t, c) for c in LEAST] for name, t in reliability(scores).items()},
-        "cautions": [*cautions(scores, experiment), *facts.get("warnings", ())],
+        "cautions": cautions(scores, experiment),
         "configuration": config.dump(experiment),
-        "command": masked(str(environment.get("command", "xlt train experiment.yaml"))),
-        "bundle": str(environment.get("bundle", "bundle")),
-        "versions": versions,
+        "versions": {key: masked(str(value)) for key, value in environment.items()},
     }
 
 

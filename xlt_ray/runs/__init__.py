@@ -1,1 +1,1 @@
-"""Whole runs, from a configuration to a report: train, measure, sweep."""
+"""Do whole runs, from a configuration to a report, measure bundles, and sweep over numbers of shots."""

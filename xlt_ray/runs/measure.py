@@ -1,12 +1,10 @@
-"""Measure a finished bundle on a corpus, and write a finished run's report again."""
+"""Measure a bundle on the test rows of a corpus."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -19,29 +17,27 @@ from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate as evaluation
 from xlt_ray.evaluation import groups, metrics
-from xlt_ray.evaluation.comparison import Comparison, compare
 from xlt_ray.evaluation.groups import Roles
-from xlt_ray.evaluation.metrics import Scores
-from xlt_ray.evaluation.predictions import Predictions, load_predictions
+from xlt_ray.evaluation.metrics import Scores, load_scores
+from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.events import OnEvent
 from xlt_ray.inference import bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import encoders
 from xlt_ray.model.precision import choose_precision
-from xlt_ray.reports import report
 from xlt_ray.training.setup import absolute
 
 
 def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
-    """Give what a bundle's run measured on its own corpus, None where that is not known to be what it answers now.
+    """Return what a bundle's run measured on its own corpus, None where that may not hold for the bundle as it is now.
 
-    That is a bundle saved without scores, or one whose techniques know languages: `xlt adapt` may have changed those
-    since. Raises InputError where the bundle is damaged or a `wanted` language was not measured.
+    That is where it was saved without scores, or where its techniques keep languages: `xlt adapt` may have changed
+    those since. Raises InputError where the bundle is damaged or a `wanted` language was not measured.
     """
     content = bundle.verify(folder)
     if content.get("steps") or "scores.json" not in content["sha256"]:
         return None
-    scores = _scores(folder)
+    scores = load_scores(folder)
     _refuse_unmeasured(wanted, scores.languages)
     return scores
 
@@ -56,8 +52,8 @@ def measure(
 ) -> tuple[Scores, Experiment]:
     """Predict and score every measured language of the bundle's corpus, or of the one in the configuration `other`.
 
-    With `alone` only the `wanted` languages are measured. The corpus must have the bundle's labels; InputError names
-    those it lacks or adds, and wanted languages that would not be measured.
+    With `alone` none but the `wanted` languages are measured. The corpus must have the bundle's labels; raises
+    InputError naming those it lacks or adds, and wanted languages that would not be measured.
     """
     on_event({"stage": "check"})
     model = bundle.load(folder)
@@ -72,10 +68,10 @@ def measure(
 
 
 def _few_shot(model: Bundle, codes: Collection[str]) -> tuple[str, ...]:
-    """Return the languages whose shots a bundle was trained on.
+    """Return the languages of which a bundle was trained on shots.
 
-    Its run measured all its targets, so its scores know them; a language that was added since had no label. Of a bundle
-    saved without scores the techniques of its experiment decide, which may name a target that had no row to take.
+    The scores of its run have them, because a run measures all its targets; a language added since had no label. For a
+    bundle saved without scores its techniques decide, which may name a target that had no row to take.
     """
     if model.scores:
         return tuple(code for code, one in model.scores.languages.items() if one.role == groups.FEW_SHOT)
@@ -88,9 +84,9 @@ def _few_shot(model: Bundle, codes: Collection[str]) -> tuple[str, ...]:
 def rows(
     model: Bundle, experiment: Experiment, wanted: Sequence[str] = (), sources: Sequence[str] | None = None
 ) -> tuple[Experiment, dict[str, pa.Table]]:
-    """Load the test rows of an experiment's corpus, language -> table, as a bundle is measured on them.
+    """Load the test rows of an experiment's corpus on which a bundle is measured: language -> table.
 
-    Measured are the experiment's targets and the `sources`, by default the bundle's. Errors as for `measure`.
+    These are rows of the experiment's targets and the `sources`, by default the bundle's. Errors as for `measure`.
     """
     experiment, corpus = corpus_for(model, experiment)
     measured = corpus.measured(model.experiment.sources if sources is None else sources, experiment.targets)
@@ -126,39 +122,9 @@ def predict(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.network.to(device)
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         on_event({"stage": "evaluate", "done": done, "total": total})
 
     precision = choose_precision(experiment.training.precision, model.network, experiment.network.max_length)
     budget = experiment.evaluation.tokens_per_step
-    return evaluation.predict(model.network, tables, evaluation.Inputs(model.tokenize, precision, budget), tell)
-
-
-def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
-    """Compare two finished runs, first less second, in each group of languages; a role counts where both have it."""
-    runs = [(load_predictions(folder / "predictions.npz"), _scores(folder)) for folder in (first, second)]
-    (a, scores), (b, others) = runs
-    common: dict[str, list[str]] = {groups.ALL: []} | groups.of(groups.in_both(scores.languages, others.languages))
-    return {name: compare({code: a[code] for code in codes}, b) for name, codes in common.items()}
-
-
-def _scores(folder: Path) -> Scores:
-    file = folder / "scores.json"
-    if not file.is_file():
-        raise InputError(f"{folder}: no scores.json; give the folder of a finished run, such as runs/quickstart-...")
-    return Scores.from_json(file.read_text(encoding="utf-8"))
-
-
-def report_again(folder: Path) -> tuple[Scores, Experiment, dict[str, Path]]:
-    """Render tables, plots and page from what a finished run kept; raise InputError where it is not finished."""
-    kept: dict[str, Any] = {}
-    for name in ("scores.json", "history.json", "corpus.json", "environment.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name}; give the folder of a finished run, such as runs/quickstart-...")
-        kept[name] = json.loads((folder / name).read_text(encoding="utf-8"))
-    scores = _scores(folder)
-    experiment = config.load(folder / "experiment.yaml")
-    files = report.write(
-        folder, scores, experiment, kept["corpus.json"], kept["history.json"], kept["environment.json"]
-    )
-    return scores, experiment, files
+    return evaluation.predict(model.network, tables, evaluation.Inputs(model.tokenize, precision, budget), report)

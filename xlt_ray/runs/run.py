@@ -1,7 +1,7 @@
-"""One run from configuration to result: train or probe on Ray, score once, then bundle, report and record.
+"""Do one run, from a configuration to a report: train or probe on Ray, score once on test, then save and record.
 
-Whatever is killed, the same command goes on: checkpoints, features and the outbox of tracking are on disk, and
-`result.json`, written last, marks the end.
+Whatever is killed, the same command resumes the run: checkpoints, features and the outbox of tracking are on disk, and
+`result.json`, written last, marks the run as finished.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
 from xlt_ray.corpora.loaders import LOADERS
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
 from xlt_ray.events import OnEvent
 from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
-from xlt_ray.model.network import Built
+from xlt_ray.model.network import Built, Network
 from xlt_ray.reports import report
 from xlt_ray.runs.records import record_end, record_event, record_start
 from xlt_ray.runs.storage import RunFolder, open_run
@@ -32,6 +35,7 @@ from xlt_ray.tracking import courier
 from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.outbox import Outbox, pending
 from xlt_ray.training import checks, cluster, distributed, embedding, frozen, probe
+from xlt_ray.training.embedding import Features
 from xlt_ray.training.setup import Setup
 
 RESULT = "result.json"
@@ -45,7 +49,7 @@ class Outcome:
     folder: RunFolder
     scores: Scores
     unsent: int
-    repeated: bool  # the run had been finished before and nothing was computed now
+    repeated: bool  # the run had been finished before, and nothing was computed now
 
 
 def run(
@@ -54,9 +58,10 @@ def run(
     parent_key: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Do an experiment, go on with it, or show it if it is done; raise InputError before any work if it is unsound.
+    """Run an experiment, resume it, or return its result if it is finished; raise InputError where it cannot be run.
 
-    `parent_key` nests the tracked run below the one of that key; `tags` are tracked beside the run's own.
+    That is found before any work. `parent_key` nests the tracked run below the one of that key; `tags` are tracked
+    beside the run's own.
     """
     on_event({"stage": "check"})
     loaded = checks.load(experiment)
@@ -65,14 +70,14 @@ def run(
     setup = checks.prepare(experiment, loaded)
     folder = open_run(experiment, setup.corpus.fingerprint)
     folder.download("outbox.jsonl", "outbox.sent")
-    (folder.local / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
+    durable.write(folder.local / "experiment.yaml", dump(experiment))
     run_key = f"{folder.key}-{folder.identity()}"
     outbox = Outbox.open(folder.local, experiment.tracking, run_key, experiment.name, parent_key)
     record_start(outbox, setup)
     outbox.tags(tags or {})
     sender = courier.start(outbox)
     try:
-        scores = _work(setup, folder, outbox, on_event)
+        scores = _train_and_score(setup, folder, outbox, on_event)
         outbox.finish("FINISHED")
         on_event({"stage": "track"})
         unsent = sender.close(experiment.tracking.flush_seconds)
@@ -81,26 +86,23 @@ def run(
         sender.close(min(10.0, experiment.tracking.flush_seconds))
         folder.upload()
         raise
-    (folder.local / RESULT).write_text(
-        json.dumps({"summary": dict(scores.summary), "key": folder.key}), encoding="utf-8"
-    )
+    durable.write(folder.local / RESULT, json.dumps({"summary": dict(scores.summary), "key": folder.key}))
     folder.upload()
     return Outcome(experiment, folder, scores, unsent, repeated=False)
 
 
 def finished(experiment: Experiment, fingerprint: str) -> Outcome | None:
-    """Return what an experiment's run on the corpus of that fingerprint came to, None where it is not finished."""
+    """Return the result of an experiment's run on the corpus of that fingerprint, None where it is not finished."""
     folder = open_run(experiment, fingerprint)
     folder.download(RESULT, "scores.json")
     if not (folder.local / RESULT).is_file():
         return None
-    scores = Scores.from_json((folder.local / "scores.json").read_text(encoding="utf-8"))
-    return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
+    return Outcome(experiment, folder, load_scores(folder.local), pending(folder.local), repeated=True)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training leaves, fine-tuned or probed: the model, its predictions on test, and what was seen on the way."""
+    """A model after fine-tuning or probing, its predictions on test, and what was measured during training."""
 
     model: Built
     predictions: dict[str, Predictions]
@@ -109,7 +111,7 @@ class Fitted:
     facts: dict[str, float]  # figures of techniques
 
 
-def _work(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
+def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
     experiment, started = setup.experiment, time.monotonic()
     on_event({"stage": "start"})
 
@@ -120,33 +122,32 @@ def _work(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) ->
     with cluster.ray_cluster(experiment), cluster.plain_errors():
         fitted = _probe(setup, follow) if experiment.training.method == "probe" else _fine_tune(setup, folder, follow)
     for row in (*fitted.reported, *fitted.history):
-        record_event(outbox, row)  # an event on its way to a driver that was killed does not come again
+        record_event(outbox, row)  # again, because events on their way to a driver that was killed are lost
     outbox.metrics({f"techniques/{name}": value for name, value in fitted.facts.items()}, step=0)
     on_event({"stage": "score"})
-    scores = _scored(setup, fitted)
+    scores = _score(setup, fitted)
     on_event({"stage": "save"})
-    files = _saved(setup, folder, fitted, scores)
+    files = _save(setup, folder, fitted, scores)
     outbox.metrics({"seconds": time.monotonic() - started}, step=0)
     record_end(outbox, experiment, folder, scores, files)
     return scores
 
 
-def _scored(setup: Setup, fitted: Fitted) -> Scores:
+def _score(setup: Setup, fitted: Fitted) -> Scores:
     net, tokenize, _ = fitted.model
-    seen = encoders.seen_languages(net.encoder, tokenize.tokenizer)
-    labels, experiment = setup.corpus.labels, setup.experiment
-    roles, resamples = Roles(experiment.sources, setup.few_shot, seen), experiment.evaluation.resamples
-    found = metrics.score(fitted.predictions, labels, roles, resamples, experiment.seed)
-    return replace(found, temperature=net.temperature)
+    experiment, labels = setup.experiment, setup.corpus.labels
+    roles = Roles(experiment.sources, setup.few_shot, encoders.seen_languages(net.encoder, tokenize.tokenizer))
+    scores = metrics.score(fitted.predictions, labels, roles, experiment.evaluation.resamples, experiment.seed)
+    return replace(scores, temperature=net.temperature)
 
 
-def _saved(setup: Setup, folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
+def _save(setup: Setup, folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
+    """Write bundle, predictions and report into the run's folder; return the files of the report."""
     net, tokenize, identity = fitted.model
-    labels, experiment = setup.corpus.labels, setup.experiment
-    made = bundle.Bundle(net, tokenize, labels, experiment, scores, run=folder.key)
+    experiment = setup.experiment
+    made = bundle.Bundle(net, tokenize, setup.corpus.labels, experiment, scores, run=folder.key)
     bundle.save(folder.local / "bundle", made, identity)
     save_predictions(folder.local / "predictions.npz", fitted.predictions)
-    (folder.local / "scores.json").write_text(scores.to_json(), encoding="utf-8")
     facts, environment = corpus_facts(setup), tracking_environment.environment()
     for name, content in {"history": fitted.history, "corpus": facts, "environment": environment}.items():
         (folder.local / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -163,30 +164,40 @@ def _fine_tune(setup: Setup, folder: RunFolder, on_event: OnEvent) -> Fitted:
 
 
 def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
-
     def prepared(done: int, total: int) -> None:
         on_event({"stage": "prepare", "done": done, "total": total})
 
-    experiment, classes = setup.experiment, len(setup.corpus.labels)
     tables, test = frozen.training_tables(setup, prepared), frozen.test_tables(setup)
-    found, _ = embedding.features(experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
+    features, _ = embedding.features(setup.experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
     model = setup.build()
-    facts = frozen.calibrate(setup, model.network, found)
     on_event({"stage": "fit"})
-    taught = frozen.Frozen.of(tables, found, classes, model.network)
-    fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
-    fitted = frozen.fit_temperature(taught, fitted, experiment.sources)
+    fitted, predictions, facts = fit_probe(setup, model.network, tables, features)
     probe.install(model.network, fitted)
     model.network.eval()
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
-    predictions = frozen.predict(frozen.Frozen.of(test, found, classes, model.network), fitted, "test")
     return Fitted(model, predictions, history=[], reported=[], facts=facts)
 
 
+def fit_probe(
+    setup: Setup, net: Network, tables: Mapping[str, pa.Table], features: Features
+) -> tuple[probe.Fit, dict[str, Predictions], dict[str, float]]:
+    """Fit techniques and a probe to training tables; return the probe, its test predictions, and figures of techniques.
+
+    `features` are of all rows that the probe and its techniques are fitted to and measured on, by `split/language`.
+    """
+    experiment, classes = setup.experiment, len(setup.corpus.labels)
+    facts = frozen.calibrate(setup, net, features)
+    rows = frozen.Frozen.of(tables, features, classes, net)
+    fitted = frozen.fit(rows, experiment, experiment.training.probe_strengths)
+    fitted = frozen.fit_temperature(rows, fitted, experiment.sources)
+    test = frozen.Frozen.of(frozen.test_tables(setup), features, classes, net)
+    return fitted, frozen.predict(test, fitted, "test"), facts
+
+
 def corpus_facts(setup: Setup) -> dict[str, Any]:
-    """Gather what a reader must know about the rows behind a result."""
+    """Return what the report says of the rows behind a result."""
     corpus, config = setup.corpus, setup.experiment.corpus
     return {
         "name": corpus.name,
@@ -200,7 +211,7 @@ def corpus_facts(setup: Setup) -> dict[str, Any]:
 
 
 def _description(loader: str) -> str:
-    # the paragraphs of a loader's docstring that say what its rows are and are not; general loaders say it in a line
+    # a loader's line in the catalogue, and the paragraphs of its docstring on what its rows are not good for
     paragraphs = (importlib.import_module(f"xlt_ray.corpora.loaders.{loader}").__doc__ or "").strip().split("\n\n")
     limits = [" ".join(p.split()) for p in paragraphs[1:] if p.startswith("What it is not")]
     return " ".join([LOADERS[loader][0].upper() + LOADERS[loader][1:] + ".", *limits])

@@ -1,89 +1,96 @@
-"""The folder of a run: a local directory, or a local copy of a folder at any fsspec URL that is brought up to date."""
+"""Open the folder of a run: a local directory, or a local copy of one at any fsspec URL, which it keeps current."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.dirfs import DirFileSystem
 
+from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where one run writes: `local` always, and `remote` (file system, path) where storage is a URL."""
+    """Where one run writes: `local` always, and the folder `remote` where storage is a URL."""
 
     local: Path
-    remote: tuple[Any, str] | None = None
-    key: str = ""  # of what it is the folder, and its name wherever it lies
+    remote: DirFileSystem | None = None
+    key: str = ""  # of the run or sweep, which is the folder's name wherever it is
 
     @property
     def shown(self) -> str:
-        """The place to tell a person."""
-        return str(self.remote[0].unstrip_protocol(self.remote[1])) if self.remote else str(self.local)
+        """The path or URL to print."""
+        return str(self.remote.fs.unstrip_protocol(self.remote.path)) if self.remote else str(self.local)
 
     def checkpoints(self) -> tuple[str, Any]:
-        """Give Ray Train its storage path and, where that is remote, the pyarrow file system to reach it by."""
+        """Return the storage path for Ray Train and, where that is remote, the pyarrow file system to reach it by."""
         if self.remote is None:
             return str(self.local), None
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-        return self.remote[1], PyFileSystem(FSSpecHandler(self.remote[0]))
+        return self.remote.path, PyFileSystem(FSSpecHandler(self.remote.fs))
 
     def upload(self) -> None:
-        """Bring the remote folder up to date with the local one; nothing to do where there is no remote."""
+        """Bring the remote folder up to date with the local one; do nothing where there is no remote."""
+        if self.remote is None:
+            return
+        # in the order they were written, so that what marks the others as whole comes after them
+        written = sorted((p.stat().st_mtime_ns, p) for p in self.local.rglob("*") if p.is_file())
+        for _, file in written:
+            self._send(file)
+
+    def _send(self, file: Path) -> None:
         if self.remote is not None:
-            files, path = self.remote
-            # in the order they were written, so that what marks the others as whole comes after them
-            written = sorted((p.stat().st_mtime_ns, p) for p in self.local.rglob("*") if p.is_file())
-            for _, file in written:
-                files.makedirs(f"{path}/{file.relative_to(self.local).parent}", exist_ok=True)
-                files.put_file(str(file), f"{path}/{file.relative_to(self.local)}")
+            name = file.relative_to(self.local)
+            self.remote.makedirs(str(name.parent), exist_ok=True)
+            self.remote.put_file(str(file), str(name))
 
     def download(self, *names: str) -> None:
-        """Fetch named files that exist remotely and are not here yet, as when another machine began the run."""
-        if self.remote is not None:
-            files, path = self.remote
-            for name in names:
-                if not (self.local / name).exists() and files.exists(f"{path}/{name}"):
-                    (self.local / name).parent.mkdir(parents=True, exist_ok=True)
-                    files.get(f"{path}/{name}", str(self.local / name), recursive=True)
+        """Fetch named files that exist remotely and not locally, as when another machine began the run."""
+        for name in names:
+            if self.remote is not None and not (self.local / name).exists() and self.remote.exists(name):
+                (self.local / name).parent.mkdir(parents=True, exist_ok=True)
+                self.remote.get(name, str(self.local / name), recursive=True)
+
+    def remove(self, name: str) -> None:
+        """Delete a folder of the run locally and remotely, if it is there."""
+        shutil.rmtree(self.local / name, ignore_errors=True)
+        if self.remote is not None and self.remote.exists(name):
+            self.remote.rm(name, recursive=True)
 
     def identity(self) -> str:
-        """Name this run apart from one of the same key whose folder was deleted; made at the first call."""
+        """Return an id, made at the first call; a run of the same key has another after its folder was deleted."""
         self.download("identity.txt")
         file = self.local / "identity.txt"
         if not file.is_file():
-            file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
-            if self.remote is not None:
-                self.remote[0].makedirs(self.remote[1], exist_ok=True)
-                self.remote[0].put_file(str(file), f"{self.remote[1]}/identity.txt")
+            durable.write(file, uuid.uuid4().hex[:12] + "\n")
+            self._send(file)
         return file.read_text(encoding="utf-8").strip()
 
 
 def open_run(experiment: Experiment, fingerprint: str) -> RunFolder:
-    """Open, and make where needed, the folder of an experiment's run on the corpus of that fingerprint.
-
-    Raises InputError where that cannot be.
-    """
+    """Open, or make, the folder of an experiment's run on the corpus of that fingerprint; raise as `open_folder`."""
     return open_folder(experiment, experiment.key(fingerprint))
 
 
 def open_folder(experiment: Experiment, key: str) -> RunFolder:
-    """Open, and make where needed, the folder named `key` in an experiment's storage; errors as for `open_run`."""
+    """Open, or make, the folder named `key` in an experiment's storage; raise InputError where that cannot be."""
     try:
         if "://" in experiment.storage and not experiment.storage.startswith("file://"):
             files, path = fsspec.core.url_to_fs(f"{experiment.storage.rstrip('/')}/{key}")
-            # the key leaves storage out, and a run in one place says nothing about another
+            # the key leaves storage out, and runs in two places are two runs
             where = hashlib.sha256(experiment.storage.rstrip("/").encode()).hexdigest()[:8]
             local = Path(experiment.corpus.cache_dir).expanduser().absolute() / "runs" / f"{key}-{where}"
             local.mkdir(parents=True, exist_ok=True)
-            return RunFolder(local, (files, path), key)
+            return RunFolder(local, DirFileSystem(path, files), key)
         local = Path(experiment.storage.removeprefix("file://")).expanduser().absolute() / key
         local.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, ImportError) as error:
