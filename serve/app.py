@@ -28,7 +28,7 @@ from serve import loopback
 from serve.replica.admission import Keys
 from serve.replica.challenge import Challenge, ChallengeArgs
 from serve.replica.model import Chunk, Model
-from serve.replica.service import TOKENS, Service, answer_all
+from serve.replica.service import CHUNK_TOKENS, Service, answer_all
 from serve.replica.telemetry import ServeTelemetry
 from serve.settings import Section, ServeArgs, from_builder
 
@@ -70,7 +70,7 @@ class Classifier:
         keys = Keys(self.args.api_keys, lambda: ray_serve.get_replica_context().world_size)
         return api.create(self.args, lambda: self.service, keys, _exposition)
 
-    @ray_serve.batch(max_batch_size=2 * TOKENS["cpu"], batch_wait_timeout_s=0, batch_size_fn=tokens_of)
+    @ray_serve.batch(max_batch_size=2 * CHUNK_TOKENS["cpu"], batch_wait_timeout_s=0, batch_size_fn=tokens_of)
     async def _batch(self, chunks: list[Chunk]) -> list[Any]:
         began = time.perf_counter()
         results = await asyncio.to_thread(answer_all, chunks)
@@ -121,9 +121,9 @@ class Classifier:
             same = held is not None and held.args == choice.challenger
             second = held.model if held and same else await load(choice.challenger.model, self.args)
             challenge = held if same else Challenge(choice.challenger, second)
-        # two budgets' worth: rows of one batch are sorted by length, and more rows leave less padding
+        # two chunks' worth: rows of one batch are sorted by length, and more rows leave less padding
         batch: Any = self._batch
-        batch.set_max_batch_size(2 * self.service.budget(model))
+        batch.set_max_batch_size(2 * self.service.chunk_tokens(model))
         self.service.model, self.service.challenge = model, challenge
         self.service.problem = ""
 

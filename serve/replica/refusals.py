@@ -42,7 +42,7 @@ def late(deadline: float) -> Refusal:
 
 
 def not_ready(reason: str) -> Refusal:
-    """503: no model is loaded, or the server is on its way out."""
+    """503: nothing can be answered yet, or for the time being; `reason` says why."""
     return Refusal(503, "not_ready", reason, 5)
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,17 @@ from serve.replica.admission import Queue
 from serve.replica.challenge import Challenge
 from serve.replica.measured import expected, name, reliability
 from serve.replica.model import DIGITS, Answer, Chunk, Infer, Model
-from serve.replica.preparing import Preparing, Unprepared
 from serve.replica.refusals import Refusal, failed, late, not_ready, unfit
 from serve.replica.telemetry import Telemetry
 from serve.settings import ServeArgs
-from xlt_ray.languages.identify import Identifier
+from xlt_ray.inference.engine import Row
+from xlt_ray.languages.identify import UNKNOWN, Guess, Identifier
 from xlt_ray.model import batching
 
 logger = logging.getLogger("ray.serve")
 PATIENCE = 600.0  # seconds: nobody watches a stream's single lines, and the next are not read before these are answered
-TOKENS = {"cpu": 1024, "cuda": 16384}  # of one batch: what fits a processor's cache, what keeps a GPU busy
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384}  # what fits a processor's cache, what keeps a GPU busy
+TOKENISERS = 2  # threads, so that a long request does not hold up a short one; more of them compete for the GIL
 
 
 def answer_all(chunks: Sequence[Chunk]) -> list[np.ndarray | Exception]:
@@ -75,21 +77,19 @@ class Service:
         self.challenge: Challenge | None = None
         self.problem = ""  # why the model last asked for is not the one that answers
         self.loading = ""  # the model that is being loaded
-        self.draining = False
-        self._preparing = Preparing(Identifier(Path(args.cache_dir).expanduser()) if args.identify else None)
+        self._identifier = Identifier(Path(args.cache_dir).expanduser()) if args.identify else None
+        self._tokenisers = ThreadPoolExecutor(TOKENISERS, thread_name_prefix="tokenise")
         self._background: set[asyncio.Task[None]] = set()
 
     def ready(self) -> Model:
         """Give the model that answers; raise the Refusal `not_ready` where there is none."""
-        if self.draining:
-            raise not_ready("this replica is shutting down")
         if self.model is None:
             raise not_ready(self.problem or "the model is still being loaded")
         return self.model
 
-    def budget(self, model: Model) -> int:
-        """Give the tokens that a model is handed at once."""
-        return max(self.args.tokens_per_batch or TOKENS[model.engine.device], model.engine.max_length)
+    def chunk_tokens(self, model: Model) -> int:
+        """Return the most tokens of a model's chunk; what is batched together are two chunks' worth."""
+        return max(self.args.tokens_per_batch or CHUNK_TOKENS[model.engine.device], model.engine.max_length)
 
     async def classify(
         self,
@@ -134,8 +134,8 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
-                rows, guesses = await self._preparing(Unprepared(model.engine, texts, pairs, given))
-                groups = batching.steps([len(row) for row in rows], self.budget(model))
+                rows, guesses = await loop.run_in_executor(self._tokenisers, self._prepare, model, texts, pairs, given)
+                groups = batching.steps([len(row) for row in rows], self.chunk_tokens(model))
                 chunks = [
                     Chunk(model, [rows[i] for i in group], until, [guesses[i].code for i in group]) for group in groups
                 ]
@@ -152,6 +152,15 @@ class Service:
             raise failed() from None
         order = np.concatenate([np.asarray(group) for group in groups])
         return Answer(model, np.concatenate(parts)[np.argsort(order)], guesses)
+
+    def _prepare(
+        self, model: Model, texts: Sequence[str], pairs: Sequence[str] | None, given: Sequence[str | None] | None
+    ) -> tuple[list[Row], list[Guess]]:
+        """Tokenise texts and guess the languages that are not given. Blocks: runs in a thread."""
+        guess = self._identifier.guess if self._identifier else lambda text: UNKNOWN
+        codes = given or [None] * len(texts)
+        guesses = [guess(text) if code is None else Guess(code, 1.0) for text, code in zip(texts, codes, strict=True)]
+        return model.engine.encode(texts, pairs), guesses
 
     def _check(self, model: Model, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
         if (pairs is not None) != model.artefact.pairs:

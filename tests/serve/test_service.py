@@ -188,7 +188,7 @@ def test_the_patient_wait_for_room_and_give_up_only_when_the_server_does(model: 
         service.queue.waiting = 10**6
         waiting = asyncio.create_task(service.classify(TEXTS[:1], patient=True))
         await asyncio.sleep(0.05)
-        service.draining = True
+        service.model = None
         with pytest.raises(Refusal) as refused:
             await waiting
         assert refused.value.code == "not_ready"
