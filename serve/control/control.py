@@ -28,17 +28,13 @@ from serve.loopback import MARK, install
 from serve.replica.challenge import ChallengeArgs
 from serve.settings import ServeArgs, parse
 from xlt_ray.config.masking import masked, public
-from xlt_ray.errors import InputError
+from xlt_ray.errors import InputError, ServingError
 from xlt_ray.registry import fetch
 
 APP = "xlt"
 Tell = Callable[[str], None]
 START_S = 600.0  # until a model must be up: a bundle that was never exported takes a minute on a slow machine
 CHANGE_S = 300.0
-
-
-class ServingError(RuntimeError):
-    """A server does not do what it was told; the message says what is the case now."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ray_runs import Settings, environment, settings
 from typer.testing import CliRunner
 
 from xlt_ray import cli, techniques
-from xlt_ray.cli import serving
+from xlt_ray.cli import runs
 from xlt_ray.evaluation import metrics
 
 Result = Any  # of a CliRunner
@@ -199,7 +199,7 @@ def test_a_challenge_that_mlflow_has_not_all_of_ends_like_such_a_run(
     monkeypatch.setattr(control, "found", lambda *asked: contextlib.nullcontext())
     monkeypatch.setattr(courier, "start", lambda outbox: SimpleNamespace(close=lambda limit: left))
     done = xlt("challenge")
-    assert done.exit_code == (serving.UNSENT if left else 0), done.output
+    assert done.exit_code == (runs.UNSENT if left else 0), done.output
     told = "2 records are not sent and are kept (no time was left); `xlt sync " if left else "recorded at"
     assert told in done.stdout
 
