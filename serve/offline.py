@@ -47,10 +47,10 @@ def open_model(spec: str, tracking_uri: str | None = None) -> Model:
 def classify_lines(
     model: Model, lines: Iterable[str], top_k: int, jsonl: bool, out: IO[str], min_confidence: float = 0.0
 ) -> int:
-    """Write a JSON object for every line, in order and as soon as it is known; gives the number of lines with an error.
+    """Write a JSON object for every line, in order and as soon as it is known; return how many have an error.
 
-    `lines` are texts, or with `jsonl` what a stream's lines are. An answer repeats its text, and less confident than
-    `min_confidence` it gives no label.
+    `lines` are texts, or with `jsonl` what a stream's lines are. An answer repeats its text; below `min_confidence` it
+    has no label.
     """
     limits = Limits(characters=HUGE, line_bytes=HUGE, waiting_texts=HUGE, deadline_s=FOREVER, texts=PIECE)
 
@@ -85,7 +85,7 @@ async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool,
         while piece := list(_until_broken(itertools.islice(numbered, PIECE), broken)):
             if not jsonl:
                 asked.update(piece)
-            # null is refused as a line, where an empty text would be given some label
+            # null is refused as a line, where an empty text would get some label
             raws = (line if jsonl else json.dumps(line if line.strip() else None) for _, line in piece)
             yield "".join(raw + "\n" for raw in raws).encode()
 

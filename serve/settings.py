@@ -1,4 +1,4 @@
-"""What a server is told: the `args` of `serve.app:build`, from a YAML file, Serve's own, or `xlt serve`."""
+"""The settings of a server: the `args` of `serve.app:build`, from a YAML file, Serve's own, or `xlt serve`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from xlt_ray import config
+from xlt_ray import config, durable
+from xlt_ray.config.experiment import Section
 from xlt_ray.config.keys import explain
 from xlt_ray.errors import InputError
 from xlt_ray.languages.codes import read
 from xlt_ray.tracking.tracking_uri import absolute
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Limits(Section):
@@ -79,7 +76,9 @@ class ServeArgs(Section):
         LOOPBACK, description="names by which the server may be called, against DNS rebinding; ['*'] for any"
     )
     log_texts: bool = Field(False, description="write texts and answers to Serve's log; never otherwise")
-    cache_dir: str = Field("~/.cache/xlt_ray/serving", description="where models are kept on each machine")
+    cache_dir: str | None = Field(
+        None, description="where models are kept on each machine; default: ~/.cache/xlt_ray/serving there"
+    )
 
     @field_validator("api_keys")
     @classmethod
@@ -105,6 +104,11 @@ class ServeArgs(Section):
             if not re.fullmatch(r"https?://[^/\s*]+", origin):
                 raise ValueError(f"{origin!r} is not an origin such as https://example.org; no path, no *")
         return origins
+
+    @property
+    def cache(self) -> Path:
+        """Where models are kept on this machine."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else durable.cache_folder("serving")
 
     @property
     def device(self) -> str:

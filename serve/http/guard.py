@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: host, key, size; and what every response gets on its way out."""
+"""Check every request before a route sees it, by host, key and size, and add headers to every response."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serve.settings import ServeArgs
 OPEN = {"/", "/healthz", "/readyz", "/page.js", "/page.css", "/favicon.ico", "/docs", "/openapi.json"}  # without a key
 ASSETS = "/docs/assets/"  # neither need one
 STREAMED = "/v1/classify/stream"  # its body may be of any length
-# What a body must be said to be. A page of another site can make a browser post only what is none of these.
+# What a body must be declared to be. A page of another site can make a browser post only what is none of these.
 JSON = ("application/json",)
 KINDS = {
     "/v1/classify": JSON,
@@ -114,7 +114,7 @@ def _too_large(limit: int) -> Refusal:
 
 
 def _limited(receive: Receive, limit: int | None) -> Receive:
-    """Break off a body that turns out larger than its limit, whatever its headers say."""
+    """Break off a body that turns out larger than its limit, whatever its headers declare."""
     received = 0
 
     async def limited() -> Message:

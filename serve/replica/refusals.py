@@ -1,4 +1,4 @@
-"""What a client is told that cannot be helped: status, a code to act on, a sentence, and when to come back."""
+"""Refuse a request: a status, a code for programs, a sentence for people, and when to come back."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def not_ready(reason: str) -> Refusal:
 
 
 def failed() -> Refusal:
-    """503: the model broke down over these texts, which the server's log tells of; others are answered."""
+    """503: the model broke down over these texts, as the server's log describes; others are answered."""
     return Refusal(503, "model_failed", "the model failed at this; whoever runs the server finds why in its log", 5)
 
 

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus: through Ray, which adds up the processes of a machine and exports them.
+"""Count for Prometheus: through Ray, which adds up the processes of a machine and exports them.
 
 On a machine's Ray metrics endpoint every name gets `ray_` in front.
 """
@@ -26,7 +26,7 @@ class Telemetry:
         """Count a batch that the engine worked on."""
 
     def texts(self, version: str, languages: Sequence[str], labels: Sequence[str | None]) -> None:
-        """Count texts by language and by the label they were given, None for none, so that a drift of either shows."""
+        """Count texts by language and by the label they got, None for none, so that a drift of either shows."""
 
     def waiting(self, texts: int) -> None:
         """Note how many texts wait."""

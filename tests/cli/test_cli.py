@@ -194,7 +194,7 @@ def test_a_challenge_that_mlflow_has_not_all_of_ends_like_such_a_run(
     from xlt_ray.tracking import courier
 
     board = scoreboard.Board("a", "b", "shadow", 0.1, {}, f"sqlite:///{tmp_path}/xlt.db")
-    monkeypatch.setattr(scoreboard, "HISTORY", str(tmp_path / "history"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(scoreboard, "collect", lambda *asked: board)
     monkeypatch.setattr(control, "found", lambda *asked: contextlib.nullcontext())
     monkeypatch.setattr(courier, "start", lambda outbox: SimpleNamespace(close=lambda limit: left))

@@ -17,7 +17,7 @@ EVERY = 5.0  # seconds between lines in a log
 
 @contextlib.contextmanager
 def shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give the function that a run's events go to, and tidy up after it."""
+    """Yield the function that receives a run's events, and tidy up after it."""
     if not console.is_terminal:
         yield _noted(console, _lines(console))
         return

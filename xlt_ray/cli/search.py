@@ -17,7 +17,7 @@ def tune(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as search.searcher=random")
     ] = None,
 ) -> None:
-    """Search the mix of sources that serves the targets best, retrain it, and say how sure that is.
+    """Search the mix of sources that serves the targets best, retrain it, and report how sure that is.
 
     Exit codes are those of `xlt train`.
     """
