@@ -45,12 +45,12 @@ class Server:
     url: str
     link: Link
 
-    def ask(self, path: str, key: str | None = None, timeout: float = 10) -> dict[str, Any]:
+    def ask(self, path: str, key: str | None = None) -> dict[str, Any]:
         """GET a path and read JSON; raises OSError where there is no good answer."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         request = urllib.request.Request(self.url + path, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
+            with urllib.request.urlopen(request, timeout=10) as response:
                 found: dict[str, Any] = json.loads(response.read())
                 return found
         except urllib.error.HTTPError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,32 +33,32 @@ def build(
         Path | None, typer.Option(help="folder for SOURCE-TARGET.tsv; with --from the file to write")
     ] = None,
     score: Annotated[float, typer.Option(min=0.01, max=1, help="least score of a translation")] = 0.5,
-    given: Annotated[
+    file: Annotated[
         Path | None, typer.Option("--from", help="read this table or FreeDict file instead of a corpus")
     ] = None,
 ) -> None:
     """Induce dictionaries from the parallel train rows of a corpus, or turn one that exists into a table."""
     if out is None:
         raise InputError("--out: missing; name the folder to write to, or with --from the file")
-    if given is not None:
+    if file is not None:
         if config is not None:
-            raise InputError(f"{config}: --from reads {given} and no corpus; leave one of the two out")
-        _convert(given, out, source, target or ())
+            raise InputError(f"{config}: --from reads {file} and no corpus; leave one of the two out")
+        _convert(file, out, source, target or ())
     elif config is None or source is None:
         raise InputError("give a configuration and --source, or --from with a table or FreeDict file")
     else:
         _induce(config, overrides or (), source, target or (), out, score)
 
 
-def _convert(given: Path, out: Path, source: str | None, targets: Sequence[str]) -> None:
+def _convert(file: Path, out: Path, source: str | None, targets: Sequence[str]) -> None:
     from xlt_ray.languages import codes, lexicon
 
     if len(targets) > 1:
         raise InputError(f"--target: {', '.join(targets)}; a file has translations into one language")
     named = [code and codes.resolve(code) for code in (source, *(targets or (None,)))]
-    found = lexicon.read(given, *(code or lexicon.UNKNOWN for code in named))
+    found = lexicon.read(file, *(code or lexicon.UNKNOWN for code in named))
     if not found.entries:
-        raise InputError(f"{given}: no entry found; see whether it is a table, TEI or an index of dictd")
+        raise InputError(f"{file}: no entry found; see whether it is a table, TEI or an index of dictd")
     lexicon.write(out, found)
     typer.echo(f"{out}: {len(found.entries)} entries, {found.phrases} of them phrases")
 
@@ -120,9 +121,7 @@ def inspect(
 
 
 def _print_scores(scores: Sequence[float]) -> None:
-    counts: dict[int, int] = {}
-    for score in scores:
-        counts[min(int(10 * score), 9)] = counts.get(min(int(10 * score), 9), 0) + 1
+    counts = Counter(min(int(10 * score), 9) for score in scores)
     for tenth in sorted(counts):
         bar = "#" * max(1, round(BAR * counts[tenth] / max(counts.values())))
         typer.echo(f"  score {tenth / 10:.1f} to {(tenth + 1) / 10:.1f} {counts[tenth]:>7} {bar}")
