@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from serve.http import document, schemas
-from serve.http.guard import Guard
+from serve.http.guard import Guard, respond
 from serve.http.stream import answer_lines
 from serve.replica.admission import Keys
 from serve.replica.measured import expected
@@ -89,28 +89,23 @@ def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics:
 
 
 def _refuse_in_one_form(app: FastAPI) -> None:
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> Response:
-        return JSONResponse(error.body, error.status, error.headers)
+    """Answer FastAPI's own errors in the form of a Refusal, which the Guard answers."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # not the input itself: it may be large, private, or a number that JSON cannot hold
         faults = error.errors()
         if faults[0]["type"] == "json_invalid":
-            refusal = NO_JSON
-        else:
-            place = ".".join(str(part) for part in faults[0]["loc"][1:]) or str(faults[0]["loc"][0])
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            refusal = unfit(place[:200], f"{faults[0]['msg']}{more}")
-        return JSONResponse(refusal.body, refusal.status)
+            return respond(NO_JSON)
+        place = ".".join(str(part) for part in faults[0]["loc"][1:]) or str(faults[0]["loc"][0])
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        return respond(unfit(place[:200], f"{faults[0]['msg']}{more}"))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         # FastAPI's status for a body that is no JSON, and for all else that stops its reading
         if error.status_code == 400:
-            refusal = error.__cause__ if isinstance(error.__cause__, Refusal) else NO_JSON
-            return JSONResponse(refusal.body, refusal.status, refusal.headers)
+            return respond(error.__cause__ if isinstance(error.__cause__, Refusal) else NO_JSON)
         fault = {"error": {"code": f"http_{error.status_code}", "message": plain(str(error.detail))}}
         return JSONResponse(fault, error.status_code, error.headers)
 

@@ -32,7 +32,7 @@ class Commands(TyperGroup):
             typer.echo(_masked(f"error: {error}"), err=True)
             raise typer.Exit(2 if isinstance(error, errors.InputError) else 1) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted; the same command goes on from what is done", err=True)
+            typer.echo("interrupted; the same command resumes from what is done", err=True)
             raise typer.Exit(130) from None
         finally:
             warnings.formatwarning = usual

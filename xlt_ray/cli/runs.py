@@ -25,7 +25,7 @@ def train(
         bool, typer.Option("--dry-run", help="print configuration, mixture and resources, then stop")
     ] = False,
 ) -> None:
-    """Train, measure every language, record, report and bundle. The same command goes on after any interruption.
+    """Train, measure every language, record, report and bundle. The same command resumes after any interruption.
 
     Exit codes: 0 all is done; 3 the run is finished but MLflow has not all of it yet, see `xlt sync`; 2 the
     configuration is refused; 1 the work stopped; 130 interrupted.

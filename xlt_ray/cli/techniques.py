@@ -45,7 +45,7 @@ def few_shot(
 ) -> None:
     """Measure how much labelled rows of the targets help: accuracy over shots, several draws of each.
 
-    Interrupted, the same command goes on.
+    The same command resumes after any interruption.
     """
     from xlt_ray.config import load
 
