@@ -115,12 +115,6 @@ class ServeArgs(Section):
         """What a replica computes on."""
         return "cuda" if self.scaling.gpus else "cpu"
 
-    def check_replicas(self) -> None:
-        """Raise InputError where the numbers of replicas contradict each other."""
-        low, high = self.scaling.min_replicas, self.scaling.max_replicas
-        if high < low:
-            raise InputError(f"scaling.max_replicas: {high} is less than min_replicas, {low}; raise it")
-
 
 def parse(data: Mapping[str, Any], place: str = "args") -> ServeArgs:
     """Make settings of plain data; raise InputError listing every fault at once."""
@@ -129,7 +123,9 @@ def parse(data: Mapping[str, Any], place: str = "args") -> ServeArgs:
     except ValidationError as error:
         faults = "\n".join("  " + explain(fault, ServeArgs) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
-    args.check_replicas()
+    low, high = args.scaling.min_replicas, args.scaling.max_replicas
+    if high < low:
+        raise InputError(f"scaling.max_replicas: {high} is less than min_replicas, {low}; raise it")
     # replicas have another working directory
     return args.model_copy(update={"tracking_uri": absolute(args.tracking_uri, "tracking_uri")})
 

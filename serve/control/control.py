@@ -40,14 +40,15 @@ CHANGE_S = 300.0
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server is: `url` answers requests, `link` reaches its Ray cluster."""
+    """Where a server is: `url` answers requests, with an API `key` where it asks for one; `link` reaches its Ray."""
 
     url: str
     link: Link
+    key: str | None = None
 
-    def ask(self, path: str, key: str | None = None) -> dict[str, Any]:
+    def ask(self, path: str) -> dict[str, Any]:
         """GET a path and read JSON; raises OSError where there is no good answer."""
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         request = urllib.request.Request(self.url + path, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
@@ -77,11 +78,11 @@ def state_file(port: int) -> Path:
 
 
 @contextlib.contextmanager
-def found(port: int, address: str | None, url: str | None) -> Iterator[Server]:
+def found(port: int, address: str | None, url: str | None, key: str | None) -> Iterator[Server]:
     """Reach a server: by the address of a cluster's dashboard, or the one `xlt serve` started here on a port."""
     url = (url or f"http://127.0.0.1:{port}").rstrip("/")
     if address:
-        yield Server(url, Rest(address))
+        yield Server(url, Rest(address), key)
         return
     try:
         ray_address = json.loads(state_file(port).read_text(encoding="utf-8"))["ray"]
@@ -90,7 +91,7 @@ def found(port: int, address: str | None, url: str | None) -> Iterator[Server]:
             f"--port: no server was started here on port {port}; give its port, or --address of a cluster's dashboard"
         ) from None
     with on_loopback(ray_address):
-        yield Server(url, Driver())
+        yield Server(url, Driver(), key)
 
 
 @contextlib.contextmanager
@@ -146,11 +147,7 @@ def deploy(server: Server, settings: ServeArgs, choice: Choice) -> None:
         "deployments": [{"name": NAME, "user_config": choice.model_dump(mode="json")}],
     }
     server.link.deploy({"logging_config": {"enable_access_log": False}, "applications": [application]})
-    _wait_running(server, START_S)
-
-
-def _wait_running(server: Server, limit: float) -> None:
-    end = time.monotonic() + limit
+    end = time.monotonic() + START_S
     while time.monotonic() < end:
         found = server.link.applications().get(APP, {})
         if found.get("status") == "RUNNING":
@@ -161,7 +158,7 @@ def _wait_running(server: Server, limit: float) -> None:
             reasons = [one.get("message", "") for one in (found, *found["deployments"].values())]
             raise ServingError(_reason("\n".join(reasons)))
         time.sleep(0.3)
-    raise ServingError(f"the model did not come up within {limit:g} s")
+    raise ServingError(f"the model did not come up within {START_S:g} s")
 
 
 def _reason(message: str) -> str:
@@ -182,9 +179,7 @@ class Rollout:
     challenger: str | None = None
 
 
-def roll_out(
-    server: Server, spec: str | None = None, challenger: ChallengeArgs | None = None, key: str | None = None
-) -> Rollout:
+def roll_out(server: Server, spec: str | None = None, challenger: ChallengeArgs | None = None) -> Rollout:
     """Change the model, to `spec` or to what the served alias stands for now, and wait until every replica has it.
 
     `challenger` begins a challenge; without one, a challenge that is on ends. Raises ServingError, naming the reason,
@@ -195,7 +190,7 @@ def roll_out(
     if challenger is not None:
         challenger = challenger.model_copy(update={"model": resolve(settings, challenger.model)})
     previous = held.previous if target == held.model else held.model
-    return _apply(server, config, held, Choice(model=target, previous=previous, challenger=challenger), key)
+    return _apply(server, config, held, Choice(model=target, previous=previous, challenger=challenger))
 
 
 def settings_of(server: Server) -> ServeArgs:
@@ -214,12 +209,12 @@ def alias_back(server: Server) -> str:
     return promotion.rollback(name, alias, settings.tracking_uri)
 
 
-def roll_back(server: Server, key: str | None = None) -> Rollout:
+def roll_back(server: Server) -> Rollout:
     """Go back to the model that answered before the last rollout; raises InputError where there was none."""
     config, _, held = _deployed(server)
     if held.previous is None:
         raise InputError(f"rollback: {held.model} is the first model of this server; there is none before it")
-    return _apply(server, config, held, Choice(model=held.previous, previous=held.model), key)
+    return _apply(server, config, held, Choice(model=held.previous, previous=held.model))
 
 
 def _deployed(server: Server) -> tuple[dict[str, Any], ServeArgs, Choice]:
@@ -233,11 +228,11 @@ def _deployed(server: Server) -> tuple[dict[str, Any], ServeArgs, Choice]:
     return config, settings, Choice.model_validate(running or {"model": resolve(settings)})
 
 
-def _apply(server: Server, config: dict[str, Any], before: Choice, after: Choice, key: str | None) -> Rollout:
+def _apply(server: Server, config: dict[str, Any], before: Choice, after: Choice) -> Rollout:
     began = time.monotonic()
     _put(server, config, after)
     try:
-        replicas = _wait_changed(server, after, key)
+        replicas = _wait_changed(server, after)
     except ServingError:
         _put(server, config, before)  # so that a replica started later does not try the broken one
         raise
@@ -254,14 +249,14 @@ def _put(server: Server, config: dict[str, Any], choice: Choice) -> None:
     server.link.deploy({"applications": [*rest, changed]})
 
 
-def _wait_changed(server: Server, choice: Choice, key: str | None) -> int:
+def _wait_changed(server: Server, choice: Choice) -> int:
     """Ask until every replica that Ray lists answers with the new model; raises ServingError with what one reports."""
     end, changed = time.monotonic() + CHANGE_S, set[str]()
     while time.monotonic() < end:
         running = server.replicas()
         for _ in range(2 * len(running) + 1):  # whichever replica the request happens to reach
             with contextlib.suppress(OSError, ValueError):
-                shown = server.ask("/v1/model", key)
+                shown = server.ask("/v1/model")
                 if shown["problem"].startswith(choice.model):  # not what is left of a choice before
                     raise ServingError(f"{shown['problem']}; {shown['model']['name']} goes on answering")
                 wanted = choice.challenger.model if choice.challenger else None
@@ -274,13 +269,13 @@ def _wait_changed(server: Server, choice: Choice, key: str | None) -> int:
     raise ServingError(f"not every replica had {choice.model} within {CHANGE_S:g} s; see `serve status`")
 
 
-def tallies(server: Server, key: str | None = None) -> list[dict[str, Any]]:
+def tallies(server: Server) -> list[dict[str, Any]]:
     """Collect what each replica counted of a challenge; raises InputError where there is none."""
     counted: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + 30
     while time.monotonic() < end:
         replicas = server.replicas()
-        shown = server.ask("/v1/model", key)
+        shown = server.ask("/v1/model")
         if shown["challenger"] is None:
             raise InputError("challenge: no challenger at this server; begin one with `xlt rollout --challenger MODEL`")
         counted[shown["replica"]] = shown["challenger"] | {"champion": shown["model"]["name"]}
@@ -289,7 +284,7 @@ def tallies(server: Server, key: str | None = None) -> list[dict[str, Any]]:
     raise ServingError("not every replica answered within 30 s")
 
 
-def follow(server: Server, every: float, log: Log, key: str | None = None) -> None:
+def follow(server: Server, every: float, log: Log) -> None:
     """Watch the alias that a server serves, and roll out whenever it stands for another version; until interrupted."""
     failed = ""
     while True:
@@ -299,7 +294,7 @@ def follow(server: Server, every: float, log: Log, key: str | None = None) -> No
             wanted = resolve(settings)
             if wanted in (held.model, failed):
                 continue
-            done = roll_out(server, key=key)
+            done = roll_out(server)
             log(f"{done.before} -> {done.after} on {done.replicas} replicas in {done.seconds:.1f} s")
             failed = ""
         except ServingError as error:

@@ -43,9 +43,9 @@ class Board:
         return summed
 
 
-def collect(server: control.Server, key: str | None = None) -> Board:
+def collect(server: control.Server) -> Board:
     """Ask every replica for what it counted; raises InputError where no challenge is on."""
-    found = control.tallies(server, key)
+    found = control.tallies(server)
     first = found[0]
     uri = control.settings_of(server).tracking_uri
     summed = challenge.total(found)

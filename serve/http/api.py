@@ -1,6 +1,7 @@
 """The routes of the server and what they refuse. `create` makes a FastAPI application around a `Service`."""
 
 # no `from __future__ import annotations` here: FastAPI reads the annotations of routes, which name local classes
+import functools
 from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from typing import Annotated, Any
@@ -145,11 +146,7 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         A line that cannot be answered gets a line with `error`; the others go on. Waits instead of refusing.
         """
         service().ready()
-        client = request.scope["state"]["client"]
-
-        def spend(texts: int) -> None:
-            keys.spend(client, texts)
-
+        spend = functools.partial(keys.spend, request.scope["state"]["client"])
         return Lines(answer_lines(service(), request.stream(), top_k, spend, min_confidence))
 
     @app.post("/v1/feedback", response_model=schemas.FeedbackResponse, tags=["classify"], **document.CLASSIFYING)

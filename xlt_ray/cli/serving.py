@@ -29,15 +29,13 @@ Follow = Annotated[
 
 
 @contextlib.contextmanager
-def _control() -> Iterator[Any]:
-    """Yield `serve.control.control`, on a Ray whose clusters ask for a token."""
+def _with_token() -> Iterator[None]:
+    """Let a Ray that a verb starts ask for a token."""
     # what Ray decides when it starts a cluster, but not when it joins one; read once, when ray is imported
     before = os.environ.get("RAY_AUTH_MODE")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
-        from serve.control import control
-
-        yield control
+        yield
     finally:
         if before is None:  # whatever this process does next is not serving
             del os.environ["RAY_AUTH_MODE"]
@@ -68,6 +66,7 @@ def predict(
         raise typer.Exit(1)
 
 
+@_with_token()
 def serve(
     model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, or the folder of a run")],
     overrides: Annotated[
@@ -80,6 +79,7 @@ def serve(
 ) -> None:
     """Serve a model on 127.0.0.1: a page to try it, and an API. Ctrl-C answers what is in hand and stops."""
     from serve import settings
+    from serve.control import control
 
     args = settings.load(config, model, overrides or ())
     began = time.monotonic()
@@ -87,14 +87,15 @@ def serve(
     def log(text: str) -> None:
         typer.echo(f"[{time.monotonic() - began:5.1f} s] {text}")
 
-    with _control() as control, control.terminated_like_ctrl_c(), control.started(args, port, log, haproxy) as server:
-        shown = server.ask("/v1/model", None) if not args.api_keys else None
+    with control.terminated_like_ctrl_c(), control.started(args, port, log, haproxy) as server:
+        shown = server.ask("/v1/model") if not args.api_keys else None
         answering = f"{shown['model']['name']} ({shown['model']['precision']})" if shown else args.model
         log(f"{answering} answers at {server.url}; the API is described at {server.url}/docs")
         with contextlib.suppress(KeyboardInterrupt):
             control.follow(server, follow, log) if follow else threading.Event().wait()
 
 
+@_with_token()
 def rollout(
     model: Annotated[
         str | None, typer.Argument(help="what to serve from now on; default: what the served alias stands for now")
@@ -111,36 +112,40 @@ def rollout(
     follow: Follow = None,
 ) -> None:
     """Change the model of a running server without dropping a request; one that does not load changes nothing."""
+    from serve.control import control
     from serve.replica.challenge import ChallengeArgs
 
     mode: Any = "split" if split else "shadow"
     second = ChallengeArgs(model=challenger, share=share, mode=mode) if challenger else None
-    with _control() as control, control.found(port, address, url) as server:
-        _print_rollout(control.roll_out(server, model, second, key))
+    with control.found(port, address, url, key) as server:
+        _print_rollout(control.roll_out(server, model, second))
         if follow:
             with contextlib.suppress(KeyboardInterrupt):
-                control.follow(server, follow, typer.echo, key)
+                control.follow(server, follow, typer.echo)
 
 
+@_with_token()
 def rollback(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
     """Go back to the model that answered before; where an alias is served, the alias goes back too."""
-    with _control() as control, control.found(port, address, url) as server:
+    from serve.control import control
+
+    with control.found(port, address, url, key) as server:
         if moved := control.alias_back(server):
             typer.echo(moved)
-            _print_rollout(control.roll_out(server, key=key))
+            _print_rollout(control.roll_out(server))
         else:
-            _print_rollout(control.roll_back(server, key))
+            _print_rollout(control.roll_back(server))
 
 
+@_with_token()
 def challenge(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
     """Compare champion and challenger so far, and record it in MLflow; exit code 3 while that has not all of it."""
-    with _control() as control:
-        from serve.control import scoreboard
+    from serve.control import control, scoreboard
 
-        with control.found(port, address, url) as server:
-            board = scoreboard.collect(server, key)
-        Console(highlight=False).print(scoreboard.table(board))
-        where, left = scoreboard.record(board)
+    with control.found(port, address, url, key) as server:
+        board = scoreboard.collect(server)
+    Console(highlight=False).print(scoreboard.table(board))
+    where, left = scoreboard.record(board)
     typer.echo(where)
     if left:
         raise typer.Exit(UNSENT)
