@@ -1,4 +1,4 @@
-"""The application of Ray Serve: `serve run serve.app:build model=models:/NAME@champion`, or with serve/config.yaml.
+"""Build the application of Ray Serve: `serve run serve.app:build model=models:/NAME@champion`, or serve/config.yaml.
 
 One deployment does everything, because a second hop between processes costs three milliseconds and a share of a core.
 A replica fetches its model by a process beside itself that is gone afterwards (`xlt_ray.registry.fetch`), so neither
@@ -129,7 +129,7 @@ class Classifier:
         self.service.problem = ""
 
     def check_health(self) -> None:
-        """Called by Serve; a replica that cannot even run this is replaced."""
+        """Do nothing: Serve replaces a replica that cannot even run this."""
 
 
 async def load(spec: str, args: ServeArgs) -> Model:

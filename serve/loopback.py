@@ -92,7 +92,7 @@ def install(folder: Path) -> dict[str, str]:
 
 
 def keep_inside() -> None:
-    """In a replica on loopback: let Serve's port for calls between deployments, unused here, be there too."""
+    """Bind Serve's port for calls between deployments, unused here, to loopback, in a replica that is on loopback."""
     if os.environ.get(MARK) != "1":
         return
     from ray.serve._private import replica

@@ -1,4 +1,4 @@
-"""The settings of a server: the `args` of `serve.app:build`, from a YAML file, Serve's own, or `xlt serve`."""
+"""Read the settings of a server, the `args` of `serve.app:build`: from a YAML file, Serve's own, or `xlt serve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes of the server and what they refuse. `create` makes a FastAPI application around a `Service`."""
+"""Define the routes of the server and what they refuse: `create` makes a FastAPI application around a `Service`."""
 
 # no `from __future__ import annotations` here: FastAPI reads the annotations of routes, which name local classes
 import functools

@@ -1,4 +1,4 @@
-"""The forms of requests and responses, as OpenAPI shows them."""
+"""Define the forms of requests and responses, as OpenAPI shows them."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import hmac
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from serve.replica.refusals import Refusal, overloaded
+from serve.replica.refusals import Refusal
 from serve.settings import ApiKey
 
 NEWEST = 0.2  # weight of the newest batch in the running estimate of speed
@@ -43,7 +43,8 @@ class Queue:
     def check(self, texts: int, deadline: float) -> None:
         """Raise the Refusal `overloaded` where so many more texts could not be answered within `deadline` seconds."""
         if not self.free(texts, deadline):
-            raise overloaded(self.wait())
+            message = "too much is waiting to answer this in time; try again later"
+            raise Refusal(503, "overloaded", message, self.wait())
 
     @contextlib.contextmanager
     def enter(self, texts: int, deadline: float) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""A second model beside the one that answers: it takes a share of the traffic, or classifies the same texts unseen.
+"""Run a second model beside the one that answers: it takes a share of the traffic, or a copy of it.
 
 Counted is how often the two return the same label, which needs nobody's help, and, where somebody sends the right
 labels to `/v1/feedback`, how often each is right on the same texts.

@@ -20,7 +20,7 @@ from serve.replica.admission import Queue
 from serve.replica.challenge import Challenge
 from serve.replica.measured import expected, reliability
 from serve.replica.model import DIGITS, Answer, Chunk, Infer, Model, Question
-from serve.replica.refusals import Refusal, failed, late, not_ready, unfit
+from serve.replica.refusals import Refusal, not_ready, unfit
 from serve.replica.telemetry import Telemetry
 from serve.settings import ServeArgs
 from xlt_ray.inference.engine import Row
@@ -135,13 +135,15 @@ class Service:
                 else:
                     parts = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
         except TimeoutError:
-            raise late(deadline) from None
+            message = f"no answer within {deadline:g} s; ask for fewer texts at once, or try again later"
+            raise Refusal(503, "deadline_exceeded", message, 1) from None
         except Refusal:
             raise
         except Exception as error:
             texts, kind = len(question.texts), type(error).__name__
             logger.error("%s failed at %d texts: %s: %s", model.name, texts, kind, error)
-            raise failed() from None
+            message = "the model failed at this; whoever runs the server finds why in its log"
+            raise Refusal(503, "model_failed", message, 5) from None
         order = np.concatenate([np.asarray(group) for group in groups])
         return Answer(question, model, np.concatenate(parts)[np.argsort(order)], guesses)
 

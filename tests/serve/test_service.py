@@ -27,7 +27,7 @@ TEXTS = [f"eng{i} " * (1 + (7 * i) % 20) for i in range(40)]
 
 
 class Watched:
-    """An engine that notes the batches it is given and may be told to be slow or to fail."""
+    """An engine that notes its batches and can be made slow or failing."""
 
     def __init__(self, engine: Any) -> None:
         self._engine, self.batches, self.pause, self.fails_at = engine, [], 0.0, -1

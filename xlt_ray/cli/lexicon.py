@@ -1,4 +1,4 @@
-"""The verbs of `xlt lexicon`: build a dictionary for code-switching, and inspect one."""
+"""Build and inspect dictionaries for code-switching: the verbs of `xlt lexicon`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb promote."""
+"""Move an alias to a run that passed the gate: the verb promote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs on runs: train, check, evaluate, report, compare and sync."""
+"""Train, check, measure and compare runs: the verbs train, check, evaluate, report, compare and sync."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs on choosing sources: tune and rank-sources."""
+"""Choose the sources to train on: the verbs tune and rank-sources."""
 
 from __future__ import annotations
 

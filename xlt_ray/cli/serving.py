@@ -1,4 +1,4 @@
-"""The verbs on serving: predict, serve, rollout, rollback, challenge and key."""
+"""Classify texts and operate a server: the verbs predict, serve, rollout, rollback, challenge and key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs on single techniques: adapt a bundle to one more language, and few-shot, a curve of accuracy over shots."""
+"""Adapt a bundle to one more language, and measure accuracy over shots: the verbs adapt and few-shot."""
 
 from __future__ import annotations
 
