@@ -115,13 +115,13 @@ class Classifier:
             self.service.loading = ""
 
     async def _change(self, choice: Choice) -> None:
-        current, challenge = self.service.model, None
-        model = current if current and current.name == choice.model else await load(choice.model, self.args)
-        if choice.challenger is not None:
-            held = self.service.challenge
-            same = held is not None and held.args == choice.challenger
-            second = held.model if held and same else await load(choice.challenger.model, self.args)
-            challenge = held if same else Challenge(choice.challenger, second)
+        model, challenge = self.service.model, self.service.challenge
+        if model is None or model.name != choice.model:
+            model = await load(choice.model, self.args)
+        if choice.challenger is None:
+            challenge = None
+        elif challenge is None or challenge.args != choice.challenger:
+            challenge = Challenge(choice.challenger, await load(choice.challenger.model, self.args))
         # two chunks' worth: rows of one batch are sorted by length, and more rows leave less padding
         batch: Any = self._batch
         batch.set_max_batch_size(2 * self.service.chunk_tokens(model))

@@ -48,7 +48,7 @@ class Lines(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, lines: AsyncIterator[bytes], status_code: int = 200) -> None:
+    def __init__(self, lines: AsyncIterator[bytes], status_code: int = 200) -> None:  # FastAPI documents its default
         super().__init__(status_code=status_code)
         del self.headers["content-length"]
         self.lines = lines
@@ -83,7 +83,7 @@ def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics:
         )
     _refuse_in_one_form(app)
     _add_classifying(app, args, service, keys)
-    _add_describing(app, args, service, metrics)
+    _add_describing(app, service, metrics)
     _add_pages(app)
     document.complete(app, bool(keys))
     return app
@@ -161,7 +161,7 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         return JSONResponse({"models": models})
 
 
-def _add_describing(app: FastAPI, args: ServeArgs, service: Callable[[], Service], metrics: Callable[[], str]) -> None:
+def _add_describing(app: FastAPI, service: Callable[[], Service], metrics: Callable[[], str]) -> None:
     @app.get("/v1/model", response_model=schemas.ModelResponse, tags=["model"], **document.DESCRIBING)
     async def model() -> Response:
         """Return which model answers, what its labels are, and how good it was measured to be in each language."""
