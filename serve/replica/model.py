@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -48,7 +48,6 @@ class Chunk:
     rows: Sequence[Row]
     until: float
     codes: Sequence[str | None] = ()
-    started: list[float] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
