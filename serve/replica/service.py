@@ -184,20 +184,20 @@ class Service:
 
     async def feedback(self, question: Question, labels: Sequence[str]) -> dict[str, Any]:
         """Score the model, and the challenger where there is one, on texts whose label is known."""
-        champion = self.ready()
+        champion, challenge = self.ready(), self.challenge
         known = champion.artefact.labels
         for i, label in enumerate(labels):
             if label not in known:
                 raise unfit(f"labels[{i}]", f"{label!r} is not a label of this model; `GET /v1/model` lists them")
         _check(champion, question)
-        models = [champion] + ([self.challenge.model] if self.challenge else [])
+        models = [champion] + ([challenge.model] if challenge else [])
         deadline = self.args.limits.deadline_s
         with self.queue.enter(len(labels) * len(models), deadline):
             until = time.monotonic() + deadline
             answers = [await self._answer(model, question, until, deadline) for model in models]
         right = [(a.labels == np.asarray(labels)).tolist() for a in answers]
-        if self.challenge is not None:
-            self.challenge.judged([guess.code for guess in answers[0].guesses], right[0], right[1])
+        if challenge is not None:
+            challenge.judged([guess.code for guess in answers[0].guesses], right[0], right[1])
         return {
             model.name: {"version": model.version, "texts": len(labels), "right": sum(mine)}
             for model, mine in zip(models, right, strict=True)
