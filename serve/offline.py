@@ -47,10 +47,10 @@ def open_model(spec: str, tracking_uri: str | None = None) -> Model:
 def classify_lines(
     model: Model, lines: Iterable[str], top_k: int, jsonl: bool, out: IO[str], min_confidence: float = 0.0
 ) -> int:
-    """Write a JSON object for every line, in order and as soon as it is known; gives the number of lines with an error.
+    """Write a JSON object for every line, in order and as soon as it is known; return how many have an error.
 
-    `lines` are texts, or with `jsonl` what a stream's lines are. An answer repeats its text, and less confident than
-    `min_confidence` it gives no label.
+    `lines` are texts, or with `jsonl` what a stream's lines are. An answer repeats its text; below `min_confidence` it
+    has no label.
     """
     limits = Limits(characters=HUGE, line_bytes=HUGE, waiting_texts=HUGE, deadline_s=FOREVER, texts=PIECE)
 
@@ -78,14 +78,12 @@ def refuse_single_texts(model: Model, file: str) -> None:
 async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool, out: IO[str]) -> int:
     asked: dict[int, str] = {}
     faults = 0
-    broken: list[InputError] = []
 
     async def body() -> AsyncIterator[bytes]:
-        numbered = enumerate(lines, 1)
-        while piece := list(_until_broken(itertools.islice(numbered, PIECE), broken)):
+        for piece in _pieces(enumerate(lines, 1)):
             if not jsonl:
                 asked.update(piece)
-            # null is refused as a line, where an empty text would be given some label
+            # null is refused as a line, where an empty text would get some label
             raws = (line if jsonl else json.dumps(line if line.strip() else None) for _, line in piece)
             yield "".join(raw + "\n" for raw in raws).encode()
 
@@ -97,17 +95,21 @@ async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool,
                 found["error"] = "empty: there is nothing to classify"
             faults += "error" in found
             out.write(json.dumps(text | found, ensure_ascii=False) + "\n")
-    for error in broken:
-        raise error
     return faults
 
 
-def _until_broken(lines: Iterable[tuple[int, str]], broken: list[InputError]) -> Iterator[tuple[int, str]]:
-    # what stands before a line that cannot be read is answered first
+def _pieces(lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    piece: list[tuple[int, str]] = []
     try:
-        yield from lines
-    except InputError as error:
-        broken.append(error)
+        for line in lines:
+            piece.append(line)
+            if len(piece) == PIECE:
+                yield piece
+                piece = []
+    except InputError:
+        yield piece  # what stands before a line that cannot be read is answered first
+        raise
+    yield piece
 
 
 def lines_of(file: str, jsonl: bool) -> Iterator[str]:

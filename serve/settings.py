@@ -1,4 +1,4 @@
-"""What a server is told: the `args` of `serve.app:build`, from a YAML file, Serve's own, or `xlt serve`."""
+"""Read the settings of a server, the `args` of `serve.app:build`: from a YAML file, Serve's own, or `xlt serve`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from xlt_ray import config
+from xlt_ray import config, durable
+from xlt_ray.config.experiment import Section
 from xlt_ray.config.keys import explain
 from xlt_ray.errors import InputError
 from xlt_ray.languages.codes import read
 from xlt_ray.tracking.tracking_uri import absolute
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Limits(Section):
@@ -79,7 +76,9 @@ class ServeArgs(Section):
         LOOPBACK, description="names by which the server may be called, against DNS rebinding; ['*'] for any"
     )
     log_texts: bool = Field(False, description="write texts and answers to Serve's log; never otherwise")
-    cache_dir: str = Field("~/.cache/xlt_ray/serving", description="where models are kept on each machine")
+    cache_dir: str | None = Field(
+        None, description="where models are kept on each machine; default: ~/.cache/xlt_ray/serving there"
+    )
 
     @field_validator("api_keys")
     @classmethod
@@ -107,15 +106,14 @@ class ServeArgs(Section):
         return origins
 
     @property
+    def cache(self) -> Path:
+        """Where models are kept on this machine."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else durable.cache_folder("serving")
+
+    @property
     def device(self) -> str:
         """What a replica computes on."""
         return "cuda" if self.scaling.gpus else "cpu"
-
-    def check_replicas(self) -> None:
-        """Raise InputError where the numbers of replicas contradict each other."""
-        low, high = self.scaling.min_replicas, self.scaling.max_replicas
-        if high < low:
-            raise InputError(f"scaling.max_replicas: {high} is less than min_replicas, {low}; raise it")
 
 
 def parse(data: Mapping[str, Any], place: str = "args") -> ServeArgs:
@@ -125,7 +123,9 @@ def parse(data: Mapping[str, Any], place: str = "args") -> ServeArgs:
     except ValidationError as error:
         faults = "\n".join("  " + explain(fault, ServeArgs) for fault in error.errors())
         raise InputError(f"{place}:\n{faults}") from None
-    args.check_replicas()
+    low, high = args.scaling.min_replicas, args.scaling.max_replicas
+    if high < low:
+        raise InputError(f"scaling.max_replicas: {high} is less than min_replicas, {low}; raise it")
     # replicas have another working directory
     return args.model_copy(update={"tracking_uri": absolute(args.tracking_uri, "tracking_uri")})
 

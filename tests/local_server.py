@@ -34,7 +34,7 @@ def loaded(folder: Path, name: str = "models:/tiny/1", version: str = "1") -> Mo
 
 
 def service(model: Model | None, **settings: Any) -> Service:
-    """Give a service that runs each chunk in a thread, as Serve's batches are run."""
+    """Make a service that runs each chunk in a thread, as Serve's batches are run."""
     args = ServeArgs.model_validate({"model": "models:/tiny/1"} | settings)
 
     async def infer(chunk: Chunk) -> Any:
@@ -56,7 +56,7 @@ def application(made: Service) -> Any:
 
 @contextlib.contextmanager
 def running(made: Service) -> Iterator[str]:
-    """Listen on a free port of 127.0.0.1; gives the address."""
+    """Listen on a free port of 127.0.0.1, and yield the address."""
     quiet = {"log_level": "error", "timeout_graceful_shutdown": 1}
     server = uvicorn.Server(uvicorn.Config(application(made), host="127.0.0.1", port=0, **quiet))
     thread = threading.Thread(target=server.run)

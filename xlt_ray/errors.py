@@ -1,4 +1,4 @@
-"""The two errors that a command turns into a message and an exit code."""
+"""The errors that a command turns into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -37,3 +37,7 @@ class TrainingError(RuntimeError):
 
 class RegistryError(RuntimeError):
     """MLflow does not answer, or refuses what should go; the message is one line."""
+
+
+class ServingError(RuntimeError):
+    """A server did not do what it was asked to; the message says what holds now."""

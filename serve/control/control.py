@@ -1,4 +1,4 @@
-"""Start a server, change the model under load, and tell how it went: what the verbs serve, rollout and rollback do.
+"""Start a server, change the model under load, and report how it went: the verbs serve, rollout and rollback.
 
 A server is changed through Ray's REST interface, by a new `user_config`, and asked over HTTP what became of it. So the
 same code changes the server that `xlt serve` started and one on a cluster.
@@ -27,33 +27,31 @@ from serve.control.links import Driver, Link, Rest, on_loopback
 from serve.loopback import MARK, install
 from serve.replica.challenge import ChallengeArgs
 from serve.settings import ServeArgs, parse
+from xlt_ray import durable
 from xlt_ray.config.masking import masked, public
-from xlt_ray.errors import InputError
+from xlt_ray.errors import InputError, ServingError
 from xlt_ray.registry import fetch
 
 APP = "xlt"
-Tell = Callable[[str], None]
+Log = Callable[[str], None]  # receives a line for the user
 START_S = 600.0  # until a model must be up: a bundle that was never exported takes a minute on a slow machine
 CHANGE_S = 300.0
 
 
-class ServingError(RuntimeError):
-    """A server does not do what it was told; the message says what is the case now."""
-
-
 @dataclass(frozen=True)
 class Server:
-    """Where a server is: `url` answers requests, `link` reaches its Ray cluster."""
+    """Where a server is: `url` answers requests, with an API `key` where it asks for one; `link` reaches its Ray."""
 
     url: str
     link: Link
+    key: str | None = None
 
-    def ask(self, path: str, key: str | None = None, timeout: float = 10) -> dict[str, Any]:
+    def ask(self, path: str) -> dict[str, Any]:
         """GET a path and read JSON; raises OSError where there is no good answer."""
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         request = urllib.request.Request(self.url + path, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
+            with urllib.request.urlopen(request, timeout=10) as response:
                 found: dict[str, Any] = json.loads(response.read())
                 return found
         except urllib.error.HTTPError as error:
@@ -62,7 +60,7 @@ class Server:
             raise
 
     def application(self) -> dict[str, Any]:
-        """Give what Ray says of the application; raises InputError where it is not deployed there."""
+        """Return what Ray knows of the application; raises InputError where it is not deployed there."""
         found = self.link.applications().get(APP)
         if found is None:
             raise InputError(f"--address: no application {APP!r} there; start one with `xlt serve` or `serve deploy`")
@@ -70,21 +68,21 @@ class Server:
 
     def replicas(self) -> set[str]:
         """List the replicas that run."""
-        told = self.application()["deployments"][NAME]["replicas"]
-        return {one["replica_id"] for one in told if one["state"] == "RUNNING"}
+        replicas = self.application()["deployments"][NAME]["replicas"]
+        return {one["replica_id"] for one in replicas if one["state"] == "RUNNING"}
 
 
 def state_file(port: int) -> Path:
-    """Say where the server on a port of this machine leaves its Ray's address for the other verbs."""
-    return Path("~/.cache/xlt_ray/servers").expanduser() / f"{port}.json"
+    """Return the file in which the server on a port of this machine leaves its Ray's address for the other verbs."""
+    return durable.cache_folder("servers", f"{port}.json")
 
 
 @contextlib.contextmanager
-def found(port: int, address: str | None, url: str | None) -> Iterator[Server]:
+def found(port: int, address: str | None, url: str | None, key: str | None) -> Iterator[Server]:
     """Reach a server: by the address of a cluster's dashboard, or the one `xlt serve` started here on a port."""
     url = (url or f"http://127.0.0.1:{port}").rstrip("/")
     if address:
-        yield Server(url, Rest(address))
+        yield Server(url, Rest(address), key)
         return
     try:
         ray_address = json.loads(state_file(port).read_text(encoding="utf-8"))["ray"]
@@ -93,11 +91,11 @@ def found(port: int, address: str | None, url: str | None) -> Iterator[Server]:
             f"--port: no server was started here on port {port}; give its port, or --address of a cluster's dashboard"
         ) from None
     with on_loopback(ray_address):
-        yield Server(url, Driver())
+        yield Server(url, Driver(), key)
 
 
 @contextlib.contextmanager
-def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) -> Iterator[Server]:
+def started(settings: ServeArgs, port: int, log: Log, haproxy: bool = True) -> Iterator[Server]:
     """Start Ray and Serve on the loopback interface of this machine, put a model behind HTTP, and stop all at the end.
 
     Raises InputError where the port is taken and ServingError where the model does not come up.
@@ -112,24 +110,23 @@ def started(settings: ServeArgs, port: int, tell: Tell, haproxy: bool = True) ->
             os.environ.setdefault(name, value)
         if masked(settings.tracking_uri) != settings.tracking_uri:
             os.environ["MLFLOW_TRACKING_URI"] = settings.tracking_uri
-        tell("starting Ray")
+        log("starting Ray")
         with on_loopback("local") as ray_address:
             from ray import serve
 
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             server = Server(f"http://127.0.0.1:{port}", Driver())
-            tell(f"loading {choice.model}")
+            log(f"loading {choice.model}")
             deploy(server, settings, choice)
             file = state_file(port)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"ray": ray_address, "pid": os.getpid()}), encoding="utf-8")
+            durable.write(file, json.dumps({"ray": ray_address, "pid": os.getpid()}))
             try:
                 yield server
             finally:
                 file.unlink(missing_ok=True)
-                tell("stopping: requests in hand are answered first")
-                serve.delete(APP)  # waits for what the replicas have in hand; shutdown alone does not
+                log("stopping: requests in hand are answered first")
+                serve.delete(APP)  # waits for requests under way; shutdown alone does not
                 serve.shutdown()
 
 
@@ -150,34 +147,30 @@ def deploy(server: Server, settings: ServeArgs, choice: Choice) -> None:
         "deployments": [{"name": NAME, "user_config": choice.model_dump(mode="json")}],
     }
     server.link.deploy({"logging_config": {"enable_access_log": False}, "applications": [application]})
-    _wait_running(server, START_S)
-
-
-def _wait_running(server: Server, limit: float) -> None:
-    end = time.monotonic() + limit
+    end = time.monotonic() + START_S
     while time.monotonic() < end:
-        told = server.link.applications().get(APP, {})
-        if told.get("status") == "RUNNING":
+        found = server.link.applications().get(APP, {})
+        if found.get("status") == "RUNNING":
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(server.url + "/readyz", timeout=5).close()
                 return
-        if told.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
-            reasons = [told.get("message", "")] + [one.get("message", "") for one in told["deployments"].values()]
+        if found.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [one.get("message", "") for one in (found, *found["deployments"].values())]
             raise ServingError(_reason("\n".join(reasons)))
         time.sleep(0.3)
-    raise ServingError(f"the model did not come up within {limit:g} s")
+    raise ServingError(f"the model did not come up within {START_S:g} s")
 
 
 def _reason(message: str) -> str:
-    """Pick out of Ray's message, which holds a traceback, what went wrong in the words of who raised it."""
+    """Return the message of the error in Ray's message, which holds a traceback."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    told = [line for line in lines if "Error:" in line or "error: " in line]
-    return re.sub(r"^[\w.]*(Error|Exception): ", "", (told or lines or ["no reason was given"])[-1])[-1500:]
+    errors = [line for line in lines if "Error:" in line or "error: " in line]
+    return re.sub(r"^[\w.]*(Error|Exception): ", "", (errors or lines or ["no reason was given"])[-1])[-1500:]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """How a change went: from which model to which, and what each replica says."""
+    """How a change went: from which model to which, in how long, and on how many replicas."""
 
     before: str
     after: str
@@ -186,9 +179,7 @@ class Rollout:
     challenger: str | None = None
 
 
-def roll_out(
-    server: Server, spec: str | None = None, challenger: ChallengeArgs | None = None, key: str | None = None
-) -> Rollout:
+def roll_out(server: Server, spec: str | None = None, challenger: ChallengeArgs | None = None) -> Rollout:
     """Change the model, to `spec` or to what the served alias stands for now, and wait until every replica has it.
 
     `challenger` begins a challenge; without one, a challenge that is on ends. Raises ServingError, naming the reason,
@@ -199,16 +190,16 @@ def roll_out(
     if challenger is not None:
         challenger = challenger.model_copy(update={"model": resolve(settings, challenger.model)})
     previous = held.previous if target == held.model else held.model
-    return _apply(server, config, held, Choice(model=target, previous=previous, challenger=challenger), key)
+    return _apply(server, config, held, Choice(model=target, previous=previous, challenger=challenger))
 
 
 def settings_of(server: Server) -> ServeArgs:
-    """Give the settings a server was deployed with."""
+    """Return the settings a server was deployed with."""
     return _deployed(server)[1]
 
 
 def alias_back(server: Server) -> str:
-    """Where a server serves an alias, move the alias back to the version it stood for before; says so, else ''."""
+    """Move the alias that a server serves back to its version before; return a line about it, "" without an alias."""
     settings = settings_of(server)
     if "@" not in settings.model:
         return ""
@@ -218,12 +209,12 @@ def alias_back(server: Server) -> str:
     return promotion.rollback(name, alias, settings.tracking_uri)
 
 
-def roll_back(server: Server, key: str | None = None) -> Rollout:
+def roll_back(server: Server) -> Rollout:
     """Go back to the model that answered before the last rollout; raises InputError where there was none."""
     config, _, held = _deployed(server)
     if held.previous is None:
         raise InputError(f"rollback: {held.model} is the first model of this server; there is none before it")
-    return _apply(server, config, held, Choice(model=held.previous, previous=held.model), key)
+    return _apply(server, config, held, Choice(model=held.previous, previous=held.model))
 
 
 def _deployed(server: Server) -> tuple[dict[str, Any], ServeArgs, Choice]:
@@ -237,11 +228,11 @@ def _deployed(server: Server) -> tuple[dict[str, Any], ServeArgs, Choice]:
     return config, settings, Choice.model_validate(running or {"model": resolve(settings)})
 
 
-def _apply(server: Server, config: dict[str, Any], before: Choice, after: Choice, key: str | None) -> Rollout:
+def _apply(server: Server, config: dict[str, Any], before: Choice, after: Choice) -> Rollout:
     began = time.monotonic()
     _put(server, config, after)
     try:
-        replicas = _wait_changed(server, after, key)
+        replicas = _wait_changed(server, after)
     except ServingError:
         _put(server, config, before)  # so that a replica started later does not try the broken one
         raise
@@ -258,42 +249,42 @@ def _put(server: Server, config: dict[str, Any], choice: Choice) -> None:
     server.link.deploy({"applications": [*rest, changed]})
 
 
-def _wait_changed(server: Server, choice: Choice, key: str | None) -> int:
-    """Ask until every replica that Ray lists answers with the new model; raises ServingError with what one says."""
+def _wait_changed(server: Server, choice: Choice) -> int:
+    """Ask until every replica that Ray lists answers with the new model; raises ServingError with what one reports."""
     end, changed = time.monotonic() + CHANGE_S, set[str]()
     while time.monotonic() < end:
         running = server.replicas()
         for _ in range(2 * len(running) + 1):  # whichever replica the request happens to reach
             with contextlib.suppress(OSError, ValueError):
-                told = server.ask("/v1/model", key)
-                if told["problem"].startswith(choice.model):  # not what is left of a choice before
-                    raise ServingError(f"{told['problem']}; {told['model']['name']} goes on answering")
+                shown = server.ask("/v1/model")
+                if shown["problem"].startswith(choice.model):  # not what is left of a choice before
+                    raise ServingError(f"{shown['problem']}; {shown['model']['name']} goes on answering")
                 wanted = choice.challenger.model if choice.challenger else None
-                second = (told["challenger"] or {}).get("challenger")
-                if told["model"]["name"] == choice.model and second == wanted:
-                    changed.add(told["replica"])
+                second = (shown["challenger"] or {}).get("challenger")
+                if shown["model"]["name"] == choice.model and second == wanted:
+                    changed.add(shown["replica"])
         if running and running <= changed:
             return len(running)
         time.sleep(0.2)
     raise ServingError(f"not every replica had {choice.model} within {CHANGE_S:g} s; see `serve status`")
 
 
-def tallies(server: Server, key: str | None = None) -> list[dict[str, Any]]:
+def tallies(server: Server) -> list[dict[str, Any]]:
     """Collect what each replica counted of a challenge; raises InputError where there is none."""
     counted: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + 30
     while time.monotonic() < end:
         replicas = server.replicas()
-        told = server.ask("/v1/model", key)
-        if told["challenger"] is None:
+        shown = server.ask("/v1/model")
+        if shown["challenger"] is None:
             raise InputError("challenge: no challenger at this server; begin one with `xlt rollout --challenger MODEL`")
-        counted[told["replica"]] = told["challenger"] | {"champion": told["model"]["name"]}
+        counted[shown["replica"]] = shown["challenger"] | {"champion": shown["model"]["name"]}
         if replicas <= set(counted):
             return list(counted.values())
     raise ServingError("not every replica answered within 30 s")
 
 
-def follow(server: Server, every: float, tell: Tell, key: str | None = None) -> None:
+def follow(server: Server, every: float, log: Log) -> None:
     """Watch the alias that a server serves, and roll out whenever it stands for another version; until interrupted."""
     failed = ""
     while True:
@@ -303,19 +294,19 @@ def follow(server: Server, every: float, tell: Tell, key: str | None = None) -> 
             wanted = resolve(settings)
             if wanted in (held.model, failed):
                 continue
-            done = roll_out(server, key=key)
-            tell(f"{done.before} -> {done.after} on {done.replicas} replicas in {done.seconds:.1f} s")
+            done = roll_out(server)
+            log(f"{done.before} -> {done.after} on {done.replicas} replicas in {done.seconds:.1f} s")
             failed = ""
         except ServingError as error:
             failed = wanted  # once is enough; the next version is tried again
-            tell(f"error: {error}")
+            log(f"error: {error}")
         except (InputError, OSError) as error:
-            tell(f"the alias could not be looked up, tried again in {every:g} s: {error}")
+            log(f"the alias could not be looked up, tried again in {every:g} s: {error}")
 
 
 @contextlib.contextmanager
 def terminated_like_ctrl_c() -> Iterator[None]:
-    """Make SIGTERM end what runs within as Ctrl-C does, so that requests in hand are answered."""
+    """Make SIGTERM end what runs within as Ctrl-C does, so that requests under way are answered."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -18,10 +18,10 @@ Details = dict[str, Any]
 
 
 class Link(Protocol):
-    """What is asked of a controller, as Serve's REST interface defines it."""
+    """Requests to a controller, as Serve's REST interface defines them."""
 
     def applications(self) -> dict[str, Details]:
-        """Give every application: its status, message, deployed_app_config and deployments with their replicas."""
+        """Return every application: its status, message, deployed_app_config and deployments with their replicas."""
 
     def deploy(self, config: Mapping[str, Any]) -> None:
         """Make what is deployed equal to a configuration; returns before that is done."""
@@ -69,7 +69,7 @@ class Driver:
 
 @contextlib.contextmanager
 def on_loopback(address: str) -> Iterator[str]:
-    """Connect to a Ray on this machine's loopback interface, or start one ("local"); gives its address.
+    """Connect to a Ray on this machine's loopback interface, or start one ("local"), and yield its address.
 
     None of its own servers listens beyond this machine: Ray would replace 127.0.0.1 by the machine's address, and its
     servers then listen on every interface.

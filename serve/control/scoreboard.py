@@ -1,4 +1,4 @@
-"""How a challenger does beside the champion on live traffic: a table, and a run in MLflow that scores both."""
+"""Compare challenger and champion on live traffic: a table, and a run in MLflow that scores both."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
 from serve.control import control
 from serve.replica import challenge
-from serve.replica.measured import name
+from xlt_ray import durable
 from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.config.masking import masked
+from xlt_ray.languages import codes
 from xlt_ray.tracking import courier
 from xlt_ray.tracking.outbox import Outbox, reason
-
-HISTORY = "~/.cache/xlt_ray/challenges"
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class Board:
         return summed
 
 
-def collect(server: control.Server, key: str | None = None) -> Board:
+def collect(server: control.Server) -> Board:
     """Ask every replica for what it counted; raises InputError where no challenge is on."""
-    found = control.tallies(server, key)
+    found = control.tallies(server)
     first = found[0]
     uri = control.settings_of(server).tracking_uri
     summed = challenge.total(found)
@@ -85,7 +83,7 @@ def table(board: Board) -> Any:
             *(_share(counts[f"{who}_right"], counts["judged"]) for who in ("champion", "challenger")),
             "" if p is None else f"{p:.3f}",
         ]
-        shown.add_row(name(code) or code, str(answered), *cells)
+        shown.add_row(codes.name(code), str(answered), *cells)
     return shown
 
 
@@ -96,10 +94,10 @@ def _share(part: int, whole: int) -> str:
 def record(board: Board) -> tuple[str, int]:
     """Write both models' scores into one MLflow run of this pair, a step a call.
 
-    Says where, or why they are kept; besides, how many records are left to send.
+    Return a line that names where, or why records are kept; and how many are left to send.
     """
     pair = hashlib.sha256(json.dumps([board.champion, board.challenger, board.mode, board.share]).encode()).hexdigest()
-    folder = Path(HISTORY).expanduser() / pair[:12]
+    folder = durable.cache_folder("challenges", pair[:12])
     config = TrackingConfig(uri=board.tracking_uri, experiment="xlt-serving")
     outbox = Outbox.open(folder, config, f"challenge-{pair[:12]}", f"{board.challenger} against champion")
     outbox.params(

@@ -1,1 +1,1 @@
-"""The HTTP interface of a replica: routes, schemas, guards, documents, streams."""
+"""Answer HTTP in a replica: routes, schemas, guards, documents, streams."""

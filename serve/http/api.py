@@ -1,6 +1,7 @@
-"""The routes of the server and what they refuse. `create` makes a FastAPI application around a `Service`."""
+"""Define the routes of the server and what they refuse: `create` makes a FastAPI application around a `Service`."""
 
 # no `from __future__ import annotations` here: FastAPI reads the annotations of routes, which name local classes
+import functools
 from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from typing import Annotated, Any
@@ -16,10 +17,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from serve.http import document, schemas
-from serve.http.guard import Guard
+from serve.http.guard import Guard, respond
 from serve.http.stream import answer_lines
 from serve.replica.admission import Keys
-from serve.replica.measured import expected, name
+from serve.replica.measured import expected
+from serve.replica.model import Question
 from serve.replica.refusals import Refusal, not_ready, plain, unfit
 from serve.replica.service import Service, shown
 from serve.settings import ServeArgs
@@ -35,7 +37,7 @@ MinConfidence = Annotated[
     float | None,
     Query(ge=0, le=1, description="no label where the confidence is lower; default: what the server is set to"),
 ]
-TopK = Annotated[int, Query(ge=1, le=1000, description="labels to give for each text, the most probable first")]
+TopK = Annotated[int, Query(ge=1, le=1000, description="labels to return for each text, the most probable first")]
 
 
 class Lines(Response):
@@ -46,7 +48,7 @@ class Lines(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, lines: AsyncIterator[bytes], status_code: int = 200) -> None:
+    def __init__(self, lines: AsyncIterator[bytes], status_code: int = 200) -> None:  # FastAPI documents its default
         super().__init__(status_code=status_code)
         del self.headers["content-length"]
         self.lines = lines
@@ -62,7 +64,7 @@ class Lines(Response):
 
 
 def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics: Callable[[], str]) -> FastAPI:
-    """Make the application; `service` gives the one of this replica, `metrics` what Prometheus is to read."""
+    """Make the application; `service` returns the one of this replica, `metrics` the text for Prometheus."""
     app = FastAPI(
         title="xlt_ray",
         version=environment.version("xlt_ray") or "0",
@@ -81,51 +83,45 @@ def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics:
         )
     _refuse_in_one_form(app)
     _add_classifying(app, args, service, keys)
-    _add_telling(app, args, service, metrics)
+    _add_describing(app, service, metrics)
     _add_pages(app)
     document.complete(app, bool(keys))
     return app
 
 
 def _refuse_in_one_form(app: FastAPI) -> None:
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> Response:
-        return JSONResponse(error.body, error.status, error.headers)
+    """Answer FastAPI's own errors in the form of a Refusal, which the Guard answers."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # not the input itself: it may be large, private, or a number that JSON cannot hold
         faults = error.errors()
         if faults[0]["type"] == "json_invalid":
-            refusal = NO_JSON
-        else:
-            place = ".".join(str(part) for part in faults[0]["loc"][1:]) or str(faults[0]["loc"][0])
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            refusal = unfit(place[:200], f"{faults[0]['msg']}{more}")
-        return JSONResponse(refusal.body, refusal.status)
+            return respond(NO_JSON)
+        place = ".".join(str(part) for part in faults[0]["loc"][1:]) or str(faults[0]["loc"][0])
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        return respond(unfit(place[:200], f"{faults[0]['msg']}{more}"))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        if (
-            error.status_code == 400
-        ):  # FastAPI's word for a body that is no JSON, and for all else that stops its reading
-            refusal = error.__cause__ if isinstance(error.__cause__, Refusal) else NO_JSON
-            return JSONResponse(refusal.body, refusal.status, refusal.headers)
+        # FastAPI's status for a body that is no JSON, and for all else that stops its reading
+        if error.status_code == 400:
+            return respond(error.__cause__ if isinstance(error.__cause__, Refusal) else NO_JSON)
         fault = {"error": {"code": f"http_{error.status_code}", "message": plain(str(error.detail))}}
         return JSONResponse(fault, error.status_code, error.headers)
 
 
-def check_codes(given: list[str | None] | None, texts: int, place: str = "languages") -> list[str | None] | None:
+def check_codes(named: list[str | None] | None, texts: int) -> list[str | None] | None:
     """Read language codes of any usual kind; raise a Refusal of 422 for one that is not known."""
-    if given is None:
+    if named is None:
         return None
-    if len(given) != texts:
-        raise unfit(place, f"{len(given)} of them for {texts} texts; give one a text, null where to guess")
+    if len(named) != texts:
+        raise unfit("languages", f"{len(named)} of them for {texts} texts; give one a text, null where to guess")
     read: list[str | None] = []
-    for i, code in enumerate(given):
+    for i, code in enumerate(named):
         found = None if code is None else codes.read(code)
         if code is not None and found is None:
-            raise unfit(f"{place}[{i}]", f"{code!a} is not a language code; `GET /v1/model` lists those measured")
+            raise unfit(f"languages[{i}]", f"{code!a} is not a language code; `GET /v1/model` lists those measured")
         read.append(found)
     return read
 
@@ -137,10 +133,10 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
     async def classify(request: Request, body: Annotated[classify_form, Body()], deadline: Deadline = None) -> Response:  # type: ignore[valid-type]
         """Label texts; each answer says how accurate the model was measured to be in the text's language."""
         asked: Any = body
-        given = check_codes(asked.languages, len(asked.texts))
+        question = Question(asked.texts, asked.pairs, check_codes(asked.languages, len(asked.texts)))
         with keys.charged(request.scope["state"]["client"], len(asked.texts)):
-            answer = await service().classify(asked.texts, asked.pairs, given, deadline, asked.min_confidence)
-        service().follow_up(answer, asked.texts, asked.pairs)
+            answer = await service().classify(question, deadline, asked.min_confidence)
+        service().follow_up(answer)
         return JSONResponse({"model": answer.model.shown, "results": shown(answer, asked.top_k)})
 
     @app.post("/v1/classify/stream", tags=["classify"], response_class=Lines, **document.STREAMING)
@@ -150,11 +146,7 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         A line that cannot be answered gets a line with `error`; the others go on. Waits instead of refusing.
         """
         service().ready()
-        client = request.scope["state"]["client"]
-
-        def spend(texts: int) -> None:
-            keys.spend(client, texts)
-
+        spend = functools.partial(keys.spend, request.scope["state"]["client"])
         return Lines(answer_lines(service(), request.stream(), top_k, spend, min_confidence))
 
     @app.post("/v1/feedback", response_model=schemas.FeedbackResponse, tags=["classify"], **document.CLASSIFYING)
@@ -163,32 +155,32 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         asked: Any = body
         if len(asked.labels) != len(asked.texts):
             raise unfit("labels", f"{len(asked.labels)} of them for {len(asked.texts)} texts; give one a text")
-        given = check_codes(asked.languages, len(asked.texts))
+        question = Question(asked.texts, asked.pairs, check_codes(asked.languages, len(asked.texts)))
         with keys.charged(request.scope["state"]["client"], len(asked.texts)):
-            models = await service().feedback(asked.texts, asked.labels, asked.pairs, given)
+            models = await service().feedback(question, asked.labels)
         return JSONResponse({"models": models})
 
 
-def _add_telling(app: FastAPI, args: ServeArgs, service: Callable[[], Service], metrics: Callable[[], str]) -> None:
-    @app.get("/v1/model", response_model=schemas.ModelResponse, tags=["model"], **document.TELLING)
+def _add_describing(app: FastAPI, service: Callable[[], Service], metrics: Callable[[], str]) -> None:
+    @app.get("/v1/model", response_model=schemas.ModelResponse, tags=["model"], **document.DESCRIBING)
     async def model() -> Response:
-        """Say which model answers, what its labels are, and how good it was measured to be in each language."""
+        """Return which model answers, what its labels are, and how good it was measured to be in each language."""
         return JSONResponse(describe(service()))
 
     @app.get("/healthz", tags=["health"], response_class=PlainTextResponse, **document.OPEN)
     async def healthz() -> Response:
-        """Say that the process is alive."""
+        """Report that the process is alive."""
         return PlainTextResponse("ok\n")
 
     @app.get("/readyz", tags=["health"], response_class=PlainTextResponse, **document.READY)
     async def readyz() -> Response:
-        """Say whether a model is loaded and requests are taken."""
+        """Report whether a model is loaded and requests are taken."""
         service().ready()
         return PlainTextResponse("ready\n")
 
-    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, **document.TELLING)
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, **document.DESCRIBING)
     def exposition() -> Response:
-        """Give this machine's counts in Prometheus' text format; they lag by up to ten seconds."""
+        """Return this machine's counts in Prometheus' text format; they lag by up to ten seconds."""
         try:
             text = metrics()
         except (OSError, StopIteration, RuntimeError):
@@ -197,13 +189,13 @@ def _add_telling(app: FastAPI, args: ServeArgs, service: Callable[[], Service], 
 
 
 def describe(service: Service) -> dict[str, Any]:
-    """Gather what is known of the model that answers."""
+    """Collect what is known of the model that answers."""
     model = service.ready()
     artefact = model.artefact
     table = [
         {
             "code": code,
-            "name": name(code),
+            "name": codes.name(code),
             "right_to_left": codes.right_to_left(code),
             "expected_accuracy": expected(row),
             "seen_in_pretraining": row["seen"],

@@ -1,4 +1,4 @@
-"""The OpenAPI document, where FastAPI cannot know: what is refused and how, what a stream holds, what a key is for."""
+"""Complete the OpenAPI document with what FastAPI cannot know: refusals, the lines of a stream, keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import FastAPI
 MEANINGS = {
     401: "no valid key",
     413: "the body is too large",
-    415: "the body is not said to be JSON, or is compressed",
+    415: "the body is not declared to be JSON, or is compressed",
     421: "not a name of this server",
     422: "something in the request is not what it must be",
     429: "this client has used up its allowance; see Retry-After",
@@ -25,7 +25,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 def refusals(*statuses: int) -> Responses:
     """Describe the responses of a route that are not answers."""
-    # written out: by `model` FastAPI would give them the media type of the route's answers
+    # written out: by `model` FastAPI would declare them in the media type of the route's answers
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}
     return {
         status: {"description": MEANINGS[status], "content": content, "headers": HEADERS.get(status, {})}
@@ -33,9 +33,9 @@ def refusals(*statuses: int) -> Responses:
     }
 
 
-# what the decorator of each kind of route is given
+# arguments of the decorators of each kind of route
 CLASSIFYING: dict[str, Any] = {"responses": refusals(401, 413, 415, 421, 422, 429, 500, 503)}
-TELLING: dict[str, Any] = {"responses": refusals(401, 413, 421, 500, 503)}
+DESCRIBING: dict[str, Any] = {"responses": refusals(401, 413, 421, 500, 503)}
 OPEN: dict[str, Any] = {"responses": refusals(413, 421)}
 READY: dict[str, Any] = {"responses": refusals(413, 421, 503)}
 LINE = {
@@ -78,26 +78,16 @@ KEY_SCHEMES = {
 
 
 def complete(app: FastAPI, keys: bool) -> None:
-    """Let an application's document say all that holds for it; `keys` tells whether it asks for them."""
-    made = app.openapi
-
-    def completed() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            _complete(made(), keys)
-        return made()
-
-    app.openapi = completed  # type: ignore[method-assign]
-
-
-def _complete(document: dict[str, Any], keys: bool) -> None:
-    parts = document.setdefault("components", {})
+    """Complete an application's document, once it has all its routes; `keys` is whether it asks for them."""
+    made = app.openapi()  # which FastAPI keeps and serves
+    parts = made.setdefault("components", {})
     parts["schemas"] |= {"ErrorResponse": _ERROR, "Line": LINE}
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, which nothing here answers in
         parts["schemas"].pop(name, None)
     if not keys:
         return
     parts["securitySchemes"] = KEY_SCHEMES
-    for path in document["paths"].values():
+    for path in made["paths"].values():
         for operation in path.values():
             if "401" in operation["responses"]:
                 operation["security"] = [{name: []} for name in KEY_SCHEMES]

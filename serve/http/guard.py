@@ -1,15 +1,14 @@
-"""What every request passes before a route sees it: host, key, size; and what every response gets on its way out."""
+"""Check every request before a route sees it, by host, key and size, and add headers to every response."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.replica.admission import Keys
@@ -20,7 +19,7 @@ from serve.settings import ServeArgs
 OPEN = {"/", "/healthz", "/readyz", "/page.js", "/page.css", "/favicon.ico", "/docs", "/openapi.json"}  # without a key
 ASSETS = "/docs/assets/"  # neither need one
 STREAMED = "/v1/classify/stream"  # its body may be of any length
-# What a body must be said to be. A page of another site can make a browser post only what is none of these.
+# What a body must be declared to be. A page of another site can make a browser post only what is none of these.
 JSON = ("application/json",)
 KINDS = {
     "/v1/classify": JSON,
@@ -72,7 +71,7 @@ class Guard:
             refusal = error if isinstance(error, Refusal) else _failed(error, path)
             if state["status"]:  # the response has begun: all that is left is to break it off
                 raise ConnectionAbortedError("the answer could not be finished") from None
-            await respond(refusal, sending)
+            await respond(refusal)(scope, receive, sending)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.service().telemetry.request(route, state["status"], time.perf_counter() - began)
@@ -114,7 +113,7 @@ def _too_large(limit: int) -> Refusal:
 
 
 def _limited(receive: Receive, limit: int | None) -> Receive:
-    """Break off a body that turns out larger than its limit, whatever its headers say."""
+    """Break off a body that turns out larger than its limit, whatever its headers declare."""
     received = 0
 
     async def limited() -> Message:
@@ -142,10 +141,6 @@ def _add_headers(message: Message, docs: bool) -> None:
         headers["Content-Security-Policy"] = DOCS_POLICY
 
 
-async def respond(refusal: Refusal, send: Send) -> None:
-    """Send a refusal as a response of its own."""
-    body = json.dumps(refusal.body).encode()
-    headers: dict[str, Any] = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-    raw = [(key.lower().encode(), str(value).encode()) for key, value in headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+def respond(refusal: Refusal) -> JSONResponse:
+    """Make the response that refuses a request."""
+    return JSONResponse(refusal.body, refusal.status, refusal.headers)

@@ -1,4 +1,4 @@
-"""The forms of requests and responses, as OpenAPI shows them."""
+"""Define the forms of requests and responses, as OpenAPI shows them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Score(BaseModel):
 
 
 class DetectedLanguage(BaseModel):
-    code: str | None = Field(description="such as swh_Latn; null where it cannot be told")
+    code: str | None = Field(description="such as swh_Latn; null where it cannot be guessed")
     name: str | None
     confidence: float = Field(description="0 to 1; 1 where the client named the language")
 
@@ -58,7 +58,7 @@ class Result(BaseModel):
     label: str | None = Field(description="null: abstained, as the confidence is below `min_confidence`")
     confidence: float = Field(
         description="probability of the likeliest label, 0 to 1, calibrated on the languages that were trained on; "
-        "`reliability` says how often it came true"
+        "`reliability` is how often it came true"
     )
     abstained: bool
     scores: list[Score]
@@ -89,7 +89,7 @@ class ModelResponse(BaseModel):
     labels: list[str]
     pairs: bool
     max_length: int
-    min_confidence: float = Field(description="below it an answer gives no label, unless the request asks otherwise")
+    min_confidence: float = Field(description="below it an answer has no label, unless the request asks otherwise")
     languages: list[dict[str, Any]]
     provenance: dict[str, Any]
     vocabulary: dict[str, Any]
@@ -116,12 +116,12 @@ def requests(limits: Limits) -> tuple[type[Request], type[Request]]:
         languages: list[codes] | None = Field(  # type: ignore[valid-type]
             None, max_length=limits.texts, description="language of each text, null where to guess; any usual code"
         )
-        top_k: int = Field(1, ge=1, le=1000, description="labels to give for each text, the most probable first")
+        top_k: int = Field(1, ge=1, le=1000, description="labels to return for each text, the most probable first")
         min_confidence: float | None = Field(
             None,
             ge=0,
             le=1,
-            description="give no label where the confidence is lower; default: what the server is set to",
+            description="no label where the confidence is lower; default: what the server is set to",
         )
 
     class FeedbackRequest(Request):

@@ -1,4 +1,4 @@
-"""Answer a stream of JSON lines while it arrives: the bulk way in, which waits instead of being refused."""
+"""Answer a stream of JSON lines while it arrives: for bulk work, which waits where a request would be refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serve.replica.model import Question
 from serve.replica.refusals import Refusal, unfit
 from serve.replica.service import Service, shown
 from xlt_ray.languages import codes as language_codes
@@ -35,7 +36,7 @@ async def answer_lines(
     spend: Callable[[int], None],
     min_confidence: float | None = None,
 ) -> AsyncIterator[bytes]:
-    """Give a line of JSON for every line of the body, in order, several at once, as soon as they are answered.
+    """Yield a line of JSON for every line of the body, in order, several at once, as soon as they are answered.
 
     `spend` takes lines from the client's allowance; where it is used up, the stream waits until it is not.
     `min_confidence` is as for `Service.classify`.
@@ -79,8 +80,8 @@ def parse(raw: bytes, number: int, service: Service) -> Line:
     if len(raw) > limits.line_bytes:
         return Line(number, fault=f"longer than {limits.line_bytes} bytes")
     try:
-        given = json.loads(raw.decode("utf-8-sig"))  # of bytes, json would read UTF-16 as well
-        data = {"text": given} if isinstance(given, str) else given
+        found = json.loads(raw.decode("utf-8-sig"))  # of bytes, json would read UTF-16 as well
+        data = {"text": found} if isinstance(found, str) else found
         json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         return Line(number, fault="not JSON in UTF-8")
@@ -96,9 +97,8 @@ def parse(raw: bytes, number: int, service: Service) -> Line:
         return Line(number, id=id_, fault="pair and language are strings")
     if max(len(data["text"]), len(pair or "")) > limits.characters:
         return Line(number, id=id_, fault=f"a text longer than {limits.characters} characters")
-    language = (
-        None if code is None else language_codes.read(code[:41])
-    )  # reading takes time by the square of the length
+    # cut, since reading takes time by the square of the length
+    language = None if code is None else language_codes.read(code[:41])
     if code is not None and (language is None or len(code) > 40):
         return Line(number, id=id_, fault=f"{code[:41]!a} is not a language code")
     return Line(number, data["text"], pair, language, id_)
@@ -117,12 +117,12 @@ async def _answered(
         try:
             _refuse_other_kind(service, paired)
             await _spent(spend, len(mine))
-            codes = [line.language for line in mine]
-            answer = await service.classify(texts, pairs, codes, min_confidence=min_confidence, patient=True)
+            question = Question(texts, pairs, [line.language for line in mine])
+            answer = await service.classify(question, min_confidence=min_confidence, patient=True)
         except Refusal as refusal:
             results |= {line.number: {"error": refusal.message} for line in mine}
             continue
-        service.follow_up(answer, texts, pairs)
+        service.follow_up(answer)
         for line, result in zip(mine, shown(answer, top_k), strict=True):
             results[line.number] = result | {"model_version": answer.model.version}
     ids = {line.number: {"id": line.id} for line in lines if line.id is not None}

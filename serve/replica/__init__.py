@@ -1,1 +1,1 @@
-"""What happens within a replica: admission, batching, answers, telemetry."""
+"""Answer texts in a replica: admission, batching, answers, telemetry."""

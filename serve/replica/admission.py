@@ -1,4 +1,4 @@
-"""Who may come in: keys, how much one client may ask for, and how much may wait at once."""
+"""Admit requests: by key, by how much one client may ask for, and by how much may wait at once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import hmac
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from serve.replica.refusals import Refusal, overloaded
+from serve.replica.refusals import Refusal
 from serve.settings import ApiKey
 
-FORGET = 0.2  # weight of the newest batch in the running estimate of speed
+NEWEST = 0.2  # weight of the newest batch in the running estimate of speed
 # Refused before the deadline is certain to be missed, because answers that come just too late are the dearest of all
 MARGIN = 0.8
 
@@ -28,14 +28,14 @@ class Queue:
     def measured(self, texts: int, seconds: float) -> None:
         """Note that so many texts took so long in the engine."""
         found = texts / max(seconds, 1e-6)
-        self.speed = found if not self.speed else (1 - FORGET) * self.speed + FORGET * found
+        self.speed = found if not self.speed else (1 - NEWEST) * self.speed + NEWEST * found
 
     def wait(self) -> float:
         """Estimate the seconds until what waits now is answered; 0 while the speed is unknown."""
         return self.waiting / self.speed if self.speed else 0.0
 
     def free(self, texts: int, deadline: float) -> bool:
-        """Tell whether so many more texts could be answered within `deadline` seconds."""
+        """Return whether so many more texts could be answered within `deadline` seconds."""
         if self.waiting and self.waiting + texts > self.most:
             return False
         return not self.waiting or self.wait() < MARGIN * deadline
@@ -43,7 +43,8 @@ class Queue:
     def check(self, texts: int, deadline: float) -> None:
         """Raise the Refusal `overloaded` where so many more texts could not be answered within `deadline` seconds."""
         if not self.free(texts, deadline):
-            raise overloaded(self.wait())
+            message = "too much is waiting to answer this in time; try again later"
+            raise Refusal(503, "overloaded", message, self.wait())
 
     @contextlib.contextmanager
     def enter(self, texts: int, deadline: float) -> Iterator[None]:
@@ -57,10 +58,10 @@ class Queue:
 
 
 class Keys:
-    """Tells clients by their keys, of which only the SHA-256 is known, and holds each to its rate.
+    """Identifies clients by their keys, of which only the SHA-256 is known, and holds each to its rate.
 
     A key of 32 random bytes cannot be guessed from its hash, so no slow password hash is needed on every request.
-    `replicas` says over how many replicas a client's rate is shared.
+    `replicas` returns over how many replicas a client's rate is shared.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Keys:
         given = token.strip() if scheme.lower() == "bearer" else x_api_key
         digest = hashlib.sha256(given.encode("utf-8", errors="replace")).hexdigest()
         found = ""
-        for key in self._keys:  # all of them, always, so that the time taken tells nothing
+        for key in self._keys:  # all of them, always, so that the time taken reveals nothing
             if hmac.compare_digest(key.sha256, digest):
                 found = key.name
         if not found:
@@ -92,7 +93,7 @@ class Keys:
 
     @contextlib.contextmanager
     def charged(self, client: str, texts: int) -> Iterator[None]:
-        """Take texts from a client's allowance, as `spend`, and give them back where what is done here is refused."""
+        """Take texts from a client's allowance, as `spend`, and put them back where what is done here is refused."""
         self.spend(client, texts)
         try:
             yield
@@ -111,7 +112,7 @@ class Keys:
         now = self._now()
         left, since = self._left.get(client, (rate, now))
         left = min(rate, left + (now - since) * rate / 60)
-        # more than a minute's worth at once passes when nothing was spent, and is owed afterwards
+        # a burst larger than the allowance is admitted from a full one and leaves it negative
         if left < min(texts, rate):
             wait = (min(texts, rate) - left) * 60 / rate
             raise Refusal(429, "rate_limited", f"{client} may classify {rate:g} texts a minute here", wait)

@@ -1,7 +1,7 @@
-"""A second model beside the one that answers: it takes a share of the traffic, or classifies the same texts unseen.
+"""Run a second model beside the one that answers: it takes a share of the traffic, or a copy of it.
 
-What is counted is what can be told without anybody's help, how often the two give the same label, and, where somebody
-sends the right labels to `/v1/feedback`, how often each is right on the same texts.
+Counted is how often the two return the same label, which needs nobody's help, and, where somebody sends the right
+labels to `/v1/feedback`, how often each is right on the same texts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from serve.settings import Section
+from xlt_ray.config.experiment import Section
 
 if TYPE_CHECKING:
     from serve.replica.model import Answer, Model
@@ -43,7 +43,7 @@ class Challenge:
         return self.model if self.args.mode == "split" and self._chosen(texts) else champion
 
     def shadows(self, texts: Sequence[str]) -> bool:
-        """Tell whether the challenger should classify these texts as well."""
+        """Return whether the challenger should classify these texts as well."""
         return self.args.mode == "shadow" and self._chosen(texts)
 
     def _chosen(self, texts: Sequence[str]) -> bool:
@@ -59,7 +59,7 @@ class Challenge:
             self._count(guess.code)[f"answered_by_{who}"] += 1
 
     def compared(self, first: Answer, second: Answer) -> None:
-        """Count how often two models give the same label to the same texts."""
+        """Count how often two models return the same label to the same texts."""
         same = first.labels == second.labels
         for guess, equal in zip(first.guesses, same, strict=True):
             self._count(guess.code).update(compared=1, agreed=int(equal))
@@ -79,7 +79,7 @@ class Challenge:
         return self._counts.setdefault(code or "unknown", Counter())
 
     def tally(self) -> dict[str, Any]:
-        """Give what was counted so far: language -> counts."""
+        """Return what was counted so far: language -> counts."""
         return {
             "challenger": self.model.name,
             "mode": self.args.mode,

@@ -1,4 +1,4 @@
-"""Say beside an answer what was measured on test: how often a model is right in a language, and when this confident."""
+"""Look up what was measured on test: how often a model is right in a language, and when it is this confident."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from xlt_ray.evaluation import calibration, groups
 from xlt_ray.evaluation.calibration import Reliability
-from xlt_ray.languages import codes
 
 
 def zero_shot(measured: Mapping[str, Mapping[str, Any]]) -> Reliability:
@@ -19,7 +18,7 @@ def zero_shot(measured: Mapping[str, Mapping[str, Any]]) -> Reliability:
 def reliability(
     measured: Mapping[str, Mapping[str, Any]], others: Reliability, code: str | None, confidence: float
 ) -> dict[str, Any] | None:
-    """Say how often answers as confident as this were right on test rows, in the text's language where it was measured.
+    """Return how often answers as confident as this were right on test rows, in the language where it was measured.
 
     Else in `others`, all zero-shot languages together; None where nothing was counted.
     """
@@ -29,23 +28,15 @@ def reliability(
 
 
 def expected(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Say what was measured in a language, as fractions with the 95% interval; None where nothing was."""
+    """Return what was measured in a language, as fractions with the 95% interval; None where nothing was."""
     if measured is None:
         return None
+    error = measured.get("calibration_error")
     return {
         "accuracy": round(measured["accuracy"], 4),
         "low": round(measured["low"], 4),
         "high": round(measured["high"], 4),
         "rows": measured["support"],
         "trained_on": groups.trained_on(measured["role"]),
-        "calibration_error": _rounded(measured.get("calibration_error")),
+        "calibration_error": None if error is None else round(error, 4),
     }
-
-
-def _rounded(fraction: float | None) -> float | None:
-    return None if fraction is None else round(fraction, 4)
-
-
-def name(code: str | None) -> str | None:
-    """Name a language for a reader; None where it could not be told."""
-    return None if code is None else codes.name(code)

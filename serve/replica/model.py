@@ -1,9 +1,9 @@
-"""The types that pass through a replica: a model, rows for one batch, an answer."""
+"""Define the types that pass through a replica: a model, a question, rows for one batch, an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -33,7 +33,7 @@ class Model:
 
     @property
     def shown(self) -> dict[str, str]:
-        """What every answer says of the model that gave it."""
+        """The model as every answer names it."""
         return {"name": self.name, "version": self.version, "precision": self.engine.precision}
 
 
@@ -48,7 +48,6 @@ class Chunk:
     rows: Sequence[Row]
     until: float
     codes: Sequence[str | None] = ()
-    started: list[float] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -56,16 +55,26 @@ class Chunk:
         return sum(len(row) for row in self.rows)
 
 
+@dataclass(frozen=True)
+class Question:
+    """The texts of one request; `pairs` are their second texts, `languages` their codes, None where to guess."""
+
+    texts: Sequence[str]
+    pairs: Sequence[str] | None = None
+    languages: Sequence[str | None] | None = None
+
+
 Infer = Callable[[Chunk], Awaitable[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for the texts of one request: (texts, labels) probabilities and a guess for each text.
+    """The answer to a question: (texts, labels) probabilities, and for each text its language, guessed or named.
 
-    Texts answered with less confidence than `least` are given no label.
+    Texts answered with less confidence than `least` get no label.
     """
 
+    question: Question
     model: Model
     probabilities: np.ndarray
     guesses: Sequence[Guess]
@@ -77,7 +86,7 @@ class Answer:
         return np.asarray(self.model.artefact.labels)[self.probabilities.argmax(1)]
 
     @cached_property
-    def given(self) -> list[str | None]:
-        """The label that the client is given for every text, None where the answer abstains."""
+    def returned(self) -> list[str | None]:
+        """The label that the client gets for every text, None where the answer abstains."""
         sure = self.probabilities.max(1).round(DIGITS) >= self.least  # by what is shown
         return [label if one else None for label, one in zip(self.labels.tolist(), sure, strict=True)]

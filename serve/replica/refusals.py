@@ -1,4 +1,4 @@
-"""What a client is told that cannot be helped: status, a code to act on, a sentence, and when to come back."""
+"""Refuse a request: a status, a code for programs, a sentence for people, and when to come back."""
 
 from __future__ import annotations
 
@@ -30,27 +30,11 @@ def plain(text: str) -> str:
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
-def overloaded(wait: float) -> Refusal:
-    """503: more waits than could be answered in time; `wait` is an estimate in seconds of when that is over."""
-    return Refusal(503, "overloaded", "too much is waiting to answer this in time; try again later", wait)
-
-
-def late(deadline: float) -> Refusal:
-    """503: the answer was not there before the deadline, in seconds."""
-    message = f"no answer within {deadline:g} s; ask for fewer texts at once, or try again later"
-    return Refusal(503, "deadline_exceeded", message, 1)
-
-
 def not_ready(reason: str) -> Refusal:
-    """503: no model is loaded, or the server is on its way out."""
+    """Return a 503: nothing can be answered yet, or for the time being, for a `reason`."""
     return Refusal(503, "not_ready", reason, 5)
 
 
-def failed() -> Refusal:
-    """503: the model broke down over these texts, which the server's log tells of; others are answered."""
-    return Refusal(503, "model_failed", "the model failed at this; whoever runs the server finds why in its log", 5)
-
-
 def unfit(place: str, reason: str) -> Refusal:
-    """422: something in the request is not what it must be; `place` is where, such as `texts[3]`."""
+    """Return a 422: something in the request is not what it must be; `place` is where, such as `texts[3]`."""
     return Refusal(422, "unprocessable", f"{place}: {reason}")

@@ -1,4 +1,4 @@
-"""Answer requests: tokenise, guess languages, wait for a place in a batch, and say how far to trust the answer.
+"""Answer requests: tokenise, guess languages, wait for a place in a batch, and return how far to trust the answer.
 
 Nothing here knows of HTTP or Ray, so that the same code runs behind Ray Serve and in a test's own event loop.
 """
@@ -10,26 +10,28 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serve.replica.admission import Queue
 from serve.replica.challenge import Challenge
-from serve.replica.measured import expected, name, reliability
-from serve.replica.model import DIGITS, Answer, Chunk, Infer, Model
-from serve.replica.preparing import Preparing, Unprepared
-from serve.replica.refusals import Refusal, failed, late, not_ready, unfit
+from serve.replica.measured import expected, reliability
+from serve.replica.model import DIGITS, Answer, Chunk, Infer, Model, Question
+from serve.replica.refusals import Refusal, not_ready, unfit
 from serve.replica.telemetry import Telemetry
 from serve.settings import ServeArgs
-from xlt_ray.languages.identify import Identifier
+from xlt_ray.inference.engine import Row
+from xlt_ray.languages import codes
+from xlt_ray.languages.identify import UNKNOWN, Guess, Identifier
 from xlt_ray.model import batching
 
 logger = logging.getLogger("ray.serve")
 PATIENCE = 600.0  # seconds: nobody watches a stream's single lines, and the next are not read before these are answered
-TOKENS = {"cpu": 1024, "cuda": 16384}  # of one batch: what fits a processor's cache, what keeps a GPU busy
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384}  # what fits a processor's cache, what keeps a GPU busy
+TOKENISERS = 2  # threads, so that a long request does not hold up a short one; more of them compete for the GIL
 
 
 def answer_all(chunks: Sequence[Chunk]) -> list[np.ndarray | Exception]:
@@ -75,67 +77,56 @@ class Service:
         self.challenge: Challenge | None = None
         self.problem = ""  # why the model last asked for is not the one that answers
         self.loading = ""  # the model that is being loaded
-        self.draining = False
-        self._preparing = Preparing(Identifier(Path(args.cache_dir).expanduser()) if args.identify else None)
+        self._identifier = Identifier(args.cache) if args.identify else None
+        self._tokenisers = ThreadPoolExecutor(TOKENISERS, thread_name_prefix="tokenise")
         self._background: set[asyncio.Task[None]] = set()
 
     def ready(self) -> Model:
-        """Give the model that answers; raise the Refusal `not_ready` where there is none."""
-        if self.draining:
-            raise not_ready("this replica is shutting down")
+        """Return the model that answers; raise the Refusal `not_ready` where there is none."""
         if self.model is None:
             raise not_ready(self.problem or "the model is still being loaded")
         return self.model
 
-    def budget(self, model: Model) -> int:
-        """Give the tokens that a model is handed at once."""
-        return max(self.args.tokens_per_batch or TOKENS[model.engine.device], model.engine.max_length)
+    def chunk_tokens(self, model: Model) -> int:
+        """Return the most tokens of a model's chunk; what is batched together are two chunks' worth."""
+        return max(self.args.tokens_per_batch or CHUNK_TOKENS[model.engine.device], model.engine.max_length)
 
     async def classify(
         self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None = None,
-        given: Sequence[str | None] | None = None,
+        question: Question,
         deadline: float | None = None,
         min_confidence: float | None = None,
         patient: bool = False,
     ) -> Answer:
-        """Classify texts; `given` are their languages where known, `patient` waits for room instead of being refused.
+        """Classify texts; with `patient`, wait for room instead of being refused.
 
-        Below `min_confidence`, by default that of the settings, a text is given no label.
+        Below `min_confidence`, by default that of the settings, a text gets no label.
         Raises a Refusal: 422 for what the model cannot take, 503 where nothing could be answered before `deadline` s.
         """
         model = self.ready()
         if self.challenge is not None:
-            model = self.challenge.pick(model, texts)
-        self._check(model, texts, pairs)
+            model = self.challenge.pick(model, question.texts)
+        _check(model, question)
         deadline = min(deadline or self.args.limits.deadline_s, self.args.limits.deadline_s)
-        while patient and not self.queue.free(len(texts), deadline):
+        texts = len(question.texts)
+        while patient and not self.queue.free(texts, deadline):
             await asyncio.sleep(0.02)
             self.ready()
-        with self.queue.enter(len(texts), deadline):
+        with self.queue.enter(texts, deadline):
             patience = PATIENCE if patient else deadline
-            answer = await self._answer(model, texts, pairs, given, time.monotonic() + patience, patience)
+            answer = await self._answer(model, question, time.monotonic() + patience, patience)
         answer = replace(answer, least=self.args.min_confidence if min_confidence is None else min_confidence)
         self._count(answer)
         if self.args.log_texts:
-            self._log(answer, texts, pairs)
+            _log(answer)
         return answer
 
-    async def _answer(
-        self,
-        model: Model,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        given: Sequence[str | None] | None,
-        until: float,
-        deadline: float,
-    ) -> Answer:
+    async def _answer(self, model: Model, question: Question, until: float, deadline: float) -> Answer:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
-                rows, guesses = await self._preparing(Unprepared(model.engine, texts, pairs, given))
-                groups = batching.steps([len(row) for row in rows], self.budget(model))
+                rows, guesses = await loop.run_in_executor(self._tokenisers, self._prepare, model, question)
+                groups = batching.steps([len(row) for row in rows], self.chunk_tokens(model))
                 chunks = [
                     Chunk(model, [rows[i] for i in group], until, [guesses[i].code for i in group]) for group in groups
                 ]
@@ -144,84 +135,90 @@ class Service:
                 else:
                     parts = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
         except TimeoutError:
-            raise late(deadline) from None
+            message = f"no answer within {deadline:g} s; ask for fewer texts at once, or try again later"
+            raise Refusal(503, "deadline_exceeded", message, 1) from None
         except Refusal:
             raise
         except Exception as error:
-            logger.error("%s failed at %d texts: %s: %s", model.name, len(texts), type(error).__name__, error)
-            raise failed() from None
+            texts, kind = len(question.texts), type(error).__name__
+            logger.error("%s failed at %d texts: %s: %s", model.name, texts, kind, error)
+            message = "the model failed at this; whoever runs the server finds why in its log"
+            raise Refusal(503, "model_failed", message, 5) from None
         order = np.concatenate([np.asarray(group) for group in groups])
-        return Answer(model, np.concatenate(parts)[np.argsort(order)], guesses)
+        return Answer(question, model, np.concatenate(parts)[np.argsort(order)], guesses)
 
-    def _check(self, model: Model, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-        if (pairs is not None) != model.artefact.pairs:
-            kind = "pairs of texts: give `pairs`, as many as `texts`" if model.artefact.pairs else "one text: leave out"
-            raise unfit("pairs", f"this model classifies {kind}" + ("" if model.artefact.pairs else " `pairs`"))
-        if pairs is not None and len(pairs) != len(texts):
-            raise unfit("pairs", f"{len(pairs)} of them for {len(texts)} texts; give one a text")
+    def _prepare(self, model: Model, question: Question) -> tuple[list[Row], list[Guess]]:
+        """Tokenise texts and guess the languages that are not named. Blocks: runs in a thread."""
+        guess = self._identifier.guess if self._identifier else lambda text: UNKNOWN
+        named = zip(question.texts, question.languages or [None] * len(question.texts), strict=True)
+        guesses = [guess(text) if code is None else Guess(code, 1.0) for text, code in named]
+        return model.engine.encode(question.texts, question.pairs), guesses
 
     def _count(self, answer: Answer) -> None:
         measured = answer.model.artefact.languages
         guessed = [guess.code for guess in answer.guesses]
-        codes = ["unknown" if code is None else code if code in measured else "unmeasured" for code in guessed]
-        self.telemetry.texts(answer.model.version, codes, answer.given)
+        languages = ["unknown" if code is None else code if code in measured else "unmeasured" for code in guessed]
+        self.telemetry.texts(answer.model.version, languages, answer.returned)
 
-    def _log(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-        for i, (text, label) in enumerate(zip(texts, answer.given, strict=True)):
-            pair = {"pair": pairs[i]} if pairs else {}
-            line = {"text": text, **pair, "label": label, "model": answer.model.name}
-            logger.info(json.dumps(line, ensure_ascii=False))
-
-    def follow_up(self, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    def follow_up(self, answer: Answer) -> None:
         """Let a challenger in the shadow classify the same texts, once they are answered and while there is room."""
         challenge = self.challenge
         if challenge is None:
             return
         challenge.answered(answer)
-        if not challenge.shadows(texts) or self.queue.waiting > self.queue.most // 4:
+        if not challenge.shadows(answer.question.texts) or self.queue.waiting > self.queue.most // 4:
             return
-        task = asyncio.get_running_loop().create_task(self._shadow(challenge, answer, texts, pairs))
+        task = asyncio.get_running_loop().create_task(self._shadow(challenge, answer))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _shadow(
-        self, challenge: Challenge, answer: Answer, texts: Sequence[str], pairs: Sequence[str] | None
-    ) -> None:
+    async def _shadow(self, challenge: Challenge, answer: Answer) -> None:
         deadline = self.args.limits.deadline_s
-        codes = [guess.code for guess in answer.guesses]
+        question = replace(answer.question, languages=[guess.code for guess in answer.guesses])
         try:
-            with self.queue.enter(len(texts), deadline):
-                second = await self._answer(challenge.model, texts, pairs, codes, time.monotonic() + deadline, deadline)
+            with self.queue.enter(len(question.texts), deadline):
+                second = await self._answer(challenge.model, question, time.monotonic() + deadline, deadline)
         except Refusal:
             return  # a shadow costs nobody an answer
         challenge.compared(answer, second)
 
-    async def feedback(
-        self,
-        texts: Sequence[str],
-        labels: Sequence[str],
-        pairs: Sequence[str] | None,
-        given: Sequence[str | None] | None,
-    ) -> dict[str, Any]:
+    async def feedback(self, question: Question, labels: Sequence[str]) -> dict[str, Any]:
         """Score the model, and the challenger where there is one, on texts whose label is known."""
-        champion = self.ready()
+        champion, challenge = self.ready(), self.challenge
         known = champion.artefact.labels
         for i, label in enumerate(labels):
             if label not in known:
                 raise unfit(f"labels[{i}]", f"{label!r} is not a label of this model; `GET /v1/model` lists them")
-        self._check(champion, texts, pairs)
-        models = [champion] + ([self.challenge.model] if self.challenge else [])
+        _check(champion, question)
+        models = [champion] + ([challenge.model] if challenge else [])
         deadline = self.args.limits.deadline_s
-        with self.queue.enter(len(texts) * len(models), deadline):
+        with self.queue.enter(len(labels) * len(models), deadline):
             until = time.monotonic() + deadline
-            answers = [await self._answer(m, texts, pairs, given, until, deadline) for m in models]
+            answers = [await self._answer(model, question, until, deadline) for model in models]
         right = [(a.labels == np.asarray(labels)).tolist() for a in answers]
-        if self.challenge is not None:
-            self.challenge.judged([guess.code for guess in answers[0].guesses], right[0], right[1])
+        if challenge is not None:
+            challenge.judged([guess.code for guess in answers[0].guesses], right[0], right[1])
         return {
             model.name: {"version": model.version, "texts": len(labels), "right": sum(mine)}
             for model, mine in zip(models, right, strict=True)
         }
+
+
+def _check(model: Model, question: Question) -> None:
+    pairs, texts = question.pairs, question.texts
+    if (pairs is not None) != model.artefact.pairs:
+        wanted = "pairs of texts: give `pairs`, as many as `texts`" if pairs is None else "one text: leave out `pairs`"
+        raise unfit("pairs", f"this model classifies {wanted}")
+    if pairs is not None and len(pairs) != len(texts):
+        raise unfit("pairs", f"{len(pairs)} of them for {len(texts)} texts; give one a text")
+
+
+def _log(answer: Answer) -> None:
+    pairs = answer.question.pairs
+    for i, (text, label) in enumerate(zip(answer.question.texts, answer.returned, strict=True)):
+        pair = {"pair": pairs[i]} if pairs else {}
+        line = {"text": text, **pair, "label": label, "model": answer.model.name}
+        logger.info(json.dumps(line, ensure_ascii=False))
 
 
 def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
@@ -230,15 +227,16 @@ def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
     others = answer.model.zero_shot
     best = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :top_k]
     results = []
-    for row, ranked, guess, given in zip(answer.probabilities, best, answer.guesses, answer.given, strict=True):
+    for row, ranked, guess, label in zip(answer.probabilities, best, answer.guesses, answer.returned, strict=True):
+        name = guess.code and codes.name(guess.code)
         scores = [{"label": labels[i], "score": round(float(row[i]), DIGITS)} for i in ranked]
         results.append(
             {
-                "label": given,
+                "label": label,
                 "confidence": scores[0]["score"],
-                "abstained": given is None,
+                "abstained": label is None,
                 "scores": scores,
-                "language": {"code": guess.code, "name": name(guess.code), "confidence": guess.confidence},
+                "language": {"code": guess.code, "name": name, "confidence": guess.confidence},
                 "expected_accuracy": expected(measured.get(guess.code or "")),
                 "reliability": reliability(measured, others, guess.code, float(row[ranked[0]])),
             }

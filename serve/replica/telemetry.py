@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus: through Ray, which adds up the processes of a machine and exports them.
+"""Count for Prometheus: through Ray, which adds up the processes of a machine and exports them.
 
 On a machine's Ray metrics endpoint every name gets `ray_` in front.
 """
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 EVERY = 1.0  # seconds between two hand-overs of counts
-SECONDS: list[float] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
-TEXTS: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-TOKENS: list[float] = [16, 64, 128, 256, 512, 1024, 2048, 4096, 16384]
+SECOND_BUCKETS: list[float] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+TEXT_BUCKETS: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+TOKEN_BUCKETS: list[float] = [16, 64, 128, 256, 512, 1024, 2048, 4096, 16384]
 
 
 class Telemetry:
@@ -26,7 +26,7 @@ class Telemetry:
         """Count a batch that the engine worked on."""
 
     def texts(self, version: str, languages: Sequence[str], labels: Sequence[str | None]) -> None:
-        """Count texts by language and by the label they were given, None for none, so that a drift of either shows."""
+        """Count texts by language and by the label they got, None for none, so that a drift of either shows."""
 
     def waiting(self, texts: int) -> None:
         """Note how many texts wait."""
@@ -45,10 +45,10 @@ class ServeTelemetry(Telemetry):
         Gauge, Histogram = metrics.Gauge, metrics.Histogram
 
         self._requests = Counter("xlt_requests", "Requests by route and status", ("route", "status"))
-        self._seconds = Histogram("xlt_request_seconds", "Time to answer a request", SECONDS, ("route",))
-        self._batch_texts = Histogram("xlt_batch_texts", "Texts of a batch", TEXTS)
-        self._batch_tokens = Histogram("xlt_batch_tokens", "Tokens of a batch", TOKENS)
-        self._batch_seconds = Histogram("xlt_batch_seconds", "Time of a batch in the engine", SECONDS)
+        self._seconds = Histogram("xlt_request_seconds", "Time to answer a request", SECOND_BUCKETS, ("route",))
+        self._batch_texts = Histogram("xlt_batch_texts", "Texts of a batch", TEXT_BUCKETS)
+        self._batch_tokens = Histogram("xlt_batch_tokens", "Tokens of a batch", TOKEN_BUCKETS)
+        self._batch_seconds = Histogram("xlt_batch_seconds", "Time of a batch in the engine", SECOND_BUCKETS)
         self._texts = Counter("xlt_texts", "Texts by language", ("version", "language"))
         self._abstained = Counter("xlt_abstained", "Texts given no label, by language", ("version", "language"))
         self._labels = Counter("xlt_labels", "Labels given, by language", ("version", "language", "label"))

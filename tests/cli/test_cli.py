@@ -21,8 +21,8 @@ from conftest import LABELS, LANGUAGES, write_rows
 from ray_runs import Settings, environment, settings
 from typer.testing import CliRunner
 
-from xlt_ray import cli, techniques
-from xlt_ray.cli import serving
+from xlt_ray import cli, errors, techniques
+from xlt_ray.cli import runs
 from xlt_ray.evaluation import metrics
 
 Result = Any  # of a CliRunner
@@ -82,6 +82,29 @@ def test_a_verb_leaves_the_form_of_warnings_as_it_was(xlt: Call) -> None:
         assert xlt("languages", "qqq").exit_code == 0
     assert xlt("evaluate", "no-such-folder").exit_code == 2
     assert warnings.formatwarning is before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (errors.InputError("http://ann:pw@host is wrong"), 2, "error: http://***@host is wrong\n"),
+        (errors.TrainingError("a worker died"), 1, "error: a worker died\n"),
+        (errors.RegistryError("no answer"), 1, "error: no answer\n"),
+        (errors.ServingError("not loaded"), 1, "error: not loaded\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command resumes from what is done\n"),
+    ],
+)
+def test_what_goes_wrong_in_a_verb_is_a_message_and_an_exit_code(
+    xlt: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    from xlt_ray.tracking import courier
+
+    def fail(*arguments: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(courier, "sync", fail)
+    done = xlt("sync", tmp_path)
+    assert (done.exit_code, done.stderr, done.stdout) == (code, message, "")
 
 
 def test_a_dry_run_prints_the_plan_and_loads_neither_ray_nor_mlflow(config: Path) -> None:
@@ -194,12 +217,12 @@ def test_a_challenge_that_mlflow_has_not_all_of_ends_like_such_a_run(
     from xlt_ray.tracking import courier
 
     board = scoreboard.Board("a", "b", "shadow", 0.1, {}, f"sqlite:///{tmp_path}/xlt.db")
-    monkeypatch.setattr(scoreboard, "HISTORY", str(tmp_path / "history"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(scoreboard, "collect", lambda *asked: board)
     monkeypatch.setattr(control, "found", lambda *asked: contextlib.nullcontext())
     monkeypatch.setattr(courier, "start", lambda outbox: SimpleNamespace(close=lambda limit: left))
     done = xlt("challenge")
-    assert done.exit_code == (serving.UNSENT if left else 0), done.output
+    assert done.exit_code == (runs.UNSENT if left else 0), done.output
     told = "2 records are not sent and are kept (no time was left); `xlt sync " if left else "recorded at"
     assert told in done.stdout
 

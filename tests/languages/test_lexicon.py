@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import typer
 from parallel_texts import parallel
 from typer.testing import CliRunner
 
 from xlt_ray import cli
-from xlt_ray.cli import lexicon as cli_lexicon
 from xlt_ray.errors import InputError
 from xlt_ray.languages import lexicon, word_alignment
 from xlt_ray.languages.lexicon import Lexicon
@@ -218,14 +216,7 @@ def test_precision_counts_shared_beginnings_over_known_entries() -> None:
     assert np.isnan(lexicon.precision(made, Lexicon(*PAIR, {}))[0])
 
 
-@pytest.fixture
-def app() -> typer.Typer:
-    made = typer.Typer()
-    cli_lexicon.register(made, cli._told)
-    return made
-
-
-def test_build_and_inspect_from_the_command_line(tmp_path: Path, app: typer.Typer) -> None:
+def test_build_and_inspect_from_the_command_line(tmp_path: Path) -> None:
     sources, targets, dictionary = parallel(150)
     for code, texts in (("eng_Latn", sources), ("swh_Latn", targets), ("tha_Thai", targets)):
         for split, some in (("train", slice(0, 130)), ("dev", slice(130, 140)), ("test", slice(140, 150))):
@@ -238,18 +229,18 @@ def test_build_and_inspect_from_the_command_line(tmp_path: Path, app: typer.Type
     config.write_text(f"corpus: {corpus}\nsources: [eng_Latn]\n")
     run = CliRunner()
     asked = ["lexicon", "build", str(config), "--source", "en", "--out", str(tmp_path / "out")]
-    built = run.invoke(app, asked)
+    built = run.invoke(cli.app, asked)
     assert built.exit_code == 0, built.output
     assert "tha_Thai: left out" in built.output
     made = lexicon.read(tmp_path / "out/eng_Latn-swh_Latn.tsv")
     assert (made.source, made.target) == ("eng_Latn", "swh_Latn")
     assert f"swh_Latn: {len(made.entries)} entries" in built.output
-    refused = run.invoke(app, [*asked, "--target", "tha_Thai"])
+    refused = run.invoke(cli.app, [*asked, "--target", "tha_Thai"])
     assert refused.exit_code == 2
     assert "tha_Thai is written without spaces" in refused.output
     lexicon.write(tmp_path / "true.tsv", lexicon.of_pairs([(*pair, 1.0) for pair in dictionary.items()], *PAIR))
     shown = run.invoke(
-        app,
+        cli.app,
         ["lexicon", "inspect", str(tmp_path / "out/eng_Latn-swh_Latn.tsv"), "--reference", str(tmp_path / "true.tsv")],
     )
     assert shown.exit_code == 0, shown.output
@@ -257,14 +248,14 @@ def test_build_and_inspect_from_the_command_line(tmp_path: Path, app: typer.Type
     assert "% of them agree" in shown.output
 
 
-def test_a_freedict_file_is_turned_into_a_table(tmp_path: Path, app: typer.Typer) -> None:
+def test_a_freedict_file_is_turned_into_a_table(tmp_path: Path) -> None:
     index = write_dictd(tmp_path, packed=True)
     out = tmp_path / "words.tsv"
     asked = ["lexicon", "build", "--from", str(index), "--out", str(out), "--source", "en", "--target", "sw"]
-    done = CliRunner().invoke(app, asked)
+    done = CliRunner().invoke(cli.app, asked)
     assert done.exit_code == 0, done.output
     assert lexicon.read(out) == Lexicon("eng_Latn", "swh_Latn", EXPECTED)
-    looked = CliRunner().invoke(app, ["lexicon", "inspect", str(out), "--word", "Drove-hill", "--word", "absent"])
+    looked = CliRunner().invoke(cli.app, ["lexicon", "inspect", str(out), "--word", "Drove-hill", "--word", "absent"])
     assert "Drove-hill: kolm (1.00)" in looked.output
     assert "absent: not there" in looked.output
 

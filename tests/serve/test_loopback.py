@@ -1,4 +1,4 @@
-"""What Ray Serve is told of HAProxy: a script of ours, and ports that nobody asked for."""
+"""How Ray Serve's HAProxy is configured: by a script of ours, and without ports that nobody asked for."""
 
 from __future__ import annotations
 

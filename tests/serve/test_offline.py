@@ -1,4 +1,4 @@
-"""`xlt predict`: what it is handed is read as a corpus is, and what cannot be meant is refused with a way out."""
+"""`xlt predict`: its input is read as a corpus is, and invalid input is refused with a remedy."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def page(tab: Page, server: Server) -> Iterator[Page]:
 
 
 def ask(page: Page, text: str, answers: int = 1, apart: bool = False) -> str:
-    """Type a text as a person would, send it by Ctrl+Enter and give what the answers say."""
+    """Type a text as a person would, send it by Ctrl+Enter and return the text of the answers."""
     page.js("document.getElementById('results').replaceChildren()")
     page.js(f"document.getElementById('lines').checked = {str(apart).lower()}")
     page.js("document.getElementById('text').value = ''; document.getElementById('text').focus()")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from artefacts import LABELS, TEXTS
 
+from serve.replica.model import Question
 from xlt_ray import techniques
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
@@ -184,18 +185,18 @@ def test_a_service_answers_in_the_language_given_or_guessed(place: Path) -> None
     codes = ["swh_Latn", "eng_Latn", "fra_Latn", "deu_Latn", None, "deu_Latn"]
     for kind in ("artefact", "bundle"):
         service = local_server.service(local_server.loaded(place / "both" / kind))
-        answer = asyncio.run(service.classify(texts, given=given))
+        answer = asyncio.run(service.classify(Question(texts, None, given)))
         assert [guess.code for guess in answer.guesses] == codes
         np.testing.assert_allclose(answer.probabilities, model.probabilities(texts, None, codes), atol=1e-5)
         np.testing.assert_allclose(
-            asyncio.run(service.classify([GERMAN])).probabilities, model.probabilities([GERMAN]), atol=1e-5
+            asyncio.run(service.classify(Question([GERMAN]))).probabilities, model.probabilities([GERMAN]), atol=1e-5
         )
 
 
 def test_without_guesses_a_service_answers_as_if_the_language_were_unknown(place: Path) -> None:
     service = local_server.service(local_server.loaded(place / "centre" / "artefact"), identify=False)
     wanted = bundle.load(place / "centre" / "bundle").probabilities([GERMAN], None, [None])
-    np.testing.assert_allclose(asyncio.run(service.classify([GERMAN])).probabilities, wanted, atol=1e-5)
+    np.testing.assert_allclose(asyncio.run(service.classify(Question([GERMAN]))).probabilities, wanted, atol=1e-5)
 
 
 # checked before

@@ -16,7 +16,7 @@ import pytest
 from serve.replica import challenge
 from serve.replica.challenge import Challenge, ChallengeArgs
 from serve.replica.measured import expected, reliability, zero_shot
-from serve.replica.model import Chunk, Model
+from serve.replica.model import Chunk, Model, Question
 from serve.replica.refusals import Refusal
 from serve.replica.service import Service, answer_all, shown
 from serve.replica.telemetry import Telemetry
@@ -27,7 +27,7 @@ TEXTS = [f"eng{i} " * (1 + (7 * i) % 20) for i in range(40)]
 
 
 class Watched:
-    """An engine that notes the batches it is given and may be told to be slow or to fail."""
+    """An engine that notes its batches and can be made slow or failing."""
 
     def __init__(self, engine: Any) -> None:
         self._engine, self.batches, self.pause, self.fails_at = engine, [], 0.0, -1
@@ -76,7 +76,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 def test_a_request_is_cut_by_tokens_and_put_together_in_order(model: Any) -> None:
     service = made(model, tokens_per_batch=128)
-    answer = run(service.classify(TEXTS))
+    answer = run(service.classify(Question(TEXTS)))
     assert len(model.engine.batches) > 3
     assert all(len(batch) * max(batch) <= 128 for batch in model.engine.batches)
     wanted = model.engine._engine.probabilities(model.engine.encode(TEXTS))
@@ -132,7 +132,7 @@ def test_a_deadline_ends_the_waiting_and_the_count(model: Any) -> None:
         for deadline in (None, 0.01, 100):  # a client cannot ask for more than the server gives
             began = time.monotonic()
             with pytest.raises(Refusal) as refused:
-                await service.classify(TEXTS[:1], deadline=deadline)
+                await service.classify(Question(TEXTS[:1]), deadline=deadline)
             assert refused.value.code == "deadline_exceeded"
             assert time.monotonic() - began < 0.15
             assert service.queue.waiting == 0
@@ -151,7 +151,7 @@ def test_tokenising_counts_against_the_deadline(model: Any) -> None:
     async def ask() -> float:
         began = time.monotonic()
         with pytest.raises(Refusal):
-            await service.classify(TEXTS[:1])
+            await service.classify(Question(TEXTS[:1]))
         return time.monotonic() - began
 
     assert run(ask()) < 0.25
@@ -162,7 +162,7 @@ def test_a_client_that_goes_away_leaves_the_queue_empty(model: Any) -> None:
     service = made(model)
 
     async def ask() -> None:
-        tasks = [asyncio.create_task(service.classify(TEXTS[:3])) for _ in range(4)]
+        tasks = [asyncio.create_task(service.classify(Question(TEXTS[:3]))) for _ in range(4)]
         await asyncio.sleep(0.05)
         assert service.queue.waiting == 12
         for task in tasks[:3]:
@@ -179,16 +179,16 @@ def test_the_patient_wait_for_room_and_give_up_only_when_the_server_does(model: 
     async def ask() -> None:
         service.queue.waiting = 10**6
         with pytest.raises(Refusal):
-            await service.classify(TEXTS[:1])
-        waiting = asyncio.create_task(service.classify(TEXTS[:1], patient=True))
+            await service.classify(Question(TEXTS[:1]))
+        waiting = asyncio.create_task(service.classify(Question(TEXTS[:1]), patient=True))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         service.queue.waiting = 0
         assert len((await waiting).labels) == 1
         service.queue.waiting = 10**6
-        waiting = asyncio.create_task(service.classify(TEXTS[:1], patient=True))
+        waiting = asyncio.create_task(service.classify(Question(TEXTS[:1]), patient=True))
         await asyncio.sleep(0.05)
-        service.draining = True
+        service.model = None
         with pytest.raises(Refusal) as refused:
             await waiting
         assert refused.value.code == "not_ready"
@@ -208,7 +208,7 @@ def test_each_answer_is_wholly_of_the_model_it_names(two: tuple[Model, Model]) -
 
     async def ask() -> list[str]:
         async def one() -> str:
-            answer = await service.classify(TEXTS)
+            answer = await service.classify(Question(TEXTS))
             assert answer.labels.tolist() == wanted[answer.model.version]
             return answer.model.version
 
@@ -230,7 +230,7 @@ def test_each_answer_is_wholly_of_the_model_it_names(two: tuple[Model, Model]) -
 def test_accuracy_is_told_for_the_language_named_or_guessed(two: tuple[Model, Model]) -> None:
     service = local_server.service(two[0])
     texts = ["eng1", "Bitte mach sofort das Licht in der Küche an", "12 + 3", "eng1", "eng1"]
-    answer = run(service.classify(texts, given=["swh_Latn", None, None, "fra_Latn", "heb_Hebr"]))
+    answer = run(service.classify(Question(texts, None, ["swh_Latn", None, None, "fra_Latn", "heb_Hebr"])))
     assert [guess.code for guess in answer.guesses] == ["swh_Latn", "deu_Latn", None, "fra_Latn", "heb_Hebr"]
     found = shown(answer, 1)
     assert [one["expected_accuracy"] and one["expected_accuracy"]["accuracy"] for one in found] == [
@@ -247,13 +247,13 @@ def test_accuracy_is_told_for_the_language_named_or_guessed(two: tuple[Model, Mo
     for row in two[0].artefact.languages.values():
         told = expected(row)
         assert told["low"] <= told["accuracy"] <= told["high"]
-    assert run(made(two[0]).classify(["Bitte mach das Licht an"])).guesses == [Guess(None, 0.0)]
+    assert run(made(two[0]).classify(Question(["Bitte mach das Licht an"]))).guesses == [Guess(None, 0.0)]
 
 
 def test_how_often_as_confident_answers_were_right_is_told_for_the_language_or_for_zero_shot_ones(
     two: tuple[Model, Model],
 ) -> None:
-    answer = run(made(two[0]).classify(["eng1"] * 3, given=["swh_Latn", "fra_Latn", None]))
+    answer = run(made(two[0]).classify(Question(["eng1"] * 3, None, ["swh_Latn", "fra_Latn", None])))
     own, *others = [one["reliability"] for one in shown(answer, 1)]
     table = two[0].artefact.languages["swh_Latn"]["reliability"]
     sure = float(answer.probabilities[0].max())
@@ -284,8 +284,8 @@ def test_the_servers_least_confidence_holds_where_a_request_names_none(two: tupl
     wanted = labels(two[0], texts).tolist()
     some = [label if one >= np.median(sure) else None for label, one in zip(wanted, sure, strict=True)]
     assert None in some
-    assert [one["label"] for one in shown(run(service.classify(texts)), 1)] == some == counted
-    given = [one["label"] for one in shown(run(service.classify(texts, min_confidence=0.0)), 1)]
+    assert [one["label"] for one in shown(run(service.classify(Question(texts))), 1)] == some == counted
+    given = [one["label"] for one in shown(run(service.classify(Question(texts), min_confidence=0.0)), 1)]
     assert given == wanted == counted[5:]
 
 
@@ -298,7 +298,7 @@ def test_texts_are_counted_by_language_and_label(two: tuple[Model, Model]) -> No
 
     service = made(two[0])
     service.telemetry = Counting()
-    run(service.classify(TEXTS[:3], given=["swh_Latn", "fra_Latn", None]))
+    run(service.classify(Question(TEXTS[:3], None, ["swh_Latn", "fra_Latn", None])))
     assert counted == [("1", ["swh_Latn", "unmeasured", "unknown"], labels(two[0], TEXTS[:3]).tolist())]
 
 
@@ -314,8 +314,9 @@ def challenged(two: tuple[Model, Model], mode: str, share: float) -> Service:
 async def asked(service: Service, requests: int) -> list[str]:
     versions = []
     for i in range(requests):
-        answer = await service.classify([f"eng{i % 60} deu{i // 60}", "swh1"], given=["eng_Latn", "swh_Latn"])
-        service.follow_up(answer, [f"eng{i % 60} deu{i // 60}", "swh1"], None)
+        question = Question([f"eng{i % 60} deu{i // 60}", "swh1"], None, ["eng_Latn", "swh_Latn"])
+        answer = await service.classify(question)
+        service.follow_up(answer)
         versions.append(answer.model.version)
     await asyncio.gather(*service._background)
     return versions
@@ -359,7 +360,7 @@ def test_feedback_judges_both_on_the_same_texts(two: tuple[Model, Model]) -> Non
     service = challenged(two, "split", 1.0)
     right = labels(two[1], TEXTS).tolist()
     same = labels(two[0], TEXTS) == labels(two[1], TEXTS)
-    found = run(service.feedback(TEXTS, right, None, ["deu_Latn"] * len(TEXTS)))
+    found = run(service.feedback(Question(TEXTS, None, ["deu_Latn"] * len(TEXTS)), right))
     assert found["models:/tiny/1"] == {"version": "1", "texts": 40, "right": int(same.sum())}
     assert found["models:/tiny/2"] == {"version": "2", "texts": 40, "right": 40}
     counts = service.challenge.tally()["languages"]["deu_Latn"]

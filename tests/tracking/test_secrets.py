@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from xlt_ray import cli
-from xlt_ray.cli import serving
+from xlt_ray.cli import runs
 from xlt_ray.config.masking import masked
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.runs import run
@@ -102,7 +102,7 @@ def test_a_tracked_run_keeps_no_secret(ask: Ask, config: Path, tmp_path: Path, m
     plan = ask("train", *asked, "--dry-run")
     assert plan.exit_code == 0 and "token=***" in plan.output
     trained = ask("train", *asked, "tracking.flush_seconds=0")
-    assert trained.exit_code == serving.UNSENT and "records are not sent and are kept" in trained.output
+    assert trained.exit_code == runs.UNSENT and "records are not sent and are kept" in trained.output
     (folder,) = (tmp_path / "runs").iterdir()
     left = ask("sync", folder)
     assert left.exit_code == 1 and "set MLFLOW_TRACKING_URI to the same URI, whole" in left.output

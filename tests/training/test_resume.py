@@ -132,7 +132,7 @@ def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
     first.until(lambda: furthest(folder) >= enough, "a safe checkpoint")
     os.killpg(first.process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
     assert first.process.wait(120) == 130, first.told
-    assert first.told.endswith("interrupted; the same command goes on from what is done\n")
+    assert first.told.endswith("interrupted; the same command resumes from what is done\n")
     assert "Traceback" not in first.told
     assert resumed_at(first) == REPORTED, "a new run reports its first loss"
     stopped = furthest(folder)

@@ -1,76 +1,64 @@
-"""The verbs of `xlt lexicon`: parsing and printing only, as in `cli`, which calls `register`."""
+"""Build and inspect dictionaries for code-switching: the verbs of `xlt lexicon`."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Told = Callable[[], contextlib.AbstractContextManager[None]]
+from xlt_ray.errors import InputError
+
 SHOWN = 12  # entries and bars, where no word is asked for
 BAR = 40
-Source = Annotated[str | None, typer.Option(help="language of the words to translate")]
+app = typer.Typer(
+    name="lexicon", help="Dictionaries for code-switching: make them, and look at them.", no_args_is_help=True
+)
 
 
-def register(app: typer.Typer, told: Told) -> None:
-    """Add the verbs to an application, as a group; `told` turns errors into messages and exit codes."""
-    group = typer.Typer(
-        name="lexicon", help="Dictionaries for code-switching: make them, and look at them.", no_args_is_help=True
-    )
-    _register_build(group, told)
-    _register_inspect(group, told)
-    app.add_typer(group)
+@app.command()
+def build(
+    config: Annotated[str | None, typer.Argument(help="YAML file with a corpus of parallel train rows")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as corpus.id=index_id")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="language of the words to translate")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="language to translate into; default: all that have parallel rows")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for SOURCE-TARGET.tsv; with --from the file to write")
+    ] = None,
+    score: Annotated[float, typer.Option(min=0.01, max=1, help="least score of a translation")] = 0.5,
+    file: Annotated[
+        Path | None, typer.Option("--from", help="read this table or FreeDict file instead of a corpus")
+    ] = None,
+) -> None:
+    """Induce dictionaries from the parallel train rows of a corpus, or turn one that exists into a table."""
+    if out is None:
+        raise InputError("--out: missing; name the folder to write to, or with --from the file")
+    if file is not None:
+        if config is not None:
+            raise InputError(f"{config}: --from reads {file} and no corpus; leave one of the two out")
+        _convert(file, out, source, target or ())
+    elif config is None or source is None:
+        raise InputError("give a configuration and --source, or --from with a table or FreeDict file")
+    else:
+        _induce(config, overrides or (), source, target or (), out, score)
 
 
-def _register_build(group: typer.Typer, told: Told) -> None:
-    @group.command()
-    def build(
-        config: Annotated[str | None, typer.Argument(help="YAML file with a corpus of parallel train rows")] = None,
-        overrides: Annotated[
-            list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as corpus.id=index_id")
-        ] = None,
-        source: Source = None,
-        target: Annotated[
-            list[str] | None, typer.Option(help="language to translate into; default: all that have parallel rows")
-        ] = None,
-        out: Annotated[
-            Path | None, typer.Option(help="folder for SOURCE-TARGET.tsv; with --from the file to write")
-        ] = None,
-        score: Annotated[float, typer.Option(min=0.01, max=1, help="least score of a translation")] = 0.5,
-        given: Annotated[
-            Path | None, typer.Option("--from", help="read this table or FreeDict file instead of a corpus")
-        ] = None,
-    ) -> None:
-        """Induce dictionaries from the parallel train rows of a corpus, or turn one that exists into a table."""
-        with told():
-            from xlt_ray.errors import InputError
-
-            if out is None:
-                raise InputError("--out: missing; name the folder to write to, or with --from the file")
-            if given is not None:
-                if config is not None:
-                    raise InputError(f"{config}: --from reads {given} and no corpus; leave one of the two out")
-                _convert(given, out, source, target or ())
-            elif config is None or source is None:
-                raise InputError("give a configuration and --source, or --from with a table or FreeDict file")
-            else:
-                _induce(config, overrides or (), source, target or (), out, score)
-
-
-def _convert(given: Path, out: Path, source: str | None, targets: Sequence[str]) -> None:
-    from xlt_ray.errors import InputError
+def _convert(file: Path, out: Path, source: str | None, targets: Sequence[str]) -> None:
     from xlt_ray.languages import codes, lexicon
 
     if len(targets) > 1:
         raise InputError(f"--target: {', '.join(targets)}; a file has translations into one language")
     named = [code and codes.resolve(code) for code in (source, *(targets or (None,)))]
-    found = lexicon.read(given, *(code or lexicon.UNKNOWN for code in named))
+    found = lexicon.read(file, *(code or lexicon.UNKNOWN for code in named))
     if not found.entries:
-        raise InputError(f"{given}: no entry found; see whether it is a table, TEI or an index of dictd")
+        raise InputError(f"{file}: no entry found; see whether it is a table, TEI or an index of dictd")
     lexicon.write(out, found)
     typer.echo(f"{out}: {len(found.entries)} entries, {found.phrases} of them phrases")
 
@@ -78,7 +66,6 @@ def _convert(given: Path, out: Path, source: str | None, targets: Sequence[str])
 def _induce(
     config: str, overrides: Sequence[str], source: str, targets: Sequence[str], out: Path, score: float
 ) -> None:
-    from xlt_ray import errors
     from xlt_ray.config import load
     from xlt_ray.corpora import loaders
     from xlt_ray.languages import codes, lexicon
@@ -96,7 +83,7 @@ def _induce(
         began = time.monotonic()
         try:
             found = lexicon.induce_tables(rows, corpus.table("train", code), (source, code), score)
-        except errors.InputError as error:
+        except InputError as error:
             if named or lexicon.unsegmented(source):
                 raise
             typer.echo(f"[{number}/{len(wanted)}] {code}: left out: {error}")
@@ -108,41 +95,33 @@ def _induce(
         )
 
 
-def _register_inspect(group: typer.Typer, told: Told) -> None:
-    @group.command()
-    def inspect(
-        file: Annotated[Path, typer.Argument(help="table, FreeDict .tei, or .index with its .dict or .dict.dz")],
-        word: Annotated[list[str] | None, typer.Option(help="word or phrase to look up")] = None,
-        reference: Annotated[Path | None, typer.Option(help="another dictionary to measure the precision by")] = None,
-    ) -> None:
-        """Show a dictionary: how large it is, its scores, some entries, and how often it agrees with another."""
-        with told():
-            from xlt_ray.languages import lexicon
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="table, FreeDict .tei, or .index with its .dict or .dict.dz")],
+    word: Annotated[list[str] | None, typer.Option(help="word or phrase to look up")] = None,
+    reference: Annotated[Path | None, typer.Option(help="another dictionary to measure the precision by")] = None,
+) -> None:
+    """Show a dictionary: how large it is, its scores, some entries, and how often it agrees with another."""
+    from xlt_ray.languages import lexicon
 
-            found = lexicon.read(file)
-            typer.echo(
-                f"{found.source} -> {found.target}: {len(found.entries)} entries, {found.phrases} of them phrases"
-            )
-            if word:
-                for one in word:
-                    typer.echo(f"  {one}: {_shown(found.entries.get(lexicon.key_of(one), ()))}")
-            else:
-                _print_scores([options[0][1] for options in found.entries.values()])
-                step = max(1, len(found.entries) // SHOWN)
-                for key in list(found.entries)[::step][:SHOWN]:
-                    typer.echo(f"  {key}: {_shown(found.entries[key])}")
-            if reference is not None:
-                share, known = lexicon.precision(found, lexicon.read(reference))
-                agree = (
-                    f"{100 * share:.1f} % of them agree in a translation's first letters" if known else "no precision"
-                )
-                typer.echo(f"{known} entries are in {reference.name} too; {agree}")
+    found = lexicon.read(file)
+    typer.echo(f"{found.source} -> {found.target}: {len(found.entries)} entries, {found.phrases} of them phrases")
+    if word:
+        for one in word:
+            typer.echo(f"  {one}: {_shown(found.entries.get(lexicon.key_of(one), ()))}")
+    else:
+        _print_scores([options[0][1] for options in found.entries.values()])
+        step = max(1, len(found.entries) // SHOWN)
+        for key in list(found.entries)[::step][:SHOWN]:
+            typer.echo(f"  {key}: {_shown(found.entries[key])}")
+    if reference is not None:
+        share, known = lexicon.precision(found, lexicon.read(reference))
+        agree = f"{100 * share:.1f} % of them agree in a translation's first letters" if known else "no precision"
+        typer.echo(f"{known} entries are in {reference.name} too; {agree}")
 
 
 def _print_scores(scores: Sequence[float]) -> None:
-    counts: dict[int, int] = {}
-    for score in scores:
-        counts[min(int(10 * score), 9)] = counts.get(min(int(10 * score), 9), 0) + 1
+    counts = Counter(min(int(10 * score), 9) for score in scores)
     for tenth in sorted(counts):
         bar = "#" * max(1, round(BAR * counts[tenth] / max(counts.values())))
         typer.echo(f"  score {tenth / 10:.1f} to {(tenth + 1) / 10:.1f} {counts[tenth]:>7} {bar}")

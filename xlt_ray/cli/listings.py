@@ -1,21 +1,17 @@
-"""What `xlt` prints that is no result: the plan of a run, the catalogue, and the languages."""
+"""Print the plan of a run, and what can be named: the verbs catalogue and languages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel
+import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from xlt_ray import config, techniques
-from xlt_ray.config.experiment import Experiment
-from xlt_ray.config.keys import describe
-from xlt_ray.config.search import SearchConfig
-from xlt_ray.corpora.loaders import LOADERS
-from xlt_ray.languages import codes as known
-from xlt_ray.techniques import technique
-from xlt_ray.training.checks import prepare
+if TYPE_CHECKING:
+    from xlt_ray.config.experiment import Experiment
+    from xlt_ray.techniques.technique import Technique
 
 METHODS = {
     "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
@@ -32,7 +28,10 @@ ENCODERS = {
 
 
 def plan(experiment: Experiment) -> None:
-    """Print an experiment, its mixture and what it asks of a cluster; raise InputError if it is unsound."""
+    """Print an experiment, its mixture and what it needs of a cluster; raise InputError if it is unsound."""
+    from xlt_ray import config
+    from xlt_ray.training.checks import prepare
+
     prepared, console = prepare(experiment), Console(highlight=False)
     console.print(config.dump(experiment), markup=False)
     mixture = Table("source", "rows", "weight", "share", "draws an epoch", "repeats of a row", title="mixture")
@@ -55,9 +54,16 @@ def plan(experiment: Experiment) -> None:
     console.print(f"run: {experiment.storage}/{experiment.key(prepared.corpus.fingerprint)}")
 
 
-def catalogue(serving: type[BaseModel]) -> None:
-    """Print what a configuration can name; `serving` is the form of a server's settings."""
-    console = Console(highlight=False)
+def catalogue() -> None:
+    """List what a configuration can name: corpora, training methods, encoders, and every key with its default."""
+    from serve.settings import ServeArgs
+    from xlt_ray import techniques
+    from xlt_ray.config.experiment import Experiment
+    from xlt_ray.config.keys import describe
+    from xlt_ray.config.search import SearchConfig
+    from xlt_ray.corpora.loaders import LOADERS
+
+    console, kinds = Console(highlight=False), [techniques.load(name) for name in techniques.CATALOGUE]
     for title, rows in {
         "corpora (corpus.loader)": LOADERS,
         "methods (training.method)": METHODS,
@@ -67,12 +73,12 @@ def catalogue(serving: type[BaseModel]) -> None:
         for name, purpose in rows.items():
             table.add_row(name, purpose)
         console.print(table)
-    console.print(_techniques())
+    console.print(_techniques(kinds))
     described_under = {
         "keys": describe(Experiment),
-        "keys of techniques": [row for kind in _kinds() for row in describe(kind, f"techniques.{kind.name}.")],
+        "keys of techniques": [row for kind in kinds for row in describe(kind, f"techniques.{kind.name}.")],
         "keys of a search (xlt tune)": describe(SearchConfig, "search."),
-        "keys of a server (xlt serve)": describe(serving),
+        "keys of a server (xlt serve)": describe(ServeArgs),
     }
     for title, described in described_under.items():
         # a key that is cut cannot be copied
@@ -82,21 +88,21 @@ def catalogue(serving: type[BaseModel]) -> None:
         console.print(keys)
 
 
-def _techniques() -> Table:
+def _techniques(kinds: Sequence[type[Technique]]) -> Table:
     table = Table(title="techniques (techniques)", show_header=False, title_justify="left", show_lines=True)
-    for kind in _kinds():
+    for kind in kinds:
         purpose = (kind.__doc__ or "").strip().split("\n")[0]
         facts = {"paper": kind.paper, "needs": kind.needs, "cost": kind.cost, "methods": ", ".join(kind.methods)}
         table.add_row(kind.name, "\n".join([purpose, *(f"{name}: {fact}" for name, fact in facts.items())]))
     return table
 
 
-def _kinds() -> list[type[technique.Technique]]:
-    return [techniques.load(name) for name in techniques.CATALOGUE]
+def languages(
+    codes: Annotated[list[str] | None, typer.Argument(help="codes of any common kind; default: all")] = None,
+) -> None:
+    """Show how language codes are read, and what is known of each language."""
+    from xlt_ray.languages import codes as known
 
-
-def languages(codes: Sequence[str]) -> None:
-    """Print what is known of some languages, or of all; raise InputError for a code that cannot be read."""
     table = Table("code", "name", "script", "family", "in XLM-R", "also written")
     rows = [known.get(known.resolve(code)) for code in codes] if codes else list(known.all_languages())
     for asked, row in zip(codes or [""] * len(rows), rows, strict=True):

@@ -1,65 +1,58 @@
-"""The verb `xlt promote`: parsing and printing only, as in `cli`."""
+"""Move an alias to a run that passed the gate: the verb promote."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-Told = Callable[[], AbstractContextManager[None]]
-
-
-def register(app: typer.Typer, told: Told) -> None:
-    """Add the verb to an application; `told` turns errors into messages and exit codes."""
-
-    @app.command()
-    def promote(
-        run: Annotated[str, typer.Argument(help="folder of a finished run, or models:/NAME/VERSION")],
-        alias: Annotated[str, typer.Option(help="alias to move to it")] = "champion",
-        name: Annotated[str | None, typer.Option(help="registered model; default: the run's own")] = None,
-        languages: Annotated[
-            str | None,
-            typer.Option(help="served languages, as de,sw; default: all the present version was measured in"),
-        ] = None,
-        tolerance: Annotated[float, typer.Option(min=0, max=100, help="points a served language may fall by")] = 2.0,
-        strict: Annotated[bool, typer.Option("--strict", help="also refuse falls that may be chance")] = False,
-        force: Annotated[bool, typer.Option("--force", help="promote whatever speaks against it; recorded")] = False,
-        texts: Annotated[
-            Path | None, typer.Option(help="texts, one a line, to check the artefact on where the corpus is gone")
-        ] = None,
-        rows: Annotated[
-            int | None, typer.Option(min=1, help="test rows a language to check the artefact on; default: all")
-        ] = None,
-        uri: Annotated[
-            str | None,
-            typer.Option(help="tracking server; default: the run's own. Another is sent all of the run first"),
-        ] = None,
-        cache: Annotated[Path | None, typer.Option(help="folder for fetched models; default: ~/.cache/xlt_ray")] = None,
-    ) -> None:
-        """Hold a run against the model in service, make its fast artefact, try it, and only then move the alias."""
-        with told():
-            from rich.console import Console
-
-            from xlt_ray.cli import progress
-            from xlt_ray.evaluation.gate import Rules
-            from xlt_ray.registry import promotion
-            from xlt_ray.registry.publish import CheckRows
-
-            console = Console(highlight=False)
-            served = tuple(code.strip() for code in (languages or "").split(",") if code.strip())
-            rules = Rules(served, tolerance / 100, strict, force)
-            address, checked_on = promotion.Address(alias, name, uri), CheckRows(texts, rows)
-            with progress.shown(console) as on_event:
-                found = promotion.promote(run, address, rules, checked_on, cache, on_event)
-            _print_outcome(console, found)
-            if not found.promoted:
-                raise typer.Exit(1)
+from xlt_ray.cli import progress
 
 
-def _print_outcome(console: Any, found: Any) -> None:
+def promote(
+    run: Annotated[str, typer.Argument(help="folder of a finished run, or models:/NAME/VERSION")],
+    alias: Annotated[str, typer.Option(help="alias to move to it")] = "champion",
+    name: Annotated[str | None, typer.Option(help="registered model; default: the run's own")] = None,
+    languages: Annotated[
+        str | None,
+        typer.Option(help="served languages, as de,sw; default: all the present version was measured in"),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, max=100, help="points a served language may fall by")] = 2.0,
+    strict: Annotated[bool, typer.Option("--strict", help="also refuse falls that may be chance")] = False,
+    force: Annotated[bool, typer.Option("--force", help="promote whatever speaks against it; recorded")] = False,
+    texts: Annotated[
+        Path | None, typer.Option(help="texts, one a line, to check the artefact on where the corpus is gone")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="test rows a language to check the artefact on; default: all")
+    ] = None,
+    uri: Annotated[
+        str | None,
+        typer.Option(help="tracking server; default: the run's own. Another is sent all of the run first"),
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder for fetched models; default: ~/.cache/xlt_ray")] = None,
+) -> None:
+    """Hold a run against the model in service, make its fast artefact, try it, and only then move the alias."""
+    from xlt_ray.evaluation.gate import Rules
+    from xlt_ray.registry import promotion
+    from xlt_ray.registry.publish import CheckRows
+
+    console = Console(highlight=False)
+    served = tuple(code.strip() for code in (languages or "").split(",") if code.strip())
+    rules = Rules(served, tolerance / 100, strict, force)
+    address, checked_on = promotion.Address(alias, name, uri), CheckRows(texts, rows)
+    with progress.shown(console) as on_event:
+        found = promotion.promote(run, address, rules, checked_on, cache, on_event)
+    _print_outcome(console, found)
+    if not found.promoted:
+        raise typer.Exit(1)
+
+
+def _print_outcome(console: Console, found: Any) -> None:
     if found.gate is not None:
         console.print(_table(found.gate, found.previous, found.version))
         unclear = "  [yellow]unclear[/]: chance explains so small a fall" if found.gate.unclear else ""
@@ -101,10 +94,7 @@ def _checked(checks: Any) -> str:
     return ", ".join(agrees(name, one) for name, one in checks.items()) or "not checked"
 
 
-def _table(gate: Any, champion: Any, candidate: Any) -> Any:
-    from rich import box
-    from rich.table import Table
-
+def _table(gate: Any, champion: Any, candidate: Any) -> Table:
     from xlt_ray.languages import codes
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from xlt_ray.events import LONG, STAGES
 
@@ -17,18 +17,12 @@ EVERY = 5.0  # seconds between lines in a log
 
 @contextlib.contextmanager
 def shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give the function that a run's events go to, and tidy up after it."""
+    """Yield the function that receives a run's events, and tidy up after it."""
     if not console.is_terminal:
         yield _noted(console, _lines(console))
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress("{task.description}", *columns, console=console) as bars:
         yield _noted(console, _bars(bars))
 
 
@@ -66,7 +60,7 @@ def _describe(event: dict[str, Any]) -> tuple[str, float | None, float | None]:
     if "best" in event:
         text += f"  best {'ORACLE target ' if event['oracle'] else ''}dev {100 * event['best']:.1f}: "
     if "mix" in event:
-        text += f"{event['mix']}" if "best" in event else f"  {event['mix']}"
+        text += event["mix"] if "best" in event else f"  {event['mix']}"
     return text, done, total
 
 
@@ -78,37 +72,34 @@ def _bars(bars: Progress) -> Callable[[dict[str, Any]], None]:
         stage = event["stage"]
         if stage not in tasks:
             for other in tasks.values():
-                bars.update(other, total=bars.tasks[other].total or 1, completed=bars.tasks[other].total or 1)
+                full = bars.tasks[other].total or 1
+                bars.update(other, total=full, completed=full)
             tasks[stage] = bars.add_task(text, total=total)
-        if done is None:
-            bars.update(tasks[stage], description=text)
-        else:
-            bars.update(tasks[stage], description=text, total=total, completed=done)
+        bars.update(tasks[stage], description=text)
+        if done is not None:
+            bars.update(tasks[stage], total=total, completed=done)
 
     return show
 
 
 def _lines(console: Console) -> Callable[[dict[str, Any]], None]:
-    start, last = time.monotonic(), {"stage": "", "time": 0.0}
+    start, last_stage, last_line = time.monotonic(), "", 0.0
     begun: dict[str, tuple[float, float]] = {}
 
     def show(event: dict[str, Any]) -> None:
+        nonlocal last_stage, last_line
         text, done, total = _describe(event)
-        now = time.monotonic()
-        important = (
-            event["stage"] != last["stage"]
-            or "epoch" in event
-            or "strength" in event
-            or (done is not None and done == total)
-        )
-        if important or now - float(last["time"]) >= EVERY:  # type: ignore[arg-type]
-            count = f"  {done:g} of {total:g}" if done is not None and total else ""
-            if event["stage"] in LONG and done is not None and total:
-                since, first = begun.setdefault(event["stage"], (now, done))
-                if first < done < total:
-                    left = (now - since) / (done - first) * (total - done)
-                    count += f", about {left / 60:.0f} min left" if left >= 60 else f", about {left:.0f} s left"
-            console.print(f"[{now - start:5.0f} s] {text}{count}", markup=False, highlight=False, soft_wrap=True)
-            last.update(stage=event["stage"], time=now)
+        now, stage = time.monotonic(), event["stage"]
+        ended = "epoch" in event or "strength" in event or (done is not None and done == total)
+        if stage == last_stage and not ended and now - last_line < EVERY:
+            return
+        if done is not None and total:
+            text += f"  {done:g} of {total:g}"
+            since, first = begun.setdefault(stage, (now, done))
+            if stage in LONG and first < done < total:
+                left = (now - since) / (done - first) * (total - done)
+                text += f", about {left / 60:.0f} min left" if left >= 60 else f", about {left:.0f} s left"
+        console.print(f"[{now - start:5.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+        last_stage, last_line = stage, now
 
     return show

@@ -1,22 +1,21 @@
-"""The verbs of `xlt` that serve: parsing and printing only, as in `cli`, which calls `register`."""
+"""Classify texts and operate a server: the verbs predict, serve, rollout, rollback, challenge and key."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from xlt_ray.cli import models
-from xlt_ray.config.masking import masked
+from xlt_ray.cli.runs import UNSENT
 
-UNSENT = 3  # exit code of what is done while MLflow has not all of it
-Told = Callable[[], contextlib.AbstractContextManager[None]]
 Port = Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65535)]
 Address = Annotated[
     str | None,
@@ -29,156 +28,127 @@ Follow = Annotated[
 ]
 
 
-def register(app: typer.Typer, told: Told) -> None:
-    """Add the verbs to an application; `told` turns errors into messages and exit codes."""
-    models.register(app, told)
-    _register_predict(app, told)
-    _register_serve(app, told)
-    _register_changes(app, told)
-    _register_key(app)
-
-
 @contextlib.contextmanager
-def _served(told: Told) -> Iterator[None]:
-    """As `told`, and for what a server would not do: a message and exit code 1."""
+def _with_token() -> Iterator[None]:
+    """Let a Ray that a verb starts ask for a token."""
     # what Ray decides when it starts a cluster, but not when it joins one; read once, when ray is imported
     before = os.environ.get("RAY_AUTH_MODE")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    with told():
-        from serve.control.control import ServingError
-
-        try:
-            yield
-        except ServingError as error:
-            typer.echo(masked(f"error: {error}"), err=True)
-            raise typer.Exit(1) from None
-        finally:
-            if before is None:  # whatever this process does next is not serving
-                del os.environ["RAY_AUTH_MODE"]
+    try:
+        yield
+    finally:
+        if before is None:  # whatever this process does next is not serving
+            del os.environ["RAY_AUTH_MODE"]
 
 
-def _register_predict(app: typer.Typer, told: Told) -> None:
-    @app.command()
-    def predict(
-        model: Annotated[str, typer.Argument(help="folder of a run, bundle or artefact, or models:/NAME@champion")],
-        file: Annotated[str, typer.Argument(help="one text a line; - for standard input")],
-        top: Annotated[int, typer.Option(min=1, help="labels to give for each text")] = 1,
-        jsonl: Annotated[
-            bool, typer.Option("--jsonl", help='lines are JSON: strings, or {"text", "pair", "language", "id"}')
-        ] = False,
-        min_confidence: Annotated[
-            float, typer.Option(min=0, max=1, help="give no label where the confidence is lower")
-        ] = 0.0,
-        uri: Annotated[str | None, typer.Option(help="MLflow server of a registered model")] = None,
-    ) -> None:
-        """Classify the lines of a file without a server; a JSON object a line, the same that a server answers."""
-        with told():
-            from serve import offline
+def predict(
+    model: Annotated[str, typer.Argument(help="folder of a run, bundle or artefact, or models:/NAME@champion")],
+    file: Annotated[str, typer.Argument(help="one text a line; - for standard input")],
+    top: Annotated[int, typer.Option(min=1, help="labels to return for each text")] = 1,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help='lines are JSON: strings, or {"text", "pair", "language", "id"}')
+    ] = False,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="return no label where the confidence is lower")
+    ] = 0.0,
+    uri: Annotated[str | None, typer.Option(help="MLflow server of a registered model")] = None,
+) -> None:
+    """Classify the lines of a file without a server; a JSON object a line, the same that a server answers."""
+    from serve import offline
 
-            lines = offline.lines_of(file, jsonl)
-            opened = offline.open_model(model, uri)
-            if not jsonl:
-                offline.refuse_single_texts(opened, file)
-            faults = offline.classify_lines(opened, lines, top, jsonl, sys.stdout, min_confidence)
-            if faults:
-                typer.echo(f"{faults} lines could not be answered; each says why", err=True)
-                raise typer.Exit(1)
+    lines = offline.lines_of(file, jsonl)
+    opened = offline.open_model(model, uri)
+    if not jsonl:
+        offline.refuse_single_texts(opened, file)
+    faults = offline.classify_lines(opened, lines, top, jsonl, sys.stdout, min_confidence)
+    if faults:
+        typer.echo(f"{faults} lines could not be answered; each says why", err=True)
+        raise typer.Exit(1)
 
 
-def _register_serve(app: typer.Typer, told: Told) -> None:
-    @app.command()
-    def serve(
-        model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, or the folder of a run")],
-        overrides: Annotated[
-            list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as limits.deadline_s=2")
-        ] = None,
-        config: Annotated[Path | None, typer.Option(help="YAML with settings; see `xlt catalogue`")] = None,
-        port: Port = 8000,
-        follow: Follow = None,
-        haproxy: Annotated[bool, typer.Option(help="HAProxy in front, or Ray's own slower proxy")] = True,
-    ) -> None:
-        """Serve a model on 127.0.0.1: a page to try it, and an API. Ctrl-C answers what is in hand and stops."""
-        with _served(told):
-            from serve import settings
-            from serve.control import control
+@_with_token()
+def serve(
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, or the folder of a run")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as limits.deadline_s=2")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with settings; see `xlt catalogue`")] = None,
+    port: Port = 8000,
+    follow: Follow = None,
+    haproxy: Annotated[bool, typer.Option(help="HAProxy in front, or Ray's own slower proxy")] = True,
+) -> None:
+    """Serve a model on 127.0.0.1: a page to try it, and an API. Ctrl-C answers what is in hand and stops."""
+    from serve import settings
+    from serve.control import control
 
-            args = settings.load(config, model, overrides or ())
-            began = time.monotonic()
+    args = settings.load(config, model, overrides or ())
+    began = time.monotonic()
 
-            def tell(text: str) -> None:
-                typer.echo(f"[{time.monotonic() - began:5.1f} s] {text}")
+    def log(text: str) -> None:
+        typer.echo(f"[{time.monotonic() - began:5.1f} s] {text}")
 
-            with control.terminated_like_ctrl_c(), control.started(args, port, tell, haproxy) as server:
-                shown = server.ask("/v1/model", None) if not args.api_keys else None
-                answering = f"{shown['model']['name']} ({shown['model']['precision']})" if shown else args.model
-                tell(f"{answering} answers at {server.url}; the API is described at {server.url}/docs")
-                with contextlib.suppress(KeyboardInterrupt):
-                    control.follow(server, follow, tell) if follow else _wait()
+    with control.terminated_like_ctrl_c(), control.started(args, port, log, haproxy) as server:
+        shown = server.ask("/v1/model") if not args.api_keys else None
+        answering = f"{shown['model']['name']} ({shown['model']['precision']})" if shown else args.model
+        log(f"{answering} answers at {server.url}; the API is described at {server.url}/docs")
+        with contextlib.suppress(KeyboardInterrupt):
+            control.follow(server, follow, log) if follow else threading.Event().wait()
 
 
-def _wait() -> None:
-    while True:
-        time.sleep(3600)
+@_with_token()
+def rollout(
+    model: Annotated[
+        str | None, typer.Argument(help="what to serve from now on; default: what the served alias stands for now")
+    ] = None,
+    port: Port = 8000,
+    address: Address = None,
+    url: Url = None,
+    key: Key = None,
+    challenger: Annotated[str | None, typer.Option(help="a second model, to be compared with the first")] = None,
+    share: Annotated[float, typer.Option(min=0.0001, max=1, help="of requests that the challenger gets")] = 0.1,
+    split: Annotated[
+        bool, typer.Option("--split/--shadow", help="the challenger answers its share, or only classifies it too")
+    ] = False,
+    follow: Follow = None,
+) -> None:
+    """Change the model of a running server without dropping a request; one that does not load changes nothing."""
+    from serve.control import control
+    from serve.replica.challenge import ChallengeArgs
+
+    mode: Any = "split" if split else "shadow"
+    second = ChallengeArgs(model=challenger, share=share, mode=mode) if challenger else None
+    with control.found(port, address, url, key) as server:
+        _print_rollout(control.roll_out(server, model, second))
+        if follow:
+            with contextlib.suppress(KeyboardInterrupt):
+                control.follow(server, follow, typer.echo)
 
 
-def _register_changes(app: typer.Typer, told: Told) -> None:
-    @app.command()
-    def rollout(
-        model: Annotated[
-            str | None, typer.Argument(help="what to serve from now on; default: what the served alias stands for now")
-        ] = None,
-        port: Port = 8000,
-        address: Address = None,
-        url: Url = None,
-        key: Key = None,
-        challenger: Annotated[str | None, typer.Option(help="a second model, to be compared with the first")] = None,
-        share: Annotated[float, typer.Option(min=0.0001, max=1, help="of requests that the challenger gets")] = 0.1,
-        split: Annotated[
-            bool, typer.Option("--split/--shadow", help="the challenger answers its share, or only classifies it too")
-        ] = False,
-        follow: Follow = None,
-    ) -> None:
-        """Change the model of a running server without dropping a request; one that does not load changes nothing."""
-        with _served(told):
-            from serve.control import control
-            from serve.replica.challenge import ChallengeArgs
+@_with_token()
+def rollback(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
+    """Go back to the model that answered before; where an alias is served, the alias goes back too."""
+    from serve.control import control
 
-            mode: Any = "split" if split else "shadow"
-            second = ChallengeArgs(model=challenger, share=share, mode=mode) if challenger else None
-            with control.found(port, address, url) as server:
-                _print_rollout(control.roll_out(server, model, second, key))
-                if follow:
-                    with contextlib.suppress(KeyboardInterrupt):
-                        control.follow(server, follow, typer.echo, key)
+    with control.found(port, address, url, key) as server:
+        if moved := control.alias_back(server):
+            typer.echo(moved)
+            _print_rollout(control.roll_out(server))
+        else:
+            _print_rollout(control.roll_back(server))
 
-    @app.command()
-    def rollback(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
-        """Go back to the model that answered before; where an alias is served, the alias goes back too."""
-        with _served(told):
-            from serve.control import control
 
-            with control.found(port, address, url) as server:
-                if moved := control.alias_back(server):
-                    typer.echo(moved)
-                    _print_rollout(control.roll_out(server, key=key))
-                else:
-                    _print_rollout(control.roll_back(server, key))
+@_with_token()
+def challenge(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
+    """Compare champion and challenger so far, and record it in MLflow; exit code 3 while that has not all of it."""
+    from serve.control import control, scoreboard
 
-    @app.command()
-    def challenge(port: Port = 8000, address: Address = None, url: Url = None, key: Key = None) -> None:
-        """Compare champion and challenger so far, and record it in MLflow; exit code 3 while that has not all of it."""
-        with _served(told):
-            from rich.console import Console
-
-            from serve.control import control, scoreboard
-
-            with control.found(port, address, url) as server:
-                board = scoreboard.collect(server, key)
-            Console(highlight=False).print(scoreboard.table(board))
-            told_where, left = scoreboard.record(board)
-            typer.echo(told_where)
-            if left:
-                raise typer.Exit(UNSENT)
+    with control.found(port, address, url, key) as server:
+        board = scoreboard.collect(server)
+    Console(highlight=False).print(scoreboard.table(board))
+    where, left = scoreboard.record(board)
+    typer.echo(where)
+    if left:
+        raise typer.Exit(UNSENT)
 
 
 def _print_rollout(done: Any) -> None:
@@ -187,18 +157,16 @@ def _print_rollout(done: Any) -> None:
     typer.echo(f"{what}{beside}: {done.replicas} replica{'s' * (done.replicas != 1)}, {done.seconds:.1f} s")
 
 
-def _register_key(app: typer.Typer) -> None:
-    @app.command("key")
-    def make_key(
-        name: Annotated[str, typer.Argument(help="who will use it")],
-        texts_per_minute: Annotated[float | None, typer.Option(min=0.001, help="default: no limit")] = None,
-    ) -> None:
-        """Make an API key: the key on standard error, once; what a server's `api_keys` needs on standard output."""
-        import hashlib
-        import json
-        import secrets
+def key(
+    name: Annotated[str, typer.Argument(help="who will use it")],
+    texts_per_minute: Annotated[float | None, typer.Option(min=0.001, help="default: no limit")] = None,
+) -> None:
+    """Make an API key: the key on standard error, once; what a server's `api_keys` needs on standard output."""
+    import hashlib
+    import json
+    import secrets
 
-        key = f"xlt_{secrets.token_urlsafe(32)}"
-        entry = {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), "texts_per_minute": texts_per_minute}
-        sys.stderr.write(f"key (shown once): {key}\n")
-        typer.echo(json.dumps({k: v for k, v in entry.items() if v is not None}))
+    secret = f"xlt_{secrets.token_urlsafe(32)}"
+    entry = {"name": name, "sha256": hashlib.sha256(secret.encode()).hexdigest(), "texts_per_minute": texts_per_minute}
+    sys.stderr.write(f"key (shown once): {secret}\n")
+    typer.echo(json.dumps({k: v for k, v in entry.items() if v is not None}))

@@ -1,78 +1,66 @@
-"""Verbs of single techniques: parsing and printing only, as in `cli`, which calls `register`."""
+"""Adapt a bundle to one more language, and measure accuracy over shots: the verbs adapt and few-shot."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as training.method=probe techniques=[centre]")
-]
-Told = Callable[[], contextlib.AbstractContextManager[None]]
+from xlt_ray.cli import progress
+from xlt_ray.cli.runs import Config
+from xlt_ray.errors import InputError
 
 
-def register(app: typer.Typer, told: Told) -> None:
-    """Add the verbs to an application; `told` turns errors into messages and exit codes."""
+def adapt(
+    folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder of a bundle, or of a run that holds one")],
+    language: Annotated[str, typer.Option(help="the language to add, such as swh_Latn")],
+    text: Annotated[Path, typer.Option(help="UTF-8 file of unlabelled text in it, one text a line")],
+) -> None:
+    """Teach a finished bundle the mean of one more language, where it was trained with the technique `centre`."""
+    from xlt_ray.inference import adapt as adapting
+    from xlt_ray.registry import fetch
 
-    @app.command()
-    def adapt(
-        folder: Annotated[
-            Path, typer.Argument(metavar="BUNDLE", help="folder of a bundle, or of a run that holds one")
-        ],
-        language: Annotated[str, typer.Option(help="the language to add, such as swh_Latn")],
-        text: Annotated[Path, typer.Option(help="UTF-8 file of unlabelled text in it, one text a line")],
-    ) -> None:
-        """Teach a finished bundle the mean of one more language, where it was trained with the technique `centre`."""
-        with told():
-            from xlt_ray.inference import adapt as adapting
-            from xlt_ray.registry import fetch
+    found = adapting.adapt(fetch.bundle_in(folder), language, text)
+    typer.echo(
+        f"{found.language}: {'added' if found.new else 'replaced'}, the mean of {found.texts} texts; the "
+        f"bundle knows {found.languages} languages now"
+    )
 
-            found = adapting.adapt(fetch.bundle_in(folder), language, text)
-            typer.echo(
-                f"{found.language}: {'added' if found.new else 'replaced'}, the mean of {found.texts} texts; the "
-                f"bundle knows {found.languages} languages now"
-            )
 
-    @app.command("few-shot")
-    def few_shot(
-        config: Annotated[str, typer.Argument(help="YAML file; ready ones are under jobs/configs/")],
-        overrides: Overrides = None,
-        shots: Annotated[
-            str, typer.Option(help="labelled rows a class and target, several joined by commas")
-        ] = "1,2,5,10,20,50,100",
-        draws: Annotated[int, typer.Option(min=1, help="different draws of the shots, for each number of them")] = 5,
-        out: Annotated[
-            Path | None, typer.Option(help="folder for the results; default: one in the experiment's storage")
-        ] = None,
-    ) -> None:
-        """Measure how much labelled rows of the targets help: accuracy over shots, several draws of each.
+def few_shot(
+    config: Config,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="such as training.method=probe techniques=[centre]"),
+    ] = None,
+    shots: Annotated[
+        str, typer.Option(help="labelled rows a class and target, several joined by commas")
+    ] = "1,2,5,10,20,50,100",
+    draws: Annotated[int, typer.Option(min=1, help="different draws of the shots, for each number of them")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the results; default: one in the experiment's storage")
+    ] = None,
+) -> None:
+    """Measure how much labelled rows of the targets help: accuracy over shots, several draws of each.
 
-        Interrupted, the same command goes on.
-        """
-        with told():
-            from rich.console import Console
+    The same command resumes after any interruption.
+    """
+    from xlt_ray.config import load
 
-            from xlt_ray import config as configuration
+    experiment, numbers = load(config, overrides or ()), _numbers(shots)
+    from xlt_ray.runs import sweep
 
-            experiment, numbers = configuration.load(config, overrides or ()), _numbers(shots)
-            from xlt_ray.cli import progress
-            from xlt_ray.runs import sweep
-
-            console = Console(highlight=False)
-            with progress.shown(console) as on_event:
-                found = sweep.sweep(experiment, numbers, draws, out, on_event, console.print)
-            console.print(sweep.table(found))
-            for name in ("few_shot.tsv", "few_shot.png"):
-                console.print(f"{name:<13} {found.folder.shown}/{name}", soft_wrap=True)
+    console = Console(highlight=False)
+    with progress.shown(console) as on_event:
+        found = sweep.sweep(experiment, numbers, draws, out, on_event, console.print)
+    console.print(sweep.table(found))
+    for name in ("few_shot.tsv", "few_shot.png"):
+        console.print(f"{name:<13} {found.folder.shown}/{name}", soft_wrap=True)
 
 
 def _numbers(text: str) -> list[int]:
-    from xlt_ray.errors import InputError
-
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

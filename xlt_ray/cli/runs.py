@@ -1,0 +1,198 @@
+"""Train, check, measure and compare runs: the verbs train, check, evaluate, report, compare and sync."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xlt_ray.cli import listings, progress
+from xlt_ray.errors import InputError
+
+UNSENT = 3  # exit code of what is done while MLflow has not all of it
+Config = Annotated[str, typer.Argument(help="YAML file; ready ones are under jobs/configs/")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as mixture.alpha=0.5")]
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print configuration, mixture and resources, then stop")
+    ] = False,
+) -> None:
+    """Train, measure every language, record, report and bundle. The same command resumes after any interruption.
+
+    Exit codes: 0 all is done; 3 the run is finished but MLflow has not all of it yet, see `xlt sync`; 2 the
+    configuration is refused; 1 the work stopped; 130 interrupted.
+    """
+    from xlt_ray.config import load
+
+    experiment = load(config, overrides or ())
+    if dry_run:
+        listings.plan(experiment)
+        return
+    from xlt_ray.reports import report
+    from xlt_ray.runs import run
+
+    console = Console(highlight=False)
+    with progress.shown(console) as on_event:
+        outcome = run.run(experiment, on_event)
+    console.print(report.table(outcome.scores, experiment))
+    if outcome.repeated:
+        console.print(
+            "This run was finished before; change the seed or the name, or delete its folder, to train again."
+        )
+    for name in ("report.html", "bundle"):
+        console.print(f"{name:<12} {outcome.folder.shown}/{name}", soft_wrap=True)
+    print_tracking(console, experiment, outcome)
+
+
+def print_tracking(console: Console, experiment: Any, outcome: Any) -> None:
+    """Print where records of a run or a search went; exit with UNSENT where some are not sent."""
+    from xlt_ray.config.masking import masked
+    from xlt_ray.tracking.outbox import FILE, reason
+
+    if outcome.unsent:
+        why = next(filter(None, (reason(file.parent) for file in outcome.folder.local.rglob(FILE))), "no time was left")
+        console.print(
+            f"tracking     {outcome.unsent} records are not sent and are kept ({why}); "
+            f"`xlt sync {outcome.folder.local}` sends them",
+            soft_wrap=True,
+            markup=False,
+        )
+        raise typer.Exit(UNSENT)
+    if experiment.tracking.uri != "off":
+        console.print(
+            f"tracking     {masked(experiment.tracking.uri)}, experiment {experiment.tracking.experiment}",
+            soft_wrap=True,
+        )
+
+
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Check a configuration and its corpus and list every fault, without starting Ray."""
+    from xlt_ray.config import load
+    from xlt_ray.training.checks import prepare
+
+    prepared = prepare(load(config, overrides or ()))
+    rows = sum(share.rows for share in prepared.mixture)
+    few = f", {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
+    typer.echo(
+        f"sound: {len(prepared.experiment.sources)} sources{few} with {rows} train rows, "
+        f"{len(prepared.corpus.labels)} labels, {len(prepared.measured)} languages to measure, "
+        f"{len(prepared.zero_shot)} of them zero-shot"
+    )
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="folder of a bundle, or of a run that holds one")],
+    config: Annotated[str | None, typer.Option(help="YAML with another corpus; default: the bundle's own")] = None,
+    overrides: Overrides = None,
+    by_class: Annotated[
+        list[str] | None, typer.Option("--report", help="language whose per-class table alone to print")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="measure all languages and write the scores as JSON")] = None,
+) -> None:
+    """Measure a bundle on the test split of a corpus, language by language.
+
+    With --report alone the answer is what the bundle's own run measured, where the bundle holds that.
+    """
+    from xlt_ray.config import build, load
+    from xlt_ray.inference import bundle
+    from xlt_ray.languages.codes import resolve
+    from xlt_ray.registry import fetch
+    from xlt_ray.reports import report
+    from xlt_ray.runs import measure
+
+    console, place = Console(highlight=False), fetch.bundle_in(folder)
+    codes = [resolve(code) for code in by_class or ()]
+    alone = bool(codes) and out is None
+    scores = measure.kept(place, codes) if alone and config is None and not overrides else None
+    if scores is not None:
+        console.print(
+            f"as the finished run measured it; `xlt evaluate {folder}` measures the bundle again", soft_wrap=True
+        )
+    else:
+        with progress.shown(console) as on_event:
+            model = bundle.load(place)
+            own = model.experiment.model_dump(mode="json")
+            changes = overrides or ()
+            experiment = load(config, changes) if config else build(own, changes, place=str(place))
+            scores = measure.measure(model, experiment, on_event, codes, alone)
+        if not alone:
+            console.print(report.table(scores, experiment))
+    for code in codes:
+        console.print(*_classes(scores, code), sep="\n", soft_wrap=True)
+    if out is not None:
+        out.write_text(scores.to_json(), encoding="utf-8")
+
+
+def _classes(scores: Any, code: str) -> tuple[Text, Table]:
+    from xlt_ray.evaluation import metrics
+
+    one = scores.languages[code]
+    interval = f"[{100 * one.accuracy_low:.1f}, {100 * one.accuracy_high:.1f}]"
+    head = f"\n{code} ({one.role}): accuracy {100 * one.accuracy:.1f} {interval}, macro-F1 {100 * one.macro_f1:.1f}"
+    table = Table("label", "precision", "recall", "F1", "rows")
+    for row in metrics.classification_report(one.confusion, scores.labels):
+        table.add_row(
+            row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"])
+        )
+    return Text(head), table
+
+
+def report(folder: Annotated[Path, typer.Argument(help="folder of a finished run")]) -> None:
+    """Write a finished run's report again from its scores, and print its table."""
+    from xlt_ray.reports import report as reports
+
+    scores, experiment, files = reports.write_again(folder)
+    Console(highlight=False).print(reports.table(scores, experiment))
+    typer.echo(files["report.html"])
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    second: Annotated[Path, typer.Argument(help="folder of a finished run on the same test rows")],
+) -> None:
+    """Report whether one run is better than another: paired bootstrap over the rows both predicted."""
+    from xlt_ray.evaluation import comparison
+
+    console = Console(highlight=False)
+    for group, found in comparison.compare_runs(first, second).items():
+        console.print(
+            f"{group} ({found.languages}): {100 * found.difference:+.1f} points "
+            f"[{100 * found.low:.1f}, {100 * found.high:.1f}], p {_shown(found.p_value)}"
+        )
+        if group == "all":
+            ranked = sorted(found.per_language.items(), key=lambda item: item[1])
+            extremes = ranked if len(ranked) <= 10 else ranked[:5] + ranked[-5:]
+            console.print("  " + "  ".join(f"{code} {100 * gain:+.1f}" for code, gain in extremes), soft_wrap=True)
+
+
+def _shown(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
+
+
+def sync(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="folders of runs, or folders that hold them; default: runs")
+    ] = None,
+    uri: Annotated[str | None, typer.Option(help="tracking server to send to instead of the configured one")] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="experiment to send to, as where the own one is deleted")
+    ] = None,
+    give_up: Annotated[bool, typer.Option("--give-up", help="forget the records that the server refuses")] = False,
+) -> None:
+    """Send to MLflow what could not be sent while its server was slow or down; exit code 1 while something is left."""
+    from xlt_ray.tracking import courier
+
+    if missing := [str(folder) for folder in folders or () if not folder.exists()]:
+        raise InputError(f"{', '.join(missing)}: no such folder; give that of a run, or one that holds runs")
+    left = courier.sync(folders or [Path("runs")], uri, typer.echo, experiment, give_up)
+    if left:
+        typer.echo(f"{left} records are still not sent; they are kept", err=True)
+        raise typer.Exit(1)
