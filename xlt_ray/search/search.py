@@ -1,8 +1,8 @@
-"""A search from configuration to result: screen mixes, fine-tune the best, choose on dev, retrain the choice, report.
+"""Run a search from configuration to result: screen mixes, fine-tune the best, choose on dev, retrain, report.
 
-Whatever is killed, the same command goes on: every mix tried is a line of `journal.jsonl`, Tune keeps its own state,
-retrained runs are ordinary runs, and `result.json`, written last, marks the end. Test rows are read by the retrained
-runs alone, after the choice is made: what a trial is handed holds none.
+After a kill the same command resumes: every mix tried is a line of `journal.jsonl`, Tune keeps its own state, retrained
+runs are ordinary runs, and `result.json`, written last, marks the end. Test rows are read by the retrained runs alone,
+after the choice is made: the corpus of a trial holds none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from xlt_ray import durable
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnEvent
@@ -23,7 +24,7 @@ from xlt_ray.runs.storage import RunFolder, open_folder
 from xlt_ray.search import prepare as search_prepare
 from xlt_ray.search import proposals, screening, selection, similarity, tuning
 from xlt_ray.search.findings import Findings, RuleChoice, correlation, rule_choices
-from xlt_ray.search.journal import Journal, Shown, Trials
+from xlt_ray.search.journal import Journal, Progress, Trials
 from xlt_ray.search.prepare import prepared, to_yaml
 from xlt_ray.search.report import page, records
 from xlt_ray.search.retraining import plan, retrain
@@ -48,12 +49,12 @@ class Found:
 
 
 def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
-    """Do a search, go on with it, or show it if it is done; raise InputError before any work if it is unsound."""
+    """Run a search, resume it, or read its findings if it is done; raise InputError before any work if it is unsound."""
     began = time.monotonic()
     on_event({"stage": "check"})
     session = SearchSession.open(*prepared(search), on_event, began)
     search, folder = session.search, session.folder
-    if (folder.local / RESULT).is_file():  # MLflow has it, and what is unsent waits for `xlt sync`
+    if (folder.local / RESULT).is_file():  # it is recorded, and what is unsent waits for `xlt sync`
         with session:
             findings, files = session.complete()
         return Found(folder, findings, files, _unsent(folder))
@@ -73,7 +74,7 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
         sender.close(min(10.0, search.base.tracking.flush_seconds))
         folder.upload()
         raise
-    (folder.local / RESULT).write_text(json.dumps({"key": search.key()}), encoding="utf-8")
+    durable.write(folder.local / RESULT, json.dumps({"key": search.key()}))
     folder.upload()
     return Found(folder, findings, files, _unsent(folder))
 
@@ -84,9 +85,9 @@ def _unsent(folder: RunFolder) -> int:
 
 @dataclass
 class SearchSession:
-    """One call of `run`: the search, the folder and journal that its steps go on with, and Ray from its first use.
+    """One call of `run`: the search, the folder and journal that its steps share, and Ray from its first use.
 
-    A context, at whose end Ray is stopped if it was started here.
+    A context that ends by closing the journal and stopping Ray, if it was started here.
     """
 
     search: Search
@@ -103,7 +104,7 @@ class SearchSession:
         """Open the folder of a prepared search and read its journal; `began` is the `time.monotonic()` of its start."""
         folder = open_folder(search.base, search.key())
         folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE, "outbox.jsonl", "outbox.sent")
-        (folder.local / "search.yaml").write_text(to_yaml(search), encoding="utf-8")
+        durable.write(folder.local / "search.yaml", to_yaml(search))
         journal = Journal(folder.local / JOURNAL, began)
         return cls(search, corpus, folder, journal, f"{search.key()}-{folder.identity()}", on_event)
 
@@ -111,17 +112,18 @@ class SearchSession:
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
+        self.journal.close()
         return self._ray.__exit__(*error)
 
     def start_ray(self) -> None:
-        """Start Ray unless that is done; called where Ray is needed, so showing a finished search starts nothing."""
+        """Start Ray once, where it is first needed: showing a finished search starts nothing."""
         if not self._ray_started:
             self._ray.enter_context(cluster.plain_errors())
             self._ray.enter_context(cluster.ray_cluster(self.search.base))
             self._ray_started = True
 
     def complete(self) -> tuple[Findings, dict[str, Path]]:
-        """Do what earlier sessions left undone, from screening to retraining; return the findings and report files."""
+        """Do what earlier calls left undone, from screening to retraining; return the findings and report files."""
         search, journal = self.search, self.journal
         if not self._file(TUNED).is_file():
             self.on_event({"stage": "start"})
@@ -209,11 +211,11 @@ class SearchSession:
             judge = probers.measure_difficulty()
             self._write(JUDGE, {"difficulty": judge.difficulty, "nearness": judge.nearness})
         done = journal.probes()
-        show = Shown("screen", trials, judge, done, self.on_event)
+        progress = Progress("screen", trials, judge, done, self.on_event)
 
         def record(tried: Tried) -> Tried:
             tried = journal.add(f"probe-{tried.key}", tried)
-            show(tried)
+            progress(tried)
             return tried
 
         def more() -> bool:
@@ -272,7 +274,7 @@ class SearchSession:
         return self.folder.local / name
 
     def _write(self, name: str, data: Any) -> None:
-        self._file(name).write_text(json.dumps(data), encoding="utf-8")
+        durable.write(self._file(name), json.dumps(data))
 
 
 def _prior(search: Search, ranking: similarity.Ranking | None) -> list[Point]:

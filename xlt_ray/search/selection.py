@@ -58,9 +58,6 @@ class Tried:
         """The name of its mix; equal for a probe and a fine-tuning that differ in settings a probe does not have."""
         return point_key(mix_of(self.point))
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return asdict(self) | {"point": dict(self.point), "accuracy": dict(self.accuracy)}
 
 
 def breaks_ties(search: Search) -> bool:
