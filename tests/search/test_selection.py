@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xlt_ray.evaluation.predictions import Predictions
-from xlt_ray.search import findings, space
+from xlt_ray.search import findings, selection, space
 from xlt_ray.search.selection import Judge, Tried
 
 POOL = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
@@ -147,11 +147,13 @@ def test_an_interval_is_of_the_languages_that_the_rule_measures() -> None:
     assert 0.3 < low < 0.5 < high < 0.7
 
 
-def test_an_interval_of_rows_shared_by_languages_is_wider_than_of_others() -> None:
+def test_an_interval_of_rows_shared_by_languages_is_wider_than_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "RESAMPLES", 4000)
+
     # equal rows are drawn together, so that averaging two languages that fail alike gains nothing
     def width(name: str) -> float:
         rights = {SWH: predictions(100, 0.5), HIN: predictions(100, 0.5, name)}
-        low, high = judge().interval(rights, tried(accuracy=dict.fromkeys(rights, 0.5)), 4000)
+        low, high = judge().interval(rights, tried(accuracy=dict.fromkeys(rights, 0.5)))
         return high - low
 
     assert width("other") / width("") == pytest.approx(2**-0.5, abs=0.06)

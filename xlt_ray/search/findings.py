@@ -1,4 +1,4 @@
-"""Statistics over the trials of a search: which keys mattered, and which mixes deserve retraining."""
+"""Compute statistics over the trials of a search: agreement of the fidelities, effects of languages, rules' choices."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.search.selection import RULES, Judge, Tried, whole_fine_tunings
 from xlt_ray.search.space import Point, Search
 
+RESAMPLES = 2000
+
 
 @dataclass(frozen=True)
 class Correlation:
@@ -27,11 +29,11 @@ class Correlation:
 
     @property
     def misleads(self) -> bool:
-        """Whether it cannot be said that the cheap fidelity ranks mixes as fine-tuning does."""
-        return not self.low > 0  # also where equal scores leave it unknown
+        """Whether the interval leaves it open that the cheap fidelity ranks mixes as fine-tuning does."""
+        return not self.low > 0  # also of NaN, where all scores are equal
 
 
-def correlation(judge: Judge, tried: Sequence[Tried], resamples: int = 2000) -> Correlation | None:
+def correlation(judge: Judge, tried: Sequence[Tried]) -> Correlation | None:
     """Correlate probes with fine-tuning to the end by the search's rule; None for fewer than 4 mixes with both."""
     probed = {one.mix: judge.value(one) for one in tried if one.fidelity == "probe"}
     whole = [one for one in tried if one.fidelity == "fine_tune" and one.whole]
@@ -39,7 +41,7 @@ def correlation(judge: Judge, tried: Sequence[Tried], resamples: int = 2000) -> 
     pairs = np.array([pair for pair in both if None not in pair], dtype=float)
     if len(pairs) < 4:
         return None
-    picks = np.random.default_rng(0).integers(len(pairs), size=(resamples, len(pairs)))
+    picks = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     drawn = [stats.spearmanr(*pairs[pick].T).statistic for pick in picks if len(set(pick)) > 2]
     low, high = np.nanquantile(drawn, (0.025, 0.975)).tolist()
     return Correlation(float(stats.spearmanr(*pairs.T).statistic), low, high, len(pairs))
@@ -55,7 +57,7 @@ class Effect:
     mixes: int  # of those compared, that have the language
 
 
-SPARE = 5  # mixes needed beyond the number of coefficients, else the intervals would say nothing
+SPARE = 5  # mixes needed beyond the number of coefficients, else the intervals would be of no use
 
 
 def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
@@ -67,7 +69,7 @@ def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
     add up to 0. Mixes of the same languages count once, by their mean, because a searcher returns to what it likes.
     Intervals are Student's t, each for itself.
 
-    It is an association over the mixes tried. It does not say what adding the language does to a given mix: languages
+    It is an association over the mixes tried, not what adding the language does to a given mix: languages
     interact (a second one of a family may bring nothing), and the searcher chose the mixes. Under the rule `sources` an
     easy language looks good because it is measured itself.
 
@@ -106,8 +108,8 @@ def presence(search: Search, point: Point) -> tuple[float, ...]:
     if not any(one.key == "mixture.weights" for one in search.dimensions):
         return tuple(float(code in sources) for code in search.pool)
     weights = point.get("mixture.weights") or {}
-    given = {code: weights.get(code, 1.0) for code in sources}
-    return tuple(10 * given.get(code, 0.0) / sum(given.values()) for code in search.pool)
+    known = {code: weights.get(code, 1.0) for code in sources}
+    return tuple(10 * known.get(code, 0.0) / sum(known.values()) for code in search.pool)
 
 
 def shortlist(judge: Judge, tried: Sequence[Tried], fine_tuned: int, probes: int) -> list[Tried]:

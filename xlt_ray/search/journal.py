@@ -108,7 +108,7 @@ class Trials:
         """Receive a trial's `start` (with its parameters), `result` (with what it measured), `complete` or `error`."""
         if what == "start":
             self.running.add(trial)
-            self.earlier.discard(point_key(self.judge.search.point(facts)))
+            self.earlier.discard(point_key(self.judge.search.decode(facts)))
         elif what == "result" and "diverged" in facts:
             self.notes.append(f"a trial diverged and counts as the worst: {facts['diverged']}")
         elif what == "result":

@@ -1,6 +1,6 @@
-"""The chosen mix and plain baselines trained again, with seeds that the search has not used, and measured on test.
+"""Train the chosen mix and plain baselines again, with seeds that the search has not used, and measure them on test.
 
-The best of many search scores is too good by selection; only these runs say how good the choice is.
+The best of many search scores is biased upwards by selection; only these runs show how good the choice is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xlt_ray.search.findings import Retrained
 from xlt_ray.search.selection import CHOSEN, Judge, Tried
 from xlt_ray.search.space import Point, Search
 
-FRESH = 1000  # added to the search's seed, and counted on from there
+FIRST_SEED = 1000  # added to the search's own
 BASELINES = {
     "best_single": "best single source",
     "all_alpha_1": "all sources, alpha 1",
@@ -39,7 +39,7 @@ class Planned:
 
 
 def plan(judge: Judge, tried: Sequence[Tried], chosen: Tried, corpus: Corpus) -> tuple[list[Planned], list[str]]:
-    """List what to train again: the choice first, then baselines that are not the same mix; and say what was left out.
+    """Return what to train again, the choice first, then baselines that are other mixes; and notes on those left out.
 
     Baselines keep the choice's settings apart from the mix, so that the mix alone is compared.
     """
@@ -89,15 +89,15 @@ def retrain(
     on_event: OnEvent,
     begin: Callable[[], None],
 ) -> tuple[tuple[Retrained, ...], dict[str, dict[str, Comparison]]]:
-    """Train what is planned with every fresh seed, and compare the choice with each baseline on the same test rows."""
-    seeds = [search.base.seed + FRESH + number for number in range(search.settings.retraining.seeds)]
+    """Train what is planned with every new seed, and compare the choice with each baseline on the same test rows."""
+    seeds = [search.base.seed + FIRST_SEED + number for number in range(search.settings.retraining.seeds)]
     total, found, predictions = len(planned) * len(seeds), [], {}
     rule = "oracle" if search.oracle else search.settings.selection.languages
     for index, one in enumerate(planned):
         outcomes = []
         tags = {"xlt.selection": rule, "xlt.search_role": one.name}
         for number, seed in enumerate(seeds):
-            # the name stands in every table and picture of the run
+            # shown in every table and picture of the run
             name = f"{search.base.name}{'-oracle' if search.oracle else ''}-{_slug(one.name)}"
             experiment = search.experiment(one.point, seed, name)
             tracking = experiment.tracking

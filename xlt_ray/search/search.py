@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Found:
 
 
 def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
-    """Run a search, resume it, or read its findings if it is done; raise InputError before any work if it is unsound."""
+    """Run a search, resume it, or read its findings if done; raise InputError before any work where it is not valid."""
     began = time.monotonic()
     on_event({"stage": "check"})
     session = SearchSession.open(*prepared(search), on_event, began)
@@ -191,7 +191,7 @@ class SearchSession:
             screening.embed(search.base, visible, self.on_event, also=texts)
         try:
             ranking = similarity.rank(search.base, self.corpus, self.on_event)
-            rows = [row.to_plain() for row in ranking.rows]
+            rows = [{**asdict(row), "nearest": row.nearest} for row in ranking.rows]
         except InputError:
             ranking = None  # languages that nothing is known of; the search does without
         self._write(RANKING, rows)
