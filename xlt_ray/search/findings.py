@@ -73,8 +73,8 @@ def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
     interact (a second one of a family may bring nothing), and the searcher chose the mixes. Under the rule `sources` an
     easy language looks good because it is measured itself.
 
-    Left out are languages in all or none of the mixes, and those that always come with others; the result is empty
-    where there are fewer than 5 mixes beyond the number of coefficients.
+    The greatest effect comes first. Left out are languages in all or none of the mixes, and those that always come with
+    others; the result is empty where there are fewer than 5 mixes beyond the number of coefficients.
     """
     values: dict[tuple[float, ...], list[float]] = {}
     for one in [one for one in tried if one.fidelity == "probe"] or whole_fine_tunings(tried):
@@ -99,7 +99,8 @@ def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
     reach = stats.t.ppf(0.975, spare) * np.sqrt(variance * ((against_mean @ inverse) ** 2).sum(axis=1))
     counts = (mixes[:, varies] > 0).sum(axis=0)
     rows = zip(codes, effects.tolist(), reach.tolist(), counts.tolist(), known, strict=True)
-    return {code: Effect(value, value - by, value + by, count) for code, value, by, count, sure in rows if sure}
+    found = {code: Effect(value, value - by, value + by, count) for code, value, by, count, sure in rows if sure}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1].value))
 
 
 def presence(search: Search, point: Point) -> tuple[float, ...]:

@@ -56,17 +56,19 @@ class Proposals:
                 yield Proposal(mix_of(point), None)
         repeats = 0
         while self.left > 0 and not self.whole and repeats < 10 * STARTUP:
-            trial: optuna.trial.Trial | None = self.study.ask(self.space)
+            trial = self.study.ask(self.space)
             point = self._decoded(trial)
-            if not self._claim(point):
+            if self._claim(point):
+                yield Proposal(point, trial)
+            else:
                 # a sampler that prefers a region of subsets proposes the same few again and again
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                trial, point = None, self._decoded(self.random.ask(self.space))
+                point = self._decoded(self.random.ask(self.space))
                 if not self._claim(point):
                     repeats += 1
                     continue
+                yield Proposal(point, None)
             repeats = 0
-            yield Proposal(point, trial)
 
     def _decoded(self, trial: optuna.trial.Trial) -> Point:
         return mix_of(self.judge.search.decode({**self.base, **trial.params}))
