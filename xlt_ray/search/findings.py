@@ -12,7 +12,7 @@ from scipy import stats
 from xlt_ray.config.search import Rule
 from xlt_ray.evaluation.comparison import Comparison
 from xlt_ray.evaluation.metrics import Scores
-from xlt_ray.search.selection import RULES, Judge, Tried, whole_fine_tunings
+from xlt_ray.search.selection import RULES, Judge, Tried, probes, whole_fine_tunings
 from xlt_ray.search.space import Point, Search
 
 RESAMPLES = 2000
@@ -35,9 +35,8 @@ class Correlation:
 
 def correlation(judge: Judge, tried: Sequence[Tried]) -> Correlation | None:
     """Correlate probes with fine-tuning to the end by the search's rule; None for fewer than 4 mixes with both."""
-    probed = {one.mix: judge.value(one) for one in tried if one.fidelity == "probe"}
-    whole = [one for one in tried if one.fidelity == "fine_tune" and one.whole]
-    both = [(probed.get(one.mix), judge.value(one)) for one in whole]
+    probed = {one.mix: judge.value(one) for one in probes(tried)}
+    both = [(probed.get(one.mix), judge.value(one)) for one in whole_fine_tunings(tried)]
     pairs = np.array([pair for pair in both if None not in pair], dtype=float)
     if len(pairs) < 4:
         return None
@@ -77,7 +76,7 @@ def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
     others; the result is empty where there are fewer than 5 mixes beyond the number of coefficients.
     """
     values: dict[tuple[float, ...], list[float]] = {}
-    for one in [one for one in tried if one.fidelity == "probe"] or whole_fine_tunings(tried):
+    for one in probes(tried) or whole_fine_tunings(tried):
         value = judge.value(one)
         if value is not None:
             values.setdefault(presence(judge.search, one.point), []).append(value)
@@ -105,25 +104,25 @@ def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
 
 def presence(search: Search, point: Point) -> tuple[float, ...]:
     """Return for each language of the pool whether a mix has it (0 or 1), or its tenths of the weight if searched."""
-    sources = point.get("sources", search.pool)
-    if not any(one.key == "mixture.weights" for one in search.dimensions):
+    sources = search.sources(point)
+    if not search.varies("mixture.weights"):
         return tuple(float(code in sources) for code in search.pool)
     weights = point.get("mixture.weights") or {}
     known = {code: weights.get(code, 1.0) for code in sources}
     return tuple(10 * known.get(code, 0.0) / sum(known.values()) for code in search.pool)
 
 
-def shortlist(judge: Judge, tried: Sequence[Tried], fine_tuned: int, probes: int) -> list[Tried]:
+def shortlist(judge: Judge, tried: Sequence[Tried], fine_tuned: int, probed: int) -> list[Tried]:
     """List what to show of a search: whole fine-tunings from best to worst, then stopped ones, then probes.
 
-    Probes are of mixes that were not fine-tuned, and at most `probes`; the others at most `fine_tuned` together.
+    Probes are of mixes that were not fine-tuned, and at most `probed`; the others at most `fine_tuned` together.
     """
     tuned = [one for one in tried if one.fidelity == "fine_tune"]
     known = {one.mix for one in tuned}
     stopped = [one for one in tuned if not one.whole]
-    others = [one for one in tried if one.fidelity == "probe" and one.mix not in known]
+    others = [one for one in probes(tried) if one.mix not in known]
     shown = (judge.ranked(whole_fine_tunings(tried)) + judge.ranked(stopped))[:fine_tuned]
-    return shown + judge.ranked(others)[:probes]
+    return shown + judge.ranked(others)[:probed]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from xlt_ray.training.checks import prepare
 
 def check(search: Search, corpus: Corpus) -> None:
     """Raise InputError where a technique, or what the space makes of it, cannot be used in a mix of the pool."""
-    alone = any(one.kind == "subset" and one.low == 1 for one in search.dimensions)
+    alone = 1 in search.sizes
     alone |= bool(search.settings.retraining.seeds) and "best_single" in search.settings.retraining.baselines
     mixes = [search.pool, *([(code,) for code in search.pool] if alone and len(search.pool) > 1 else [])]
     varied = [(f"search.space.{key}: ", point) for key, point in search.extremes() if key.startswith("techniques.")]

@@ -105,9 +105,7 @@ class Proposals:
 
 def inside(search: Search, point: Point) -> bool:
     """Return whether a mix has as many languages as the space allows; a baseline such as the whole pool may not."""
-    every = len(search.pool)
-    low, high = next(((one.low, one.high) for one in search.dimensions if one.kind == "subset"), (every, every))
-    return low <= len(point.get("sources", search.pool)) <= high
+    return len(search.sources(point)) in search.sizes
 
 
 def candidates(search: Search, tried: Sequence[Tried]) -> list[Tried]:

@@ -240,7 +240,7 @@ class SearchSession:
         tried = list(self.journal.tried.values())
         if search.oracle or not search.settings.selection.compare_oracle:
             return rule_choices(judge, tried)
-        probes = [one for one in tried if one.fidelity == "probe"]
+        probes = self.journal.probes()
         if not self._file(ORACLE).is_file():
             self.start_ray()
             self._write(ORACLE, self._measure_targets(judge, probes))
@@ -280,7 +280,8 @@ class SearchSession:
 def _prior(search: Search, ranking: similarity.Ranking | None) -> list[Point]:
     # every language alone, the mixes that similarity proposes, and the pool whole, which baselines are compared with
     points: list[Point] = [{"sources": [code]} for code in search.pool]
-    sizes = next((range(2, int(one.high) + 1) for one in search.dimensions if one.kind == "subset"), range(0))
-    points += [{"sources": sorted(ranking.greedy(size))} for size in sizes] if ranking else []
+    if ranking and search.varies("sources"):
+        sizes = range(2, max(search.sizes) + 1)
+        points += [{"sources": sorted(similarity.greedy(ranking.scores, size))} for size in sizes]
     points += [{"sources": sorted(search.pool), "mixture.alpha": alpha} for alpha in (1.0, 0.3)]
     return points

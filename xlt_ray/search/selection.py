@@ -82,7 +82,7 @@ class Judge:
 
     def languages(self, tried: Tried, rule: Rule | None = None) -> list[str]:
         """List the languages on which a rule measures a mix."""
-        sources = set(tried.point.get("sources", self.search.pool))
+        sources = set(self.search.sources(tried.point))
         pool = set(self.search.pool)
         wanted = {
             "sources": lambda code: code in sources,
@@ -154,11 +154,10 @@ class Judge:
 
     def coverage(self, tried: Tried) -> float:
         """Average over targets the similarity of the mix's most similar language: 0 to 1."""
-        return coverage(self.nearness, tried.point.get("sources", self.search.pool))
+        return coverage(self.nearness, self.search.sources(tried.point))
 
     def _candidates(self, tried: Sequence[Tried], rule: Rule | None = None) -> list[Tried]:
-        whole = self.ranked(whole_fine_tunings(tried), rule)
-        return whole or self.ranked([one for one in tried if one.fidelity == "probe"], rule)
+        return self.ranked(whole_fine_tunings(tried), rule) or self.ranked(probes(tried), rule)
 
     def pareto(self, tried: Sequence[Tried]) -> list[Tried]:
         """List the mixes that no other beats in one objective without losing in another, by the first objective."""
@@ -168,6 +167,11 @@ class Judge:
         table = np.asarray(values).reshape(len(ranked), len(objectives))
         beaten = [bool(((table >= row).all(1) & (table > row).any(1)).any()) for row in table]
         return [one for one, worse in zip(ranked, beaten, strict=True) if not worse]
+
+
+def probes(tried: Sequence[Tried]) -> list[Tried]:
+    """List the mixes screened."""
+    return [one for one in tried if one.fidelity == "probe"]
 
 
 def whole_fine_tunings(tried: Sequence[Tried]) -> list[Tried]:

@@ -68,10 +68,6 @@ class Ranking:
     scores: Mapping[str, Mapping[str, float]]
     targets: tuple[str, ...]
 
-    def greedy(self, k: int) -> tuple[str, ...]:
-        """Return k candidates that suit the targets together, see `greedy`."""
-        return greedy(self.scores, k)
-
 
 def rank_file(path: str, overrides: Iterable[str], on_event: OnEvent) -> Ranking:
     """Rank the sources of an experiment's file, or of a search's file, for its targets; starts Ray."""
@@ -183,12 +179,12 @@ def ranked(sources: Sequence[str], targets: Sequence[str], values: Values) -> Ra
     _refuse_unknown("targets", targets, np.isnan(per_pair).all(axis=0))
     scores, best = mean_known(per_pair, axis=1), np.nanmax(per_pair, axis=0)
     order = sorted(range(len(sources)), key=lambda i: (-scores[i], sources[i]))
-    means = {name: mean_known(of, axis=1) for name, of in values.items()}
+    means = {name: mean_known(of, axis=1).tolist() for name, of in values.items()}
     rows = [
         Ranked(
             sources[i],
             float(scores[i]),
-            {name: _or_none(means[name][i]) if name in means else None for name in MEASURES},
+            {name: None if name not in means or np.isnan(means[name][i]) else means[name][i] for name in MEASURES},
             tuple(target for target, near in zip(targets, per_pair[i] >= best - 1e-9, strict=True) if near),
             _reasons(i, sources, targets, values),
         )
@@ -217,10 +213,6 @@ def mean_known(values: Any, axis: int) -> np.ndarray:
     there = ~np.isnan(values)
     count = there.sum(axis=axis)
     return np.where(count > 0, np.where(there, values, 0.0).sum(axis=axis) / np.maximum(count, 1), np.nan)
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _refuse_unknown(key: str, codes: Sequence[str], unknown: np.ndarray) -> None:
@@ -317,7 +309,7 @@ def _cell(name: str, value: float | None) -> str:
 
 def mix_lines(ranking: Ranking, k: int) -> str:
     """Return k sources that suit the targets together, as an override, and compare them with the k ranked highest."""
-    chosen, top = ranking.greedy(k), [row.code for row in ranking.rows[:k]]
+    chosen, top = greedy(ranking.scores, k), [row.code for row in ranking.rows[:k]]
     return (
         f"mix of {k} that covers the targets best, chosen greedily:\n  'sources=[{','.join(chosen)}]'\n"
         f"best score among them, mean over targets: {coverage(ranking.scores, chosen):.3f}; "

@@ -46,6 +46,20 @@ class Search:
         return self.base.sources
 
     @property
+    def sizes(self) -> range:
+        """The numbers of languages that a mix may have."""
+        subset = next((one for one in self.dimensions if one.kind == "subset"), None)
+        return range(int(subset.low), int(subset.high) + 1) if subset else range(len(self.pool), len(self.pool) + 1)
+
+    def sources(self, point: Point) -> Sequence[str]:
+        """Return the languages of a point, which is the whole pool where it names none."""
+        return point.get("sources", self.pool)
+
+    def varies(self, key: str) -> bool:
+        """Return whether a key is a dimension of the space."""
+        return any(one.key == key for one in self.dimensions)
+
+    @property
     def oracle(self) -> bool:
         """Whether target labels rank the mixes, which makes every score of the search an upper bound."""
         return self.settings.selection.languages == "targets"
@@ -151,7 +165,7 @@ class Search:
         """Return parameters that `decode` turns into a point; a key that it does not name gets the base's value."""
         values = {one.key: self._base_value(one) for one in self.dimensions} | dict(point)
         parameters: dict[str, Any] = {}
-        sources = list(point.get("sources", self.pool))
+        sources = list(self.sources(point))
         for one in self.dimensions:
             if one.kind == "subset":
                 parameters["use"] = int(min(max(len(sources), one.low), one.high))
@@ -180,8 +194,7 @@ class Search:
         axes: list[list[tuple[str, Any]]] = []
         for one in self.dimensions:
             if one.kind == "subset":
-                sizes = range(int(one.low), int(one.high) + 1)
-                values: Iterable[Any] = (sorted(s) for m in sizes for s in itertools.combinations(self.pool, m))
+                values: Iterable[Any] = (sorted(s) for m in self.sizes for s in itertools.combinations(self.pool, m))
             elif one.kind == "choice":
                 values = one.options
             elif one.kind == "integers":
@@ -265,8 +278,7 @@ def _check(search: Search) -> None:
     training, settings = search.base.training, search.settings
     if training.select != "last":
         raise InputError("training.select: a search keeps the last epoch of every trial; set it to last")
-    subset = next((one for one in search.dimensions if one.kind == "subset"), None)
-    if settings.selection.languages == "held_out_sources" and (subset is None or subset.high >= len(search.pool)):
+    if settings.selection.languages == "held_out_sources" and max(search.sizes) >= len(search.pool):
         raise InputError(
             f"search.selection.languages: held_out_sources needs mixes that leave a language out; set "
             f"search.space.sources.at_most below {len(search.pool)}, or rank by sources"

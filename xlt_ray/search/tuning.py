@@ -172,7 +172,7 @@ def fine_tune(
     screened: Sequence[Tried],
     storage: tuple[str, Any],
     listener: Listener,
-    seconds: float | None = None,
+    seconds: float | None,
 ) -> list[str]:
     """Fine-tune mixes, or resume it, report every rung to `listener`, and return failures as sentences.
 
@@ -286,5 +286,5 @@ def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
     candidates = proposals.candidates(search, screened)
     first = judge.choose(candidates)
     for one in (*((first,) if first else ()), *judge.ranked(candidates)):
-        chosen.setdefault(tuple(one.point.get("sources", search.pool)), mix_of(one.point))
+        chosen.setdefault(tuple(search.sources(one.point)), mix_of(one.point))
     return list(chosen.values())[: max(1, search.settings.fine_tuning.trials // 2)]

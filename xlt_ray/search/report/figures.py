@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from xlt_ray.config.search import Objective
 from xlt_ray.languages.codes import name
 from xlt_ray.reports.plots import INK, SCRIPTS, STYLE
 from xlt_ray.search import findings as search_findings
@@ -60,7 +59,7 @@ def short(pool: Sequence[str]) -> dict[str, str]:
 
 def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
     """Return a point in words, its languages by their `names`; the whole pool is not listed."""
-    sources, weights = point.get("sources", search.pool), point.get("mixture.weights") or {}
+    sources, weights = search.sources(point), point.get("mixture.weights") or {}
     shown = [names.get(code, code) for code in sources]
     if len(sources) == len(search.pool) > 3 and not weights:
         shown = [f"all {len(sources)} of the pool"]
@@ -68,10 +67,10 @@ def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
     return describe({**point, "sources": shown, "mixture.weights": shown_weights})
 
 
-def scored(findings: Findings, objective: Objective | None = None) -> str:
-    """Describe an objective of the search (default: the first) in words, and that it is an oracle where it is."""
+def scored(findings: Findings) -> str:
+    """Describe the first objective of the search in words, and that it is an oracle where it is one."""
     settings, eased = findings.search.settings.selection, findings.judge.difficulty
-    words = f"{objective or settings.objectives[0]} {WHERE[settings.languages]}"
+    words = f"{settings.objectives[0]} {WHERE[settings.languages]}"
     if settings.languages == "held_out_sources" and eased:
         words += ", their difficulty taken off"
     return words + (f" ({ORACLE})" if findings.search.oracle else "")
@@ -172,12 +171,12 @@ def alpha(findings: Findings) -> Figure | None:
 
 def _at_equal_languages(findings: Findings) -> tuple[np.ndarray, np.ndarray, str, bool] | None:
     search, judge = findings.search, findings.judge
-    if not any(one.key == "mixture.alpha" for one in search.dimensions):
+    if not search.varies("mixture.alpha"):
         return None
-    probes = [one for one in findings.tried if one.fidelity == "probe"]
+    probes = selection.probes(findings.tried)
     rows, alphas, values = [], [], []
     for one in probes or selection.whole_fine_tunings(findings.tried):
-        sources, value = one.point.get("sources", search.pool), judge.value(one)
+        sources, value = search.sources(one.point), judge.value(one)
         if value is not None and len(sources) > 1:
             rows.append([1.0, *search_findings.presence(search, one.point)])
             alphas.append(float(one.point.get("mixture.alpha", search.base.mixture.alpha)))
@@ -208,8 +207,8 @@ def importance(findings: Findings) -> Figure | None:
     effects = search_findings.importance(findings.judge, findings.tried)
     if not effects:
         return None
-    weighed = any(one.key == "mixture.weights" for one in findings.search.dimensions)
-    probed = any(one.fidelity == "probe" for one in findings.tried)
+    weighed = findings.search.varies("mixture.weights")
+    probed = bool(selection.probes(findings.tried))
     colour = COLOURS["probe" if probed else "fine_tune"]
     digits = 1 if max(abs(one.value) for one in effects.values()) >= 0.01 else 2
     with matplotlib.rc_context(STYLE):
@@ -254,7 +253,7 @@ def heat(findings: Findings) -> Figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, across), ylim=(len(rows), 0))
         for row, one in enumerate(rows):
-            own = set(one.point.get("sources", findings.search.pool))
+            own = set(findings.search.sources(one.point))
             for centre, code in zip(centres, columns, strict=True):
                 if code in one.accuracy:
                     shade = (one.accuracy[code] - low) / (high - low)

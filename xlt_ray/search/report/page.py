@@ -197,21 +197,16 @@ def _page(findings: Findings) -> dict[str, Any]:
     shown = shortlist(findings.judge, findings.tried, len(findings.tried), 20)
     facts = {key: value for key, value in chosen.point.items() if key not in ("sources", "mixture.weights")}
     weights = chosen.point.get("mixture.weights") or {}
-    sources = list(chosen.point.get("sources", search.pool))
+    sources = search.sources(chosen.point)
     return {
-        "name": search.base.name,
+        "search": search,
+        "findings": findings,
         "oracle": summary.oracle(findings),
         "scored": scored(findings),
-        "weighed": any(one.key == "mixture.weights" for one in search.dimensions),
-        "rule": search.settings.selection.languages,
-        "objectives": search.settings.selection.objectives,
         "counts": summary.counted(findings),
         "chosen": summary.trial(chosen, findings),
         "sources": [(language_codes.name(code), weights.get(code)) for code in sources],
         "settings": {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in facts.items()},
-        "pool": len(search.pool),
-        "targets": len(search.base.targets),
-        "minutes": findings.seconds / 60,
         "cautions": summary.cautions(findings),
         "remarks": [masked(sentence) for sentence in summary.remarks(findings)],
         "optimism": summary.optimism(findings),

@@ -65,8 +65,7 @@ def pareto(findings: Findings) -> list[Tried]:
     """List the Pareto front of whole fine-tunings, or of probes where there are none; empty for one objective."""
     if len(findings.search.settings.selection.objectives) < 2:
         return []
-    probes = [one for one in findings.tried if one.fidelity == "probe"]
-    return findings.judge.pareto(selection.whole_fine_tunings(findings.tried) or probes)
+    return findings.judge.pareto(selection.whole_fine_tunings(findings.tried) or selection.probes(findings.tried))
 
 
 def rule_columns(findings: Findings) -> list[Rule]:
@@ -170,7 +169,7 @@ def _regret(findings: Findings) -> list[str]:
 
 def _probe_ahead(findings: Findings) -> str:
     judge = findings.judge
-    probes = judge.ranked([one for one in findings.tried if one.fidelity == "probe"])
+    probes = judge.ranked(selection.probes(findings.tried))
     tuned = judge.ranked(selection.whole_fine_tunings(findings.tried))
     if not probes or not tuned:
         return ""
