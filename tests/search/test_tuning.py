@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_many_stopped_trials_of_two_workers_in_a_row_leave_nothing_behind(
 
     start(dashboard)
     judge, data = Judge(asked), TrialData(corpus.for_training(asked.pool))
-    assert tuning.fine_tune(judge, data, [], (str(tmp_path), None), listen, None) == []
+    assert tuning.fine_tune(judge, data, [], (str(tmp_path), None), listen, math.inf) == []
     assert len(ended) == len(reached) == TRIALS and set(ended) == {("complete", trial) for trial in reached}
     assert set(seen) == {2}, "one trial at a time, with both of its workers"
     stopped = [trial for trial, epoch in reached.items() if epoch < EPOCHS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -85,7 +86,7 @@ def _unsent(folder: RunFolder) -> int:
 
 @dataclass
 class SearchSession:
-    """One call of `run`: the search, the folder and journal that its steps share, and Ray from its first use.
+    """One call of `run`: what its steps share, and Ray from its first use.
 
     A context that ends by closing the journal and stopping Ray, if it was started here.
     """
@@ -129,19 +130,16 @@ class SearchSession:
             self.on_event({"stage": "start"})
             self.start_ray()
             self._try_mixes()
-        facts = json.loads(self._file(TUNED).read_text(encoding="utf-8"))
-        judge = self._kept_judge()
-        chosen = judge.choose(proposals.candidates(search, list(journal.tried.values())))
+        facts, judge = self._read(TUNED), self._kept_judge()
+        tried = tuple(journal.tried.values())
+        chosen = judge.choose(proposals.candidates(search, tried))
         if chosen is None:
             raise InputError("search: no mix came to its end; give search.minutes more, or see why fine-tunings failed")
-        planned, left_out = plan(judge, list(journal.tried.values()), chosen, self.corpus)
+        planned, left_out = plan(judge, tried, chosen, self.corpus)
         retrained, comparisons = retrain(search, planned, self.folder, self.run_key, self.on_event, self.start_ray)
-        rules = self._rules(judge)
-        tried = tuple(journal.tried.values())
         findings = Findings(
-            search, judge, tried, chosen, rules, correlation(judge, tried), retrained, comparisons,
-            tuple(json.loads(self._file(RANKING).read_text(encoding="utf-8"))),
-            max(one.seconds for one in tried), facts["busy"], (*facts["notes"], *left_out),
+            search, judge, tried, chosen, self._rules(judge, tried), correlation(judge, tried), retrained, comparisons,
+            tuple(self._read(RANKING)), max(one.seconds for one in tried), facts["busy"], (*facts["notes"], *left_out),
         )  # fmt: skip
         self.on_event({"stage": "save"})
         return findings, page.write(self.folder.local, findings)
@@ -218,33 +216,29 @@ class SearchSession:
             progress(tried)
             return tried
 
-        def more() -> bool:
-            left = self._time_left()
-            return left is None or left > 0
-
-        probers.run(proposals.Proposals(judge, _prior(search, ranking), done, trials), record, more)
+        proposed = proposals.Proposals(judge, _prior(search, ranking), done, trials)
+        probers.run(proposed, record, more=lambda: self._time_left() > 0)
         return judge
 
     def _tune(self, judge: Judge, data: TrialData) -> list[str]:
         """Fine-tune mixes in the time that is left, and return notes for the report."""
         left = self._time_left()
-        if left is not None and left <= 0:
+        if left <= 0:
             return ["search.minutes were used up by screening; nothing was fine-tuned"]
         trials = Trials(judge, self.journal, self.on_event)
         failed = tuning.fine_tune(judge, data, self.journal.probes(), self.folder.checkpoints(), trials, left)
         return trials.notes + failed
 
-    def _rules(self, judge: Judge) -> tuple[RuleChoice, ...]:
+    def _rules(self, judge: Judge, tried: Sequence[Tried]) -> tuple[RuleChoice, ...]:
         """Compare what each rule would have chosen; dev labels of targets are read here, after the choice, if asked."""
         search = self.search
-        tried = list(self.journal.tried.values())
         if search.oracle or not search.settings.selection.compare_oracle:
             return rule_choices(judge, tried)
         probes = self.journal.probes()
         if not self._file(ORACLE).is_file():
             self.start_ray()
             self._write(ORACLE, self._measure_targets(judge, probes))
-        extra = json.loads(self._file(ORACLE).read_text(encoding="utf-8"))
+        extra = self._read(ORACLE)
         both = [replace(one, accuracy={**one.accuracy, **extra[one.key]}) for one in probes if one.key in extra]
         return rule_choices(judge, both)
 
@@ -263,15 +257,17 @@ class SearchSession:
         return {one.key: {code: one.accuracy[code] for code in codes} for one in found}
 
     def _kept_judge(self) -> Judge:
-        file = self._file(JUDGE)
-        return Judge(self.search, **(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}))
+        return Judge(self.search, **(self._read(JUDGE) if self._file(JUDGE).is_file() else {}))
 
-    def _time_left(self) -> float | None:
+    def _time_left(self) -> float:
         minutes = self.search.settings.minutes
-        return None if minutes is None else 60 * minutes - self.journal.seconds()
+        return math.inf if minutes is None else 60 * minutes - self.journal.seconds()
 
     def _file(self, name: str) -> Path:
         return self.folder.local / name
+
+    def _read(self, name: str) -> Any:
+        return json.loads(self._file(name).read_text(encoding="utf-8"))
 
     def _write(self, name: str, data: Any) -> None:
         durable.write(self._file(name), json.dumps(data))

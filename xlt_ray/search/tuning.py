@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import operator
 import os
 import time
@@ -45,7 +44,7 @@ class Session:
     """What the callbacks of Tune need in the process that runs it: who listens, and when the time is up."""
 
     listener: Listener
-    deadline: float = math.inf  # a `time.monotonic()`
+    deadline: float  # a `time.monotonic()`; infinite where the search has no limit
 
 
 # Tune pickles its callbacks, and a live display cannot be pickled; so callbacks hold a search's key to find it here
@@ -172,12 +171,12 @@ def fine_tune(
     screened: Sequence[Tried],
     storage: tuple[str, Any],
     listener: Listener,
-    seconds: float | None,
+    seconds: float,
 ) -> list[str]:
     """Fine-tune mixes, or resume it, report every rung to `listener`, and return failures as sentences.
 
-    The searcher begins with the best of `screened`; all trials end after `seconds`, if there are any. Raises
-    TrainingError where every trial failed.
+    The searcher begins with the best of `screened`; all trials end after `seconds`. Raises TrainingError where every
+    trial failed.
     """
     search = judge.search
     os.environ.update(TUNE_SETTINGS)
@@ -191,7 +190,7 @@ def fine_tune(
     common = {"judge": judge, "data": data, "rungs": rungs(search)}
     trainable = tune.with_resources(tune.with_parameters(Trial, **common), group)
     path = f"{storage[0]}/tune"
-    SESSIONS[key] = Session(listener, math.inf if seconds is None else time.monotonic() + seconds)
+    SESSIONS[key] = Session(listener, deadline=time.monotonic() + seconds)
     try:
         if tune.Tuner.can_restore(path, storage_filesystem=storage[1]):
             tuner = tune.Tuner.restore(
