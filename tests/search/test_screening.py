@@ -185,7 +185,7 @@ def worth(point: Point) -> float:
 def asked(
     judged: Judge, trials: int, starts: Sequence[Point] = (), done: Sequence[Tried] = (), most: int | None = None
 ) -> list[Tried]:
-    """Try what is proposed, or only the first few of it, and tell the worth of each."""
+    """Try what is proposed, or only the first few of it, and report the worth of each."""
     proposals, found = Proposals(judged, starts, done, trials), []
     for proposal in proposals:
         found.append(made_up(proposal.point, worth(proposal.point)))
@@ -269,14 +269,14 @@ def test_what_is_outside_the_space_teaches_the_sampler_nothing() -> None:
         assert proposal.point == outside[0] and not proposals.study.trials
 
 
-def test_the_sampler_is_told_of_given_mixes_of_this_session_and_an_earlier_one() -> None:
+def test_the_sampler_receives_given_mixes_of_this_session_and_an_earlier_one() -> None:
     judged = judge({"sources": {"at_most": 2}, **ALPHA})
     earlier = made_up({"sources": [DEU, ENG], "mixture.alpha": 0.25}, 0.4)
     proposals = Proposals(judged, [{"sources": [HIN]}], [earlier], 5)
     proposal = next(iter(proposals))
     proposals.learn(proposal, made_up(proposal.point, 0.6))
-    told = [(judged.search.decode(trial.params), trial.value) for trial in proposals.study.trials]
-    assert told == [(earlier.point, 0.4), ({"sources": [HIN]}, 0.6)]
+    received = [(judged.search.decode(trial.params), trial.value) for trial in proposals.study.trials]
+    assert received == [(earlier.point, 0.4), ({"sources": [HIN]}, 0.6)]
 
 
 def test_the_same_search_proposes_the_same_and_another_seed_does_not() -> None:

@@ -153,7 +153,7 @@ def test_reasons_name_the_nearest_kin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "targets", "told"),
+    ("source", "targets", "expected"),
     [
         ("fra_Latn", ["ita_Latn", "deu_Latn", "swh_Latn"], "same family as 2 (Indo-European; Romance: Italian)"),
         ("fra_Latn", ["deu_Latn", "hin_Deva"], "same family as 2 (Indo-European: German, Hindi)"),
@@ -166,9 +166,9 @@ def test_reasons_name_the_nearest_kin() -> None:
         ("jpn_Jpan", ["kor_Hang"], "same family as none"),
     ],
 )
-def test_kin_are_named_by_a_family_or_branch_that_people_know(source: str, targets: list[str], told: str) -> None:
+def test_kin_are_named_by_a_family_or_branch_that_people_know(source: str, targets: list[str], expected: str) -> None:
     kin = [[typology.kinship(source, target) for target in targets]]
-    assert ranked([source], targets, values(family=kin)).rows[0].reasons == told
+    assert ranked([source], targets, values(family=kin)).rows[0].reasons == expected
 
 
 def test_branches_are_those_of_the_tree() -> None:
