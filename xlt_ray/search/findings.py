@@ -29,7 +29,7 @@ class Correlation:
 
     @property
     def misleads(self) -> bool:
-        """Whether the interval leaves it open that the cheap fidelity ranks mixes as fine-tuning does."""
+        """Whether the interval reaches 0, so that the cheap fidelity may not rank mixes as fine-tuning does."""
         return not self.low > 0  # also of NaN, where all scores are equal
 
 

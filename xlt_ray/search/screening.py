@@ -132,9 +132,10 @@ def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False)
 
 
 def left_out(search: Search, frozen: Frozen, code: str) -> dict[Fidelity, float]:
-    """Return the accuracy, by fidelity, of a probe trained on the rest of the pool in one of its languages.
+    """Return the accuracy in a language of the pool of a probe trained on the rest of it.
 
-    Empty where the language has no dev rows; without a probe's score where the search screens nothing.
+    By fidelity, on the rows on which each is measured. Empty where the language has no dev rows; without the fidelity
+    `probe` where the search screens nothing.
     """
     experiment = search.experiment({"sources": [other for other in search.pool if other != code]})
     fitted = fit(frozen, experiment, search.settings.screening.strengths, experiment.sources)

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
-from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from xlt_ray.errors import TrainingError
@@ -220,20 +220,15 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
         fine = settings.fine_tuning
         scheduler = Halving("epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction)
         scheduler.exempt_key = point_key(search.decode(begin[0])) if begin else None
-    parameters: dict[str, Any] = {}
-    name = operator.attrgetter("trial_id")
-    if settings.searcher == "grid":
-        searcher: Any = BasicVariantGenerator(max_concurrent=concurrent(search))
-        parameters = {"point": tune.grid_search(search.grid()[: settings.fine_tuning.trials])}
-    else:
-        searcher = _searcher(judge, screened, begin)
+    grid, name = settings.searcher == "grid", operator.attrgetter("trial_id")
+    points = search.grid()[: settings.fine_tuning.trials] if grid else []
     return tune.Tuner(
         trainable,
-        param_space=parameters,
+        param_space={"point": tune.grid_search(points)} if grid else {},
         tune_config=tune.TuneConfig(
-            num_samples=1 if settings.searcher == "grid" else settings.fine_tuning.trials,
-            max_concurrent_trials=None if settings.searcher == "grid" else concurrent(search),
-            search_alg=searcher,
+            num_samples=1 if grid else settings.fine_tuning.trials,
+            max_concurrent_trials=concurrent(search),
+            search_alg=None if grid else _searcher(judge, screened, begin),
             scheduler=scheduler,
             reuse_actors=True,
             trial_name_creator=name,
