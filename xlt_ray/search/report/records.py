@@ -30,9 +30,10 @@ def _tags(search: Search) -> dict[str, str]:
 
 def trials(judge: Judge, journal: Journal, folder: Path, run_key: str) -> None:
     """Write an outbox for every fine-tuned mix, to be nested below the search's own run."""
-    search = judge.search
-    tracking = search.base.tracking
-    for name, one in journal.tuned().items() if tracking.uri != "off" else ():
+    search, tracking = judge.search, judge.search.base.tracking
+    if tracking.uri == "off":
+        return
+    for name, one in journal.tuned().items():
         title = describe(one.point)[:200]
         outbox = Outbox.open(folder / "trials" / name, tracking, f"{run_key}-{name}", title, run_key)
         outbox.params(flat(search.experiment(one.point).model_dump(mode="json")))
