@@ -80,13 +80,9 @@ class Search:
         """Return the experiment of a point; raise InputError where it is not a valid one."""
         data = self.base.model_dump(mode="json")
         for key, value in point.items():
-            *parents, leaf = key.split(".")
-            if parents[:1] == ["techniques"]:
-                continue
-            section = data
-            for parent in parents:
-                section = section[parent]
-            section[leaf] = value
+            section, _, leaf = key.rpartition(".")
+            if not key.startswith("techniques."):
+                (data[section] if section else data)[leaf] = value
         data["techniques"] = self._techniques(point)
         weights = data["mixture"]["weights"]
         data["mixture"]["weights"] = {code: weights[code] for code in weights if code in data["sources"]}
@@ -144,15 +140,13 @@ class Search:
         if "point" in parameters:
             return dict(parameters["point"])
         point: dict[str, Any] = {}
-        sources = list(self.pool)
-        for one in self.dimensions:
-            if one.kind == "subset":
-                ranked = sorted(self.pool, key=lambda code: (-parameters[f"use:{code}"], code))
-                sources = sorted(ranked[: int(parameters["use"])])
-                point[one.key] = sources
+        if self.varies("sources"):
+            ranked = sorted(self.pool, key=lambda code: (-parameters[f"use:{code}"], code))
+            point["sources"] = sorted(ranked[: int(parameters["use"])])
         for one in self.dimensions:
             if one.kind == "simplex":
-                drawn = {code: -math.log(min(max(parameters[f"weight:{code}"], 1e-9), 1 - 1e-9)) for code in sources}
+                uniform = {code: min(max(parameters[f"weight:{code}"], 1e-9), 1 - 1e-9) for code in self.sources(point)}
+                drawn = {code: -math.log(value) for code, value in uniform.items()}
                 total = sum(drawn.values())
                 point[one.key] = {code: round(value / total, 4) for code, value in drawn.items()}
             elif one.kind == "choice":
