@@ -462,3 +462,10 @@ def test_a_point_is_described_in_words(point: dict[str, Any], expected: str) -> 
 def test_a_search_ranked_by_targets_is_an_oracle_and_no_other_is() -> None:
     assert search(selection={"languages": "targets"}).oracle
     assert not search(selection={"languages": "sources"}).oracle and not search().oracle
+
+
+def test_a_mix_has_as_many_languages_as_the_space_allows_and_else_all_of_the_pool() -> None:
+    subsets, whole = search(), search({"mixture.alpha": {"uniform": [0, 1]}}, selection={"languages": "sources"})
+    assert (list(subsets.sizes), list(whole.sizes)) == ([1, 2, 3], [4])
+    assert subsets.sources({"sources": ["eng_Latn"]}) == ["eng_Latn"] and whole.sources({}) == tuple(POOL)
+    assert subsets.varies("sources") and not whole.varies("sources")
