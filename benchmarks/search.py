@@ -125,7 +125,7 @@ def _alike(loaded: Search) -> dict[str, Any]:
     prepared, corpus = prepare.prepared(loaded)
     with cluster.ray_cluster(prepared.base):
         ranking = similarity.rank(prepared.base, corpus, lambda event: None)
-    return {"sources": sorted(ranking.greedy(6))}
+    return {"sources": sorted(similarity.greedy(ranking.scores, 6))}
 
 
 def _until(found: Found, seconds: float) -> list[Tried]:

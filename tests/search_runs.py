@@ -75,7 +75,7 @@ class Called:
         return journal(self.folder)
 
     def tuned(self) -> dict[str, dict[str, Any]]:
-        """Give the last line of every fine-tuning by the name of its trial."""
+        """Return the last line of every fine-tuning by the name of its trial."""
         return {line["name"]: line for line in self.journal if line["fidelity"] == "fine_tune"}
 
 
@@ -94,7 +94,7 @@ def journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def stamps(files: Iterable[Path]) -> dict[Path, tuple[int, bytes]]:
-    """Give what every file holds and when it was written last, to see whether it was written again."""
+    """Return what every file holds and when it was written last, to see whether it was written again."""
     return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.search import retraining, space
-from xlt_ray.search.retraining import Planned
 from xlt_ray.search.selection import CHOSEN, Judge, Tried
+from xlt_ray.search.space import Point
 
 POOL = ("deu_Latn", "eng_Latn", "swh_Latn")
 DEU, ENG, SWH = POOL
 SIZES = {DEU: 40, ENG: 160, SWH: 10}
 ALL = {"sources": list(POOL), "mixture.weights": {}}
-BY_SIZE = Planned("all sources, alpha 1", {**ALL, "mixture.alpha": 1.0})
-EVENED = Planned("all sources, alpha 0.3", {**ALL, "mixture.alpha": 0.3})
+BY_SIZE: dict[str, Point] = {"all sources, alpha 1": {**ALL, "mixture.alpha": 1.0}}
+EVENED: dict[str, Point] = {"all sources, alpha 0.3": {**ALL, "mixture.alpha": 0.3}}
 
 
 def corpus(sizes: Mapping[str, int] = SIZES) -> Corpus:
@@ -46,36 +46,36 @@ PAIR = tried([DEU, SWH], 0.8)
 
 def test_the_choice_comes_first_and_then_every_baseline() -> None:
     planned, notes = retraining.plan(judge(), [*SINGLES, PAIR], PAIR, corpus())
-    single = Planned("best single source", {"sources": [ENG], "mixture.weights": {}})
-    assert planned == [Planned(CHOSEN, PAIR.point), single, BY_SIZE, EVENED] and notes == []
+    single = {"best single source": {"sources": [ENG], "mixture.weights": {}}}
+    assert list(planned.items()) == list({CHOSEN: PAIR.point, **single, **BY_SIZE, **EVENED}.items()) and notes == []
 
 
 def test_only_the_baselines_asked_for_are_planned() -> None:
     planned, notes = retraining.plan(judge(baselines=["all_alpha_0.3"]), [PAIR], PAIR, corpus())
-    assert planned == [Planned(CHOSEN, PAIR.point), EVENED] and notes == []
+    assert planned == {CHOSEN: PAIR.point, **EVENED} and notes == []
 
 
 def test_no_seeds_means_no_retraining_and_says_so() -> None:
     planned, (note,) = retraining.plan(judge(seeds=0), [*SINGLES, PAIR], PAIR, corpus())
-    assert planned == [] and "search.retraining.seeds=0" in note and "test" in note
+    assert planned == {} and "search.retraining.seeds=0" in note and "test" in note
 
 
 def test_the_best_single_source_is_by_fine_tuning_where_one_was_fine_tuned() -> None:
     tuned = tried([SWH], 0.4, "fine_tune")
     stopped = tried([DEU], 0.95, "fine_tune", whole=False)
     planned, _ = retraining.plan(judge(), [*SINGLES, tuned, stopped, PAIR], PAIR, corpus())
-    assert planned[1].point["sources"] == [SWH]
+    assert planned["best single source"]["sources"] == [SWH]
 
 
 def test_without_a_single_source_there_is_a_note_and_no_baseline() -> None:
     planned, (note,) = retraining.plan(judge(), [PAIR], PAIR, corpus())
-    assert planned == [Planned(CHOSEN, PAIR.point), BY_SIZE, EVENED]
+    assert planned == {CHOSEN: PAIR.point, **BY_SIZE, **EVENED}
     assert "No single source was tried" in note and "best single source" in note
 
 
 def test_a_choice_that_is_a_baseline_is_not_trained_twice() -> None:
     planned, (note,) = retraining.plan(judge(), [*SINGLES, PAIR], SINGLES[1], corpus())
-    assert [one.name for one in planned] == [CHOSEN, BY_SIZE.name, EVENED.name]
+    assert list(planned) == [CHOSEN, *BY_SIZE, *EVENED]
     assert note == "Baseline 'best single source' is the same mix as 'chosen' and was not trained twice."
 
 
@@ -90,13 +90,13 @@ def test_a_choice_of_all_languages_is_a_baseline_whatever_it_is_written_as() -> 
         cost=1.0,
     )
     planned, (note,) = retraining.plan(judge("sources"), [*SINGLES, chosen], chosen, corpus())
-    assert [one.name for one in planned] == [CHOSEN, "best single source", BY_SIZE.name]
+    assert list(planned) == [CHOSEN, "best single source", *BY_SIZE]
     assert "'all sources, alpha 0.3' is the same mix as 'chosen'" in note
 
 
 def test_baselines_that_are_one_mix_are_trained_once() -> None:
     planned, (note,) = retraining.plan(judge(), [*SINGLES, PAIR], PAIR, corpus(dict.fromkeys(POOL, 20)))
-    assert [one.name for one in planned] == [CHOSEN, "best single source", BY_SIZE.name]
+    assert list(planned) == [CHOSEN, "best single source", *BY_SIZE]
     assert "'all sources, alpha 0.3' is the same mix as 'all sources, alpha 1'" in note
 
 
@@ -105,9 +105,8 @@ def test_baselines_keep_the_settings_of_the_choice_and_not_its_mix() -> None:
     mix = {"sources": [DEU, SWH], "mixture.alpha": 0.9, "mixture.weights": {DEU: 0.1, SWH: 0.9}}
     chosen = Tried({**mix, **settings}, "fine_tune", epochs=3, accuracy={ENG: 0.8}, cost=1.0)
     planned, _ = retraining.plan(judge(), [*SINGLES, chosen], chosen, corpus())
-    assert planned[0].point == chosen.point
-    assert planned[1].point == {"sources": [ENG], "mixture.weights": {}, **settings}
-    assert [one.point for one in planned[2:]] == [{**BY_SIZE.point, **settings}, {**EVENED.point, **settings}]
+    baselines: dict[str, Point] = {"best single source": {"sources": [ENG], "mixture.weights": {}}, **BY_SIZE, **EVENED}
+    assert planned == {CHOSEN: chosen.point} | {name: {**point, **settings} for name, point in baselines.items()}
 
 
 @pytest.mark.parametrize("weights", [{}, {ENG: 5.0}])
@@ -116,4 +115,5 @@ def test_baselines_are_plain_whatever_weights_the_file_gives(weights: dict[str, 
         {"sources": list(POOL), "mixture": {"weights": weights}, "search": {"space": {"sources": {"at_most": 2}}}}
     )
     planned, _ = retraining.plan(Judge(search), [*SINGLES, PAIR], PAIR, corpus())
-    assert [search.experiment(one.point).mixture.weights for one in planned[1:]] == [{}, {}, {}]
+    del planned[CHOSEN]
+    assert [search.experiment(point).mixture.weights for point in planned.values()] == [{}, {}, {}]

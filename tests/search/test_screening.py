@@ -185,11 +185,11 @@ def worth(point: Point) -> float:
 def asked(
     judged: Judge, trials: int, starts: Sequence[Point] = (), done: Sequence[Tried] = (), most: int | None = None
 ) -> list[Tried]:
-    """Try what is proposed, or only the first few of it, and tell the worth of each."""
+    """Try what is proposed, or only the first few of it, and report the worth of each."""
     proposals, found = Proposals(judged, starts, done, trials), []
     for proposal in proposals:
         found.append(made_up(proposal.point, worth(proposal.point)))
-        proposals.tell(proposal, found[-1])
+        proposals.learn(proposal, found[-1])
         if len(found) == most:
             break
     return found
@@ -265,18 +265,18 @@ def test_what_is_outside_the_space_teaches_the_sampler_nothing() -> None:
         outside: list[Point] = [{"sources": sorted(POOL)[:3], "mixture.alpha": 0.1}]
         proposals = Proposals(judged, outside, [made_up({**outside[0], "mixture.alpha": 0.2})], 5)
         proposal = next(iter(proposals))
-        proposals.tell(proposal, made_up(proposal.point))
+        proposals.learn(proposal, made_up(proposal.point))
         assert proposal.point == outside[0] and not proposals.study.trials
 
 
-def test_the_sampler_is_told_of_given_mixes_of_this_session_and_an_earlier_one() -> None:
+def test_the_sampler_receives_given_mixes_of_this_session_and_an_earlier_one() -> None:
     judged = judge({"sources": {"at_most": 2}, **ALPHA})
     earlier = made_up({"sources": [DEU, ENG], "mixture.alpha": 0.25}, 0.4)
     proposals = Proposals(judged, [{"sources": [HIN]}], [earlier], 5)
     proposal = next(iter(proposals))
-    proposals.tell(proposal, made_up(proposal.point, 0.6))
-    told = [(judged.search.decode(trial.params), trial.value) for trial in proposals.study.trials]
-    assert told == [(earlier.point, 0.4), ({"sources": [HIN]}, 0.6)]
+    proposals.learn(proposal, made_up(proposal.point, 0.6))
+    received = [(judged.search.decode(trial.params), trial.value) for trial in proposals.study.trials]
+    assert received == [(earlier.point, 0.4), ({"sources": [HIN]}, 0.6)]
 
 
 def test_the_same_search_proposes_the_same_and_another_seed_does_not() -> None:
@@ -303,7 +303,7 @@ def test_a_sampler_that_repeats_itself_does_not_end_a_search_of_subsets() -> Non
         # one language is worth so much that the sampler names few mixes without it
         value = 0.5 + 0.3 * ("yor_Latn" in proposal.point["sources"])
         accuracy = dict.fromkeys(pool, value)
-        proposals.tell(proposal, Tried(proposal.point, "probe", accuracy=accuracy, cost=1.0))
+        proposals.learn(proposal, Tried(proposal.point, "probe", accuracy=accuracy, cost=1.0))
     assert len({point_key(point) for point in found}) == len(found) == 300
 
 

@@ -60,7 +60,7 @@ class Place:
         return write(data, folder / "tiny.yaml")
 
     def runs(self, experiment: str) -> dict[str, Any]:
-        """Give the runs of an experiment of MLflow by name, each of which must be the only one of its name."""
+        """Return the runs of an experiment of MLflow by name, each of which must be the only one of its name."""
         import mlflow
 
         client = mlflow.MlflowClient(self.uri)
@@ -120,8 +120,8 @@ def watched(place: Place) -> Watched:
 def test_a_search_prints_its_table_and_leaves_a_page_every_trial_and_the_choice(watched: Watched) -> None:
     called = watched.called
     assert "mean accuracy over the pool's languages outside the mix" in called.table.splitlines()[0]
-    for said in ("chosen: ", "fine-tuned", "Retrained, test accuracy", "all sources, alpha 1", "Chosen less baseline"):
-        assert said in called.table
+    for words in ("chosen: ", "fine-tuned", "Retrained, test accuracy", "all sources, alpha 1", "Chosen less baseline"):
+        assert words in called.table
     assert f"search.html  {called.folder}/search.html\n" in called.printed
     assert f"chosen.yaml  {called.folder}/chosen.yaml\n" in called.printed
     assert "</html>" in (called.folder / "search.html").read_text(encoding="utf-8")
@@ -372,9 +372,9 @@ def test_a_search_at_a_url_goes_on_on_another_machine(place: Place) -> None:
     found = search.run(space.load(file), events.append)
     after = journal(stored)
     assert after[: len(before)] == before and len({line["name"] for line in after}) == len(after) == 3 + 2 + 3
-    told = [event for event in events if event["stage"] == "tune"]
-    done = [event["done"] for event in told]
+    tuned = [event for event in events if event["stage"] == "tune"]
+    done = [event["done"] for event in tuned]
     assert done[0] >= 1 and done[-1] == 3, "what a killed session did counts"
     best = found.findings.judge.value(next(one for one in found.findings.tried if one.whole and one.epochs))
-    assert best is not None and told[0]["best"] >= best, "and so does what it found"
+    assert best is not None and tuned[0]["best"] >= best, "and so does what it found"
     assert (stored / "result.json").is_file()

@@ -126,7 +126,7 @@ def findings(
     rules = rule_choices(judge, each)
     if compare_oracle:
         known = [(one, 0.4 + 0.01 * (codes[0] in one.point["sources"])) for one in each if one.fidelity == "probe"]
-        extra = [replace(one, accuracy={**one.accuracy, **dict.fromkeys(others, told)}) for one, told in known]
+        extra = [replace(one, accuracy={**one.accuracy, **dict.fromkeys(others, value)}) for one, value in known]
         rules = rule_choices(judge, extra)
     named = [
         ("chosen", chosen.point),
@@ -143,13 +143,13 @@ def findings(
 
 @pytest.fixture(scope="module")
 def usual():
-    """Give the findings of an ordinary search."""
+    """Return the findings of an ordinary search."""
     return findings(pool=6, targets=8, probes=120, tuned=15)
 
 
 @pytest.fixture(scope="module")
 def oracle():
-    """Give the findings of a search that target labels ranked."""
+    """Return the findings of a search that target labels ranked."""
     return findings(pool=6, targets=8, probes=60, tuned=6, rule="targets", objectives=("mean", "worst"))
 
 
@@ -159,7 +159,7 @@ def page(folder, found):
 
 
 def rows_of(found):
-    """Lay the trials' table out wide, so that a row is a line."""
+    """Print the trials' table wide and return its rows, a line each."""
     text = printed(search_page.table(found), 200)
     return [line for line in text.split("chosen:")[0].splitlines() if re.search(r"fine-tuned|stopped|probe", line)]
 
@@ -169,8 +169,8 @@ def test_importance_recovers_what_languages_are_worth():
     pool = found.search.pool
     effects = importance(found.judge, found.tried)
     worth = np.array([0.02 * at for at in range(8)])
-    assert list(effects) == list(pool)
-    assert [one.value for one in effects.values()] == pytest.approx(worth - worth.mean(), abs=0.004)
+    assert list(effects) == list(reversed(pool)), "the greatest first"
+    assert [effects[code].value for code in pool] == pytest.approx(worth - worth.mean(), abs=0.004)
     assert sum(one.value for one in effects.values()) == pytest.approx(0, abs=1e-9)
     for code, one in effects.items():
         assert one.low < one.value < one.high and one.high - one.low < 0.02
@@ -182,18 +182,18 @@ def test_importance_is_per_tenth_of_the_weight_where_weights_were_searched():
     found = findings(pool=5, targets=2, probes=400, tuned=0, seeds=0, weights=True, alpha=False)
     worth = np.array([0.02 * at for at in range(5)])
     effects = importance(found.judge, found.tried)
-    assert [one.value for one in effects.values()] == pytest.approx(0.1 * (worth - worth.mean()), abs=0.001)
+    assert [effects[code].value for code in found.search.pool] == pytest.approx(0.1 * (worth - worth.mean()), abs=0.001)
 
 
 def test_importance_covers_no_effect_as_often_as_it_says():
-    asked, rng, missed, told = search(CODES[:6], UNSEEN[:2]), np.random.default_rng(3), 0, 0
+    asked, rng, missed, found = search(CODES[:6], UNSEEN[:2]), np.random.default_rng(3), 0, 0
     nothing = dict.fromkeys((*asked.pool, *asked.base.targets), 0.0)
     for _ in range(60):
         each = [tried(rng, asked, nothing, nothing, "probe", 1.0) for _ in range(40)]
         effects = importance(Judge(asked), each)
         missed += sum(not one.low <= 0 <= one.high for one in effects.values())
-        told += len(effects)
-    assert told == 360 and missed < 0.12 * told
+        found += len(effects)
+    assert found == 360 and missed < 0.12 * found
 
 
 def test_a_mix_that_the_searcher_returns_to_counts_once_for_importance():
@@ -261,11 +261,11 @@ def test_stopped_trials_come_after_whole_ones_and_say_how_far_they_got():
 
 
 def test_retrained_means_spreads_and_differences_are_the_very_numbers(usual, tmp_path):
-    text, told = printed(search_page.table(usual), 200), Outline(page(tmp_path, usual)[1]).text
+    text, outlined = printed(search_page.table(usual), 200), Outline(page(tmp_path, usual)[1]).text
     for one in usual.retrained:
         values = [100 * score.summary["accuracy/mean_zero_shot"] for score in one.scores]
         assert f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" in text
-        assert f"{np.mean(values):.1f} {min(values):.1f}–{max(values):.1f}" in told
+        assert f"{np.mean(values):.1f} {min(values):.1f}–{max(values):.1f}" in outlined
     for name, groups in usual.comparisons.items():
         for group, one in groups.items():
             low, high, by = 100 * one.low, 100 * one.high, 100 * one.difference
@@ -276,8 +276,11 @@ def test_retrained_means_spreads_and_differences_are_the_very_numbers(usual, tmp
         usual.comparisons["all sources, alpha 1"]["zero-shot"],
     )
     assert better.low > 0 > level.low
-    assert f"better than “best single source” by {100 * better.difference:.1f} points" in told
-    assert "not told apart from “all sources, alpha 1”" in told and "not told apart from 'all sources, alpha 1'" in told
+    assert f"better than “best single source” by {100 * better.difference:.1f} points" in outlined
+    assert (
+        "not told apart from “all sources, alpha 1”" in outlined
+        and "not told apart from 'all sources, alpha 1'" in outlined
+    )
 
 
 def test_the_spread_over_seeds_of_a_difference_is_over_pairs(usual):
@@ -417,17 +420,17 @@ def test_what_is_not_there_is_left_out_and_not_made_up(missing, tmp_path):
     found = findings(**({"probes": 40, "tuned": 5} | missing))
     text = printed(search_page.table(found))
     files, html = page(tmp_path, found)
-    told = Outline(html).text
-    for shown in (text, told):
+    outlined = Outline(html).text
+    for shown in (text, outlined):
         assert "nan" not in shown.lower().split() and "None" not in shown
-    assert ("Retrained" in text) == ("Trained again and" in told) == bool(found.retrained)
+    assert ("Retrained" in text) == ("Trained again and" in outlined) == bool(found.retrained)
     assert ("nothing was measured on test" in " ".join(text.split())) == (not found.retrained)
-    assert ("Nothing was fine-tuned" in told) == (not any(one.fidelity == "fine_tune" for one in found.tried))
+    assert ("Nothing was fine-tuned" in outlined) == (not any(one.fidelity == "fine_tune" for one in found.tried))
     assert ("alpha.svg" in files) == ("alpha" not in missing and len(found.search.pool) > 2)
     assert (" to " in text.split("Retrained")[-1].split("Chosen less")[0]) == (
         missing.get("seeds", 3) > 1
     ) or not found.retrained
-    assert ("One seed was retrained" in told) == (missing.get("seeds") == 1)
+    assert ("One seed was retrained" in outlined) == (missing.get("seeds") == 1)
 
 
 def test_scores_that_count_as_equal_are_said_to_and_why_one_of_them_was_chosen():
@@ -473,11 +476,11 @@ def test_several_objectives_have_a_pareto_front_and_one_has_none(usual, tmp_path
         found, tried=(*found.tried, replace(one, point={**one.point, "training.warmup": 0.3}, accuracy=best))
     )
     front = found.judge.pareto(selection.whole_fine_tunings(found.tried))
-    told = printed(search_page.table(found), 200).split("Pareto front")[1].split("Retrained")[0]
+    outlined = printed(search_page.table(found), 200).split("Pareto front")[1].split("Retrained")[0]
     for each in front:
         mean, worst = (100 * found.judge.value(each, objective) for objective in ("mean", "worst"))
-        assert f"mean {mean:.1f}, worst {worst:.1f}" in told
-    assert told.count("worst") == len(front)
+        assert f"mean {mean:.1f}, worst {worst:.1f}" in outlined
+    assert outlined.count("worst") == len(front)
     html = page(tmp_path / "two", found)[1]
     table = html.split("<caption hidden>Pareto front")[1].split("</table>")[0]
     assert table.count("<tr") == 1 + len(front)
@@ -534,11 +537,12 @@ def test_alpha_is_drawn_at_equal_languages():
     (curve,) = axes.lines
     at, values = np.asarray(curve.get_data())
     assert values[-1] - values[0] == pytest.approx(-4 * (at[-1] - at[0]), abs=0.8)
-    dots = axes.collections[0].get_offsets()
+    dots, intervals = axes.collections[0].get_offsets(), axes.collections[1].get_segments()
     assert len(dots) == sum(len(one.point["sources"]) > 1 for one in found.tried)
     assert np.std(dots[:, 1]) < 3  # without the languages' own part, which spreads over 30 points
-    band = axes.collections[1].get_paths()[0].vertices[:, 1]
-    assert band.min() <= values.min() and band.max() >= values.max()
+    assert len(intervals) == len(values) and all(
+        low < value < high for value, ((_, low), (_, high)) in zip(values, intervals, strict=True)
+    )
     assert search_figures.alpha(findings(alpha=False, probes=40)) is None
 
 

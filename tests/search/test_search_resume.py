@@ -1,4 +1,4 @@
-"""Kill -9 a search: the same command goes on, and no mix that was tried is tried once more."""
+"""Kill -9 a search: the same command resumes it, and no mix is tried twice."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def whole(folder: Path) -> list[str]:
 
 
 def finished(folder: Path) -> dict[Path, int]:
-    """Give the folders of trials whose end was noted, where no checkpoint is kept, and when each was written last."""
+    """Return the folders of trials whose end was saved, where no checkpoint is kept, and when each was written last."""
     places = [file for file in folder.glob("tune/*/checkpoint_*/") if not (file / checkpoint.FILE).exists()]
     return {place.parent: place.parent.stat().st_mtime_ns for place in places}
 

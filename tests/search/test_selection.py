@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xlt_ray.evaluation.predictions import Predictions
-from xlt_ray.search import findings, space
+from xlt_ray.search import findings, selection, space
 from xlt_ray.search.selection import Judge, Tried
 
 POOL = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
@@ -50,7 +50,7 @@ def tried(
     return Tried(point, fidelity, epochs=epochs, whole=whole, accuracy=accuracy, cost=1.0)
 
 
-def told(value: float, sources: Sequence[str] = (ENG,), **kind: Any) -> Tried:
+def valued(value: float, sources: Sequence[str] = (ENG,), **kind: Any) -> Tried:
     """Make a mix up that every rule gives this value."""
     return tried(sources, dict.fromkeys((*POOL, EWE), value), **kind)
 
@@ -147,11 +147,13 @@ def test_an_interval_is_of_the_languages_that_the_rule_measures() -> None:
     assert 0.3 < low < 0.5 < high < 0.7
 
 
-def test_an_interval_of_rows_shared_by_languages_is_wider_than_of_others() -> None:
+def test_an_interval_of_rows_shared_by_languages_is_wider_than_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "RESAMPLES", 4000)
+
     # equal rows are drawn together, so that averaging two languages that fail alike gains nothing
     def width(name: str) -> float:
         rights = {SWH: predictions(100, 0.5), HIN: predictions(100, 0.5, name)}
-        low, high = judge().interval(rights, tried(accuracy=dict.fromkeys(rights, 0.5)), 4000)
+        low, high = judge().interval(rights, tried(accuracy=dict.fromkeys(rights, 0.5)))
         return high - low
 
     assert width("other") / width("") == pytest.approx(2**-0.5, abs=0.06)
@@ -168,15 +170,15 @@ def test_the_interval_of_the_worst_language_is_below_that_of_the_mean() -> None:
 
 
 def test_mixes_are_ranked_from_best_to_worst_and_the_last_word_on_a_mix_counts() -> None:
-    first, better, last = told(0.9, [ENG]), told(0.7, [DEU]), told(0.5, [ENG])
-    assert judge().ranked([first, better, told(0.6, [SWH]), last]) == [better, told(0.6, [SWH]), last]
+    first, better, last = valued(0.9, [ENG]), valued(0.7, [DEU]), valued(0.5, [ENG])
+    assert judge().ranked([first, better, valued(0.6, [SWH]), last]) == [better, valued(0.6, [SWH]), last]
 
 
 def test_a_whole_fine_tuning_is_chosen_before_a_better_probe_or_stopped_one() -> None:
-    probe, stopped = told(0.9, [ENG]), told(0.8, [DEU], fidelity="fine_tune", whole=False)
-    modest, good = told(0.5, [SWH], fidelity="fine_tune"), told(0.6, [HIN], fidelity="fine_tune")
+    probe, stopped = valued(0.9, [ENG]), valued(0.8, [DEU], fidelity="fine_tune", whole=False)
+    modest, good = valued(0.5, [SWH], fidelity="fine_tune"), valued(0.6, [HIN], fidelity="fine_tune")
     assert judge().choose([probe, stopped, modest, good]) == good
-    assert judge().choose([stopped, told(0.3, [SWH]), probe]) == probe
+    assert judge().choose([stopped, valued(0.3, [SWH]), probe]) == probe
     assert judge().choose([stopped]) is None and judge().choose([]) is None
 
 
@@ -195,7 +197,7 @@ NEARNESS = {ENG: {EWE: 0.2}, DEU: {EWE: 0.4}, SWH: {EWE: 0.9}, HIN: {EWE: 0.9}}
 def test_similarity_decides_among_scores_within_a_standard_error_of_the_best() -> None:
     def of(value: float, sources: Sequence[str]) -> Tried:
         # 3.92 standard errors wide: one is a hundredth
-        return replace(told(value, sources), low=value - 0.0196, high=value + 0.0196)
+        return replace(valued(value, sources), low=value - 0.0196, high=value + 0.0196)
 
     best, close, far = of(0.80, [ENG]), of(0.7901, [DEU]), of(0.7899, [SWH])
     mixes = [far, close, best]
@@ -203,7 +205,7 @@ def test_similarity_decides_among_scores_within_a_standard_error_of_the_best() -
     assert informed.near(mixes) == [best, close] and informed.choose(mixes) == close and informed.best(mixes) == best
     # of two as similar, the better; and a fine-tuning before any probe
     assert informed.choose([of(0.80, [SWH]), of(0.799, [HIN])]) == of(0.80, [SWH])
-    tuned = told(0.3, [ENG], fidelity="fine_tune")
+    tuned = valued(0.3, [ENG], fidelity="fine_tune")
     assert informed.choose([*mixes, tuned]) == tuned
     # what is asked of labels, or knows no similarity, takes the best score
     for other in (judge(), *(replace(judge(rule), nearness=NEARNESS) for rule in ("sources", "targets"))):
@@ -248,10 +250,10 @@ def test_a_rule_whose_languages_were_not_measured_chooses_nothing() -> None:
 
 def both_ways(probed: Sequence[float], tuned: Sequence[float]) -> list[Tried]:
     mixes = [[ENG], [DEU], [SWH], [HIN], [ENG, DEU], [ENG, SWH], [ENG, HIN], [DEU, SWH]]
-    probes = [told(value, mix) for value, mix in zip(probed, mixes, strict=False)]
+    probes = [valued(value, mix) for value, mix in zip(probed, mixes, strict=False)]
     rate = {"training.learning_rate": 1e-4}  # a probe has none
     each = zip(tuned, mixes, strict=False)
-    return probes + [told(value, mix, fidelity="fine_tune", **rate) for value, mix in each]
+    return probes + [valued(value, mix, fidelity="fine_tune", **rate) for value, mix in each]
 
 
 def test_probes_are_correlated_with_the_fine_tunings_of_their_mixes() -> None:
@@ -274,11 +276,11 @@ def test_fewer_than_four_mixes_that_had_both_say_nothing() -> None:
     assert findings.correlation(judge(), both_ways(rising, rising[:3])) is None
     assert findings.correlation(judge(), both_ways(rising[:3], rising)) is None
     assert findings.correlation(judge(), both_ways(rising, rising[:4])) is not None
-    stopped = [told(0.9, [ENG, DEU], fidelity="fine_tune", whole=False)]
+    stopped = [valued(0.9, [ENG, DEU], fidelity="fine_tune", whole=False)]
     assert findings.correlation(judge(), both_ways(rising, rising[:3]) + stopped) is None
 
 
 def test_a_mix_keeps_its_name_where_a_fine_tuning_has_settings_of_its_own() -> None:
-    probe, tuned = told(0.5, [ENG]), told(0.5, [ENG], fidelity="fine_tune", **{"training.clip": 2.0})
+    probe, tuned = valued(0.5, [ENG]), valued(0.5, [ENG], fidelity="fine_tune", **{"training.clip": 2.0})
     assert probe.mix == tuned.mix and probe.key != tuned.key
-    assert probe.mix != told(0.5, [ENG], **{"mixture.alpha": 0.1}).mix
+    assert probe.mix != valued(0.5, [ENG], **{"mixture.alpha": 0.1}).mix

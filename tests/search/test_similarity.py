@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,7 +132,6 @@ def test_a_score_is_the_mean_over_known_measures_then_over_targets() -> None:
     assert (first.best_for, second.best_for, third.best_for) == (("deu_Latn",), ("pol_Latn",), ())
     assert (first.nearest, third.nearest) == (1, 0)
     assert first.reasons == "same script as 2 of 2 targets, closest text for 1; 1,050 km away on average"
-    assert json.loads(json.dumps(first.to_plain()))["best_for"] == ["deu_Latn"]
 
 
 def test_candidates_that_tie_share_a_target_and_stand_in_the_order_of_their_codes() -> None:
@@ -155,7 +153,7 @@ def test_reasons_name_the_nearest_kin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "targets", "told"),
+    ("source", "targets", "expected"),
     [
         ("fra_Latn", ["ita_Latn", "deu_Latn", "swh_Latn"], "same family as 2 (Indo-European; Romance: Italian)"),
         ("fra_Latn", ["deu_Latn", "hin_Deva"], "same family as 2 (Indo-European: German, Hindi)"),
@@ -168,9 +166,9 @@ def test_reasons_name_the_nearest_kin() -> None:
         ("jpn_Jpan", ["kor_Hang"], "same family as none"),
     ],
 )
-def test_kin_are_named_by_a_family_or_branch_that_people_know(source: str, targets: list[str], told: str) -> None:
+def test_kin_are_named_by_a_family_or_branch_that_people_know(source: str, targets: list[str], expected: str) -> None:
     kin = [[typology.kinship(source, target) for target in targets]]
-    assert ranked([source], targets, values(family=kin)).rows[0].reasons == told
+    assert ranked([source], targets, values(family=kin)).rows[0].reasons == expected
 
 
 def test_branches_are_those_of_the_tree() -> None:

@@ -153,7 +153,7 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         plain(screening={"trials": 0}, fine_tuning={"trials": 0}),
         ["search", "no trial of any kind", "raise screening.trials or fine_tuning.trials"],
     ),
-    "screening that can tell nothing, and no fine-tuning": (
+    "screening that can compare nothing, and no fine-tuning": (
         plain({"training.clip": {"uniform": [0.5, 1]}}, selection={"languages": "sources"}, fine_tuning={"trials": 0}),
         ["search", "no trial of any kind"],
     ),
@@ -173,10 +173,10 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_refused_by_key_value_and_way_out(fault: str) -> None:
-    data, said = FAULTS[fault]
+    data, expected = FAULTS[fault]
     with pytest.raises(InputError) as refused:
         space.build(data)
-    missing = [words for words in said if words not in str(refused.value)]
+    missing = [words for words in expected if words not in str(refused.value)]
     assert not missing, f"{refused.value!s} does not say {missing}"
 
 
@@ -442,7 +442,7 @@ def test_a_mix_is_a_point_without_what_frozen_features_cannot_tell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("point", "said"),
+    ("point", "expected"),
     [
         ({"sources": ["swh_Latn", "eng_Latn"]}, "eng_Latn + swh_Latn"),
         ({"mixture.alpha": 0.25}, "alpha 0.25"),
@@ -455,10 +455,17 @@ def test_a_mix_is_a_point_without_what_frozen_features_cannot_tell() -> None:
         ({}, "as configured"),
     ],
 )
-def test_a_point_is_told_in_words(point: dict[str, Any], said: str) -> None:
-    assert describe(point).startswith(said)
+def test_a_point_is_described_in_words(point: dict[str, Any], expected: str) -> None:
+    assert describe(point).startswith(expected)
 
 
 def test_a_search_ranked_by_targets_is_an_oracle_and_no_other_is() -> None:
     assert search(selection={"languages": "targets"}).oracle
     assert not search(selection={"languages": "sources"}).oracle and not search().oracle
+
+
+def test_a_mix_has_as_many_languages_as_the_space_allows_and_else_all_of_the_pool() -> None:
+    subsets, whole = search(), search({"mixture.alpha": {"uniform": [0, 1]}}, selection={"languages": "sources"})
+    assert (list(subsets.sizes), list(whole.sizes)) == ([1, 2, 3], [4])
+    assert subsets.sources({"sources": ["eng_Latn"]}) == ["eng_Latn"] and whole.sources({}) == tuple(POOL)
+    assert subsets.varies("sources") and not whole.varies("sources")

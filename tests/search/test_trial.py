@@ -290,7 +290,7 @@ def test_two_workers_give_the_model_of_one_with_techniques(
     check_the_same(on_two_workers(experiment, varied.corpus, varied.texts), plain, experiment.sources)
 
 
-def test_what_is_settled_to_measure_at_a_rung_is_not_trained_or_saved(varied: Asked, tmp_path: Path) -> None:
+def test_what_is_calibrated_to_measure_at_a_rung_is_not_trained_or_saved(varied: Asked, tmp_path: Path) -> None:
     one = varied.trial(ADAPTED)
     one.step()
     shift: Any = one.worker.net.steps["centre"].shift
@@ -378,7 +378,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
 def test_a_technique_that_cannot_be_is_refused_before_ray_starts(
     tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, fault: str
 ) -> None:
-    configured, ranges, said = REFUSED[fault]
+    configured, ranges, expected = REFUSED[fault]
     (tmp_path / "eng_Latn-hin_Deva.tsv").write_text("eng0\thin0\n", encoding="utf-8")
     if "LEXICONS" in str(configured):
         configured = [{"code_switch": {"lexicons": str(tmp_path)}}]
@@ -386,4 +386,4 @@ def test_a_technique_that_cannot_be_is_refused_before_ray_starts(
     data = search_settings(tiny_encoder, tiny_corpus, tmp_path, techniques=configured, search=asked)
     with pytest.raises(InputError) as refused:
         prepare.prepared(space.build(data))
-    assert [words for words in said if words not in str(refused.value)] == [], str(refused.value)
+    assert [words for words in expected if words not in str(refused.value)] == [], str(refused.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,15 +76,15 @@ def test_the_choice_of_the_probes_is_never_stopped_early() -> None:
     for trial in (good, exempt, bad):
         scheduler.on_trial_add(None, trial)
 
-    def told(trial: Any, epoch: int, value: float) -> str:
+    def decided(trial: Any, epoch: int, value: float) -> str:
         key = point_key(points[int(trial.trial_id)])
         # flat, as Tune hands results to schedulers
         return scheduler.on_trial_result(None, trial, {"epoch": epoch, "objective_mean": value, "key": key})
 
-    assert told(good, 1, 0.9) == scheduler.CONTINUE
-    assert told(exempt, 1, 0.1) == scheduler.CONTINUE and told(bad, 1, 0.2) == scheduler.STOP
+    assert decided(good, 1, 0.9) == scheduler.CONTINUE
+    assert decided(exempt, 1, 0.1) == scheduler.CONTINUE and decided(bad, 1, 0.2) == scheduler.STOP
     scheduler.on_trial_result(None, bad, {"epoch": 1, "objective_mean": 0.0, "diverged": "loss"})  # of no key
-    assert told(exempt, 2, 0.1) == scheduler.CONTINUE and told(exempt, 3, 0.1) == scheduler.STOP
+    assert decided(exempt, 2, 0.1) == scheduler.CONTINUE and decided(exempt, 3, 0.1) == scheduler.STOP
 
 
 def test_a_searcher_that_likes_one_mix_still_proposes_every_other(
@@ -94,12 +95,12 @@ def test_a_searcher_that_likes_one_mix_still_proposes_every_other(
     found, _ = prepare.prepared(space.build(settings))
     judge = Judge(found)
     points = [{"sources": [code]} for code in found.pool]
-    # English is told of again and again, and is by far the best
-    told = [
+    # English is received again and again, and is by far the best
+    probed = [
         Tried(point, "probe", accuracy={point["sources"][0]: share})
         for point, share in zip(points, (0.9, 0.1, 0.1), strict=True)
     ]
-    searcher = tuning._searcher(judge, told, [])
+    searcher = tuning._searcher(judge, probed, [])
     for _ in range(60):
         searcher.add_evaluated_point(found.encode(points[0]), 0.9)
     proposed = []
@@ -121,14 +122,14 @@ def test_many_stopped_trials_of_two_workers_in_a_row_leave_nothing_behind(
     def listen(what: str, trial: str, result: Mapping[str, Any]) -> None:
         if what == "result":
             reached[trial] = result["epoch"]
-            if len(ended) < TRIALS:  # when all have ended, each is told of once more
+            if len(ended) < TRIALS:  # when all have ended, each is reported once more
                 seen.append(len(actors()))
         elif what in ("complete", "error"):
             ended.append((what, trial))
 
     start(dashboard)
     judge, data = Judge(asked), TrialData(corpus.for_training(asked.pool))
-    assert tuning.fine_tune(judge, data, [], (str(tmp_path), None), listen) == []
+    assert tuning.fine_tune(judge, data, [], (str(tmp_path), None), listen, math.inf) == []
     assert len(ended) == len(reached) == TRIALS and set(ended) == {("complete", trial) for trial in reached}
     assert set(seen) == {2}, "one trial at a time, with both of its workers"
     stopped = [trial for trial, epoch in reached.items() if epoch < EPOCHS]

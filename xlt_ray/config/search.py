@@ -30,7 +30,7 @@ class SelectionConfig(Section):
     )
     compare_oracle: bool = Field(
         False,
-        description="afterwards, tell what target dev would have chosen; reads target labels for that table alone",
+        description="afterwards, report what target dev would have chosen; reads target labels for that table alone",
     )
 
 
@@ -38,7 +38,7 @@ class ScreeningConfig(Section):
     """The cheap fidelity: logistic regressions on frozen features, about a second or less each.
 
     Features are centred where the base has the technique `centre`. Mixes are ranked without the other techniques, and
-    without any that only `search.space` switches on: fine-tuning alone tells those apart.
+    without any that only `search.space` switches on: those are compared by fine-tuning alone.
     """
 
     trials: int = Field(1000, ge=0, description="mixes to try so before any fine-tuning; 0: none")
@@ -57,13 +57,13 @@ class FineTuningConfig(Section):
     concurrent: int | None = Field(None, ge=1, description="trials at once; default: as many as fit the cluster")
     scheduler: Literal["asha", "none"] = Field("asha", description="none: every trial runs all its epochs")
     grace_epochs: int = Field(1, ge=1, description="asha: epochs before a trial may be stopped")
-    reduction: int = Field(3, ge=2, description="asha: one in so many goes on to the next rung")
+    reduction: int = Field(3, ge=2, description="asha: one in so many is trained on to the next rung")
 
 
 class RetrainingConfig(Section):
     """The winner again, with seeds that the search has not used, beside baselines; this is what is reported."""
 
-    seeds: int = Field(3, ge=0, description="fresh seeds for winner and baselines; 0: no retraining and no test score")
+    seeds: int = Field(3, ge=0, description="new seeds for winner and baselines; 0: no retraining and no test score")
     baselines: tuple[Literal["best_single", "all_alpha_1", "all_alpha_0.3"], ...] = (
         *("best_single", "all_alpha_1", "all_alpha_0.3"),
     )

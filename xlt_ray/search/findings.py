@@ -1,4 +1,4 @@
-"""Statistics over the trials of a search: which keys mattered, and which mixes deserve retraining."""
+"""Compute statistics over the trials of a search: agreement of the fidelities, effects of languages, rules' choices."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from scipy import stats
 from xlt_ray.config.search import Rule
 from xlt_ray.evaluation.comparison import Comparison
 from xlt_ray.evaluation.metrics import Scores
-from xlt_ray.search.selection import RULES, Judge, Tried, whole_fine_tunings
+from xlt_ray.search.selection import RULES, Judge, Tried, probes, whole_fine_tunings
 from xlt_ray.search.space import Point, Search
+
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,18 @@ class Correlation:
 
     @property
     def misleads(self) -> bool:
-        """Whether it cannot be said that the cheap fidelity ranks mixes as fine-tuning does."""
-        return not self.low > 0  # also where equal scores leave it unknown
+        """Whether the interval reaches 0, so that the cheap fidelity may not rank mixes as fine-tuning does."""
+        return not self.low > 0  # also of NaN, where all scores are equal
 
 
-def correlation(judge: Judge, tried: Sequence[Tried], resamples: int = 2000) -> Correlation | None:
+def correlation(judge: Judge, tried: Sequence[Tried]) -> Correlation | None:
     """Correlate probes with fine-tuning to the end by the search's rule; None for fewer than 4 mixes with both."""
-    probed = {one.mix: judge.value(one) for one in tried if one.fidelity == "probe"}
-    whole = [one for one in tried if one.fidelity == "fine_tune" and one.whole]
-    both = [(probed.get(one.mix), judge.value(one)) for one in whole]
+    probed = {one.mix: judge.value(one) for one in probes(tried)}
+    both = [(probed.get(one.mix), judge.value(one)) for one in whole_fine_tunings(tried)]
     pairs = np.array([pair for pair in both if None not in pair], dtype=float)
     if len(pairs) < 4:
         return None
-    picks = np.random.default_rng(0).integers(len(pairs), size=(resamples, len(pairs)))
+    picks = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     drawn = [stats.spearmanr(*pairs[pick].T).statistic for pick in picks if len(set(pick)) > 2]
     low, high = np.nanquantile(drawn, (0.025, 0.975)).tolist()
     return Correlation(float(stats.spearmanr(*pairs.T).statistic), low, high, len(pairs))
@@ -55,7 +56,7 @@ class Effect:
     mixes: int  # of those compared, that have the language
 
 
-SPARE = 5  # mixes needed beyond the number of coefficients, else the intervals would say nothing
+SPARE = 5  # mixes needed beyond the number of coefficients, else the intervals would be of no use
 
 
 def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
@@ -67,15 +68,15 @@ def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
     add up to 0. Mixes of the same languages count once, by their mean, because a searcher returns to what it likes.
     Intervals are Student's t, each for itself.
 
-    It is an association over the mixes tried. It does not say what adding the language does to a given mix: languages
+    It is an association over the mixes tried, not what adding the language does to a given mix: languages
     interact (a second one of a family may bring nothing), and the searcher chose the mixes. Under the rule `sources` an
     easy language looks good because it is measured itself.
 
-    Left out are languages in all or none of the mixes, and those that always come with others; the result is empty
-    where there are fewer than 5 mixes beyond the number of coefficients.
+    The greatest effect comes first. Left out are languages in all or none of the mixes, and those that always come with
+    others; the result is empty where there are fewer than 5 mixes beyond the number of coefficients.
     """
     values: dict[tuple[float, ...], list[float]] = {}
-    for one in [one for one in tried if one.fidelity == "probe"] or whole_fine_tunings(tried):
+    for one in probes(tried) or whole_fine_tunings(tried):
         value = judge.value(one)
         if value is not None:
             values.setdefault(presence(judge.search, one.point), []).append(value)
@@ -97,30 +98,31 @@ def importance(judge: Judge, tried: Sequence[Tried]) -> dict[str, Effect]:
     reach = stats.t.ppf(0.975, spare) * np.sqrt(variance * ((against_mean @ inverse) ** 2).sum(axis=1))
     counts = (mixes[:, varies] > 0).sum(axis=0)
     rows = zip(codes, effects.tolist(), reach.tolist(), counts.tolist(), known, strict=True)
-    return {code: Effect(value, value - by, value + by, count) for code, value, by, count, sure in rows if sure}
+    found = {code: Effect(value, value - by, value + by, count) for code, value, by, count, sure in rows if sure}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1].value))
 
 
 def presence(search: Search, point: Point) -> tuple[float, ...]:
     """Return for each language of the pool whether a mix has it (0 or 1), or its tenths of the weight if searched."""
-    sources = point.get("sources", search.pool)
-    if not any(one.key == "mixture.weights" for one in search.dimensions):
+    sources = search.sources(point)
+    if not search.varies("mixture.weights"):
         return tuple(float(code in sources) for code in search.pool)
     weights = point.get("mixture.weights") or {}
-    given = {code: weights.get(code, 1.0) for code in sources}
-    return tuple(10 * given.get(code, 0.0) / sum(given.values()) for code in search.pool)
+    known = {code: weights.get(code, 1.0) for code in sources}
+    return tuple(10 * known.get(code, 0.0) / sum(known.values()) for code in search.pool)
 
 
-def shortlist(judge: Judge, tried: Sequence[Tried], fine_tuned: int, probes: int) -> list[Tried]:
+def shortlist(judge: Judge, tried: Sequence[Tried], fine_tuned: int, probed: int) -> list[Tried]:
     """List what to show of a search: whole fine-tunings from best to worst, then stopped ones, then probes.
 
-    Probes are of mixes that were not fine-tuned, and at most `probes`; the others at most `fine_tuned` together.
+    Probes are of mixes that were not fine-tuned, and at most `probed`; the others at most `fine_tuned` together.
     """
     tuned = [one for one in tried if one.fidelity == "fine_tune"]
     known = {one.mix for one in tuned}
     stopped = [one for one in tuned if not one.whole]
-    others = [one for one in tried if one.fidelity == "probe" and one.mix not in known]
+    others = [one for one in probes(tried) if one.mix not in known]
     shown = (judge.ranked(whole_fine_tunings(tried)) + judge.ranked(stopped))[:fine_tuned]
-    return shown + judge.ranked(others)[:probes]
+    return shown + judge.ranked(others)[:probed]
 
 
 @dataclass(frozen=True)

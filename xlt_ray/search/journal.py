@@ -1,14 +1,15 @@
-"""The journal of a search: every mix tried, on disk as soon as it is known, so that a kill loses nothing."""
+"""Keep every mix that a search tried in a journal on disk, so that a kill loses nothing, and report progress."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from xlt_ray.durable import JsonLines, records
 from xlt_ray.events import OnEvent
 from xlt_ray.search.selection import Judge, Tried, whole_fine_tunings
 from xlt_ray.search.space import describe, point_key
@@ -21,27 +22,32 @@ class Journal:
         """Read what is there; seconds count from `since`, a `time.monotonic()` (default: now)."""
         self.file = file
         self.tried: dict[str, Tried] = {}  # a fine-tuning that went further takes the place of its earlier rungs
-        lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
-        whole = [line for line in lines if line.endswith(b"\n")]
-        if len(whole) < len(lines):
-            file.write_bytes(b"".join(whole))  # the line that was being written
-        for line in whole:
-            record = json.loads(line)
-            name = record.pop("name")
-            self.tried[name] = Tried(**record)
+        for _, record in records(file):
+            if record is not None:  # a mix whose line is damaged is tried again
+                name = record.pop("name")
+                self.tried[name] = Tried(**record)
         before = max((one.seconds for one in self.tried.values()), default=0.0)
         self._began = (time.monotonic() if since is None else since) - before
+
+    @cached_property
+    def _lines(self) -> JsonLines:
+        return JsonLines(self.file)  # opened with the first result: a search that is refused leaves no journal
+
+    def close(self) -> None:
+        """Close the file, which the next result opens again."""
+        if "_lines" in self.__dict__:
+            self._lines.close()
+            del self._lines
 
     def seconds(self) -> float:
         """Return the wall clock of the search, over all sessions, up to the last thing written in each."""
         return time.monotonic() - self._began
 
     def add(self, name: str, tried: Tried) -> Tried:
-        """Write down a result."""
+        """Append a result under a name, and return it with the seconds of search behind it."""
         tried = replace(tried, seconds=self.seconds())
+        self._lines.append({"name": name, **asdict(tried)})
         self.tried[name] = tried
-        with self.file.open("ab") as stream:
-            stream.write(json.dumps({"name": name, **tried.to_plain()}).encode() + b"\n")
         return tried
 
     def probes(self) -> list[Tried]:
@@ -53,7 +59,7 @@ class Journal:
         return {name: one for name, one in self.tried.items() if one.fidelity == "fine_tune"}
 
 
-class Shown:
+class Progress:
     """Turn results into events for the live table: how many are done and running, and the best so far."""
 
     def __init__(self, stage: str, total: int, judge: Judge, done: Sequence[Tried], on_event: OnEvent) -> None:
@@ -65,11 +71,11 @@ class Shown:
 
     def __call__(self, tried: Tried) -> None:
         self.count += 1
-        self.look(tried)
+        self.consider(tried)
         self.report()
 
-    def look(self, tried: Tried) -> None:
-        """Keep a result if it is the best."""
+    def consider(self, tried: Tried) -> None:
+        """Keep a result if it is the best so far."""
         value = self.judge.value(tried)
         if value is not None and (self.best is None or value > (self.judge.value(self.best) or 0.0)):
             self.best = tried
@@ -83,7 +89,7 @@ class Shown:
 
 
 class Trials:
-    """Listen to Tune: write results into the journal, and report how many trials are done, also by a killed session.
+    """Write results of Tune into the journal, and report how many trials are done, those before a kill included.
 
     `notes` are sentences for the report.
     """
@@ -91,18 +97,18 @@ class Trials:
     def __init__(self, judge: Judge, journal: Journal, on_event: OnEvent) -> None:
         self.judge, self.journal, self.notes = judge, journal, list[str]()
         self.ended, self.running = set[str](), set[str]()
-        # by their points, as Tune may name a trial anew after a kill; one that goes on is no longer among them
+        # by their points, as Tune may rename a trial after a kill; one that is resumed is no longer among them
         self.earlier = {one.key for one in journal.tuned().values()}
-        self.show = Shown("tune", judge.search.settings.fine_tuning.trials, judge, [], on_event)
+        self.progress = Progress("tune", judge.search.settings.fine_tuning.trials, judge, [], on_event)
         for one in whole_fine_tunings(list(journal.tried.values())):
-            self.show.look(one)
+            self.progress.consider(one)
         self._report()
 
     def __call__(self, what: str, trial: str, facts: Mapping[str, Any]) -> None:
         """Receive a trial's `start` (with its parameters), `result` (with what it measured), `complete` or `error`."""
         if what == "start":
             self.running.add(trial)
-            self.earlier.discard(point_key(self.judge.search.point(facts)))
+            self.earlier.discard(point_key(self.judge.search.decode(facts)))
         elif what == "result" and "diverged" in facts:
             self.notes.append(f"a trial diverged and counts as the worst: {facts['diverged']}")
         elif what == "result":
@@ -117,14 +123,14 @@ class Trials:
         whole = epoch == self.judge.search.base.training.epochs
         measured = {name: facts[name] for name in ("accuracy", "low", "high", "cost")}
         tried = Tried(point, "fine_tune", epochs=epoch, whole=whole, **measured)
-        # what is known is not written twice
+        # a resumed trial reports again what the journal has
         known = self.journal.tried.get(name := f"tune-{tried.key}")
         tried = known if known and known.epochs >= epoch else self.journal.add(name, tried)
         if tried.whole:
-            self.show.look(tried)
+            self.progress.consider(tried)
 
     def _report(self) -> None:
-        # a trial that Tune had no time to note before a kill counts twice when another takes its place
-        self.show.count = min(len(self.ended) + len(self.earlier), self.show.total)
-        self.show.running = len(self.running)
-        self.show.report()
+        # a trial that Tune had no time to save before a kill counts twice when another takes its place
+        self.progress.count = min(len(self.ended) + len(self.earlier), self.progress.total)
+        self.progress.running = len(self.running)
+        self.progress.report()

@@ -1,4 +1,4 @@
-"""Techniques in a search: refused before Ray starts where they cannot be, and what texts they may look at."""
+"""Check a search against its corpus before Ray starts, and complete it with paths, targets and draws."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from xlt_ray.training.checks import prepare
 
 
 def check(search: Search, corpus: Corpus) -> None:
-    """Raise InputError where a technique, or what the space makes of it, cannot be in a mix of the pool."""
-    alone = any(one.kind == "subset" and one.low == 1 for one in search.dimensions)
+    """Raise InputError where a technique, or what the space makes of it, cannot be used in a mix of the pool."""
+    alone = 1 in search.sizes
     alone |= bool(search.settings.retraining.seeds) and "best_single" in search.settings.retraining.baselines
     mixes = [search.pool, *([(code,) for code in search.pool] if alone and len(search.pool) > 1 else [])]
     varied = [(f"search.space.{key}: ", point) for key, point in search.extremes() if key.startswith("techniques.")]
@@ -43,7 +43,7 @@ def check(search: Search, corpus: Corpus) -> None:
 
 
 def texts(search: Search, corpus: Corpus) -> dict[str, pa.Table]:
-    """Return the texts of pool and targets without labels, where something may look at them."""
+    """Return the texts of pool and targets without labels, by language; empty where nothing reads them."""
     training = search.base.training
     varied = any(one.key.startswith("techniques.") for one in search.dimensions)
     wanted = varied or search.base.techniques or training.unlabelled_rows
@@ -51,7 +51,7 @@ def texts(search: Search, corpus: Corpus) -> dict[str, pa.Table]:
 
 
 def prepared(search: Search) -> tuple[Search, Corpus]:
-    """Fix paths, targets and the number of draws, take test away, and check all that can be checked without Ray."""
+    """Return a checked search with paths, targets and draws made explicit, and its corpus without test rows."""
     found = prepare(search.base)
     base, corpus = found.experiment, found.corpus
     targets = tuple(code for code in corpus.measured((), base.targets) if code not in base.sources)
@@ -70,10 +70,10 @@ def prepared(search: Search) -> tuple[Search, Corpus]:
     base = base.model_copy(update={"targets": targets, "mixture": mixture})
     search = replace(search, base=base, fingerprint=corpus.fingerprint)
     check(search, corpus)
-    return search, replace(corpus, splits={**corpus.splits, "test": {}})  # nothing below can read a row of test
+    return search, replace(corpus, splits={**corpus.splits, "test": {}})  # so that nothing can read a row of it
 
 
 def to_yaml(search: Search) -> str:
-    """Write a search as the YAML file that begins it again, without secrets."""
+    """Return a search as the YAML file that `xlt tune` reads, without secrets."""
     data = public(search.base.model_dump(mode="json")) | {"search": search.settings.model_dump(mode="json")}
     return plain_yaml.dumps(data)

@@ -1,4 +1,4 @@
-"""Where the mixes of a search come from: given ones, all of a small space, or a sampler of Optuna that learns."""
+"""Propose the mixes that a search tries: given ones, all of a small space, or those that an Optuna sampler draws."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from xlt_ray.errors import InputError
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import Point, Search, mix_of, point_key
 
-STARTUP = 50  # mixes drawn at random before TPE takes over: a few for each language of an ordinary pool
+STARTUP = 50  # mixes drawn at random before TPE proposes: a few for each language of an ordinary pool
 CANDIDATES = 24  # that TPE weighs for each mix
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mix to try and, where a sampler drew it, its trial in the study."""
+    """A mix to try and, where the study's sampler drew it, its trial there."""
 
     point: Point
     trial: optuna.trial.Trial | None
 
 
 class Proposals:
-    """Where the next mix comes from: given ones first, then all of a small space, or a sampler that learns.
+    """Mixes to try, each once: `starts`, then all of a small space or else what a sampler draws.
 
-    `done` are mixes tried by an earlier session; the sampler receives them, so its state is what it was.
+    `done` are mixes tried before; the sampler receives them, but is seeded by their number as well, so a resumed search
+    proposes other mixes than one that was not interrupted.
     """
 
     def __init__(self, judge: Judge, starts: Sequence[Point], done: Sequence[Tried], trials: int) -> None:
         self.judge, self.left = judge, trials - len(done)
         search = judge.search
-        self.space, self.usual = distributions(search, mix_only=True), search.encode({})
+        self.space, self.base = distributions(search, mix_only=True), search.encode({})
         self.seen = {point_key(mix_of(one.point)) for one in done}
-        self.study = study(search, len(done))
-        self.blind = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.base.seed + len(done)))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        directions: Any = ["maximize"] * len(search.settings.selection.objectives)
+        self.study = optuna.create_study(directions=directions, sampler=sampler(search, len(done)))
+        self.random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.base.seed + len(done)))
         for one in done:
             self._add(one)
         self.whole = whole_space(search)
@@ -53,24 +56,25 @@ class Proposals:
                 yield Proposal(mix_of(point), None)
         repeats = 0
         while self.left > 0 and not self.whole and repeats < 10 * STARTUP:
-            asked = self.study.ask(self.space)
-            trial: optuna.trial.Trial | None = asked
-            point = self._decoded(asked)
-            if not self._claim(point):
-                # a sampler that likes a region of subsets alone names the same few again and again
-                self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
-                trial, point = None, self._decoded(self.blind.ask(self.space))
+            trial = self.study.ask(self.space)
+            point = self._decoded(trial)
+            if self._claim(point):
+                yield Proposal(point, trial)
+            else:
+                # a sampler that prefers a region of subsets proposes the same few again and again
+                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                point = self._decoded(self.random.ask(self.space))
                 if not self._claim(point):
                     repeats += 1
                     continue
+                yield Proposal(point, None)
             repeats = 0
-            yield Proposal(point, trial)
 
     def _decoded(self, trial: optuna.trial.Trial) -> Point:
-        return mix_of(self.judge.search.decode({**self.usual, **trial.params}))
+        return mix_of(self.judge.search.decode({**self.base, **trial.params}))
 
-    def tell(self, proposal: Proposal, tried: Tried) -> None:
-        """Let the sampler learn from a result."""
+    def learn(self, proposal: Proposal, tried: Tried) -> None:
+        """Report a result to the sampler."""
         values = self._values(tried)
         if proposal.trial is None:
             self._add(tried)
@@ -78,7 +82,7 @@ class Proposals:
             self.study.tell(proposal.trial, values)
 
     def _claim(self, point: Point) -> bool:
-        """Return whether a mix is new and a trial is left for it; if so, it is counted as tried."""
+        """Count a mix as tried and return True, or return False where it is known or no trial is left."""
         key = point_key(mix_of(point))
         if key in self.seen or self.left <= 0:
             return False
@@ -100,14 +104,12 @@ class Proposals:
 
 
 def inside(search: Search, point: Point) -> bool:
-    """Return whether a mix has as many languages as the space allows; baselines such as the whole pool may not."""
-    every = len(search.pool)
-    low, high = next(((one.low, one.high) for one in search.dimensions if one.kind == "subset"), (every, every))
-    return low <= len(point.get("sources", search.pool)) <= high
+    """Return whether a mix has as many languages as the space allows; a baseline such as the whole pool may not."""
+    return len(search.sources(point)) in search.sizes
 
 
 def candidates(search: Search, tried: Sequence[Tried]) -> list[Tried]:
-    """Keep what may be chosen: baselines that the space has no room for are tried as well."""
+    """List the mixes that may be chosen: baselines outside the space are tried as well."""
     return [one for one in tried if inside(search, one.point)]
 
 
@@ -118,7 +120,7 @@ def _completed(search: Search, point: Point) -> Point:
 
 
 def distributions(search: Search, mix_only: bool = False) -> dict[str, optuna.distributions.BaseDistribution]:
-    """Name the parameters that `Search.decode` reads, as Optuna's distributions."""
+    """Return Optuna's distributions of the parameters that `Search.decode` reads."""
     found: dict[str, optuna.distributions.BaseDistribution] = {}
     unit = optuna.distributions.FloatDistribution(0.0, 1.0)
     for one in search.mix_dimensions if mix_only else search.dimensions:
@@ -137,9 +139,9 @@ def distributions(search: Search, mix_only: bool = False) -> dict[str, optuna.di
 
 
 def sampler(search: Search, results: int, startup: int = STARTUP) -> optuna.samplers.BaseSampler:
-    """Make the sampler that a search asks for, seeded by the number of results so far as well.
+    """Return the sampler of a search, seeded by its seed and the number of results so far.
 
-    TPE (Bergstra et al. 2011), multivariate (Falkner et al. 2018), with the constant liar for mixes under way.
+    TPE (Bergstra et al. 2011), multivariate (Falkner et al. 2018), with the constant liar for mixes that are running.
     """
     seed = int(np.random.SeedSequence([search.base.seed, results]).generate_state(1)[0])
     if search.settings.searcher == "tpe":
@@ -149,13 +151,6 @@ def sampler(search: Search, results: int, startup: int = STARTUP) -> optuna.samp
                 seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup, n_ei_candidates=CANDIDATES
             )
     return optuna.samplers.RandomSampler(seed=seed)
-
-
-def study(search: Search, results: int) -> optuna.Study:
-    """Make an empty study in the directions of a search's objectives."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions: Any = ["maximize"] * len(search.settings.selection.objectives)
-    return optuna.create_study(directions=directions, sampler=sampler(search, results))
 
 
 def whole_space(search: Search) -> list[dict[str, Any]]:

@@ -1,12 +1,11 @@
-"""The chosen mix and plain baselines trained again, with seeds that the search has not used, and measured on test.
+"""Train the chosen mix and plain baselines again, with seeds that the search has not used, and measure them on test.
 
-The best of many search scores is too good by selection; only these runs say how good the choice is.
+The best of many search scores is biased upwards by selection; only these runs show how good the choice is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from xlt_ray.config.dimensions import MIX
@@ -22,7 +21,7 @@ from xlt_ray.search.findings import Retrained
 from xlt_ray.search.selection import CHOSEN, Judge, Tried
 from xlt_ray.search.space import Point, Search
 
-FRESH = 1000  # added to the search's seed, and counted on from there
+FIRST_SEED = 1000  # added to the search's own
 BASELINES = {
     "best_single": "best single source",
     "all_alpha_1": "all sources, alpha 1",
@@ -30,22 +29,14 @@ BASELINES = {
 }
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A mix to train again under a name."""
-
-    name: str
-    point: Point
-
-
-def plan(judge: Judge, tried: Sequence[Tried], chosen: Tried, corpus: Corpus) -> tuple[list[Planned], list[str]]:
-    """List what to train again: the choice first, then baselines that are not the same mix; and say what was left out.
+def plan(judge: Judge, tried: Sequence[Tried], chosen: Tried, corpus: Corpus) -> tuple[dict[str, Point], list[str]]:
+    """Return the mixes to train again by name, the choice and baselines that are others, and notes on those left out.
 
     Baselines keep the choice's settings apart from the mix, so that the mix alone is compared.
     """
     search = judge.search
     if not search.settings.retraining.seeds:
-        return [], ["Nothing was retrained (search.retraining.seeds=0), so nothing here was measured on test."]
+        return {}, ["Nothing was retrained (search.retraining.seeds=0), so nothing here was measured on test."]
     settings = {key: value for key, value in chosen.point.items() if key not in MIX}
     whole = {"sources": sorted(search.pool), "mixture.weights": {}}
     points: dict[str, Point | None] = {
@@ -53,7 +44,7 @@ def plan(judge: Judge, tried: Sequence[Tried], chosen: Tried, corpus: Corpus) ->
         "all_alpha_1": {**whole, "mixture.alpha": 1.0},
         "all_alpha_0.3": {**whole, "mixture.alpha": 0.3},
     }
-    planned, notes = [Planned(CHOSEN, chosen.point)], []
+    planned, notes = {CHOSEN: chosen.point}, []
     shares = {_shares(search, chosen.point, corpus): CHOSEN}
     for key in search.settings.retraining.baselines:
         point, name = points[key], BASELINES[key]
@@ -62,16 +53,16 @@ def plan(judge: Judge, tried: Sequence[Tried], chosen: Tried, corpus: Corpus) ->
             continue
         same = shares.setdefault(_shares(search, point, corpus), name)
         if same == name:
-            planned.append(Planned(name, {**settings, **point}))
+            planned[name] = {**settings, **point}
         else:
             notes.append(f"Baseline '{name}' is the same mix as '{same}' and was not trained twice.")
     return planned, notes
 
 
 def _best_single(judge: Judge, tried: Sequence[Tried]) -> Point | None:
-    single = [one for one in tried if len(one.point.get("sources", judge.search.pool)) == 1]
-    best = judge.best(single)
-    return {"sources": list(best.point.get("sources", judge.search.pool)), "mixture.weights": {}} if best else None
+    sources = judge.search.sources
+    best = judge.best([one for one in tried if len(sources(one.point)) == 1])
+    return {"sources": list(sources(best.point)), "mixture.weights": {}} if best else None
 
 
 def _shares(search: Search, point: Point, corpus: Corpus) -> tuple[tuple[str, float], ...]:
@@ -83,52 +74,40 @@ def _shares(search: Search, point: Point, corpus: Corpus) -> tuple[tuple[str, fl
 
 def retrain(
     search: Search,
-    planned: Sequence[Planned],
+    planned: Mapping[str, Point],
     folder: RunFolder,
     run_key: str,
     on_event: OnEvent,
     begin: Callable[[], None],
 ) -> tuple[tuple[Retrained, ...], dict[str, dict[str, Comparison]]]:
-    """Train what is planned with every fresh seed, and compare the choice with each baseline on the same test rows."""
-    seeds = [search.base.seed + FRESH + number for number in range(search.settings.retraining.seeds)]
+    """Train what is planned with every new seed, and compare the choice with each baseline on the same test rows."""
+    seeds = [search.base.seed + FIRST_SEED + number for number in range(search.settings.retraining.seeds)]
     total, found, predictions = len(planned) * len(seeds), [], {}
     rule = "oracle" if search.oracle else search.settings.selection.languages
-    for index, one in enumerate(planned):
+    for index, (name, point) in enumerate(planned.items()):
         outcomes = []
-        tags = {"xlt.selection": rule, "xlt.search_role": one.name}
         for number, seed in enumerate(seeds):
-            # the name stands in every table and picture of the run
-            name = f"{search.base.name}{'-oracle' if search.oracle else ''}-{_slug(one.name)}"
-            experiment = search.experiment(one.point, seed, name)
+            # shown in every table and picture of the run
+            title = f"{search.base.name}{'-oracle' if search.oracle else ''}-{_slug(name)}"
+            experiment = search.experiment(point, seed, title)
             tracking = experiment.tracking
-            if one.name != CHOSEN or number:
+            if name != CHOSEN or number:
                 tracking = tracking.model_copy(update={"register_as": None, "alias": None})
             place = {"storage": f"{folder.shown}/retrained", "tracking": tracking}
             experiment = experiment.model_copy(update=place)
-            at = index * len(seeds) + number
-            show = _inner(on_event, at, total, one.name)
+            show = _inner(on_event, index * len(seeds) + number, total, name)
             show({"stage": "check"})
             outcome = run.finished(experiment, search.fingerprint)  # the corpus was read once, for the search
             if outcome is None:
                 begin()
-                outcome = run.run(experiment, show, run_key, tags)
+                outcome = run.run(experiment, show, run_key, {"xlt.selection": rule, "xlt.search_role": name})
             outcomes.append(outcome)
-        found.append(
-            Retrained(
-                one.name,
-                one.point,
-                tuple(f"retrained/{o.folder.local.name}" for o in outcomes),
-                tuple(o.scores for o in outcomes),
-            )
-        )
-        predictions[one.name] = [load_predictions(o.folder.local / "predictions.npz") for o in outcomes]
-    chosen = found[0] if found else None
-    others = [one for one in found if one is not chosen]
-    return tuple(found), {
-        other.name: _compare(search, chosen, predictions[CHOSEN], predictions[other.name])
-        for other in others
-        if chosen is not None
-    }
+        folders = tuple(f"retrained/{one.folder.local.name}" for one in outcomes)
+        found.append(Retrained(name, point, folders, tuple(one.scores for one in outcomes)))
+        predictions[name] = [load_predictions(one.folder.local / "predictions.npz") for one in outcomes]
+    mine = predictions.pop(CHOSEN, [])
+    compared = {name: _compare(search, found[0], mine, theirs) for name, theirs in predictions.items()}
+    return tuple(found), compared
 
 
 def _compare(search: Search, chosen: Retrained, mine: Any, theirs: Any) -> dict[str, Comparison]:

@@ -1,10 +1,10 @@
-"""The cheap fidelity of a search: thousands of mixes tried as logistic regressions on frozen features.
+"""Try thousands of mixes as logistic regressions on frozen features, the cheap fidelity of a search.
 
-Every row of the pool is embedded once, in parallel, and kept by content (`embedding.features`); a trial is then a few
+Every row of the pool is embedded once, in parallel, and cached by content (`embedding.features`); a trial is then a few
 fits of tens of milliseconds, or a second where the mix is large.
 
-Techniques of the base that change features, as `centre` does, change them here, the same for every mix. Whatever else
-techniques do, and whatever the space varies of them, is left to fine-tuning.
+Techniques of the base that change features, as `centre` does, change them here, the same for every mix. What else
+techniques do, and what the space varies of them, is left to fine-tuning.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def embed(
     texts: Mapping[str, pa.Table] | None = None,
     also: Mapping[str, pa.Table] | None = None,
 ) -> Frozen:
-    """Compute the features of everything in a corpus, from the cache where they are known, on the whole cluster.
+    """Compute the features of all rows of a corpus on the whole cluster, or read them from the cache.
 
-    `texts`, by language and without labels, are what techniques estimate on how they change features. `also` are more
-    texts to embed in the same go, and to leave in the cache for whoever asks for them next.
+    `texts`, by language and without labels, are what techniques fit their change of features on. `also` are more texts
+    to embed at the same time, for the cache alone.
     """
-    asked = experiment.resources
-    workers = max(1, cluster.slots(1, asked.cpus_per_worker, asked.gpus_per_worker))
-    experiment = experiment.model_copy(update={"resources": asked.model_copy(update={"workers": workers})})
+    resources = experiment.resources
+    workers = max(1, cluster.slots(1, resources.cpus_per_worker, resources.gpus_per_worker))
+    experiment = experiment.model_copy(update={"resources": resources.model_copy(update={"workers": workers})})
     tables = {f"{split}/{code}": table for split, code, table in corpus.tables()}
     setup = Setup.of(experiment, corpus, texts)
     # no language is named as trained on, so all are moved, as for any probe
@@ -66,7 +66,7 @@ def embed(
 def predict_left_out(
     frozen: Frozen, experiment: Experiment, fitted: probe.Fit, pool: Sequence[str]
 ) -> dict[str, Predictions]:
-    """Predict train rows of the languages that a mix leaves out, none by a fit that saw the row in another language.
+    """Predict train rows of the languages that a mix leaves out, each by a fit that did not see it in any language.
 
     Rows that share an id are translations of each other. Ids that the mix trains on are dealt into `FOLDS` parts, and a
     part is predicted by a fit on the others (cross-fitting); all other rows by `fitted`, the fit on the whole mix.
@@ -82,7 +82,7 @@ def predict_left_out(
         if number >= 0:
             kept = _without(frozen, {code: dealt[code] == number for code in experiment.sources})
             if len(np.unique(np.concatenate([kept.labels[f"train/{code}"] for code in experiment.sources]))) < 2:
-                continue  # too few rows to teach anything
+                continue  # too few rows to learn from
             rest = fit(kept, experiment, (fitted.strength,), experiment.sources, start=fitted)
         for code in others:
             here = part[code] == number
@@ -114,8 +114,8 @@ def _joined(dev: Predictions, train: Predictions) -> Predictions:
 def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False) -> Tried:
     """Fit a mix and measure it on every dev split there is, and on train rows of the languages it leaves out.
 
-    The latter where the search ranks by them, unless `dev_alone`: a fine-tuning is measured on some hundred dev rows
-    of a language, and a probe can afford all that are labelled.
+    The latter only where the search ranks by held-out languages, and not if `dev_alone`: a fine-tuning is measured on
+    some hundred dev rows of a language, and a probe is cheap enough for all labelled ones.
     """
     began = time.monotonic()
     experiment = judge.search.experiment(mix_of(point))
@@ -132,9 +132,10 @@ def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False)
 
 
 def left_out(search: Search, frozen: Frozen, code: str) -> dict[Fidelity, float]:
-    """Score a language of the pool with a probe trained on the rest, on the rows on which each fidelity is measured.
+    """Return the accuracy in a language of the pool of a probe trained on the rest of it.
 
-    Empty where the language has no dev rows; without a probe's score where the search screens nothing.
+    By fidelity, on the rows on which each is measured. Empty where the language has no dev rows; without the fidelity
+    `probe` where the search screens nothing.
     """
     experiment = search.experiment({"sources": [other for other in search.pool if other != code]})
     fitted = fit(frozen, experiment, search.settings.screening.strengths, experiment.sources)
@@ -155,21 +156,21 @@ def _with_train(
 
 
 class Screening:
-    """Mixes tried as tasks on Ray, which share one copy of the features and are tried again where a worker dies."""
+    """Mixes tried as Ray tasks, which share one copy of the features and are retried where a worker dies."""
 
     def __init__(self, judge: Judge, frozen: Frozen) -> None:
-        asked = judge.search.base.resources
-        self.cpus, self.slots = asked.cpus_per_worker, cluster.slots(1, asked.cpus_per_worker, 0)
+        self.cpus = judge.search.base.resources.cpus_per_worker
+        self.slots = cluster.slots(1, self.cpus, 0)
         self.frozen = ray.put(frozen)
         self.task: Any = ray.remote(num_cpus=self.cpus, max_retries=3)(try_mix)
         self.use_judge(judge)
 
     def use_judge(self, judge: Judge) -> None:
-        """Score mixes by this judge from now on, here and in tasks that start from now on."""
+        """Score mixes by another judge in the tasks that start from now on."""
         self.judge, self._shared = judge, ray.put(judge)
 
     def start(self, point: Point, dev_alone: bool = False) -> Any:
-        """Begin to try a point and return the task, whose result is a `Tried`."""
+        """Start the task of a point and return it; its result is a `Tried`."""
         return self.task.remote(self._shared, self.frozen, point, dev_alone)
 
     def map(self, points: Sequence[Point], dev_alone: bool = False) -> list[Tried]:
@@ -177,7 +178,7 @@ class Screening:
         return ray.get([self.start(point, dev_alone) for point in points])
 
     def measure_difficulty(self) -> Judge:
-        """Measure how easy each language of the pool is for a probe trained on the rest; return a judge that knows."""
+        """Measure how easy each language of the pool is for a probe trained on the rest; return a judge that has it."""
         pool = self.judge.search.pool
         if len(pool) > 1:
             score: Any = ray.remote(num_cpus=self.cpus, max_retries=3)(left_out)
@@ -191,14 +192,14 @@ class Screening:
         return self.judge
 
     def run(self, proposals: Proposals, record: Callable[[Tried], Tried], more: Callable[[], bool]) -> None:
-        """Try what is proposed until nothing more is or `more` returns False; `record` receives each result."""
+        """Try proposals until there are none or `more` returns False, and pass each result through `record`."""
         waiting: dict[Any, Proposal] = {}
         feed = iter(proposals)
         while True:
-            # one at work and one at hand for every slot
+            # one running and one waiting for every slot
             while len(waiting) < 2 * self.slots and more() and (proposal := next(feed, None)) is not None:
                 waiting[self.start(proposal.point)] = proposal
             if not waiting:
                 return
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
-            proposals.tell(waiting.pop(ready), record(ray.get(ready)))
+            proposals.learn(waiting.pop(ready), record(ray.get(ready)))

@@ -1,20 +1,22 @@
-"""A search from configuration to result: screen mixes, fine-tune the best, choose on dev, retrain the choice, report.
+"""Run a search from configuration to result: screen mixes, fine-tune the best, choose on dev, retrain, report.
 
-Whatever is killed, the same command goes on: every mix tried is a line of `journal.jsonl`, Tune keeps its own state,
-retrained runs are ordinary runs, and `result.json`, written last, marks the end. Test rows are read by the retrained
-runs alone, after the choice is made: what a trial is handed holds none.
+After a kill the same command resumes: every mix tried is a line of `journal.jsonl`, Tune keeps its own state, retrained
+runs are ordinary runs, and `result.json`, written last, marks the end. Test rows are read by the retrained runs alone,
+after the choice is made: the corpus of a trial holds none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from xlt_ray import durable
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnEvent
@@ -23,7 +25,7 @@ from xlt_ray.runs.storage import RunFolder, open_folder
 from xlt_ray.search import prepare as search_prepare
 from xlt_ray.search import proposals, screening, selection, similarity, tuning
 from xlt_ray.search.findings import Findings, RuleChoice, correlation, rule_choices
-from xlt_ray.search.journal import Journal, Shown, Trials
+from xlt_ray.search.journal import Journal, Progress, Trials
 from xlt_ray.search.prepare import prepared, to_yaml
 from xlt_ray.search.report import page, records
 from xlt_ray.search.retraining import plan, retrain
@@ -48,12 +50,12 @@ class Found:
 
 
 def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
-    """Do a search, go on with it, or show it if it is done; raise InputError before any work if it is unsound."""
+    """Run a search, resume it, or read its findings if done; raise InputError before any work where it is not valid."""
     began = time.monotonic()
     on_event({"stage": "check"})
     session = SearchSession.open(*prepared(search), on_event, began)
     search, folder = session.search, session.folder
-    if (folder.local / RESULT).is_file():  # MLflow has it, and what is unsent waits for `xlt sync`
+    if (folder.local / RESULT).is_file():  # it is recorded, and what is unsent waits for `xlt sync`
         with session:
             findings, files = session.complete()
         return Found(folder, findings, files, _unsent(folder))
@@ -73,7 +75,7 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
         sender.close(min(10.0, search.base.tracking.flush_seconds))
         folder.upload()
         raise
-    (folder.local / RESULT).write_text(json.dumps({"key": search.key()}), encoding="utf-8")
+    durable.write(folder.local / RESULT, json.dumps({"key": search.key()}))
     folder.upload()
     return Found(folder, findings, files, _unsent(folder))
 
@@ -84,9 +86,9 @@ def _unsent(folder: RunFolder) -> int:
 
 @dataclass
 class SearchSession:
-    """One call of `run`: the search, the folder and journal that its steps go on with, and Ray from its first use.
+    """One call of `run`: what its steps share, and Ray from its first use.
 
-    A context, at whose end Ray is stopped if it was started here.
+    A context that ends by closing the journal and stopping Ray, if it was started here.
     """
 
     search: Search
@@ -103,7 +105,7 @@ class SearchSession:
         """Open the folder of a prepared search and read its journal; `began` is the `time.monotonic()` of its start."""
         folder = open_folder(search.base, search.key())
         folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE, "outbox.jsonl", "outbox.sent")
-        (folder.local / "search.yaml").write_text(to_yaml(search), encoding="utf-8")
+        durable.write(folder.local / "search.yaml", to_yaml(search))
         journal = Journal(folder.local / JOURNAL, began)
         return cls(search, corpus, folder, journal, f"{search.key()}-{folder.identity()}", on_event)
 
@@ -111,35 +113,33 @@ class SearchSession:
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
+        self.journal.close()
         return self._ray.__exit__(*error)
 
     def start_ray(self) -> None:
-        """Start Ray unless that is done; called where Ray is needed, so showing a finished search starts nothing."""
+        """Start Ray once, where it is first needed: showing a finished search starts nothing."""
         if not self._ray_started:
             self._ray.enter_context(cluster.plain_errors())
             self._ray.enter_context(cluster.ray_cluster(self.search.base))
             self._ray_started = True
 
     def complete(self) -> tuple[Findings, dict[str, Path]]:
-        """Do what earlier sessions left undone, from screening to retraining; return the findings and report files."""
+        """Do what earlier calls left undone, from screening to retraining; return the findings and report files."""
         search, journal = self.search, self.journal
         if not self._file(TUNED).is_file():
             self.on_event({"stage": "start"})
             self.start_ray()
             self._try_mixes()
-        facts = json.loads(self._file(TUNED).read_text(encoding="utf-8"))
-        judge = self._kept_judge()
-        chosen = judge.choose(proposals.candidates(search, list(journal.tried.values())))
+        facts, judge = self._read(TUNED), self._kept_judge()
+        tried = tuple(journal.tried.values())
+        chosen = judge.choose(proposals.candidates(search, tried))
         if chosen is None:
             raise InputError("search: no mix came to its end; give search.minutes more, or see why fine-tunings failed")
-        planned, left_out = plan(judge, list(journal.tried.values()), chosen, self.corpus)
+        planned, left_out = plan(judge, tried, chosen, self.corpus)
         retrained, comparisons = retrain(search, planned, self.folder, self.run_key, self.on_event, self.start_ray)
-        rules = self._rules(judge)
-        tried = tuple(journal.tried.values())
         findings = Findings(
-            search, judge, tried, chosen, rules, correlation(judge, tried), retrained, comparisons,
-            tuple(json.loads(self._file(RANKING).read_text(encoding="utf-8"))),
-            max(one.seconds for one in tried), facts["busy"], (*facts["notes"], *left_out),
+            search, judge, tried, chosen, self._rules(judge, tried), correlation(judge, tried), retrained, comparisons,
+            tuple(self._read(RANKING)), max(one.seconds for one in tried), facts["busy"], (*facts["notes"], *left_out),
         )  # fmt: skip
         self.on_event({"stage": "save"})
         return findings, page.write(self.folder.local, findings)
@@ -189,7 +189,7 @@ class SearchSession:
             screening.embed(search.base, visible, self.on_event, also=texts)
         try:
             ranking = similarity.rank(search.base, self.corpus, self.on_event)
-            rows = [row.to_plain() for row in ranking.rows]
+            rows = [{**asdict(row), "nearest": row.nearest} for row in ranking.rows]
         except InputError:
             ranking = None  # languages that nothing is known of; the search does without
         self._write(RANKING, rows)
@@ -209,40 +209,36 @@ class SearchSession:
             judge = probers.measure_difficulty()
             self._write(JUDGE, {"difficulty": judge.difficulty, "nearness": judge.nearness})
         done = journal.probes()
-        show = Shown("screen", trials, judge, done, self.on_event)
+        progress = Progress("screen", trials, judge, done, self.on_event)
 
         def record(tried: Tried) -> Tried:
             tried = journal.add(f"probe-{tried.key}", tried)
-            show(tried)
+            progress(tried)
             return tried
 
-        def more() -> bool:
-            left = self._time_left()
-            return left is None or left > 0
-
-        probers.run(proposals.Proposals(judge, _prior(search, ranking), done, trials), record, more)
+        proposed = proposals.Proposals(judge, _prior(search, ranking), done, trials)
+        probers.run(proposed, record, more=lambda: self._time_left() > 0)
         return judge
 
     def _tune(self, judge: Judge, data: TrialData) -> list[str]:
         """Fine-tune mixes in the time that is left, and return notes for the report."""
         left = self._time_left()
-        if left is not None and left <= 0:
+        if left <= 0:
             return ["search.minutes were used up by screening; nothing was fine-tuned"]
         trials = Trials(judge, self.journal, self.on_event)
         failed = tuning.fine_tune(judge, data, self.journal.probes(), self.folder.checkpoints(), trials, left)
         return trials.notes + failed
 
-    def _rules(self, judge: Judge) -> tuple[RuleChoice, ...]:
+    def _rules(self, judge: Judge, tried: Sequence[Tried]) -> tuple[RuleChoice, ...]:
         """Compare what each rule would have chosen; dev labels of targets are read here, after the choice, if asked."""
         search = self.search
-        tried = list(self.journal.tried.values())
         if search.oracle or not search.settings.selection.compare_oracle:
             return rule_choices(judge, tried)
-        probes = [one for one in tried if one.fidelity == "probe"]
+        probes = self.journal.probes()
         if not self._file(ORACLE).is_file():
             self.start_ray()
             self._write(ORACLE, self._measure_targets(judge, probes))
-        extra = json.loads(self._file(ORACLE).read_text(encoding="utf-8"))
+        extra = self._read(ORACLE)
         both = [replace(one, accuracy={**one.accuracy, **extra[one.key]}) for one in probes if one.key in extra]
         return rule_choices(judge, both)
 
@@ -261,24 +257,27 @@ class SearchSession:
         return {one.key: {code: one.accuracy[code] for code in codes} for one in found}
 
     def _kept_judge(self) -> Judge:
-        file = self._file(JUDGE)
-        return Judge(self.search, **(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}))
+        return Judge(self.search, **(self._read(JUDGE) if self._file(JUDGE).is_file() else {}))
 
-    def _time_left(self) -> float | None:
+    def _time_left(self) -> float:
         minutes = self.search.settings.minutes
-        return None if minutes is None else 60 * minutes - self.journal.seconds()
+        return math.inf if minutes is None else 60 * minutes - self.journal.seconds()
 
     def _file(self, name: str) -> Path:
         return self.folder.local / name
 
+    def _read(self, name: str) -> Any:
+        return json.loads(self._file(name).read_text(encoding="utf-8"))
+
     def _write(self, name: str, data: Any) -> None:
-        self._file(name).write_text(json.dumps(data), encoding="utf-8")
+        durable.write(self._file(name), json.dumps(data))
 
 
 def _prior(search: Search, ranking: similarity.Ranking | None) -> list[Point]:
     # every language alone, the mixes that similarity proposes, and the pool whole, which baselines are compared with
     points: list[Point] = [{"sources": [code]} for code in search.pool]
-    sizes = next((range(2, int(one.high) + 1) for one in search.dimensions if one.kind == "subset"), range(0))
-    points += [{"sources": sorted(ranking.greedy(size))} for size in sizes] if ranking else []
+    if ranking and search.varies("sources"):
+        sizes = range(2, max(search.sizes) + 1)
+        points += [{"sources": sorted(similarity.greedy(ranking.scores, size))} for size in sizes]
     points += [{"sources": sorted(search.pool), "mixture.alpha": alpha} for alpha in (1.0, 0.3)]
     return points

@@ -1,13 +1,12 @@
 """Rank the mixes of a search on dev scores by a stated rule, with the interval of each score.
 
-Nothing here has test scores of the mixes a search tried: a trial is measured on dev, and only the mixes that were
-retrained after the choice was made come with `Scores`.
+Nothing here has test scores: a trial is measured on dev, and only mixes retrained after the choice come with `Scores`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -25,13 +24,14 @@ RULES: dict[Rule, str] = {
     "targets": "oracle: dev of the targets, labels that a zero-shot search does not have",
 }
 CHOSEN = "chosen"
+RESAMPLES = 500
 Fidelity = Literal["probe", "fine_tune"]
 FIDELITIES: tuple[Fidelity, ...] = ("probe", "fine_tune")
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One mix tried once. `low` and `high` bound the search's objective; 0 and 1, the default, say nothing of it.
+    """One mix tried once. `low` and `high` bound the search's objective; 0 and 1, the default, where it is unknown.
 
     `accuracy` is per language on dev rows; a probe's, of languages that the mix leaves out, on train rows as well
     (`screening.try_mix`). The order of the fields is that of a line of the journal.
@@ -58,13 +58,9 @@ class Tried:
         """The name of its mix; equal for a probe and a fine-tuning that differ in settings a probe does not have."""
         return point_key(mix_of(self.point))
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return asdict(self) | {"point": dict(self.point), "accuracy": dict(self.accuracy)}
-
 
 def breaks_ties(search: Search) -> bool:
-    """Return whether similarity to the targets decides among mixes that the search's scores do not tell apart."""
+    """Return whether similarity to the targets decides among mixes whose scores count as equal."""
     settings = search.settings.selection
     return settings.languages == "held_out_sources" and settings.standard_errors > 0
 
@@ -75,8 +71,8 @@ class Judge:
 
     `difficulty` is fidelity -> language -> how much easier than the pool's average it is (a probe trained on the rest
     of the pool), in accuracy, on the rows on which that fidelity is measured. Mixes leave out different languages, so
-    their held-out scores are compared after taking it off; else the mix that trains on the hard languages would win by
-    being asked the easy ones. `nearness` is source -> target -> similarity, of which no label is known
+    their held-out scores are compared after subtracting it; else the mix that trains on the hard languages would win by
+    being measured on the easy ones. `nearness` is source -> target -> similarity, for which no label was read
     (`similarity.Ranking.scores`).
     """
 
@@ -86,7 +82,7 @@ class Judge:
 
     def languages(self, tried: Tried, rule: Rule | None = None) -> list[str]:
         """List the languages on which a rule measures a mix."""
-        sources = set(tried.point.get("sources", self.search.pool))
+        sources = set(self.search.sources(tried.point))
         pool = set(self.search.pool)
         wanted = {
             "sources": lambda code: code in sources,
@@ -108,17 +104,15 @@ class Judge:
     def _ease(self, fidelity: Fidelity, rule: Rule) -> Mapping[str, float]:
         return self.difficulty.get(fidelity, {}) if rule == "held_out_sources" else {}
 
-    def interval(
-        self, predictions: Mapping[str, Predictions], tried: Tried, resamples: int = 500
-    ) -> tuple[float, float]:
-        """Bound the search's objective on a mix by 95%: a bootstrap over rows, joint where languages share ids."""
+    def interval(self, predictions: Mapping[str, Predictions], tried: Tried) -> tuple[float, float]:
+        """Return the 95% interval of the search's objective: a bootstrap over rows, joint where languages share ids."""
         chosen = {code: predictions[code] for code in self.languages(tried)}
         right = {code: (one.gold == one.predicted).astype(np.int64) for code, one in chosen.items()}
         ids = {code: np.asarray(one.ids) for code, one in chosen.items()}
         if bootstrap.shared(ids):
-            draws = bootstrap.together(right, ids, bootstrap.share, resamples, seed=0)
+            draws = bootstrap.together(right, ids, bootstrap.share, RESAMPLES, seed=0)
         else:
-            draws = {code: bootstrap.share(*bootstrap.alone(code, one, resamples, 0)) for code, one in right.items()}
+            draws = {code: bootstrap.share(*bootstrap.alone(code, one, RESAMPLES, 0)) for code, one in right.items()}
         settings = self.search.settings.selection
         ease = self._ease(tried.fidelity, settings.languages)
         table = np.stack([draws[code] - ease.get(code, 0.0) for code in draws])
@@ -133,7 +127,7 @@ class Judge:
         return [one for _, one in sorted(scored, key=lambda pair: (-pair[0], len(pair[1].point), pair[1].key))]
 
     def best(self, tried: Sequence[Tried], rule: Rule | None = None) -> Tried | None:
-        """Take the highest score among mixes that were fine-tuned to their end, or, where none was, among probes."""
+        """Return the mix of the highest score among those fine-tuned to their end, or, where none was, among probes."""
         ranked = self._candidates(tried, rule)
         return ranked[0] if ranked else None
 
@@ -141,8 +135,8 @@ class Judge:
         """Choose by the search's own rule: of the mixes no worse than `best`, the one most similar to the targets.
 
         After the one-standard-error rule (Breiman et al. 1984): scores within `selection.standard_errors` of the best's
-        own standard error are taken for equal. Languages that a mix leaves out stand in for the targets and cannot say
-        which of such mixes suits these targets; similarity can, without a label (`similarity.coverage`). Only for the
+        own standard error count as equal. Languages that a mix leaves out stand in for the targets and do not show
+        which of such mixes suits these targets; similarity does, without a label (`similarity.coverage`). Only for the
         rule `held_out_sources`, and where similarities are known; else the best score is chosen.
         """
         near = self.near(tried)
@@ -160,20 +154,24 @@ class Judge:
 
     def coverage(self, tried: Tried) -> float:
         """Average over targets the similarity of the mix's most similar language: 0 to 1."""
-        return coverage(self.nearness, tried.point.get("sources", self.search.pool))
+        return coverage(self.nearness, self.search.sources(tried.point))
 
     def _candidates(self, tried: Sequence[Tried], rule: Rule | None = None) -> list[Tried]:
-        whole = self.ranked(whole_fine_tunings(tried), rule)
-        return whole or self.ranked([one for one in tried if one.fidelity == "probe"], rule)
+        return self.ranked(whole_fine_tunings(tried), rule) or self.ranked(probes(tried), rule)
 
     def pareto(self, tried: Sequence[Tried]) -> list[Tried]:
-        """List the mixes that no other beats in one objective without losing in another, best first in the first."""
+        """List the mixes that no other beats in one objective without losing in another, by the first objective."""
         objectives = self.search.settings.selection.objectives
         ranked = self.ranked(tried)
         values = [[self.value(one, objective) or 0.0 for objective in objectives] for one in ranked]
         table = np.asarray(values).reshape(len(ranked), len(objectives))
         beaten = [bool(((table >= row).all(1) & (table > row).any(1)).any()) for row in table]
         return [one for one, worse in zip(ranked, beaten, strict=True) if not worse]
+
+
+def probes(tried: Sequence[Tried]) -> list[Tried]:
+    """List the mixes screened."""
+    return [one for one in tried if one.fidelity == "probe"]
 
 
 def whole_fine_tunings(tried: Sequence[Tried]) -> list[Tried]:

@@ -1,8 +1,8 @@
-"""Rank candidate source languages for targets by what is known without any label: text, family, script and place.
+"""Rank candidate source languages for targets by what is known without labels: text, family, script and place.
 
 The measures are those that LangRank (Lin et al. 2019, "Choosing Transfer Languages for Cross-Lingual Learning",
 arXiv 1905.12688) found to predict transfer, but they are averaged as ranks: nothing is learned, so nothing has to be
-known of other tasks. What a measure does not know of a pair of languages is left out, never taken for 0.
+known of other tasks. A pair of languages that a measure has no value for is left out of it, never counted as 0.
 """
 
 from __future__ import annotations
@@ -59,17 +59,6 @@ class Ranked:
         """For how many targets it ranks first."""
         return len(self.best_for)
 
-    def to_plain(self) -> dict[str, Any]:
-        """Give what JSON can hold."""
-        return {
-            "code": self.code,
-            "score": self.score,
-            "nearest": self.nearest,
-            "measures": dict(self.measures),
-            "best_for": list(self.best_for),
-            "reasons": self.reasons,
-        }
-
 
 @dataclass(frozen=True)
 class Ranking:
@@ -79,10 +68,6 @@ class Ranking:
     scores: Mapping[str, Mapping[str, float]]
     targets: tuple[str, ...]
 
-    def greedy(self, k: int) -> tuple[str, ...]:
-        """Choose k candidates that suit the targets together, see `greedy`."""
-        return greedy(self.scores, k)
-
 
 def rank_file(path: str, overrides: Iterable[str], on_event: OnEvent) -> Ranking:
     """Rank the sources of an experiment's file, or of a search's file, for its targets; starts Ray."""
@@ -91,14 +76,14 @@ def rank_file(path: str, overrides: Iterable[str], on_event: OnEvent) -> Ranking
     experiment = absolute(config.build(data, place=path))
     check_resources(experiment)
     on_event({"stage": "check"})
-    corpus = loaders.load(experiment.corpus)  # as it is: dropping the overlap would let rows of test decide
+    corpus = loaders.load(experiment.corpus)  # whole: to drop the rows also in test would let test decide
     on_event({"stage": "start"})
     with cluster.plain_errors(), cluster.ray_cluster(experiment):
         return rank(experiment, corpus, on_event)
 
 
 def rank(experiment: Experiment, corpus: Corpus, on_event: OnEvent) -> Ranking:
-    """Rank `experiment.sources` for the languages to measure that are not among them; needs a connected Ray cluster.
+    """Rank `experiment.sources` for the languages to measure that are not among them, on a connected Ray cluster.
 
     Of the corpus only texts of train and dev are read: no label, no row of test. A language without such texts is
     judged by typology alone. Raises InputError where there are no targets or nothing at all is known of a language.
@@ -136,7 +121,7 @@ def _pairs(sources: Sequence[str], targets: Sequence[str], value: Callable[[str,
     return np.array([[value(source, target) for target in targets] for source in sources], dtype=np.float64)
 
 
-# the measures: each gives a function of (source, target), nan where unknown
+# the measures: each returns a function of (source, target), nan where unknown
 
 
 def cosines(features: Mapping[str, np.ndarray]) -> Callable[[str, str], float]:
@@ -156,7 +141,7 @@ def cosines(features: Mapping[str, np.ndarray]) -> Callable[[str, str], float]:
 
 
 def overlap(tokens: Mapping[str, np.ndarray]) -> Callable[[str, str], float]:
-    """Give the share of the target's tokens, counted as often as they occur, that the source's tokens hold as well."""
+    """Return the share of the target's tokens, counted as often as they occur, that the source has as well."""
     counts = {code: np.unique(ids, return_counts=True) for code, ids in tokens.items() if len(ids)}
 
     def share(source: str, target: str) -> float:
@@ -176,7 +161,7 @@ def _tokens(experiment: Experiment, texts: Mapping[str, pa.Table]) -> dict[str, 
     for code, table in texts.items():
         rows = tokenize.rows(table, np.arange(table.num_rows))
         ids = np.concatenate([np.array(row["input_ids"], dtype=np.int64) for row in rows])
-        found[code] = ids[~np.isin(ids, special)]  # every language has those, unknown words among them
+        found[code] = ids[~np.isin(ids, special)]  # every language has those
     return found
 
 
@@ -194,14 +179,14 @@ def ranked(sources: Sequence[str], targets: Sequence[str], values: Values) -> Ra
     _refuse_unknown("targets", targets, np.isnan(per_pair).all(axis=0))
     scores, best = mean_known(per_pair, axis=1), np.nanmax(per_pair, axis=0)
     order = sorted(range(len(sources)), key=lambda i: (-scores[i], sources[i]))
-    means = {name: mean_known(of, axis=1) for name, of in values.items()}
+    means = {name: mean_known(of, axis=1).tolist() for name, of in values.items()}
     rows = [
         Ranked(
             sources[i],
             float(scores[i]),
-            {name: _or_none(means[name][i]) if name in means else None for name in MEASURES},
+            {name: None if name not in means or np.isnan(means[name][i]) else means[name][i] for name in MEASURES},
             tuple(target for target, near in zip(targets, per_pair[i] >= best - 1e-9, strict=True) if near),
-            reasons(i, sources, targets, values),
+            _reasons(i, sources, targets, values),
         )
         for i in order
     ]
@@ -220,7 +205,7 @@ def normalised_ranks(values: np.ndarray) -> np.ndarray:
     """
     known = np.count_nonzero(~np.isnan(values), axis=0)
     places = rankdata(values, method="average", axis=0, nan_policy="omit") - 1
-    return np.where(known > 1, places / np.maximum(known - 1, 1), places + 0.5)  # of one alone a rank says nothing
+    return np.where(known > 1, places / np.maximum(known - 1, 1), places + 0.5)  # a rank of one value is no measure
 
 
 def mean_known(values: Any, axis: int) -> np.ndarray:
@@ -228,10 +213,6 @@ def mean_known(values: Any, axis: int) -> np.ndarray:
     there = ~np.isnan(values)
     count = there.sum(axis=axis)
     return np.where(count > 0, np.where(there, values, 0.0).sum(axis=axis) / np.maximum(count, 1), np.nan)
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _refuse_unknown(key: str, codes: Sequence[str], unknown: np.ndarray) -> None:
@@ -243,8 +224,8 @@ def _refuse_unknown(key: str, codes: Sequence[str], unknown: np.ndarray) -> None
         )
 
 
-def reasons(at: int, sources: Sequence[str], targets: Sequence[str], values: Values) -> str:
-    """Say in a line why the source at an index stands where it does."""
+def _reasons(at: int, sources: Sequence[str], targets: Sequence[str], values: Values) -> str:
+    """Explain in a line why the source at an index ranks where it does."""
     parts, row = [], {name: of[at] for name, of in values.items()}
     known = {name: int(np.count_nonzero(~np.isnan(of))) for name, of in row.items()}
     if known.get("script"):
@@ -304,7 +285,7 @@ def coverage(scores: Mapping[str, Mapping[str, float]], codes: Iterable[str]) ->
 
 
 def table(ranking: Ranking) -> Group:
-    """Lay out a ranking, with the reasons below, for a terminal 80 columns wide or more."""
+    """Return a ranking as a table for a terminal at least 80 columns wide, with the reasons below."""
     title = f"candidate sources: {len(ranking.rows)}, targets: {len(ranking.targets)}; no label was used"
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     grid.add_column("", justify="right", no_wrap=True)
@@ -327,8 +308,8 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def mix_lines(ranking: Ranking, k: int) -> str:
-    """Name k sources that suit the targets together, to be copied, beside the k that rank highest by themselves."""
-    chosen, top = ranking.greedy(k), [row.code for row in ranking.rows[:k]]
+    """Return k sources that suit the targets together, as an override, and compare them with the k ranked highest."""
+    chosen, top = greedy(ranking.scores, k), [row.code for row in ranking.rows[:k]]
     return (
         f"mix of {k} that covers the targets best, chosen greedily:\n  'sources=[{','.join(chosen)}]'\n"
         f"best score among them, mean over targets: {coverage(ranking.scores, chosen):.3f}; "

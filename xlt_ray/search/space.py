@@ -1,10 +1,10 @@
-"""What a search may vary and how: the `search` section of a configuration, read, checked and turned into experiments.
+"""Read what a search may vary, the `search` section of a configuration, check it, and turn points into experiments.
 
 A search file is an experiment whose `sources` are the pool, with a section `search` below it. A point of the space is
 plain data, dotted key -> value, such as {"sources": ["eng_Latn", "swh_Latn"], "mixture.alpha": 0.4}. Mixes are
 dimensions of their own: a subset of the pool, and weights drawn from the simplex. So are techniques: `techniques.NAME`
 is false for off, true for on as the base has it (else with its defaults), or a mapping of parameters for on with those;
-`techniques.NAME.PARAMETER` sets one where it is on. Whether there are such is seen by `search.prepared`.
+`techniques.NAME.PARAMETER` sets one where it is on. That such techniques exist is checked by `prepare.check`.
 """
 
 from __future__ import annotations
@@ -46,33 +46,43 @@ class Search:
         return self.base.sources
 
     @property
+    def sizes(self) -> range:
+        """The numbers of languages that a mix may have."""
+        subset = next((one for one in self.dimensions if one.kind == "subset"), None)
+        return range(int(subset.low), int(subset.high) + 1) if subset else range(len(self.pool), len(self.pool) + 1)
+
+    def sources(self, point: Point) -> Sequence[str]:
+        """Return the languages of a point, which is the whole pool where it names none."""
+        return point.get("sources", self.pool)
+
+    def varies(self, key: str) -> bool:
+        """Return whether a key is a dimension of the space."""
+        return any(one.key == key for one in self.dimensions)
+
+    @property
     def oracle(self) -> bool:
         """Whether target labels rank the mixes, which makes every score of the search an upper bound."""
         return self.settings.selection.languages == "targets"
 
     @property
     def mix_dimensions(self) -> tuple[Dimension, ...]:
-        """The dimensions that frozen features can tell something about."""
+        """The dimensions whose effect frozen features show."""
         return tuple(one for one in self.dimensions if one.key in MIX)
 
     def key(self) -> str:
-        """Name the search by what decides its result, so that the same command finds it again."""
+        """Return the name of the search, made of what decides its result, so that the same command finds it again."""
         settings = self.settings.model_dump(mode="json")
         settings["fine_tuning"].pop("concurrent")
         text = json.dumps([self.base.key(self.fingerprint), settings], sort_keys=True)
         return f"{self.base.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     def experiment(self, point: Point, seed: int | None = None, name: str | None = None) -> Experiment:
-        """Make the experiment of a point; raise InputError where it is not a sound one."""
+        """Return the experiment of a point; raise InputError where it is not a valid one."""
         data = self.base.model_dump(mode="json")
         for key, value in point.items():
-            *parents, leaf = key.split(".")
-            if parents[:1] == ["techniques"]:
-                continue
-            section = data
-            for parent in parents:
-                section = section[parent]
-            section[leaf] = value
+            section, _, leaf = key.rpartition(".")
+            if not key.startswith("techniques."):
+                (data[section] if section else data)[leaf] = value
         data["techniques"] = self._techniques(point)
         weights = data["mixture"]["weights"]
         data["mixture"]["weights"] = {code: weights[code] for code in weights if code in data["sources"]}
@@ -81,22 +91,22 @@ class Search:
         return config.build(data, place="search.space")
 
     def _techniques(self, point: Point) -> dict[str, dict[str, Any]]:
-        """Give what a point makes of techniques: those of the base in their order, then those only the space names."""
+        """Return the techniques of a point: those of the base in their order, then those that only the space names."""
         keys = [key for key in (*(one.key for one in self.dimensions), *point) if key.startswith("techniques.")]
         found = {}
         for name in dict.fromkeys([*self.base.techniques, *(key.split(".")[1] for key in keys)]):
             if not self._on(point, name):
                 continue
-            asked, above = point.get(f"techniques.{name}"), f"techniques.{name}."
-            parameters = asked if isinstance(asked, Mapping) else self.base.techniques.get(name, {})
-            given = {key.removeprefix(above): value for key, value in point.items() if key.startswith(above)}
-            found[name] = {**parameters, **given}
+            option, above = point.get(f"techniques.{name}"), f"techniques.{name}."
+            parameters = option if isinstance(option, Mapping) else self.base.techniques.get(name, {})
+            single = {key.removeprefix(above): value for key, value in point.items() if key.startswith(above)}
+            found[name] = {**parameters, **single}
         return found
 
     def _on(self, point: Point, name: str) -> bool:
         return point.get(f"techniques.{name}", name in self.base.techniques) is not False
 
-    def _plainest(self, point: dict[str, Any]) -> dict[str, Any]:
+    def _simplified(self, point: dict[str, Any]) -> dict[str, Any]:
         """Drop what has no effect, so that equal experiments have equal points and none is trained twice.
 
         That is alpha and weights of a mix of one language, and parameters of techniques that are off.
@@ -107,7 +117,7 @@ class Search:
         return {key: value for key, value in point.items() if key not in idle}
 
     def extremes(self) -> Iterator[tuple[str, Point]]:
-        """Go through the options, or bounds and a number between, of every dimension: (key, point), the rest as usual.
+        """Yield (key, point) for every option, or bound and a number between, of each dimension; the rest as usual.
 
         A point that sets a parameter of a technique switches it on.
         """
@@ -122,38 +132,34 @@ class Search:
                 yield one.key, {**on, one.key: value}
 
     def decode(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Turn a searcher's parameters, as `optuna` names them, into a point.
+        """Return the point of a trial's parameters: those of `proposals.distributions`, or of a grid the point itself.
 
         A subset of size m is the m languages of greatest `use:LANGUAGE`, so uniform parameters give every subset of a
         size the same chance. Weights are -log(u) normalised over the mix: the uniform Dirichlet distribution.
         """
+        if "point" in parameters:
+            return dict(parameters["point"])
         point: dict[str, Any] = {}
-        sources = list(self.pool)
-        for one in self.dimensions:
-            if one.kind == "subset":
-                ranked = sorted(self.pool, key=lambda code: (-parameters[f"use:{code}"], code))
-                sources = sorted(ranked[: int(parameters["use"])])
-                point[one.key] = sources
+        if self.varies("sources"):
+            ranked = sorted(self.pool, key=lambda code: (-parameters[f"use:{code}"], code))
+            point["sources"] = sorted(ranked[: int(parameters["use"])])
         for one in self.dimensions:
             if one.kind == "simplex":
-                drawn = {code: -math.log(min(max(parameters[f"weight:{code}"], 1e-9), 1 - 1e-9)) for code in sources}
+                uniform = {code: min(max(parameters[f"weight:{code}"], 1e-9), 1 - 1e-9) for code in self.sources(point)}
+                drawn = {code: -math.log(value) for code, value in uniform.items()}
                 total = sum(drawn.values())
                 point[one.key] = {code: round(value / total, 4) for code, value in drawn.items()}
             elif one.kind == "choice":
                 point[one.key] = one.options[parameters[one.key]]
             elif one.kind != "subset":
                 point[one.key] = parameters[one.key]
-        return self._plainest(point)
-
-    def point(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the point that a trial of Tune was asked for: of a grid itself, else from a searcher's parameters."""
-        return parameters["point"] if "point" in parameters else self.decode(parameters)
+        return self._simplified(point)
 
     def encode(self, point: Point) -> dict[str, Any]:
-        """Give parameters that `decode` turns into a point; keys it does not name get the base's value."""
-        given = {one.key: self._usual(one) for one in self.dimensions} | dict(point)
+        """Return parameters that `decode` turns into a point; a key that it does not name gets the base's value."""
+        values = {one.key: self._base_value(one) for one in self.dimensions} | dict(point)
         parameters: dict[str, Any] = {}
-        sources = list(point.get("sources", self.pool))
+        sources = list(self.sources(point))
         for one in self.dimensions:
             if one.kind == "subset":
                 parameters["use"] = int(min(max(len(sources), one.low), one.high))
@@ -164,12 +170,12 @@ class Search:
                 shares = {code: weights.get(code, 1.0) / total * len(sources) for code in sources}
                 parameters |= {f"weight:{c}": math.exp(-shares[c]) if c in shares else 0.5 for c in self.pool}
             elif one.kind == "choice":
-                parameters[one.key] = one.options.index(given[one.key]) if given[one.key] in one.options else 0
+                parameters[one.key] = one.options.index(values[one.key]) if values[one.key] in one.options else 0
             else:
-                parameters[one.key] = _within(one, given[one.key])
+                parameters[one.key] = _within(one, values[one.key])
         return parameters
 
-    def _usual(self, one: Dimension) -> Any:
+    def _base_value(self, one: Dimension) -> Any:
         value: Any = self.base.model_dump(mode="json")
         for part in one.key.split("."):
             value = (value or {}).get(part)  # None where a technique is absent, or leaves a parameter at its default
@@ -182,8 +188,7 @@ class Search:
         axes: list[list[tuple[str, Any]]] = []
         for one in self.dimensions:
             if one.kind == "subset":
-                sizes = range(int(one.low), int(one.high) + 1)
-                values: Iterable[Any] = (sorted(s) for m in sizes for s in itertools.combinations(self.pool, m))
+                values: Iterable[Any] = (sorted(s) for m in self.sizes for s in itertools.combinations(self.pool, m))
             elif one.kind == "choice":
                 values = one.options
             elif one.kind == "integers":
@@ -194,23 +199,23 @@ class Search:
                     "write {choice: [...]}, or search by tpe or random"
                 )
             axes.append([(one.key, value) for value in values])
-        points = [self._plainest(dict(values)) for values in itertools.product(*axes)]
+        points = [self._simplified(dict(values)) for values in itertools.product(*axes)]
         return list({point_key(point): point for point in points}.values())
 
 
 def mix_of(point: Point) -> dict[str, Any]:
-    """Keep of a point what frozen features can tell something about: sources, weights and alpha."""
+    """Return the part of a point whose effect frozen features show: sources, weights and alpha."""
     return {key: value for key, value in point.items() if key in MIX}
 
 
 def point_key(point: Point) -> str:
-    """Name a point by its content, the same whatever the order of its keys or languages."""
+    """Return a point's name, made of its content whatever the order of its keys or languages."""
     plain = {key: sorted(value) if key == "sources" else value for key, value in point.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def describe(point: Point) -> str:
-    """Write a point for a reader.
+    """Return a point in words.
 
     >>> describe({"sources": ["swh_Latn", "eng_Latn"], "mixture.weights": {"eng_Latn": 0.25, "swh_Latn": 0.75}})
     'eng_Latn .25 + swh_Latn .75'
@@ -246,7 +251,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
 
 
 def build(data: Mapping[str, Any], place: str = "configuration") -> Search:
-    """Check plain data of a search; raise InputError naming place, value and way out."""
+    """Check plain data of a search; raise InputError naming place, value and remedy."""
     if not isinstance(data.get("search"), Mapping):
         raise InputError(
             f"{place}: search: missing; a search file is an experiment with a section `search`, such as "
@@ -267,8 +272,7 @@ def _check(search: Search) -> None:
     training, settings = search.base.training, search.settings
     if training.select != "last":
         raise InputError("training.select: a search keeps the last epoch of every trial; set it to last")
-    subset = next((one for one in search.dimensions if one.kind == "subset"), None)
-    if settings.selection.languages == "held_out_sources" and (subset is None or subset.high >= len(search.pool)):
+    if settings.selection.languages == "held_out_sources" and max(search.sizes) >= len(search.pool):
         raise InputError(
             f"search.selection.languages: held_out_sources needs mixes that leave a language out; set "
             f"search.space.sources.at_most below {len(search.pool)}, or rank by sources"

@@ -1,19 +1,20 @@
-"""The real fidelity of a search: mixes fine-tuned on Ray Tune, bad ones stopped early; a kill loses nothing."""
+"""Fine-tune the mixes of a search on Ray Tune, stop bad ones early, and resume after a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
+import operator
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
-from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from xlt_ray.errors import TrainingError
@@ -23,32 +24,41 @@ from xlt_ray.search.space import Point, Search, mix_of, point_key
 from xlt_ray.search.trial import Trial, TrialData
 from xlt_ray.training import checkpoint, cluster
 
-# Tune saves its state at most so often; a result younger than that is measured again after a kill
+# least seconds between two saves of Tune's state; a result younger than that is measured again after a kill
 TUNE_SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C then does what kill does, and one way back serves both
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C then does what kill does, and both are resumed alike
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-STARTUP = 10  # fine-tunings drawn at random before TPE takes over, or half of them; probes count as well
+STARTUP = 10  # fine-tunings drawn at random before TPE proposes, but at most half of all; probes count as well
 WARM = 100  # probes the searcher receives before it proposes
-ASKED_AGAIN = 50  # proposals of known mixes in a row after which a space counts as used up
+ATTEMPTS = 50  # proposals of known mixes in a row after which a space counts as used up
 
 Listener = Callable[[str, str, Mapping[str, Any]], None]
-# Tune pickles callbacks, and a live display cannot be; so the callback holds a name and finds its listener here
-LISTENERS: dict[str, Listener] = {}
-DEADLINES: dict[str, float] = {}  # likewise; a `time.monotonic()`
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the callbacks of Tune need in the process that runs it: who listens, and when the time is up."""
+
+    listener: Listener
+    deadline: float  # a `time.monotonic()`; infinite where the search has no limit
+
+
+# Tune pickles its callbacks, and a live display cannot be pickled; so callbacks hold a search's key to find it here
+SESSIONS: dict[str, Session] = {}
 
 
 class Follow(tune.Callback):
-    """Report to the listener of a search what happens to its trials: `start`, `result`, `complete` or `error`."""
+    """Report every `start`, `result`, `complete` and `error` of a trial to the listener of its search."""
 
     def __init__(self, key: str) -> None:
         self.key = key
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Report a trial that starts or goes on."""
+        """Report a trial that starts or resumes."""
         self._report("start", trial, trial.config)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
@@ -67,36 +77,36 @@ class Follow(tune.Callback):
         self._report("error", trial, {})
 
     def _report(self, what: str, trial: Any, result: Mapping[str, Any]) -> None:
-        if self.key in LISTENERS:
-            LISTENERS[self.key](what, trial.trial_id, result)
+        if self.key in SESSIONS:
+            SESSIONS[self.key].listener(what, trial.trial_id, result)
 
 
 class Deadline(tune.Stopper):
-    """Stop all trials when the time of a search is up; after a kill as well, when less of it is left."""
+    """Stop all trials when the time of a search is up, of which a resumed one has less left."""
 
     def __init__(self, key: str) -> None:
         self.key = key
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial for itself."""
+        """Return False: no trial is stopped by its own result."""
         return False
 
     def stop_all(self) -> bool:
         """Return whether the time is up."""
-        return time.monotonic() > DEADLINES.get(self.key, math.inf)
+        return self.key in SESSIONS and time.monotonic() > SESSIONS[self.key].deadline
 
 
 class Halving(AsyncHyperBandScheduler):
     """ASHA (Li et al. 2020) that lets one mix run to its end: the choice of the probes, which is the one to beat.
 
-    A first rung is often passed before a head has learned anything, and mixes of many languages are the slower to
-    begin; so it may stop by chance what hundreds of probes have named.
+    At the first rung a head has often learned little yet, of mixes of many languages the least; so that rung may stop
+    by chance the mix that hundreds of probes point to.
     """
 
     exempt_key: str | None = None  # of the point that is not stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide after a rung whether a trial goes on."""
+        """Return whether a trial continues after a rung."""
         action = super().on_trial_result(tune_controller, trial, result)
         exempt = result.get("key") == self.exempt_key and result["epoch"] < self._max_t  # one that diverged has no key
         return self.CONTINUE if exempt else action
@@ -113,8 +123,8 @@ class NonRepeatingSearch(OptunaSearch):
         study: Any = self._ot_study
         learned = study.sampler
         try:
-            for asked in range(ASKED_AGAIN):
-                if asked == ASKED_AGAIN // 2:  # a sampler that likes a few subsets alone names no other
+            for attempt in range(ATTEMPTS):
+                if attempt == ATTEMPTS // 2:  # a sampler that prefers a few subsets proposes no other
                     study.sampler = optuna.samplers.RandomSampler(seed=len(self.known))
                 found = super().suggest(trial_id)
                 if found is None:
@@ -141,16 +151,17 @@ def rungs(search: Search) -> list[int]:
 
 
 def stops_early(search: Search) -> bool:
-    """Whether bad mixes are stopped: by ASHA (Li et al. 2020), which knows a single objective only."""
+    """Return whether bad mixes are stopped: by ASHA (Li et al. 2020), which compares by a single objective only."""
     settings = search.settings
     return settings.fine_tuning.scheduler == "asha" and len(settings.selection.objectives) == 1
 
 
 def concurrent(search: Search) -> int:
-    """Count the trials that run at once; raise InputError with the arithmetic where not even one fits."""
-    asked, settings = search.base.resources, search.settings.fine_tuning
-    cluster.check_trials(settings.workers, asked.cpus_per_worker, asked.gpus_per_worker)
-    fit = cluster.slots(settings.workers, asked.cpus_per_worker, asked.gpus_per_worker)
+    """Return how many trials run at once; raise InputError with the arithmetic where not even one fits."""
+    resources, settings = search.base.resources, search.settings.fine_tuning
+    trial = (settings.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+    cluster.check_trials(*trial)
+    fit = cluster.slots(*trial)
     return min(fit, settings.concurrent or fit, settings.trials)
 
 
@@ -160,27 +171,26 @@ def fine_tune(
     screened: Sequence[Tried],
     storage: tuple[str, Any],
     listener: Listener,
-    seconds: float | None = None,
+    seconds: float,
 ) -> list[str]:
-    """Fine-tune mixes, or go on with it, report every rung to `listener`, and return failures as sentences.
+    """Fine-tune mixes, or resume it, report every rung to `listener`, and return failures as sentences.
 
-    The searcher begins with the best of `screened`, and all trials end after `seconds`, if given. Raises TrainingError
-    where every trial failed.
+    The searcher begins with the best of `screened`; all trials end after `seconds`. Raises TrainingError where every
+    trial failed.
     """
     search = judge.search
     os.environ.update(TUNE_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    asked, key = search.base.resources, search.key()
-    bundle = {"CPU": asked.cpus_per_worker, **({"GPU": asked.gpus_per_worker} if asked.gpus_per_worker else {})}
+    resources, key = search.base.resources, search.key()
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    bundle = {"CPU": resources.cpus_per_worker, **gpus}
     group = tune.PlacementGroupFactory([bundle] * search.settings.fine_tuning.workers)
     # what is common to all trials is put into the object store once
     common = {"judge": judge, "data": data, "rungs": rungs(search)}
     trainable = tune.with_resources(tune.with_parameters(Trial, **common), group)
     path = f"{storage[0]}/tune"
-    LISTENERS[key] = listener
-    if seconds is not None:
-        DEADLINES[key] = time.monotonic() + seconds
+    SESSIONS[key] = Session(listener, deadline=time.monotonic() + seconds)
     try:
         if tune.Tuner.can_restore(path, storage_filesystem=storage[1]):
             tuner = tune.Tuner.restore(
@@ -189,13 +199,12 @@ def fine_tune(
         else:
             tuner = _new(judge, trainable, screened, storage)
         grid = tuner.fit()
-        # Tune may know of a rung that a killed session had no time to write down
+        # Tune may have saved a rung that a kill kept out of the journal
         for result in map(grid.__getitem__, range(len(grid))):
             if result.metrics and "accuracy" in result.metrics:
                 listener("result", str(result.metrics["trial_id"]), result.metrics)
     finally:
-        del LISTENERS[key]
-        DEADLINES.pop(key, None)
+        del SESSIONS[key]
     failures = [f"a trial failed: {str(error).strip().splitlines()[-1]}" for error in grid.errors]
     if failures and len(failures) == len(grid):
         raise TrainingError(f"every trial failed; the last: {failures[-1]}")
@@ -211,23 +220,19 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
         fine = settings.fine_tuning
         scheduler = Halving("epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction)
         scheduler.exempt_key = point_key(search.decode(begin[0])) if begin else None
-    parameters: dict[str, Any] = {}
-    if settings.searcher == "grid":
-        searcher: Any = BasicVariantGenerator(max_concurrent=concurrent(search))
-        parameters = {"point": tune.grid_search(search.grid()[: settings.fine_tuning.trials])}
-    else:
-        searcher = _searcher(judge, screened, begin)
+    grid, name = settings.searcher == "grid", operator.attrgetter("trial_id")
+    points = search.grid()[: settings.fine_tuning.trials] if grid else []
     return tune.Tuner(
         trainable,
-        param_space=parameters,
+        param_space={"point": tune.grid_search(points)} if grid else {},
         tune_config=tune.TuneConfig(
-            num_samples=1 if settings.searcher == "grid" else settings.fine_tuning.trials,
-            max_concurrent_trials=None if settings.searcher == "grid" else concurrent(search),
-            search_alg=searcher,
+            num_samples=1 if grid else settings.fine_tuning.trials,
+            max_concurrent_trials=concurrent(search),
+            search_alg=None if grid else _searcher(judge, screened, begin),
             scheduler=scheduler,
             reuse_actors=True,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
+            trial_name_creator=name,
+            trial_dirname_creator=name,
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -266,7 +271,7 @@ def _searcher(judge: Judge, screened: Sequence[Tried], begin: list[dict[str, Any
 def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
     """Choose the mixes to fine-tune first: the probes' choice and the best of other sets, half of all trials.
 
-    Mixes that differ in weights alone say little more than one of them does.
+    Of mixes that differ in weights alone the best is enough.
     """
     search = judge.search
     if search.settings.searcher != "tpe":
@@ -275,9 +280,5 @@ def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
     candidates = proposals.candidates(search, screened)
     first = judge.choose(candidates)
     for one in (*((first,) if first else ()), *judge.ranked(candidates)):
-        chosen.setdefault(tuple(one.point.get("sources", search.pool)), mix_of(one.point))
+        chosen.setdefault(tuple(search.sources(one.point)), mix_of(one.point))
     return list(chosen.values())[: max(1, search.settings.fine_tuning.trials // 2)]
-
-
-def _name(trial: Any) -> str:
-    return str(trial.trial_id)

@@ -1,25 +1,22 @@
 """Draw what a search found: its cost, the effect of alpha, the effect of each language, and the best mixes by language.
 
-Objectives are in per cent, and never of test rows. Where target labels ranked the mixes every title says so. As in
+Objectives are in per cent, and never of test rows. Where target labels ranked the mixes every title states it. As in
 `reports/plots.py`, only matplotlib's objects are used, and figures take the colour of the page around them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
+from scipy import stats
 
-from xlt_ray.config.search import Objective
 from xlt_ray.languages.codes import name
 from xlt_ray.reports.plots import INK, SCRIPTS, STYLE
 from xlt_ray.search import findings as search_findings
@@ -44,11 +41,14 @@ _TIMES: dict[float, str] = {
 _SHADES = LinearSegmentedColormap.from_list("shades", ["#eef3fa", "#8fb4dd", "#3b7cc4", "#173f6d"])
 _OWN = "#d96b00"  # outline of a mix's own sources: stands out from every shade of blue
 _NUMBERED = 70  # columns up to which a cell is wide enough for its number
+_ROWS = 12
+_LONGEST = 46  # characters of a mix in the map
 _FEW = 6  # values of alpha up to which each is averaged by itself
+_GROUPS = 8  # else, of as many trials each
 
 
 def short(pool: Sequence[str]) -> dict[str, str]:
-    """Name each language of the pool by its three letters, or by its whole code where these are not its alone.
+    """Return each language's three letters, or its whole code where another of the pool has the same letters.
 
     >>> short(["zho_Hans", "zho_Hant", "swh_Latn"])
     {'zho_Hans': 'zho_Hans', 'zho_Hant': 'zho_Hant', 'swh_Latn': 'swh'}
@@ -58,8 +58,8 @@ def short(pool: Sequence[str]) -> dict[str, str]:
 
 
 def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
-    """Write a point for a reader, its languages by the names given; the whole pool is not listed."""
-    sources, weights = point.get("sources", search.pool), point.get("mixture.weights") or {}
+    """Return a point in words, its languages by their `names`; the whole pool is not listed."""
+    sources, weights = search.sources(point), point.get("mixture.weights") or {}
     shown = [names.get(code, code) for code in sources]
     if len(sources) == len(search.pool) > 3 and not weights:
         shown = [f"all {len(sources)} of the pool"]
@@ -67,10 +67,10 @@ def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
     return describe({**point, "sources": shown, "mixture.weights": shown_weights})
 
 
-def scored(findings: Findings, objective: Objective | None = None) -> str:
-    """Describe an objective of the search (default: the first) in words, and that it is an oracle where it is."""
+def scored(findings: Findings) -> str:
+    """Describe the first objective of the search in words, and that it is an oracle where it is one."""
     settings, eased = findings.search.settings.selection, findings.judge.difficulty
-    words = f"{objective or settings.objectives[0]} {WHERE[settings.languages]}"
+    words = f"{settings.objectives[0]} {WHERE[settings.languages]}"
     if settings.languages == "held_out_sources" and eased:
         words += ", their difficulty taken off"
     return words + (f" ({ORACLE})" if findings.search.oracle else "")
@@ -143,11 +143,11 @@ def _frame(axes: Axes, title: str, across: str, lines: Literal["both", "x"] = "b
 def alpha(findings: Findings) -> Figure | None:
     """Draw the objective against mixture.alpha at equal languages; None where alpha was not searched.
 
-    What the languages of a mix, or their weights, explain (least squares) is taken off every score, since mixes
-    differ in more than alpha; with too few trials for that the scores stand as they are, and the title does not say
-    "at equal languages". Mixes of one language, where alpha does nothing, are left out. The curve is a local linear
-    regression, its Gaussian kernel a tenth of the range wide, or the mean at each alpha where there are few; the band
-    is a 95% bootstrap interval over trials. It describes the mixes tried, on which the searcher decided.
+    What the languages of a mix, or their weights, explain (least squares) is subtracted from every score, since mixes
+    differ in more than alpha; with too few trials for that the scores stay as they are, and the title does not say
+    "at equal languages". Mixes of one language, where alpha does nothing, are left out. Means are of the trials at each
+    alpha, or of groups of neighbours where it took many values, with 95% intervals (Student's t). They describe the
+    mixes tried, on which the searcher decided.
     """
     found = _at_equal_languages(findings)
     if found is None:
@@ -158,14 +158,11 @@ def alpha(findings: Findings) -> Figure | None:
         figure = Figure(figsize=(7.2, 3.1), layout="constrained")
         axes = figure.subplots()
         axes.scatter(alphas, 100 * values, s=9, color=colour, alpha=0.4 if len(alphas) > 100 else 0.8, linewidths=0)
-        if len(alphas) >= 8:
-            grid, middle, low, high = _smooth(alphas, values)
-            if len(set(alphas)) <= _FEW:
-                reach = 100 * np.maximum([middle - low, high - middle], 0)
-                axes.errorbar(grid, 100 * middle, reach, color=INK, fmt="o-", markersize=4, linewidth=1.2, capsize=3)
-            else:
-                axes.fill_between(grid, 100 * low, 100 * high, color=INK, alpha=0.22, linewidth=0)
-                axes.plot(grid, 100 * middle, color=INK, linewidth=1.6)
+        groups = _groups(alphas)
+        if len(alphas) >= 8 and groups:
+            middle, mean = ([float(of[group].mean()) for group in groups] for of in (alphas, 100 * values))
+            reach = [100 * stats.t.ppf(0.975, len(group) - 1) * stats.sem(values[group]) for group in groups]
+            axes.errorbar(middle, mean, reach, color=INK, fmt="o-", markersize=4, linewidth=1.2)
         what = f"{KINDS[kind]}s" if kind == "probe" else "fine-tunings"
         across = f"mixture.alpha ({len(alphas)} {what}; 0: equal shares, 1: by corpus size)"
         _frame(axes, f"{scored(findings)}, %" + (", at equal languages" if adjusted else ""), across)
@@ -174,12 +171,12 @@ def alpha(findings: Findings) -> Figure | None:
 
 def _at_equal_languages(findings: Findings) -> tuple[np.ndarray, np.ndarray, str, bool] | None:
     search, judge = findings.search, findings.judge
-    if not any(one.key == "mixture.alpha" for one in search.dimensions):
+    if not search.varies("mixture.alpha"):
         return None
-    probes = [one for one in findings.tried if one.fidelity == "probe"]
+    probes = selection.probes(findings.tried)
     rows, alphas, values = [], [], []
     for one in probes or selection.whole_fine_tunings(findings.tried):
-        sources, value = one.point.get("sources", search.pool), judge.value(one)
+        sources, value = search.sources(one.point), judge.value(one)
         if value is not None and len(sources) > 1:
             rows.append([1.0, *search_findings.presence(search, one.point)])
             alphas.append(float(one.point.get("mixture.alpha", search.base.mixture.alpha)))
@@ -197,21 +194,12 @@ def _at_equal_languages(findings: Findings) -> tuple[np.ndarray, np.ndarray, str
     return x, y, "probe" if probes else "fine_tune", adjusted
 
 
-def _smooth(x: np.ndarray, y: np.ndarray, resamples: int = 500) -> tuple[np.ndarray, ...]:
-    """Return (grid, curve, low, high): local linear regression, or means where x takes few values."""
-    few = len(set(x)) <= _FEW
-    grid = np.unique(x) if few else np.linspace(x.min(), x.max(), 60)
-    away = x - grid[:, None]
-    kernel = (away == 0).astype(float) if few else np.exp(-0.5 * (away / (0.1 * (x.max() - x.min()))) ** 2)
-    drawn = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
-    times = np.vstack([np.ones(len(x)), drawn]).T  # the trials themselves, then the resamples
-    zeroth, first, second = (kernel * away**power @ times for power in (0, 1, 2))
-    second = second + 1e-9  # where all trials share one x, the mean is left
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lines = second * ((kernel * y) @ times) - first * ((kernel * away * y) @ times)
-        lines = lines / (zeroth * second - first**2)
-    low, high = np.nanquantile(lines[:, 1:], (0.025, 0.975), axis=1)
-    return grid, lines[:, 0], low, high
+def _groups(alphas: np.ndarray) -> list[np.ndarray]:
+    # the trials that are averaged together; one alone has no interval
+    values = np.unique(alphas)
+    few = [np.flatnonzero(alphas == value) for value in values]
+    groups = few if len(values) <= _FEW else np.array_split(np.argsort(alphas, kind="stable"), _GROUPS)
+    return [group for group in groups if len(group) > 1]
 
 
 def importance(findings: Findings) -> Figure | None:
@@ -219,116 +207,103 @@ def importance(findings: Findings) -> Figure | None:
     effects = search_findings.importance(findings.judge, findings.tried)
     if not effects:
         return None
-    weighed = any(one.key == "mixture.weights" for one in findings.search.dimensions)
-    kind = "probe" if any(one.fidelity == "probe" for one in findings.tried) else "fine_tune"
+    weighed = findings.search.varies("mixture.weights")
+    probed = bool(selection.probes(findings.tried))
+    colour = COLOURS["probe" if probed else "fine_tune"]
     digits = 1 if max(abs(one.value) for one in effects.values()) >= 0.01 else 2
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.23 * len(effects) + 1.0), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=INK, linewidth=0.8, alpha=0.6)
-        for at, (code, one) in enumerate(sorted(effects.items(), key=lambda pair: -pair[1].value)):
-            sure = one.low > 0 or one.high < 0
-            axes.hlines(at, 100 * one.low, 100 * one.high, color=COLOURS[kind], linewidth=1.8)
-            face = COLOURS[kind] if sure else "none"
-            axes.plot(100 * one.value, at, "o", markersize=5, color=COLOURS[kind], markerfacecolor=face)
-            place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": INK, "parse_math": False}
-            place |= {"va": "center_baseline", "fontsize": 8}
-            axes.text(-0.015, at, f"{name(code)} ({one.mixes})", ha="right", **place)
-            axes.text(1.015, at, f"{100 * one.value:+.{digits}f}".replace("-", "−"), **place)
+        for at, (_, one) in enumerate(effects.items()):
+            axes.hlines(at, 100 * one.low, 100 * one.high, color=colour, linewidth=1.8)
+            face = colour if one.low > 0 or one.high < 0 else "none"
+            axes.plot(100 * one.value, at, "o", markersize=5, color=colour, markerfacecolor=face)
+            value, place = f"{100 * one.value:+.{digits}f}".replace("-", "−"), axes.get_yaxis_transform()
+            axes.text(1.015, at, value, transform=place, color=INK, va="center_baseline", fontsize=8)
         what = "a tenth of the weight on a language" if weighed else "a language in the mix"
-        title = f"Objective with {what}, difference in points ({'probed' if kind == 'probe' else 'fine-tuned'} mixes)"
+        title = f"Objective with {what}, difference in points ({'probed' if probed else 'fine-tuned'} mixes)"
         across = "points, against the pool's average language at equal size of the mix; hollow: may be 0"
         _frame(axes, title + (f"; {ORACLE}" if findings.search.oracle else ""), across, "x")
         axes.set_ylim(len(effects) - 0.4, -0.6)
-        axes.set_yticks([])
+        axes.set_yticks(
+            range(len(effects)), [f"{name(code)} ({one.mixes})" for code, one in effects.items()], parse_math=False
+        )
+        axes.tick_params(axis="y", length=0, labelsize=8)
     return figure
 
 
-def heat(findings: Findings, most: int = 12) -> Figure:
+def heat(findings: Findings) -> Figure:
     """Draw dev accuracy of the best mixes (rows; fine-tuned ones first) in each language (columns; the pool first).
 
     Outlined cells are a mix's own sources, where training saw labels. Up to 70 columns, cells hold their number.
     """
-    rows = search_findings.shortlist(findings.judge, findings.tried, most, most)[:most] or [findings.chosen]
+    rows = search_findings.shortlist(findings.judge, findings.tried, _ROWS, _ROWS)[:_ROWS] or [findings.chosen]
     measured = {code for one in rows for code in one.accuracy}
     pool = [code for code in findings.search.pool if code in measured]
     targets = sorted(measured.difference(pool), key=lambda code: (name(code), code))
-    names = short(findings.search.pool)
-    heads = {code: f"{name(code)} ({names[code]})" if names[code] != name(code) else name(code) for code in pool}
-    heads |= {code: name(code) for code in targets}
-    labels = [_label(one, findings) for one in rows]
+    columns = [*pool, *targets]
+    centres = [at + (0.5 if at < len(pool) else 1.0) for at in range(len(columns))]  # half a cell before the targets
+    low, high = _ends([value for one in rows for value in one.accuracy.values()])
+    key = f"dev accuracy, from {100 * low:.0f}% (light) to {100 * high:.0f}% (dark)"
+    key += "; outlined: the mix's own sources" + (f"; right of the gap: targets, {ORACLE}" if targets else "")
     with matplotlib.rc_context(STYLE):
-        low, high = _ends([value for one in rows for value in one.accuracy.values()])
-        shades = Normalize(low, high)
-        key = f"dev accuracy, from {100 * low:.0f}% (light) to {100 * high:.0f}% (dark)"
-        key += "; outlined: the mix's own sources" + (f"; right of the gap: targets, {ORACLE}" if targets else "")
-        figure, axes = _grid(labels, heads, len(pool), key)
-        grid = _HeatMap(axes, shades, numbered=len(heads) <= _NUMBERED)
-        for at, one in enumerate(rows):
-            own = set(one.point.get("sources", findings.search.pool))
-            for position, code in enumerate(heads):
+        across, numbered = centres[-1] + 0.5, len(columns) <= _NUMBERED
+        figure = Figure(figsize=((0.25 if numbered else 0.12) * across, 0.24 * len(rows)))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, across), ylim=(len(rows), 0))
+        for row, one in enumerate(rows):
+            own = set(findings.search.sources(one.point))
+            for centre, code in zip(centres, columns, strict=True):
                 if code in one.accuracy:
-                    left = position + (0.5 if position >= len(pool) else 0)
-                    grid.draw_cell(left, at, one.accuracy[code], outlined=code in own)
+                    shade = (one.accuracy[code] - low) / (high - low)
+                    number = f"{100 * one.accuracy[code]:.0f}" if numbered else ""
+                    _cell(axes, (centre, row + 0.5), shade, number, outlined=code in own)
+        _label_map(axes, centres, [_head(code, findings) for code in columns], [_label(one, findings) for one in rows])
+        axes.set_xlabel(key, loc="right", color=INK, fontsize=7.5)
+        _enclose(figure, axes)
     return figure
 
 
-def _label(one: Tried, findings: Findings, longest: int = 46) -> str:
+def _cell(axes: Axes, centre: tuple[float, float], shade: float, number: str, outlined: bool) -> None:
+    x, y = centre
+    axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=_SHADES(shade), linewidth=0))
+    if outlined:
+        axes.add_patch(Rectangle((x - 0.43, y - 0.43), 0.86, 0.86, fill=False, edgecolor=_OWN, linewidth=1.4))
+    ink = "#ffffff" if shade > 0.6 else "#111111"  # not the page's colour: it stands on the cell's
+    axes.text(x, y + 0.02, number, color=ink, ha="center", va="center", fontsize=6.5)
+
+
+def _head(code: str, findings: Findings) -> str:
+    known = short(findings.search.pool).get(code, name(code))
+    return name(code) if known == name(code) else f"{name(code)} ({known})"
+
+
+def _label(one: Tried, findings: Findings) -> str:
     kind = KINDS[one.fidelity] if one.whole else "stopped"
     text = mix(one.point, findings.search, short(findings.search.pool))
-    return f"{text if len(text) <= longest else text[: longest - 1].rstrip(' +.,') + '…'} · {kind}"
+    return f"{text if len(text) <= _LONGEST else text[: _LONGEST - 1].rstrip(' +.,') + '…'} · {kind}"
 
 
-def _grid(labels: Sequence[str], heads: Mapping[str, str], pool: int, key: str) -> tuple[Figure, Axes]:
-    """Make axes whose unit is a cell, with room for the longest label on the left and the longest heading above."""
-    across = 0.25 if len(heads) <= _NUMBERED else 0.12
-    gap = 0.5 if pool < len(heads) else 0.0
-    left, top = _inches(labels, 7.5) + 0.12, _inches(list(heads.values()), 7) + 0.1
-    below = 0.45
-    wide, high = across * (len(heads) + gap), 0.24 * len(labels)
-    width, height = left + max(wide, _inches([key], 7.5) - left + 0.1) + 0.15, top + high + below
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((left / width, below / height, wide / width, high / height))
-    axes.set_xlim(0, len(heads) + gap)
-    axes.set_ylim(len(labels), 0)
-    axes.set_axis_off()
-    plain: dict[str, Any] = {"color": INK, "parse_math": False}
-    for at, label in enumerate(labels):
-        axes.text(-0.08 / across, at + 0.5, label, ha="right", va="center_baseline", fontsize=7.5, **plain)
-    for at, head in enumerate(heads.values()):
-        place = at + 0.5 + (gap if at >= pool else 0)
-        axes.text(place, -0.2, head, rotation=90, ha="center", va="bottom", fontsize=7, **plain)
-    figure.text(0.05 / width, 0.12 / height, key, fontsize=7.5, va="bottom", **plain)
-    return figure, axes
+def _label_map(axes: Axes, centres: Sequence[float], heads: Sequence[str], labels: Sequence[str]) -> None:
+    axes.set_xticks(centres, heads, rotation=90, parse_math=False)
+    axes.set_yticks([row + 0.5 for row in range(len(labels))], labels, parse_math=False)
+    axes.tick_params(length=0, colors=INK, labelsize=7.5, labeltop=True, labelbottom=False)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.spines[:].set_visible(False)
+    axes.patch.set_visible(False)
+
+
+def _enclose(figure: Figure, axes: Axes) -> None:
+    """Enlarge a figure that its axes fill until their labels fit; the axes keep their size in inches."""
+    width, height = figure.get_size_inches()
+    box = figure.get_tightbbox()
+    # a tenth more than is needed here, because a page may show another font
+    left, below, right, above = (0.05 + 1.1 * max(by, 0) for by in (-box.x0, -box.y0, box.x1 - width, box.y1 - height))
+    whole, high = width + left + right, height + below + above
+    figure.set_size_inches(whole, high)
+    axes.set_position((left / whole, below / high, width / whole, height / high))
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
     return (min(values), max(values)) if max(values) > min(values) else (min(values) - 0.01, max(values) + 0.01)
-
-
-@dataclass(frozen=True)
-class _HeatMap:
-    """Axes whose unit is a cell, how accuracy is shaded on them, and whether a cell holds its number."""
-
-    axes: Axes
-    shades: Normalize
-    numbered: bool
-
-    def draw_cell(self, left: float, top: int, value: float, outlined: bool) -> None:
-        shade = float(self.shades(value))
-        face: dict[str, Any] = {"facecolor": _SHADES(shade), "linewidth": 0}
-        self.axes.add_patch(Rectangle((left + 0.04, top + 0.04), 0.92, 0.92, **face))
-        if outlined:
-            line: dict[str, Any] = {"fill": False, "edgecolor": _OWN, "linewidth": 1.4}
-            self.axes.add_patch(Rectangle((left + 0.07, top + 0.07), 0.86, 0.86, **line))
-        if self.numbered:
-            ink = "#ffffff" if shade > 0.6 else "#111111"  # not the page's colour: it stands on the cell's
-            look: dict[str, Any] = {"color": ink, "ha": "center", "va": "center", "fontsize": 6.5}
-            self.axes.text(left + 0.5, top + 0.52, f"{100 * value:.0f}", **look)
-
-
-def _inches(texts: Sequence[str], size: float) -> float:
-    # a tenth more than here, because a page may show another font
-    fonts = FontProperties(family=STYLE["font.family"])
-    each = [TextPath((0, 0), text.replace("$", "S"), size=size, prop=fonts).get_extents().x1 for text in texts if text]
-    return 1.1 * max(each, default=0.0) / 72

@@ -1,7 +1,7 @@
-"""Say what a search found: tables for the terminal, a page that stands alone, every trial, and the choice as a file.
+"""Report what a search found: tables for the terminal, a self-contained page, every trial, and the choice as a file.
 
-The page answers one question first: which mix, how good, and how sure is that. What the search itself measured is on
-not from test and the best of many, so the answer comes from the retrained runs wherever there are any.
+The page answers one question first: which mix, how good, and how sure is that. The search's own scores are not of test
+and the best of many, so the answer comes from the retrained runs wherever there are any.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from xlt_ray import config
@@ -31,21 +32,19 @@ from xlt_ray.search.report.figures import KINDS, scored, short
 from xlt_ray.search.selection import CHOSEN, RULES, Tried
 from xlt_ray.search.space import describe
 
-FINE_TUNED, PROBES = 10, 5  # the best so many in the terminal
+FINE_TUNED, PROBES = 10, 5  # at most so many in the terminal
 PICTURES = {
     "cost": "Objective of every trial against wall-clock time, and the best so far",
-    "alpha": "Objective against mixture.alpha, with a smoothed curve and its 95% band",
+    "alpha": "Objective against mixture.alpha, with means and their 95% intervals",
     "importance": "Difference of the objective with each language in the mix, with 95% intervals",
     "heat": "Dev accuracy of the best mixes in each language",
 }
 
 
 def table(findings: Findings) -> Group:
-    """Lay a search out for a terminal 80 columns wide or more; prints as plain text into a pipe."""
-    names = short(findings.search.pool)
-    key = ", ".join(
-        f"{three} {language_codes.name(code)}" for code, three in names.items() if three != language_codes.name(code)
-    )
+    """Return the findings as text and tables for a terminal at least 80 columns wide, plain in a pipe."""
+    names = ((three, language_codes.name(code)) for code, three in short(findings.search.pool).items())
+    key = ", ".join(f"{three} {name}" for three, name in names if three != name)
     parts: list[Any] = [
         _mixes(findings),
         Text(f"\nchosen: {summary.short_name(findings.chosen.point, findings)}"),
@@ -64,77 +63,71 @@ def table(findings: Findings) -> Group:
     return Group(*parts, Text(""), *(Text(sentence) for sentence in summary.remarks(findings)))
 
 
-def _blank() -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+_words = partial(Column, overflow="fold")
+_number = partial(Column, no_wrap=True, justify="right")
+
+
+def _titled(title: str, columns: Iterable[Column], rows: Iterable[Sequence[Any]]) -> Group:
+    grid = Table(*columns, box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    for row in rows:
+        grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return Group(Text(title), grid)
 
 
 def _mixes(findings: Findings) -> Group:
-    title = f"{findings.search.base.name}: {scored(findings)}, in %"
-    rows = _blank()
-    rows.add_column("mix", min_width=16, overflow="fold")
-    objectives = findings.search.settings.selection.objectives
-    for heading in ("fidelity", "epochs"):
-        rows.add_column(heading, no_wrap=True)
-    for heading in (objectives[0], "95% interval", *objectives[1:]):
-        rows.add_column(heading, no_wrap=True, justify="right")
-    rows.add_column("worst language", no_wrap=True, max_width=22)
+    first, *others = findings.search.settings.selection.objectives
+    columns = [
+        *(_words("mix", min_width=16), Column("fidelity", no_wrap=True), Column("epochs", no_wrap=True)),
+        *map(_number, (first, "95% interval", *others)),
+        Column("worst language", no_wrap=True, max_width=22),
+    ]
+    rows = []
     for one in shortlist(findings.judge, findings.tried, FINE_TUNED, PROBES):
         facts = summary.trial(one, findings)
-        first, *others = [_percent(value) for value in facts["values"].values()]
+        value, *more = [_percent(value) for value in facts["values"].values()]
         interval = f"[{100 * one.low:4.1f}, {100 * one.high:4.1f}]"
-        name, value = facts["worst"]
-        worst = Text.assemble(f"{100 * value:.1f} ", name, no_wrap=True, overflow="ellipsis")
-        rows.add_row(Text(facts["short"]), facts["fidelity"], facts["epochs"], first, interval, *others, worst)
-    return Group(Text(title), rows)
+        name, least = facts["worst"]
+        worst = Text(f"{100 * least:.1f} {name}", no_wrap=True, overflow="ellipsis")
+        rows.append((facts["short"], facts["fidelity"], facts["epochs"], value, interval, *more, worst))
+    return _titled(f"{findings.search.base.name}: {scored(findings)}, in %", columns, rows)
 
 
 def _retrained(findings: Findings) -> Group:
     seeds = len(findings.retrained[0].scores)
-    said = f"mean of {seeds} new seeds (least to most)" if seeds > 1 else "one new seed"
-    title = f"Retrained, test accuracy in %, {said}{summary.oracle(findings)}"
-    rows = _blank()
-    rows.add_column("model", overflow="fold")
-    shown = summary.groups(findings)
-    for group in shown.values():
-        rows.add_column(group, no_wrap=True, justify="right")
+    measured = f"mean of {seeds} new seeds (least to most)" if seeds > 1 else "one new seed"
+    title = f"Retrained, test accuracy in %, {measured}{summary.oracle(findings)}"
+    groups, rows = summary.groups(findings), []
     for one in findings.retrained:
         cells = []
-        for key in shown:
+        for key in groups:
             low, high = summary.spread(one, key)
             over = f" ({_percent(low)} to {_percent(high)})" if seeds > 1 else ""
             cells.append(_percent(one.mean(f"accuracy/{key}")) + over)
-        rows.add_row(Text(one.name), *cells)
-    return Group(Text(title), rows)
+        rows.append((one.name, *cells))
+    return _titled(title, [_words("model"), *map(_number, groups.values())], rows)
 
 
 def _differences(findings: Findings) -> Group:
     title = f"Chosen less baseline on the same test rows, in points{summary.oracle(findings)}"
-    rows = _blank()
-    rows.add_column("baseline", overflow="fold")
-    rows.add_column("languages", overflow="fold")
-    for heading in ("n", "difference", "95% interval", "p", "by seed"):
-        rows.add_column(heading, no_wrap=True, justify="right")
+    headings, rows = ("n", "difference", "95% interval", "p", "by seed"), []
     for name, group, one, seeds in summary.differences(findings):
         interval = f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
         by_seed = f"{100 * seeds[0]:+.1f} to {100 * seeds[1]:+.1f}" if seeds else ""
-        cells = (str(one.languages), f"{100 * one.difference:+.1f}", interval, summary.probability(one), by_seed)
-        rows.add_row(Text(name), group, *cells)
-    return Group(Text(title), rows)
+        numbers = (str(one.languages), f"{100 * one.difference:+.1f}", interval, summary.probability(one), by_seed)
+        rows.append((name, group, *numbers))
+    return _titled(title, [_words("baseline"), _words("languages"), *map(_number, headings)], rows)
 
 
 def _rules(findings: Findings) -> Group:
-    kinds = sorted({KINDS[one.choice.fidelity] for one in findings.rules})
-    title = f"What each rule would have chosen ({' and '.join(kinds)} mixes), scores by every rule in %"
-    rows = _blank()
-    rows.add_column("rule", overflow="fold")
-    rows.add_column("its choice", overflow="fold")
-    columns = summary.rule_columns(findings)
-    for rule in columns:
-        rows.add_column(summary.RULE_NAMES[rule].replace("held_out_sources", "held out"), no_wrap=True, justify="right")
+    kinds = " and ".join(sorted({KINDS[one.choice.fidelity] for one in findings.rules}))
+    title = f"What each rule would have chosen ({kinds} mixes), scores by every rule in %"
+    rules = summary.rule_columns(findings)
+    headings = [summary.RULE_NAMES[rule].replace("held_out_sources", "held out") for rule in rules]
+    rows = []
     for one in findings.rules:
-        values = [_percent(one.values.get(rule)) for rule in columns]
-        rows.add_row(summary.RULE_NAMES[one.rule], Text(summary.short_name(one.choice.point, findings)), *values)
-    return Group(Text(title), rows)
+        values = [_percent(one.values.get(rule)) for rule in rules]
+        rows.append((summary.RULE_NAMES[one.rule], summary.short_name(one.choice.point, findings), *values))
+    return _titled(title, [_words("rule"), _words("its choice"), *map(_number, headings)], rows)
 
 
 def _percent(value: float | None) -> str:
@@ -148,11 +141,11 @@ def _line(one: Tried, findings: Findings) -> str:
 
 
 def write(folder: str | Path, findings: Findings) -> dict[str, Path]:
-    """Write search.html, search.tsv, chosen.yaml and the pictures; give file name -> path.
+    """Write search.html, search.tsv, chosen.yaml and the pictures; return file name -> path.
 
     chosen.yaml is an experiment for `xlt train`, with the search's own seed. search.tsv has one trial a row, fractions
-    from 0 to 1; columns of scores that target labels gave begin with `oracle_`. A picture that there is too little for
-    is left out.
+    from 0 to 1; columns of scores by target labels begin with `oracle_`. A picture without enough trials is left
+    out.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -204,22 +197,17 @@ def _page(findings: Findings) -> dict[str, Any]:
     shown = shortlist(findings.judge, findings.tried, len(findings.tried), 20)
     facts = {key: value for key, value in chosen.point.items() if key not in ("sources", "mixture.weights")}
     weights = chosen.point.get("mixture.weights") or {}
-    sources = list(chosen.point.get("sources", search.pool))
+    sources = search.sources(chosen.point)
     return {
-        "name": search.base.name,
+        "search": search,
+        "findings": findings,
         "oracle": summary.oracle(findings),
         "scored": scored(findings),
-        "weighed": any(one.key == "mixture.weights" for one in search.dimensions),
-        "rule": search.settings.selection.languages,
-        "objectives": search.settings.selection.objectives,
         "counts": summary.counted(findings),
         "chosen": summary.trial(chosen, findings),
         "sources": [(language_codes.name(code), weights.get(code)) for code in sources],
         "settings": {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in facts.items()},
-        "pool": len(search.pool),
-        "targets": len(search.base.targets),
-        "minutes": findings.seconds / 60,
-        "cautions": [*summary.cautions(findings)],
+        "cautions": summary.cautions(findings),
         "remarks": [masked(sentence) for sentence in summary.remarks(findings)],
         "optimism": summary.optimism(findings),
         "trials": [summary.trial(one, findings) for one in shown],
@@ -232,10 +220,7 @@ def _page(findings: Findings) -> dict[str, Any]:
             for one in findings.rules
         ],
         "effects": [
-            (language_codes.name(code), one)
-            for code, one in sorted(
-                importance(findings.judge, findings.tried).items(), key=lambda pair: -pair[1].value
-            )
+            (language_codes.name(code), one) for code, one in importance(findings.judge, findings.tried).items()
         ],
         "ranking": [(language_codes.name(str(row.get("code"))), row.get("score")) for row in findings.ranking],
         "configuration": config.dump(search.experiment(chosen.point)),
@@ -243,7 +228,7 @@ def _page(findings: Findings) -> dict[str, Any]:
 
 
 def _tested(findings: Findings) -> dict[str, Any]:
-    """Give what the page says of retrained models, all of it measured on test."""
+    """Return the part of the page on retrained models, all of it measured on test."""
     shown, compared = summary.groups(findings), summary.differences(findings)
     chosen = next((one for one in findings.retrained if one.name == CHOSEN), None)
     return {
@@ -252,7 +237,7 @@ def _tested(findings: Findings) -> dict[str, Any]:
         "retrained": [
             {"name": one.name, "mix": summary.full_name(one.point, findings), "folders": one.folders,
              "seeds": len(one.scores),
-             "scores": {key: (_number(one.mean(f"accuracy/{key}")), *summary.spread(one, key)) for key in shown}}
+             "scores": {key: (_known(one.mean(f"accuracy/{key}")), *summary.spread(one, key)) for key in shown}}
             for one in findings.retrained
         ],
         "bounds": chosen and _bounds(chosen.scores),
@@ -265,7 +250,7 @@ def _tested(findings: Findings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _number(value: float) -> float | None:
+def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
@@ -276,7 +261,7 @@ def _bounds(scores: tuple[Scores, ...]) -> tuple[float, float] | None:
 
 
 def _languages(findings: Findings, chosen: Retrained) -> list[Mapping[str, Any]]:
-    """Give test accuracy of the choice in each language, the mean over seeds, and its gain on each baseline's."""
+    """Return a row a language: test accuracy of the choice, the mean over seeds, and its gain on each baseline's."""
     gains = [by_group[ZERO_SHOT].per_language for by_group in findings.comparisons.values() if ZERO_SHOT in by_group]
     rows = []
     for code, first in chosen.scores[0].languages.items():

@@ -30,14 +30,13 @@ def _tags(search: Search) -> dict[str, str]:
 
 def trials(judge: Judge, journal: Journal, folder: Path, run_key: str) -> None:
     """Write an outbox for every fine-tuned mix, to be nested below the search's own run."""
-    search = judge.search
+    search, tracking = judge.search, judge.search.base.tracking
+    if tracking.uri == "off":
+        return
     for name, one in journal.tuned().items():
-        place = folder / "trials" / name
-        if search.base.tracking.uri == "off":
-            continue
-        experiment = search.experiment(one.point)
-        outbox = Outbox.open(place, search.base.tracking, f"{run_key}-{name}", describe(one.point)[:200], run_key)
-        outbox.params(flat(experiment.model_dump(mode="json")))
+        title = describe(one.point)[:200]
+        outbox = Outbox.open(folder / "trials" / name, tracking, f"{run_key}-{name}", title, run_key)
+        outbox.params(flat(search.experiment(one.point).model_dump(mode="json")))
         outbox.tags(_tags(search) | {"xlt.method": "trial", "xlt.whole": str(one.whole)})
         kind = "oracle_dev" if search.oracle else "dev"
         found = {f"{'dev' if c in search.pool else 'oracle_dev'}/accuracy/{c}": v for c, v in one.accuracy.items()}

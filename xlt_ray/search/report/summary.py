@@ -1,7 +1,7 @@
 """Put what a search found into rows and sentences, the same for the terminal and for the page.
 
-What a search measured itself is not on test and the best of many; what was retrained is. Every sentence keeps the two
-apart, and says so where target labels ranked the mixes.
+A search's own scores are not of test and the best of many; those of retrained runs are. Every sentence keeps the two
+apart, and states where target labels ranked the mixes.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ def counted(findings: Findings) -> dict[str, int]:
 
 
 def oracle(findings: Findings) -> str:
-    """Give what a title ends in where target labels ranked the mixes; else nothing."""
+    """Return what a title ends in where target labels ranked the mixes; else nothing."""
     return f" ({ORACLE})" if findings.search.oracle else ""
 
 
 def short_name(point: Point, findings: Findings) -> str:
-    """Write a mix with its languages' three letters."""
+    """Return a mix in words, with its languages' three letters."""
     return mix(point, findings.search, short(findings.search.pool))
 
 
 def full_name(point: Point, findings: Findings) -> str:
-    """Write a mix with the whole names of its languages."""
+    """Return a mix in words, with the names of its languages."""
     return mix(point, findings.search, {code: codes.name(code) for code in findings.search.pool})
 
 
 def trial(one: Tried, findings: Findings) -> dict[str, Any]:
-    """Give the row of a trial: names, what was done, objective -> value, and the worst of the languages that count."""
+    """Return the row of a trial: names, what was done, objective -> value, and its worst language."""
     judge, epochs = findings.judge, findings.search.base.training.epochs
     values: dict[Objective, float | None] = {
         objective: judge.value(one, objective) for objective in findings.search.settings.selection.objectives
@@ -65,8 +65,7 @@ def pareto(findings: Findings) -> list[Tried]:
     """List the Pareto front of whole fine-tunings, or of probes where there are none; empty for one objective."""
     if len(findings.search.settings.selection.objectives) < 2:
         return []
-    probes = [one for one in findings.tried if one.fidelity == "probe"]
-    return findings.judge.pareto(selection.whole_fine_tunings(findings.tried) or probes)
+    return findings.judge.pareto(selection.whole_fine_tunings(findings.tried) or selection.probes(findings.tried))
 
 
 def rule_columns(findings: Findings) -> list[Rule]:
@@ -81,7 +80,7 @@ def groups(findings: Findings) -> dict[str, str]:
 
 
 def spread(one: Retrained, group: str) -> tuple[float, float]:
-    """Give the least and the greatest mean accuracy of a group of languages over seeds."""
+    """Return the least and the greatest mean accuracy of a group of languages over seeds."""
     values = [score.summary.get(f"accuracy/{group}", float("nan")) for score in one.scores]
     return min(values), max(values)
 
@@ -100,18 +99,18 @@ def differences(findings: Findings) -> list[tuple[str, str, Comparison, tuple[fl
 
 
 def probability(one: Comparison) -> str:
-    """Write a p-value."""
+    """Return a p-value as text."""
     return "<0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}"
 
 
 def optimism(findings: Findings) -> str:
-    """Say that a search's scores are too good, and where a sound one is."""
+    """Explain that a search's scores are optimistic, and where one that is not stands."""
     better = "the retrained runs say how good the choice is" if findings.retrained else "nothing was measured on test"
     return f"A search's scores are those it chose by, so they are optimistic; {better}."
 
 
 def remarks(findings: Findings) -> list[str]:
-    """Say, in sentences, how far screening, the rule and the timing can be relied on, and what else is to be known."""
+    """Describe, in sentences, how far screening, rule and timing can be relied on, and append the search's notes."""
     found = [_ties(findings), _fidelity(findings), _probe_ahead(findings), *_regret(findings)]
     if findings.busy is not None:
         found.append(f"Workers of fine-tuning trained or measured for {100 * findings.busy:.0f}% of the time.")
@@ -170,7 +169,7 @@ def _regret(findings: Findings) -> list[str]:
 
 def _probe_ahead(findings: Findings) -> str:
     judge = findings.judge
-    probes = judge.ranked([one for one in findings.tried if one.fidelity == "probe"])
+    probes = judge.ranked(selection.probes(findings.tried))
     tuned = judge.ranked(selection.whole_fine_tunings(findings.tried))
     if not probes or not tuned:
         return ""
