@@ -188,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = relay
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: pytest's output is no access log."""
+        """Print nothing: pytest's output is no access log."""
 
 
 # ------------------------------------------------------------------------------------------------ the journal alone
@@ -211,7 +211,7 @@ def test_what_is_recorded_already_is_not_recorded_again(tmp_path: Path) -> None:
     record_all(begin(tmp_path, "http://unused"), range(3))
     first = kinds(tmp_path)
     again = begin(tmp_path, "http://unused")
-    record_all(again, range(1, 5))  # goes on from its last checkpoint, before step 1
+    record_all(again, range(1, 5))  # resumes from its last checkpoint, before step 1
     again.params({"sources": "a later value"})
     again.tags({"xlt.method": "fine_tune"})
     added = kinds(tmp_path) - first
@@ -253,7 +253,7 @@ def test_an_alias_needs_a_name(tmp_path: Path) -> None:
         begin(tmp_path, "http://unused").model(tmp_path, alias="champion")
 
 
-def test_a_relative_database_is_meant_from_where_the_run_started(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_relative_database_is_resolved_where_the_run_started(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     begin(tmp_path / "run", "sqlite:///xlt.db")
     monkeypatch.chdir("/")
@@ -323,7 +323,7 @@ def test_a_resumed_run_is_the_same_run_without_repeated_steps(tmp_path: Path, ur
     assert_once(uri, range(5))
 
 
-def test_a_run_whose_outbox_was_lost_is_taken_up_and_its_steps_are_not_repeated(tmp_path: Path, uri: str) -> None:
+def test_a_run_whose_outbox_was_lost_is_found_again_and_its_steps_are_not_repeated(tmp_path: Path, uri: str) -> None:
     record_all(begin(tmp_path / "lost", uri), range(3))
     Delivery(tmp_path / "lost", uri).send()
     box = begin(tmp_path / "new", uri)
@@ -364,10 +364,10 @@ def test_a_refused_record_is_set_aside_and_sent_when_it_can_be(tmp_path: Path, u
     (tmp_path / "run" / "report.html").unlink()
     Delivery(tmp_path / "run", uri).send()
     assert runs(uri)[0].info.status == "FINISHED"  # what came after was not held up
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append) == outbox.pending(tmp_path / "run") == 2
-    assert "0 records sent, 2 left: artifact: " in said[0]
-    assert "report.html: no such file or directory" in said[0]
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append) == outbox.pending(tmp_path / "run") == 2
+    assert "0 records sent, 2 left: artifact: " in lines[0]
+    assert "report.html: no such file or directory" in lines[0]
     (tmp_path / "run" / "report.html").write_text("back")
     Delivery(tmp_path / "run", uri).send(again=True)
     assert outbox.pending(tmp_path / "run") == 0
@@ -378,9 +378,9 @@ def test_what_is_refused_can_be_given_up(tmp_path: Path, uri: str) -> None:
     box = begin(tmp_path / "run", uri)
     box.artifact(tmp_path / "run" / "report.html")
     box.finish()
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append, give_up=True) == outbox.pending(tmp_path / "run") == 0
-    assert said[0].endswith("2 records sent, 0 left, 1 given up")
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append, give_up=True) == outbox.pending(tmp_path / "run") == 0
+    assert lines[0].endswith("2 records sent, 0 left, 1 given up")
     assert runs(uri)[0].info.status == "FINISHED"
 
 
@@ -408,13 +408,13 @@ def test_a_missing_driver_is_no_outage_and_shows_no_secret(tmp_path: Path, monke
     elsewhere = "mysql+aiomysql://ann:hunter2@db/x"
     outbox.move(tmp_path, uri=elsewhere)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append) == 2
-    assert "Refused: mysql+aiomysql://ann:***@db/x: its driver is missing; `pip install 'aiomysql'`" in said[0]
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append) == 2
+    assert "Refused: mysql+aiomysql://ann:***@db/x: its driver is missing; `pip install 'aiomysql'`" in lines[0]
     assert not [file for file in tmp_path.iterdir() if "hunter2" in file.read_text()]
 
 
-def test_refusals_are_told_from_outages() -> None:
+def test_refusals_are_no_outages() -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.protos import databricks_pb2 as codes
     from sqlalchemy.exc import OperationalError
@@ -505,12 +505,12 @@ def test_a_sender_killed_while_it_creates_the_database_leaves_none(tmp_path: Pat
     )
     killed = python(code, box.folder, uri, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    (draft,) = tmp_path.glob(".xlt.db.*")
+    draft = tmp_path / ".xlt.db.new" / "xlt.db"
     assert draft.stat().st_size
     assert not (tmp_path / "xlt.db").exists()
-    assert courier.start(box).close(60) == 0  # which creates it anew
+    assert courier.start(box).close(60) == 0  # which creates it again
     assert len(runs(uri)) == 1
-    assert not draft.exists()
+    assert not draft.parent.exists()
 
 
 # --------------------------------------------------------------------------------------- kills, of sender and driver
@@ -527,20 +527,20 @@ def test_a_sender_killed_midway_loses_and_doubles_nothing(tmp_path: Path, uri: s
     until(lambda: outbox.Sent.load(tmp_path, uri).offset, "the first batch")
     os.kill(sender.pid, signal.SIGKILL)
     assert 0 < box.pending() < everything
-    assert sender.close(60) == 0  # which takes up what the killed one left
+    assert sender.close(60) == 0  # which resumes where the killed one stopped
     (run,) = runs(uri)
     assert sorted(steps_of(uri, run, "train/loss")) == list(range(3000))
 
 
 def test_only_one_process_at_a_time_sends_an_outbox(tmp_path: Path, uri: str) -> None:
     record_all(begin(tmp_path / "run", uri))
-    said: list[str] = []
+    lines: list[str] = []
     with durable.locked(tmp_path / "run" / outbox.LOCK):
-        assert courier.sync([tmp_path], report=said.append) == outbox.pending(tmp_path / "run") > 0
-    assert "its run is sending it at this moment" in said[0]
+        assert courier.sync([tmp_path], report=lines.append) == outbox.pending(tmp_path / "run") > 0
+    assert "its run is sending it at this moment" in lines[0]
 
 
-def test_when_the_driver_is_killed_the_sender_finishes_and_says_so(tmp_path: Path, uri: str) -> None:
+def test_when_the_driver_is_killed_the_sender_finishes_and_marks_the_run_as_killed(tmp_path: Path, uri: str) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
@@ -583,10 +583,10 @@ def test_what_a_server_that_is_down_misses_is_sent_by_sync(tmp_path: Path, serve
     record_all(box)
     everything = box.pending()
     assert courier.start(box).close(0) == everything
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append) == everything
-    assert f"0 records sent, {everything} left: " in said[0]
-    assert "Connection refused" in said[0]
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append) == everything
+    assert f"0 records sent, {everything} left: " in lines[0]
+    assert "Connection refused" in lines[0]
     with Relay(server, port=port):
         assert courier.sync([tmp_path]) == 0
     assert_once(server, experiment="down")
@@ -730,8 +730,8 @@ def test_a_registered_bundle_answers_in_a_fresh_process_elsewhere(tmp_path: Path
     box = begin(tmp_path / "run", server, experiment="bundle")
     tiny_bundle(box.folder / "bundle")
     box.model(box.folder / "bundle", "tiny", "champion")
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append) == 0, said
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append) == 0, lines
     shutil.move(tmp_path / "run", tmp_path / "put_away")
     code = """
 import json, sys

@@ -172,14 +172,8 @@ def follow(folder: Path, pid: int) -> None:
         raise FileNotFoundError(f"{folder / journal.FILE}: no such file")
     _lower_priority()
     driver = Driver(pid, where["flush_seconds"])
-    while True:
-        with durable.locked(folder / journal.LOCK, wait=False) as free:
-            if free:
-                _deliver(Delivery(folder, whole(where["uri"])), driver)
-                return
-        if driver.closing.is_set() and not journal.waiting(folder, where["uri"]):
-            return
-        time.sleep(POLL_S / 10)
+    with durable.locked(folder / journal.LOCK):
+        _deliver(Delivery(folder, whole(where["uri"])), driver)
 
 
 def _lower_priority() -> None:

@@ -7,9 +7,9 @@ model and a registered version are looked for by tags of ours before they are cr
 
 from __future__ import annotations
 
-import glob
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -310,10 +310,12 @@ def _create_database(uri: str) -> None:
     with durable.locked(database.with_name(f"{database.name}.lock")):
         if database.exists():
             return
-        for left in database.parent.glob(f".{glob.escape(database.name)}.*"):  # of a process that was killed here
-            left.unlink()
-        with durable.publishing(database) as draft:
-            mlflow.MlflowClient(uri.replace(str(database), str(draft)))
+        draft = database.with_name(f".{database.name}.new")
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed, with its rollback journal
+        draft.mkdir()
+        mlflow.MlflowClient(uri.replace(str(database), str(draft / database.name)))
+        (draft / database.name).replace(database)
+        draft.rmdir()
 
 
 class Refused(Exception):

@@ -112,42 +112,27 @@ def _fault(uri: str) -> str | None:
     found = SCHEME.match(uri)
     if found is None or SERVER.fullmatch(uri) and "//" not in uri[: found.end() + 2]:
         return _without_scheme(uri)
-    scheme, driver = found[1], found[2]
-    right = _scheme(scheme)
-    if right is None:
-        return None  # a plugin's
+    scheme, driver = found.groups()
     rest = uri[found.end() :].lstrip("/")
-    if right == "unknown":
-        plugin = PLUGINS.get(scheme)
-        remedy = f"`pip install {plugin}`, which serves it" if plugin else f"write {HERE}, or http://HOST:5000"
-        return f"unknown scheme {scheme}; {remedy}"
-    if right not in (scheme, "files"):
-        return f"unknown scheme {scheme}; write {_written(right, driver, rest)}"
-    if right == "file":
+    if scheme in ("http", "https"):
+        return _web(uri, rest)
+    if scheme in DATABASES:
+        return _sqlite(uri) if scheme == "sqlite" else _database(uri)
+    if scheme == "file":
         return _file_store()
-    if right == "files":
-        return f"a place for files, not a tracking server; write {HERE}, or http://HOST:5000"
-    if right in DATABASES:
-        return _sqlite(uri) if right == "sqlite" else _database(uri)
-    return _web(uri, rest)
-
-
-def _scheme(scheme: str) -> str | None:
-    """Return the nearest known scheme; None for one that a plugin of MLflow serves, 'files' for a place of files."""
-    known = ("http", "https", "file", *DATABASES)
-    plugins = {one.name for one in metadata.entry_points(group="mlflow.tracking_store")}
-    if scheme in known or scheme in plugins:
-        return scheme if scheme in known else None
+    if scheme in {plugin.name for plugin in metadata.entry_points(group="mlflow.tracking_store")}:
+        return None
     lower = scheme.lower()
-    if lower in FILES or lower in known:
-        return "files" if lower in FILES else lower
-    near = difflib.get_close_matches(lower, known, 1, 0.6)
-    return MEANT.get(lower) or (near[0] if near else "unknown")
-
-
-def _written(scheme: str, driver: str, rest: str) -> str:
-    driver = "" if "+" in scheme else driver
-    return f"{scheme}{driver}:{'///' if scheme in ('sqlite', 'file') else '//'}{rest}"
+    if lower in FILES:
+        return f"a place for files, not a tracking server; write {HERE}, or http://HOST:5000"
+    if scheme in PLUGINS:
+        return f"unknown scheme {scheme}; `pip install {PLUGINS[scheme]}`, which serves it"
+    near = difflib.get_close_matches(lower, ("http", "https", "file", *DATABASES), 1, 0.6)
+    if lower not in MEANT and not near:
+        return f"unknown scheme {scheme}; write {HERE}, or http://HOST:5000"
+    right = MEANT.get(lower) or near[0]
+    slashes = "///" if right in ("sqlite", "file") else "//"
+    return f"unknown scheme {scheme}; write {right}{'' if '+' in right else driver}:{slashes}{rest}"
 
 
 def _file_store() -> str | None:
