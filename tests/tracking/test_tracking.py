@@ -523,9 +523,9 @@ def test_a_sender_killed_midway_loses_and_doubles_nothing(tmp_path: Path, uri: s
         box.metrics({"train/loss": 1 / (step + 1)}, step)
     everything = box.pending()
     sender = courier.start(box)
-    assert sender.pid is not None
+    assert sender.process is not None
     until(lambda: outbox.Sent.load(tmp_path, uri).offset, "the first batch")
-    os.kill(sender.pid, signal.SIGKILL)
+    os.kill(sender.process.pid, signal.SIGKILL)
     assert 0 < box.pending() < everything
     assert sender.close(60) == 0  # which resumes where the killed one stopped
     (run,) = runs(uri)
@@ -548,7 +548,7 @@ from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.tracking import courier
 from xlt_ray.tracking.outbox import Outbox
 box = Outbox.open(Path(sys.argv[1]), TrackingConfig(uri=sys.argv[2]), "driver", "driver")
-print(courier.start(box).pid, flush=True)
+print(courier.start(box).process.pid, flush=True)
 box.metrics({"loss": 1.0}, 0)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -573,7 +573,7 @@ def test_a_server_that_never_answers_blocks_nobody(tmp_path: Path) -> None:
         assert not relay.closed.is_set()
         left = sender.close(0.5)
         assert left == box.pending() == 1 + 1 + 200 + 1 + 1 + 1 + 1 + 1
-        assert sender.pid is None
+        assert sender.process is None
 
 
 @pytest.mark.slow

@@ -40,17 +40,12 @@ class Sender:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._process = _launch(outbox) if outbox.on else None
-
-    @property
-    def pid(self) -> int | None:
-        """The process that delivers; None when there is none."""
-        return self._process.pid if self._process else None
+        self.process = _launch(outbox) if outbox.on else None
 
     def close(self, timeout_s: float) -> int:
         """Wait at most timeout_s until all is in MLflow, end the delivery, and return how many records are not."""
         deadline = time.monotonic() + timeout_s
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         crashed = process is not None and _finish(process, timeout_s)
         if crashed and self._outbox.pending() and time.monotonic() < deadline:
             process = _launch(self._outbox)  # it may have been killed for memory, which there is now more of

@@ -57,10 +57,10 @@ class Delivery:
 
     def send(self, again: bool = False) -> None:
         """Send everything that waits, and with `again` what was refused before; raise whatever stops it."""
-        if again:
-            for start in sorted(map(int, self.sent.failed)):
-                end, record = next(records(self.folder, start))
-                self._send([(start, end, record)], again)
+        self._connect()  # before anything is read: to a server where the run is gone, all is sent from the beginning
+        for start in sorted(map(int, self.sent.failed)) if again else ():
+            end, record = next(records(self.folder, start))
+            self._send([(start, end, record)], again)
         while batch := self._batch():
             self._send(batch)
         self.note(None)
@@ -101,15 +101,13 @@ class Delivery:
     def _send(self, batch: Sequence[Entry], again: bool = False) -> None:
         with (self.folder / FILE).open("rb") as stream:
             os.fsync(stream.fileno())  # after a power cut the run must not forget, and record anew, what a server has
-        run, start = self._connect(), batch[0][0]
-        if start > self.sent.offset or start < self.sent.offset and not again:
-            return  # connecting showed that the run is gone from the server, so delivery starts from the beginning
+        run = self._connect()
         try:
             run.log([record for _, _, record in batch])
         except Exception as error:
             self._find_fault(batch, error, again)
         else:
-            self.sent.failed.pop(str(start), None)
+            self.sent.failed.pop(str(batch[0][0]), None)
             self._advance(batch[-1][1])
 
     def _find_fault(self, batch: Sequence[Entry], error: Exception, again: bool) -> None:
