@@ -248,9 +248,16 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         begin(tmp_path, "http://unused", "two")
 
 
-def test_an_alias_needs_a_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'champion' needs a registered model"):
-        begin(tmp_path, "http://unused").model(tmp_path, alias="champion")
+def test_a_secret_is_masked_in_whatever_is_recorded(tmp_path: Path) -> None:
+    secret = f"sqlite:///{tmp_path}/xlt.db?token=hunter2"
+    for _ in range(2):
+        box = begin(tmp_path, secret)
+        assert box.uri == secret  # which delivery needs
+        box.params({"corpus.path": secret})
+        box.tags({"xlt.place": secret})
+        box.dataset("corpus", secret, "f00d", {"files": [secret]}, "training")
+    assert "hunter2" not in (tmp_path / outbox.FILE).read_text()
+    assert kinds(tmp_path) == {"open": 2, "params": 1, "tags": 1, "dataset": 1}
 
 
 def test_a_relative_database_is_resolved_where_the_run_started(tmp_path: Path, monkeypatch: Any) -> None:

@@ -114,13 +114,11 @@ class Outbox:
         names = {"name": name[:500], "digest": digest[:36], "context": context}
         self._append("dataset", source=source, profile=dict(profile), **names)
 
-    def model(self, path: Path, name: str | None = None, alias: str | None = None, *, pairs: bool = False) -> None:
+    def model(self, path: Path, name: str, alias: str | None = None, *, pairs: bool = False) -> None:
         """Record a bundle to be logged as the run's model and, once it answers, registered as `name` with an `alias`.
 
         `pairs` says that inputs are two texts.
         """
-        if alias and not name:
-            raise InputError(f"tracking.alias: {alias!r} needs a registered model; set tracking.register_as")
         self._append("model", path=self._inside(path), name=name, alias=alias, pairs=pairs)
 
     def finish(self, status: Status = "FINISHED") -> None:

@@ -20,7 +20,7 @@ from xlt_ray.errors import InputError
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 HERE = "sqlite:///xlt.db"
-MEANT = {  # what people write -> what MLflow calls it
+CORRECTED = {  # what people write -> what MLflow calls it
     **{"postgres": "postgresql", "postgre": "postgresql", "pg": "postgresql", "pgsql": "postgresql"},
     **{"psql": "postgresql", "mariadb": "mysql+pymysql", "sqlserver": "mssql+pyodbc", "sqlite3": "sqlite"},
 }
@@ -128,9 +128,9 @@ def _fault(uri: str) -> str | None:
     if scheme in PLUGINS:
         return f"unknown scheme {scheme}; `pip install {PLUGINS[scheme]}`, which serves it"
     near = difflib.get_close_matches(lower, ("http", "https", "file", *DATABASES), 1, 0.6)
-    if lower not in MEANT and not near:
+    if lower not in CORRECTED and not near:
         return f"unknown scheme {scheme}; write {HERE}, or http://HOST:5000"
-    right = MEANT.get(lower) or near[0]
+    right = CORRECTED.get(lower) or near[0]
     slashes = "///" if right in ("sqlite", "file") else "//"
     return f"unknown scheme {scheme}; write {right}{'' if '+' in right else driver}:{slashes}{rest}"
 
