@@ -104,6 +104,24 @@ def test_a_journal_loses_at_most_the_line_that_was_being_written(tmp_path: Path)
     assert [record for _, record in durable.records(file)][:3] == [None, None, {"one": 1}]
 
 
+def test_opening_a_whole_journal_takes_no_line_that_another_process_appends_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "journal.jsonl"
+    writer = durable.JsonLines(file)
+    writer.append({"one": 1})
+    read = Path.read_bytes
+
+    def meanwhile(path: Path) -> bytes:
+        content = read(path)
+        writer.append({"two": 2})
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", meanwhile)
+    durable.JsonLines(file).close()
+    assert [record for _, record in durable.records(file)] == [{"one": 1}, {"two": 2}]
+
+
 def test_a_full_disk_is_reported_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = durable.JsonLines(tmp_path / "journal.jsonl")
     journal.append({"one": 1})

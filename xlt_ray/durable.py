@@ -85,7 +85,10 @@ class JsonLines:
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file = file
         self._stream = file.open("ab", buffering=0)
-        self._stream.truncate(file.read_bytes().rfind(b"\n") + 1)
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):  # a whole file is not touched: another process may append to it at this moment
+            self._stream.truncate(whole)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append a record; raise OSError, with the journal as it was, where the disk is full."""

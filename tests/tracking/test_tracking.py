@@ -23,11 +23,12 @@ from typing import Any
 import pytest
 from ray_runs import free_ports
 
+from xlt_ray import durable
 from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.errors import InputError
 from xlt_ray.tracking import courier, mlflow_run, outbox
 from xlt_ray.tracking import environment as tracking_environment
-from xlt_ray.tracking.delivery import Delivery, _way_out
+from xlt_ray.tracking.delivery import Delivery, _remedy
 from xlt_ray.tracking.outbox import Outbox
 
 KEY = "trial-0123456789"
@@ -63,10 +64,9 @@ def record_all(box: Outbox, steps: range = range(3)) -> None:
         box.metrics({"train/loss": 1 / (step + 1), "odd/nan": math.nan, "odd/infinite": -math.inf}, step)
     box.metrics({"test/accuracy/swh_Latn": 0.76}, 0)
     box.tags({"xlt.method": "probe"})
-    rows, schema = {"rows": {"eng_Latn": 3}}, {"text": "string"}
-    box.dataset("voice_commands", "https://example.org/corpus", "f00d", rows, "training", schema)
+    box.dataset("voice_commands", "https://example.org/corpus", "f00d", {"rows": {"eng_Latn": 3}}, "training")
     (box.folder / "report.html").write_text("<p>fine</p>")
-    box.artifact(box.folder / "report.html", "reports")
+    box.artifact(box.folder / "report.html")
     box.finish()
 
 
@@ -100,7 +100,7 @@ def assert_once(uri: str, steps: range = range(3), experiment: str = "xlt") -> A
     (dataset,) = store(uri).get_run(run.info.run_id).inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("voice_commands", "f00d")
     assert dataset.tags[0].value == "training"
-    assert [file.path for file in store(uri).list_artifacts(run.info.run_id, "reports")] == ["reports/report.html"]
+    assert [file.path for file in store(uri).list_artifacts(run.info.run_id)] == ["report.html"]
     return run
 
 
@@ -188,14 +188,14 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = relay
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: pytest's output is no access log."""
+        """Print nothing: pytest's output is no access log."""
 
 
 # ------------------------------------------------------------------------------------------------ the journal alone
 
 
 def kinds(folder: Path) -> Counter[str]:
-    return Counter(record["kind"] for _, record in outbox.records(folder, 0))
+    return Counter(record["kind"] for _, record in outbox.records(folder))
 
 
 def test_off_means_off(tmp_path: Path) -> None:
@@ -211,12 +211,12 @@ def test_what_is_recorded_already_is_not_recorded_again(tmp_path: Path) -> None:
     record_all(begin(tmp_path, "http://unused"), range(3))
     first = kinds(tmp_path)
     again = begin(tmp_path, "http://unused")
-    record_all(again, range(1, 5))  # goes on from its last checkpoint, before step 1
+    record_all(again, range(1, 5))  # resumes from its last checkpoint, before step 1
     again.params({"sources": "a later value"})
     again.tags({"xlt.method": "fine_tune"})
     added = kinds(tmp_path) - first
     assert added == {"open": 1, "metrics": 2, "tags": 1, "artifact": 1, "finish": 1}
-    recorded = [record for _, record in outbox.records(tmp_path, 0) if record["kind"] == "metrics"]
+    recorded = [record for _, record in outbox.records(tmp_path) if record["kind"] == "metrics"]
     counted = Counter((key, record["step"]) for record in recorded for key in record["values"])
     assert set(counted.values()) == {1}
     assert {step for key, step in counted if key == "train/loss"} == set(range(5))
@@ -248,12 +248,19 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         begin(tmp_path, "http://unused", "two")
 
 
-def test_an_alias_needs_a_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'champion' needs a registered model"):
-        begin(tmp_path, "http://unused").model(tmp_path, alias="champion")
+def test_a_secret_is_masked_in_whatever_is_recorded(tmp_path: Path) -> None:
+    secret = f"sqlite:///{tmp_path}/xlt.db?token=hunter2"
+    for _ in range(2):
+        box = begin(tmp_path, secret)
+        assert box.uri == secret  # which delivery needs
+        box.params({"corpus.path": secret})
+        box.tags({"xlt.place": secret})
+        box.dataset("corpus", secret, "f00d", {"files": [secret]}, "training")
+    assert "hunter2" not in (tmp_path / outbox.FILE).read_text()
+    assert kinds(tmp_path) == {"open": 2, "params": 1, "tags": 1, "dataset": 1}
 
 
-def test_a_relative_database_is_meant_from_where_the_run_started(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_relative_database_is_resolved_where_the_run_started(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     begin(tmp_path / "run", "sqlite:///xlt.db")
     monkeypatch.chdir("/")
@@ -272,7 +279,7 @@ def test_files_are_found_after_the_run_folder_has_moved(tmp_path: Path) -> None:
     box = begin(tmp_path / "here", "http://unused")
     box.artifact(tmp_path / "here" / "plots" / "gap.svg")
     box.artifact(tmp_path / "elsewhere.txt")
-    paths = [record["path"] for _, record in outbox.records(tmp_path / "here", 0) if record["kind"] == "artifact"]
+    paths = [record["path"] for _, record in outbox.records(tmp_path / "here") if record["kind"] == "artifact"]
     assert paths == ["plots/gap.svg", str(tmp_path / "elsewhere.txt")]
 
 
@@ -323,7 +330,7 @@ def test_a_resumed_run_is_the_same_run_without_repeated_steps(tmp_path: Path, ur
     assert_once(uri, range(5))
 
 
-def test_a_run_whose_outbox_was_lost_is_taken_up_and_its_steps_are_not_repeated(tmp_path: Path, uri: str) -> None:
+def test_a_run_whose_outbox_was_lost_is_found_again_and_its_steps_are_not_repeated(tmp_path: Path, uri: str) -> None:
     record_all(begin(tmp_path / "lost", uri), range(3))
     Delivery(tmp_path / "lost", uri).send()
     box = begin(tmp_path / "new", uri)
@@ -359,15 +366,15 @@ def test_the_twin_of_a_run_whose_creation_was_given_up_too_early_is_removed(tmp_
 
 def test_a_refused_record_is_set_aside_and_sent_when_it_can_be(tmp_path: Path, uri: str) -> None:
     box = begin(tmp_path / "run", uri)
-    box.artifact(tmp_path / "run" / "report.html", "reports")
+    box.artifact(tmp_path / "run" / "report.html")
     record_all(box)
     (tmp_path / "run" / "report.html").unlink()
     Delivery(tmp_path / "run", uri).send()
     assert runs(uri)[0].info.status == "FINISHED"  # what came after was not held up
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append) == outbox.pending(tmp_path / "run") == 2
-    assert "0 records sent, 2 left: artifact: " in said[0]
-    assert "report.html: no such file or directory" in said[0]
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append) == outbox.pending(tmp_path / "run") == 2
+    assert "0 records sent, 2 left: artifact: " in lines[0]
+    assert "report.html: no such file or directory" in lines[0]
     (tmp_path / "run" / "report.html").write_text("back")
     Delivery(tmp_path / "run", uri).send(again=True)
     assert outbox.pending(tmp_path / "run") == 0
@@ -376,11 +383,11 @@ def test_a_refused_record_is_set_aside_and_sent_when_it_can_be(tmp_path: Path, u
 
 def test_what_is_refused_can_be_given_up(tmp_path: Path, uri: str) -> None:
     box = begin(tmp_path / "run", uri)
-    box.artifact(tmp_path / "run" / "report.html", "reports")
+    box.artifact(tmp_path / "run" / "report.html")
     box.finish()
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append, give_up=True) == outbox.pending(tmp_path / "run") == 0
-    assert said[0].endswith("2 records sent, 0 left, 1 given up")
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append, give_up=True) == outbox.pending(tmp_path / "run") == 0
+    assert lines[0].endswith("2 records sent, 0 left, 1 given up")
     assert runs(uri)[0].info.status == "FINISHED"
 
 
@@ -388,9 +395,9 @@ def test_a_deleted_experiment_refuses_a_run_and_another_takes_it(tmp_path: Path,
     store(uri).delete_experiment(store(uri).create_experiment("xlt"))
     record_all(begin(tmp_path / "run", uri))
     delivery = Delivery(tmp_path / "run", uri)
-    at_its_end = SimpleNamespace(closing=threading.Event(), orphaned=False)
+    at_its_end = SimpleNamespace(closing=threading.Event(), died=False)
     at_its_end.closing.set()
-    courier._deliver(delivery, at_its_end, 0)  # type: ignore[arg-type]  # which comes back, so nobody waits for it
+    courier._deliver(delivery, at_its_end)  # type: ignore[arg-type]  # which comes back, so nobody waits for it
     why = outbox.reason(tmp_path / "run")
     assert "Refused: experiment 'xlt' is deleted" in why
     assert f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id 1`" in why
@@ -408,13 +415,13 @@ def test_a_missing_driver_is_no_outage_and_shows_no_secret(tmp_path: Path, monke
     elsewhere = "mysql+aiomysql://ann:hunter2@db/x"
     outbox.move(tmp_path, uri=elsewhere)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append) == 2
-    assert "Refused: mysql+aiomysql://ann:***@db/x: its driver is missing; `pip install 'aiomysql'`" in said[0]
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append) == 2
+    assert "Refused: mysql+aiomysql://ann:***@db/x: its driver is missing; `pip install 'aiomysql'`" in lines[0]
     assert not [file for file in tmp_path.iterdir() if "hunter2" in file.read_text()]
 
 
-def test_refusals_are_told_from_outages() -> None:
+def test_refusals_are_no_outages() -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.protos import databricks_pb2 as codes
     from sqlalchemy.exc import OperationalError
@@ -425,7 +432,7 @@ def test_refusals_are_told_from_outages() -> None:
     outages: list[Exception] = [of("TEMPORARILY_UNAVAILABLE"), of("INTERNAL_ERROR"), of("REQUEST_LIMIT_EXCEEDED")]
     outages += [ConnectionError("Connection refused"), TimeoutError("timed out")]
     outages += [OperationalError("SELECT 1", {}, Exception("database is locked"))]
-    assert [_way_out(one) for one in outages] == [None] * len(outages)
+    assert [_remedy(one) for one in outages] == [None] * len(outages)
     refusals = {
         "MLFLOW_TRACKING_USERNAME": of("UNAUTHENTICATED"),
         "right to write": of("PERMISSION_DENIED"),
@@ -436,7 +443,7 @@ def test_refusals_are_told_from_outages() -> None:
         "": of("INVALID_PARAMETER_VALUE"),
     }
     for remedy, error in refusals.items():
-        assert remedy in str(_way_out(error)) and _way_out(error) is not None
+        assert remedy in str(_remedy(error)) and _remedy(error) is not None
 
 
 def test_a_value_the_database_refuses_does_not_take_its_batch_along(tmp_path: Path, uri: str) -> None:
@@ -508,7 +515,7 @@ def test_a_sender_killed_while_it_creates_the_database_leaves_none(tmp_path: Pat
     draft = tmp_path / ".xlt.db.new" / "xlt.db"
     assert draft.stat().st_size
     assert not (tmp_path / "xlt.db").exists()
-    assert courier.start(box).close(60) == 0  # which creates it anew
+    assert courier.start(box).close(60) == 0  # which creates it again
     assert len(runs(uri)) == 1
     assert not draft.parent.exists()
 
@@ -523,24 +530,24 @@ def test_a_sender_killed_midway_loses_and_doubles_nothing(tmp_path: Path, uri: s
         box.metrics({"train/loss": 1 / (step + 1)}, step)
     everything = box.pending()
     sender = courier.start(box)
-    assert sender.pid is not None
+    assert sender.process is not None
     until(lambda: outbox.Sent.load(tmp_path, uri).offset, "the first batch")
-    os.kill(sender.pid, signal.SIGKILL)
+    os.kill(sender.process.pid, signal.SIGKILL)
     assert 0 < box.pending() < everything
-    assert sender.close(60) == 0  # which takes up what the killed one left
+    assert sender.close(60) == 0  # which resumes where the killed one stopped
     (run,) = runs(uri)
     assert sorted(steps_of(uri, run, "train/loss")) == list(range(3000))
 
 
 def test_only_one_process_at_a_time_sends_an_outbox(tmp_path: Path, uri: str) -> None:
     record_all(begin(tmp_path / "run", uri))
-    said: list[str] = []
-    with outbox.locked(tmp_path / "run" / "outbox.lock"):
-        assert courier.sync([tmp_path], report=said.append) == outbox.pending(tmp_path / "run") > 0
-    assert "its run is sending it at this moment" in said[0]
+    lines: list[str] = []
+    with durable.locked(tmp_path / "run" / outbox.LOCK):
+        assert courier.sync([tmp_path], report=lines.append) == outbox.pending(tmp_path / "run") > 0
+    assert "its run is sending it at this moment" in lines[0]
 
 
-def test_when_the_driver_is_killed_the_sender_finishes_and_says_so(tmp_path: Path, uri: str) -> None:
+def test_when_the_driver_is_killed_the_sender_finishes_and_marks_the_run_as_killed(tmp_path: Path, uri: str) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
@@ -548,7 +555,7 @@ from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.tracking import courier
 from xlt_ray.tracking.outbox import Outbox
 box = Outbox.open(Path(sys.argv[1]), TrackingConfig(uri=sys.argv[2]), "driver", "driver")
-print(courier.start(box).pid, flush=True)
+print(courier.start(box).process.pid, flush=True)
 box.metrics({"loss": 1.0}, 0)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -573,7 +580,7 @@ def test_a_server_that_never_answers_blocks_nobody(tmp_path: Path) -> None:
         assert not relay.closed.is_set()
         left = sender.close(0.5)
         assert left == box.pending() == 1 + 1 + 200 + 1 + 1 + 1 + 1 + 1
-        assert sender.pid is None
+        assert sender.process is None
 
 
 @pytest.mark.slow
@@ -583,10 +590,10 @@ def test_what_a_server_that_is_down_misses_is_sent_by_sync(tmp_path: Path, serve
     record_all(box)
     everything = box.pending()
     assert courier.start(box).close(0) == everything
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append) == everything
-    assert f"0 records sent, {everything} left: " in said[0]
-    assert "Connection refused" in said[0]
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append) == everything
+    assert f"0 records sent, {everything} left: " in lines[0]
+    assert "Connection refused" in lines[0]
     with Relay(server, port=port):
         assert courier.sync([tmp_path]) == 0
     assert_once(server, experiment="down")
@@ -642,12 +649,14 @@ class Model:
 
 
 @pytest.fixture
-def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module that opens bundles without torch, which would make these tests slow."""
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "stand_in.py").write_text(LOADER)
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    return "stand_in"
+def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a module open bundles without torch, which would make these tests slow."""
+    file = tmp_path / "code" / "stand_in.py"
+    file.parent.mkdir()
+    file.write_text(LOADER)
+    monkeypatch.setattr(mlflow_run, "LOADER", "stand_in")
+    monkeypatch.setattr(mlflow_run, "PACKAGE", file)
+    monkeypatch.syspath_prepend(file.parent)
 
 
 def bundle_of(folder: Path, answer: str) -> Path:
@@ -660,11 +669,12 @@ def champion(uri: str) -> int:
     return int(store(uri).get_model_version_by_alias("intents", "champion").version)
 
 
-def test_a_model_is_registered_once_and_its_alias_moves_once(tmp_path: Path, uri: str, loader: str) -> None:
+@pytest.mark.usefixtures("loader")
+def test_a_model_is_registered_once_and_its_alias_moves_once(tmp_path: Path, uri: str) -> None:
     client = store(uri)
     for name in ("old", "new"):
         box = begin(tmp_path / name, uri, name)
-        box.model(bundle_of(tmp_path / name / "bundle", name), "intents", "champion", loader=loader)
+        box.model(bundle_of(tmp_path / name / "bundle", name), "intents", "champion")
         Delivery(tmp_path / name, uri).send()
     assert champion(uri) == 2
     sent = outbox.Sent.load(tmp_path / "old", uri)
@@ -679,12 +689,13 @@ def test_a_model_is_registered_once_and_its_alias_moves_once(tmp_path: Path, uri
         assert len(client.get_run(run.info.run_id).outputs.model_outputs) == 1
 
 
-def test_a_model_that_does_not_answer_is_not_promoted(tmp_path: Path, uri: str, loader: str) -> None:
+@pytest.mark.usefixtures("loader")
+def test_a_model_that_does_not_answer_is_not_promoted(tmp_path: Path, uri: str) -> None:
     good = begin(tmp_path / "good", uri, "good")
-    good.model(bundle_of(tmp_path / "good" / "bundle", "on"), "intents", "champion", loader=loader)
+    good.model(bundle_of(tmp_path / "good" / "bundle", "on"), "intents", "champion")
     Delivery(tmp_path / "good", uri).send()
     bad = begin(tmp_path / "bad", uri, "bad")
-    bad.model(bundle_of(tmp_path / "bad" / "bundle", ""), "intents", "champion", loader=loader)
+    bad.model(bundle_of(tmp_path / "bad" / "bundle", ""), "intents", "champion")
     bad.finish()
     delivery = Delivery(tmp_path / "bad", uri)
     delivery.send()
@@ -726,8 +737,8 @@ def test_a_registered_bundle_answers_in_a_fresh_process_elsewhere(tmp_path: Path
     box = begin(tmp_path / "run", server, experiment="bundle")
     tiny_bundle(box.folder / "bundle")
     box.model(box.folder / "bundle", "tiny", "champion")
-    said: list[str] = []
-    assert courier.sync([tmp_path], report=said.append) == 0, said
+    lines: list[str] = []
+    assert courier.sync([tmp_path], report=lines.append) == 0, lines
     shutil.move(tmp_path / "run", tmp_path / "put_away")
     code = """
 import json, sys

@@ -1,4 +1,4 @@
-"""Keep the secrets of URIs out of whatever is printed, logged, stored or sent."""
+"""Mask the secrets of URIs in whatever is printed, logged, stored or sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUERY = re.compile(
 
 
 def masked(text: str) -> str:
-    """Replace what is secret in a URI, or in a text that holds some: passwords, and values of keys such as `token`.
+    """Replace the secrets in a URI, or in a text that holds some: passwords, and values of keys such as `token`.
 
     >>> masked("postgresql://ann:pw@db/x?sslmode=require"), masked("https://ann:pw@host/mlflow")
     ('postgresql://ann:***@db/x?sslmode=require', 'https://***@host/mlflow')
@@ -36,7 +36,7 @@ def masked(text: str) -> str:
 
 
 def public(data: Any) -> Any:
-    """Copy plain data with every text in it masked."""
+    """Return a copy of plain data with every text in it masked; mappings and sequences come out as dict and list."""
     if isinstance(data, Mapping):
         return {key: public(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

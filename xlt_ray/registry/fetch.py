@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xlt_ray.config.masking import masked
+from xlt_ray.durable import locked
 from xlt_ray.errors import InputError
 from xlt_ray.inference import artefact
 from xlt_ray.registry import versions
-from xlt_ray.tracking.outbox import locked
 
 CACHE = Path("~/.cache/xlt_ray/serving")
 DEVICES = ("cpu", "cuda")

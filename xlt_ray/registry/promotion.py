@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from xlt_ray import durable
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError, RegistryError
 from xlt_ray.evaluation import gate
@@ -150,13 +151,13 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
 
 def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
     record = {"kind": "model", "path": "bundle", "name": name, "alias": None, "pairs": pairs}
-    with outbox.locked(folder / "outbox.lock"):
+    with durable.locked(folder / outbox.LOCK):
         where = outbox.address(folder)
         assert where is not None
         try:
             run = mlflow_run.Run(folder, uri, where, outbox.Sent.load(folder, uri).run_id)
             with contextlib.redirect_stderr(io.StringIO()):  # MLflow's own remarks, in the middle of our progress
-                run.tell([record | {"loader": "xlt_ray.bundle"}])
+                run.log([record])
         except Refused as error:
             raise RegistryError(f"{folder}: {error}") from error
     found = versions.of_run(name, run.id, mlflow_run.bundle_digest(folder / "bundle"), uri)

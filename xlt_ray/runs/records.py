@@ -1,4 +1,4 @@
-"""What a run records: its start, its progress and its end, written to the outbox."""
+"""Write a run's start, progress and end to its outbox, from where MLflow receives them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from xlt_ray.training.setup import Setup
 
 
 def record_start(outbox: Outbox, setup: Setup) -> None:
+    """Record the configuration as parameters, what is trained how and on which machine as tags, and the corpus."""
     experiment = setup.experiment
     outbox.params(flat(experiment.model_dump(mode="json")))
     outbox.tags(
@@ -33,6 +34,7 @@ def record_start(outbox: Outbox, setup: Setup) -> None:
 
 
 def record_event(outbox: Outbox, event: Mapping[str, Any]) -> None:
+    """Record the losses, dev scores and learning rate of an event of training as metrics of its step."""
     logged = {k: v for k, v in event.items() if k.startswith(("train/", "dev/", "oracle_dev/", "learning_rate"))}
     if logged:
         outbox.metrics(logged, step=int(event["step"]))
@@ -41,6 +43,7 @@ def record_event(outbox: Outbox, event: Mapping[str, Any]) -> None:
 def record_end(
     outbox: Outbox, experiment: Experiment, folder: RunFolder, scores: Scores, files: Mapping[str, Path]
 ) -> None:
+    """Record the scores on test, the report's `files`, and the bundle where the configuration names a model."""
     found = {f"test/{name}": value for name, value in scores.summary.items()} | {"temperature": scores.temperature}
     for code, language in scores.languages.items():
         found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}
@@ -61,7 +64,11 @@ def record_end(
 
 
 def flat(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Name every value of nested data by its dotted key, as MLflow's parameters are."""
+    """Return every value of nested data by its dotted key, as MLflow's parameters are named.
+
+    >>> flat({"mixture": {"alpha": 0.3}, "sources": ["eng_Latn"]})
+    {'mixture.alpha': 0.3, 'sources': '["eng_Latn"]'}
+    """
     rows: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping) and value:

@@ -1,8 +1,8 @@
-"""Carry outboxes to MLflow: in the background of a run (`start`) or afterwards (`sync`).
+"""Send outboxes to MLflow: in the background of a run (`start`) or afterwards (`sync`).
 
 Delivery is a process of its own at low priority. Importing mlflow and creating a fresh database cost seconds of
 CPU, and a server that accepts a request and never answers cannot be interrupted in a thread; a process can be killed at
-any moment, because all it does may be done again. `tracking.Run` does the talking.
+any moment, because all it does may be done again. `delivery.py` does the sending.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from xlt_ray import durable
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError
 from xlt_ray.tracking import outbox as journal
@@ -39,17 +40,12 @@ class Sender:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._process = _launch(outbox) if outbox.on else None
-
-    @property
-    def pid(self) -> int | None:
-        """The process that delivers; None when there is none."""
-        return self._process.pid if self._process else None
+        self.process = _launch(outbox) if outbox.on else None
 
     def close(self, timeout_s: float) -> int:
         """Wait at most timeout_s until all is in MLflow, end the delivery, and return how many records are not."""
         deadline = time.monotonic() + timeout_s
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         crashed = process is not None and _finish(process, timeout_s)
         if crashed and self._outbox.pending() and time.monotonic() < deadline:
             process = _launch(self._outbox)  # it may have been killed for memory, which there is now more of
@@ -123,7 +119,7 @@ def _launch(outbox: Outbox) -> subprocess.Popen[bytes] | None:
                 stderr=log,
                 env=_environment(outbox.uri),
                 cwd=folder,
-                start_new_session=True,  # a Ctrl-C meant for the driver must not end the delivery of its last words
+                start_new_session=True,  # a Ctrl-C meant for the driver must not end the delivery of its last records
             )
     except OSError as error:
         warnings.warn(f"{folder}: results are kept but not sent ({error}); `xlt sync` sends them", stacklevel=3)
@@ -131,9 +127,9 @@ def _launch(outbox: Outbox) -> subprocess.Popen[bytes] | None:
 
 
 def _finish(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
-    """Let a delivery finish within a time, else kill it with all it started; tell whether it had crashed."""
+    """Let a delivery finish within a time, else kill it with all it started; return whether it had crashed."""
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # if it is gone, its exit status tells
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # if it is gone, its exit status shows it
         pipe.write(f"{timeout_s}\n".encode())
     try:
         return process.wait(timeout_s) != 0
@@ -143,53 +139,54 @@ def _finish(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
         return False
 
 
-class Orders:
-    """What the driver says over a pipe: nothing while it runs, then the seconds left to finish in, or its death."""
+class Driver:
+    """The driver, as a pipe shows it: it sends nothing while it runs, then the seconds left to finish in, or dies."""
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, pid: int, patience_s: float) -> None:
+        self.pid = pid
         self.closing = threading.Event()
-        self.orphaned = False
+        self.died = False
         self._patience_s = patience_s
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        said = sys.stdin.readline()
-        self.orphaned = not said
+        line = sys.stdin.readline()
+        self.died = not line
         self.closing.set()
-        _be_nice(0)
-        time.sleep(float(said) if said else self._patience_s)
+        time.sleep(float(line) if line else self._patience_s)
         os._exit(0)  # a request that never ends cannot be interrupted otherwise; what is unsent is kept
 
 
-def follow(folder: Path, driver: int) -> None:
-    """Deliver an outbox as it grows, until the driver closes it or dies and everything is delivered.
+def follow(folder: Path, pid: int) -> None:
+    """Deliver an outbox as it grows, until the driver with this `pid` closes it or dies and everything is delivered.
 
     One process at a time delivers an outbox; one left behind by a killed driver may have to finish first.
     """
     where = journal.address(folder)
     if where is None:
         raise FileNotFoundError(f"{folder / journal.FILE}: no such file")
-    _be_nice(NICENESS)
-    orders = Orders(where["flush_seconds"])
-    while True:
-        with journal.locked(folder / "outbox.lock", wait=False) as mine:
-            if mine:
-                _deliver(Delivery(folder, whole(where["uri"])), orders, driver)
-                return
-        if orders.closing.is_set() and not journal.waiting(folder, where["uri"]):
-            return
-        time.sleep(POLL_S / 10)
+    _lower_priority()
+    driver = Driver(pid, where["flush_seconds"])
+    with durable.locked(folder / journal.LOCK):
+        _deliver(Delivery(folder, whole(where["uri"])), driver)
 
 
-def _deliver(delivery: Delivery, orders: Orders, driver: int) -> None:
+def _lower_priority() -> None:
+    """Leave the CPU to the training."""
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # a kernel that groups processes by session heeds the session's niceness alone
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
+
+
+def _deliver(delivery: Delivery, driver: Driver) -> None:
     failures = 0
     while True:
-        last = orders.closing.is_set()  # asked first: what was recorded before the order is then in the file
+        last = driver.closing.is_set()  # asked first: what was recorded before the closing is then in the file
         try:
             delivery.send()
             failures = 0
-            if last and orders.orphaned:
-                delivery.mourn(driver)
+            if last and driver.died:
+                delivery.mark_killed(driver.pid)
             if last:
                 return
         except Exception as error:  # whatever it is, the records are kept, the reason is shown, and it is tried again
@@ -201,24 +198,7 @@ def _deliver(delivery: Delivery, orders: Orders, driver: int) -> None:
         if last:
             time.sleep(min(pause, 5.0))
         else:
-            orders.closing.wait(pause)
-
-
-def _be_nice(niceness: int) -> None:
-    """Give way to the training; at the end, with a smaller niceness, take a fair share again where that is allowed.
-
-    Where the kernel groups processes by session (Linux autogroup), niceness counts only within a session and each
-    session has its own, which may also be lowered; elsewhere an ordinary process can only raise its own.
-    """
-    if niceness > os.nice(0):
-        os.nice(niceness - os.nice(0))
-    group = Path("/proc/self/autogroup")
-    for _ in range(3 if group.exists() else 0):
-        try:
-            group.write_text(str(niceness))
-            return
-        except OSError:
-            time.sleep(0.2)  # the kernel takes no more than ten changes a second from the whole machine
+            driver.closing.wait(pause)
 
 
 def deliver_once(
@@ -228,16 +208,16 @@ def deliver_once(
     experiment: str | None = None,
     give_up: bool = False,
 ) -> str:
-    """Deliver one outbox now and say in a line how it went; servers in `dead`, which did not answer, are left alone.
+    """Deliver one outbox now and return in a line how it went; servers in `dead`, which did not answer, are left alone.
 
     What is refused after that is forgotten with `give_up`.
     """
     where = journal.address(folder)
     if where is None:
         return f"{folder}: no outbox"
-    with journal.locked(folder / "outbox.lock", wait=False) as mine:
+    with durable.locked(folder / journal.LOCK, wait=False) as free:
         before = journal.pending(folder, uri)
-        if not mine:
+        if not free:
             return f"{folder}: its run is sending it at this moment; {before} records are left"
         if experiment is not None:
             journal.move(folder, experiment=experiment)
@@ -249,8 +229,8 @@ def deliver_once(
         _attempt(delivery, dead, moved=masked(target) != masked(where["uri"]))
         given_up = delivery.give_up() if give_up else 0
     left, why = journal.pending(folder, target), journal.reason(folder)
-    told = f"{folder}: {before - left - given_up} records sent, {left} left"
-    return told + (f", {given_up} given up" if given_up else "") + (f": {why}" if left and why else "")
+    line = f"{folder}: {before - left - given_up} records sent, {left} left"
+    return line + (f", {given_up} given up" if given_up else "") + (f": {why}" if left and why else "")
 
 
 def _attempt(delivery: Delivery, dead: dict[str, Exception], moved: bool) -> None:
@@ -273,7 +253,7 @@ def _attempt(delivery: Delivery, dead: dict[str, Exception], moved: bool) -> Non
             time.sleep(0.25 * 2**attempt)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run as a process: follow one outbox, or deliver several once."""
     parser = argparse.ArgumentParser(prog="python -m xlt_ray.tracking.courier", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
@@ -281,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--uri", help="deliver to this server and not the recorded one")
     parser.add_argument("--experiment", help="deliver into this experiment and not the recorded one")
     parser.add_argument("--give-up", action="store_true", help="forget what is refused")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args()
     if asked.follow:
         follow(asked.folders[0], asked.follow)
         return

@@ -1,4 +1,4 @@
-"""Take the records of one outbox to one server in order, keep the place, and decide who is at fault when it fails.
+"""Send the records of one outbox to one server in order, and find out what is at fault when that fails.
 
 A server that does not answer holds everything up, and nothing is lost. A record that the server refuses is set aside
 with the reason, and the records after it go on; `xlt sync` tries it again. A server that refuses the whole run, because
@@ -12,16 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError
-from xlt_ray.tracking import outbox as journal
-from xlt_ray.tracking.mlflow_run import HOPELESS, Refused
-from xlt_ray.tracking.outbox import Sent
-
-if TYPE_CHECKING:
-    from xlt_ray.tracking.mlflow_run import Run
+from xlt_ray.tracking.mlflow_run import HOPELESS, Refused, Run
+from xlt_ray.tracking.outbox import FILE, Sent, address, records
 
 BATCH = 1000  # values a request
 ATTEMPTS = 4  # at a record, while the server answers other questions
@@ -60,13 +56,13 @@ class Delivery:
         self._attempts: Counter[int] = Counter()
 
     def send(self, again: bool = False) -> None:
-        """Deliver everything that waits, and with `again` what was refused before; raise whatever stops it."""
-        if again:
-            for start in sorted(map(int, self.sent.failed)):
-                end, record = next(journal.records(self.folder, start))
-                self._tell([(start, end, record)], again)
+        """Send everything that waits, and with `again` what was refused before; raise whatever stops it."""
+        self._connect()  # before anything is read: to a server where the run is gone, all is sent from the beginning
+        for start in sorted(map(int, self.sent.failed)) if again else ():
+            end, record = next(records(self.folder, start))
+            self._send([(start, end, record)], again)
         while batch := self._batch():
-            self._tell(batch)
+            self._send(batch)
         self.note(None)
 
     def note(self, error: Exception | None) -> str:
@@ -78,23 +74,23 @@ class Delivery:
         return text
 
     def give_up(self) -> int:
-        """Forget the records that were refused, and say how many."""
+        """Forget the records that were refused, and return how many."""
         count = len(self.sent.failed)
         self.sent.failed.clear()
         self._save()
         return count
 
-    def mourn(self, driver: int) -> None:
+    def mark_killed(self, driver: int) -> None:
         """Mark the run as killed if `driver`, now dead, was the last process to open the outbox and did not finish."""
-        last = [record for _, record in journal.records(self.folder, 0) if record["kind"] in ("open", "finish")][-1]
+        last = [record for _, record in records(self.folder) if record["kind"] in ("open", "finish")][-1]
         if last["kind"] == "open" and last["pid"] == driver:
-            self._reach().end("KILLED")
+            self._connect().end("KILLED")
 
     def _batch(self) -> list[Entry]:
         """Take the next records that can go in one request: several of a kind with values, or a single other one."""
         batch: list[Entry] = []
         size, start = 0, self.sent.offset
-        for end, record in journal.records(self.folder, start):
+        for end, record in records(self.folder, start):
             size += len(record.get("values", ()))
             if batch and (record["kind"] != batch[0][2]["kind"] or "values" not in record or size > BATCH):
                 break
@@ -102,62 +98,60 @@ class Delivery:
             start = end
         return batch
 
-    def _tell(self, batch: Sequence[Entry], again: bool = False) -> None:
-        _settle(self.folder / journal.FILE)
-        run = self._reach()
-        if batch[0][0] < self.sent.offset and not again or batch[0][0] > self.sent.offset:
-            return  # reaching the server showed that its run is gone, and delivery starts from the beginning
+    def _send(self, batch: Sequence[Entry], again: bool = False) -> None:
+        with (self.folder / FILE).open("rb") as stream:
+            os.fsync(stream.fileno())  # after a power cut the run must not forget, and record anew, what a server has
+        run = self._connect()
         try:
-            run.tell([record for _, _, record in batch])
+            run.log([record for _, _, record in batch])
         except Exception as error:
-            self._blame(batch, error, again)
+            self._find_fault(batch, error, again)
         else:
             self.sent.failed.pop(str(batch[0][0]), None)
-            self._pass(batch[-1][1])
+            self._advance(batch[-1][1])
 
-    def _blame(self, batch: Sequence[Entry], error: Exception, again: bool) -> None:
+    def _find_fault(self, batch: Sequence[Entry], error: Exception, again: bool) -> None:
         """Find out whether the server or a record is at fault: raise for the first, set the second aside."""
         self._run, before = None, self.sent.run_id
-        self._reach()  # raises when the server is at fault
+        self._connect()  # raises when the server is at fault
         if self.sent.run_id != before:
             raise error
         if len(batch) > 1:
             for entry in batch:
-                self._tell([entry])
+                self._send([entry])
             return
         start, end, record = batch[0]
         self._attempts[start] += 1
         if not again and not isinstance(error, Refused) and self._attempts[start] < ATTEMPTS:
             raise error
         self.sent.failed[str(start)] = f"{record['kind']}: {_line(error)}"
-        self._pass(end)
+        self._advance(end)
 
-    def _reach(self) -> Run:
-        """Find the MLflow run, or create it; raise Unreachable with the reason."""
-        if self._run is None:
-            try:
-                from xlt_ray.tracking.mlflow_run import Run
+    def _connect(self) -> Run:
+        """Return the MLflow run, found or created; raise Refused or Unreachable with the reason."""
+        if self._run is not None:
+            return self._run
+        try:
+            where = address(self.folder)
+            if where is None:
+                raise FileNotFoundError(f"{self.folder / FILE}: no such file; tracked runs write it")
+            run = Run(self.folder, self.uri, where, self.sent.run_id)
+            if run.id != self.sent.run_id:
+                self.sent = Sent(run_id=run.id, adopted=run.found)
+                self._save()
+            if self.sent.adopted:
+                run.skip_known()
+        except Refused:
+            raise
+        except Exception as error:
+            reason = masked(f"{self.uri}: {getattr(error, 'message', error)}")
+            if (remedy := _remedy(error)) is not None:
+                raise Refused(f"{reason}{remedy}") from error
+            raise Unreachable(reason) from error
+        self._run = run
+        return run
 
-                where = journal.address(self.folder)
-                if where is None:
-                    raise FileNotFoundError(f"{self.folder / journal.FILE}: no such file; tracked runs write it")
-                run = Run(self.folder, self.uri, where, self.sent.run_id)
-                if run.id != self.sent.run_id:
-                    self.sent = Sent(run_id=run.id, adopted=run.found)
-                    self._save()
-                if self.sent.adopted:
-                    run.respect()
-                self._run = run
-            except Refused:
-                raise
-            except Exception as error:
-                reason = masked(f"{self.uri}: {getattr(error, 'message', error)}")
-                if (way_out := _way_out(error)) is not None:
-                    raise Refused(f"{reason}{way_out}") from error
-                raise Unreachable(reason) from error
-        return self._run
-
-    def _pass(self, offset: int) -> None:
+    def _advance(self, offset: int) -> None:
         self.sent.offset = max(self.sent.offset, offset)
         self._save()
 
@@ -165,14 +159,8 @@ class Delivery:
         self.sent.save(self.folder, self.uri)
 
 
-def _settle(file: Path) -> None:
-    """Put a file on disk: after a power cut the run must not forget, and record anew, what a server has been told."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _way_out(error: Exception) -> str | None:
-    """Say what to do about a refusal; None for an outage, which passes by itself."""
+def _remedy(error: Exception) -> str | None:
+    """Return what to do about a refusal; None for an outage, which passes by itself."""
     code = getattr(error, "error_code", None)
     for sign, remedy in REMEDIES:
         if re.search(sign, f"{code} {error}"):

@@ -1,4 +1,4 @@
-"""Say what a run runs on: the machine, the versions, the commit."""
+"""Describe what a run runs on: the machine, the versions, the commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PINNED = (
 
 
 def version(package: str) -> str:
-    """Name the installed version of a package; empty when it is not installed."""
+    """Return the installed version of a package; empty when it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -24,7 +24,7 @@ def version(package: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Gather the facts; a package that is not installed, or the commit outside a checkout, is left out."""
+    """Return name and value of each fact, without packages that are not installed and the commit outside a checkout."""
     facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -43,7 +43,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    """Name the commit of this file, with '+changes' when tracked files differ from it; empty outside a checkout."""
+    """Return the commit of this file, with '+changes' when tracked files differ from it; empty outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -58,5 +58,6 @@ def _commit() -> str:
 
 
 def requirements() -> list[str]:
+    """Return the installed versions that a logged model needs, as pip writes them."""
     # a local version such as 2.13.0+cpu is on no package index
     return [f"{package}=={version(package).partition('+')[0]}" for package in PINNED if version(package)]

@@ -1,4 +1,4 @@
-"""Tell MLflow what an outbox holds: a run's parameters, metrics, artifacts, datasets, model.
+"""Log to MLflow what an outbox holds: a run's parameters, metrics, artifacts, datasets, model.
 
 Everything here may be interrupted at any point and done again without doubling anything. MLflow drops a metric equal in
 name, step, time and value, a parameter or tag with the same value, a dataset with the same name and digest; a run, a
@@ -7,11 +7,8 @@ model and a registered version are looked for by tags of ours before they are cr
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlt_ray import durable
 from xlt_ray.config.masking import masked
-from xlt_ray.tracking import outbox as journal
 from xlt_ray.tracking import tracking_uri
 from xlt_ray.tracking.environment import requirements
 
@@ -35,6 +32,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters MLflow keeps of a value
+LOADER = "xlt_ray.bundle"  # its `_load_pyfunc` opens a bundle; every registered model names it
+PACKAGE = Path(__file__).parents[1]  # which travels with a model
 QUESTION = "Please turn on the light in the kitchen."
 ASK = """
 import json, sys
@@ -56,7 +55,7 @@ class Run:
         import mlflow
 
         self.folder, self.uri, self.where = folder, uri, where
-        if wrong := tracking_uri.fault(uri) or tracking_uri.unwritable(uri):
+        if wrong := tracking_uri.fault(uri, written=True):
             raise Refused(f"{wrong}; or send elsewhere by `xlt sync {folder} --uri URI`")
         _create_database(uri)
         _connect(uri)
@@ -70,32 +69,32 @@ class Run:
         self._params: set[str] = set()
         self._steps: set[tuple[str, int]] = set()
 
-    def respect(self) -> None:
+    def skip_known(self) -> None:
         """Leave what the run holds already as it is; for a run that another outbox, lost since, had begun."""
         data = self.client.get_run(self.id).data
         self._params = set(data.params)
         histories = (self.client.get_metric_history(self.id, key) for key in data.metrics)
         self._steps = {(metric.key, metric.step) for history in histories for metric in history}
 
-    def tell(self, records: Sequence[Record]) -> None:
-        """Deliver records of one kind; raise Refused when trying again is pointless."""
+    def log(self, records: Sequence[Record]) -> None:
+        """Log records of one kind; raise Refused when trying again is pointless."""
         from mlflow.exceptions import MlflowException
 
         kind = records[0]["kind"]
         if kind in ("moved", "damaged"):
             return
         try:
-            getattr(self, f"_tell_{kind}")(records)
+            getattr(self, f"_log_{kind}")(records)
         except MlflowException as error:
             if error.error_code not in HOPELESS:
                 raise
-            way_out = f"; register it by `xlt promote {self.folder} --name NAME --alias ALIAS`" * (kind == "model")
-            raise Refused(f"{error.message}{way_out}") from error
+            remedy = f"; register it by `xlt promote {self.folder} --name NAME --alias ALIAS`"
+            raise Refused(f"{error.message}{remedy if kind == 'model' else ''}") from error
 
     def end(self, status: str, time_ms: int | None = None) -> None:
         """Set how and when the run ended, and tie it to its parent and its children, whichever came first."""
         self._tag(self._parent())
-        self._adopt()
+        self._nest_children()
         self.client.set_terminated(self.id, status, time_ms)
 
     def _search(self, run_key: str) -> list[MlflowRun]:
@@ -128,12 +127,12 @@ class Run:
         return str(found.experiment_id)
 
     def _parent(self) -> dict[str, str]:
-        # asked at the beginning and at the end; a parent that comes to MLflow after both adopts at its own end
+        # asked at the beginning and at the end; a parent that comes to MLflow after both nests this run at its own end
         key = self.where["parent_key"]
         runs = self._search(key) if key else []
         return {"xlt.parent_key": key, **({"mlflow.parentRunId": runs[0].info.run_id} if runs else {})} if key else {}
 
-    def _adopt(self) -> None:
+    def _nest_children(self) -> None:
         """Nest children that came to MLflow, and perhaps to their end, before this run was there for them to find."""
         below = f"tags.`xlt.parent_key` = '{self.where['run_key']}'"
         for child in self.client.search_runs([self.experiment], below, max_results=50_000):
@@ -145,11 +144,11 @@ class Run:
 
         self.client.log_batch(self.id, tags=[RunTag(key, value[:TAG_LIMIT]) for key, value in values.items()])
 
-    def _tell_open(self, records: Sequence[Record]) -> None:
+    def _log_open(self, records: Sequence[Record]) -> None:
         self.client.update_run(self.id, "RUNNING")
         self._tag(self._parent())
 
-    def _tell_params(self, records: Sequence[Record]) -> None:
+    def _log_params(self, records: Sequence[Record]) -> None:
         from mlflow.entities import Param
 
         values = {key: value for record in records for key, value in record["values"].items()}
@@ -161,7 +160,7 @@ class Run:
                 values[key] = value[: PARAM_LIMIT - len(note)] + note
         self.client.log_batch(self.id, params=[Param(key, value) for key, value in values.items()])
 
-    def _tell_metrics(self, records: Sequence[Record]) -> None:
+    def _log_metrics(self, records: Sequence[Record]) -> None:
         from mlflow.entities import Metric
 
         metrics = [
@@ -172,29 +171,27 @@ class Run:
         ]
         self.client.log_batch(self.id, metrics=metrics)
 
-    def _tell_tags(self, records: Sequence[Record]) -> None:
+    def _log_tags(self, records: Sequence[Record]) -> None:
         self._tag({key: value for record in records for key, value in record["values"].items()})
 
-    def _tell_artifact(self, records: Sequence[Record]) -> None:
+    def _log_artifact(self, records: Sequence[Record]) -> None:
         (record,) = records
         path = self.folder / record["path"]
         if not path.exists():
             raise Refused(f"{path}: no such file or directory; put it back and run `xlt sync`")
-        self.client.log_artifact(self.id, str(path), record["folder"] or None)
+        self.client.log_artifact(self.id, str(path))
 
-    def _tell_dataset(self, records: Sequence[Record]) -> None:
+    def _log_dataset(self, records: Sequence[Record]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         (record,) = records
         place = record["source"]
         kind, source = ("http", {"url": place}) if place.startswith(("http:", "https:")) else ("local", {"uri": place})
-        columns = [{"name": name, "type": type_, "required": True} for name, type_ in record["schema"].items()]
-        schema = json.dumps({"mlflow_colspec": columns}) if columns else None
         profile = json.dumps(record["profile"]) if record["profile"] else None
-        dataset = Dataset(record["name"], record["digest"], kind, json.dumps(source), schema, profile)
+        dataset = Dataset(record["name"], record["digest"], kind, json.dumps(source), profile=profile)
         self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", record["context"])])])
 
-    def _tell_finish(self, records: Sequence[Record]) -> None:
+    def _log_finish(self, records: Sequence[Record]) -> None:
         # a request to create this run that was given up as lost, and came through after all, left an empty twin
         for twin in self._search(self.where["run_key"]):
             same = twin.info.start_time == self.where["since"] and not (twin.data.metrics or twin.data.params)
@@ -202,7 +199,7 @@ class Run:
                 self.client.delete_run(twin.info.run_id)
         self.end(records[-1]["status"], records[-1]["time"])
 
-    def _tell_model(self, records: Sequence[Record]) -> None:
+    def _log_model(self, records: Sequence[Record]) -> None:
         (record,) = records
         bundle = self.folder / record["path"]
         if not bundle.is_dir():
@@ -235,9 +232,9 @@ class Run:
         with tempfile.TemporaryDirectory() as scratch:
             mlflow.pyfunc.save_model(
                 f"{scratch}/model",
-                loader_module=record["loader"],
+                loader_module=LOADER,
                 data_path=str(bundle),
-                code_paths=[str(_code(record["loader"]))],
+                code_paths=[str(PACKAGE)],
                 signature=ModelSignature(Schema([text] * (2 if record["pairs"] else 1)), Schema([text])),
                 input_example=_question(record["pairs"]),
                 pip_requirements=requirements(),
@@ -277,39 +274,22 @@ def _question(pairs: bool) -> list[Any]:
     return [[QUESTION, QUESTION]] if pairs else [QUESTION]
 
 
-def _code(loader: str) -> Path:
-    """Find the directory of a module's top package, or the file of a module outside any package."""
-    spec = importlib.util.find_spec(loader.partition(".")[0])
-    if spec is None or spec.origin is None:
-        raise Refused(f"{loader}: no such module here; run `xlt sync` where it is installed")
-    return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
-
-
 def bundle_digest(folder: Path) -> str:
-    """Name the files of a folder by their paths and contents: 32 hex digits, the tag `xlt.bundle`."""
-    total = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with file.open("rb") as stream:
-            total.update(f"{file.relative_to(folder)}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:32]
-
-
-def _database(uri: str) -> Path | None:
-    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
-    return Path(match[1]) if match else None
+    """Return 32 hex digits that stand for the files of a bundle, their paths and contents: the tag `xlt.bundle`."""
+    return durable.digest(folder)[:32]
 
 
 def _artifacts(uri: str, folder: Path) -> str | None:
     """Choose where a new experiment keeps files: beside a SQLite database, beside the runs for other databases."""
     if uri.startswith(("http:", "https:", "databricks")):
         return None  # a server knows best
-    database = _database(uri)
+    database = tracking_uri.sqlite_file(uri)
     return ((database.parent if database else folder.parent) / "mlartifacts").as_uri()
 
 
 def _connect(uri: str) -> None:
-    """Ask a database once and say what it says at once: MLflow tries again for an hour."""
-    if uri.startswith(tracking_uri.DATABASES) and _database(uri) is None:
+    """Connect to a database once, so that its error comes at once: MLflow tries again for an hour."""
+    if uri.startswith(tracking_uri.DATABASES) and tracking_uri.sqlite_file(uri) is None:
         import sqlalchemy
 
         sqlalchemy.create_engine(uri).connect().close()
@@ -323,15 +303,15 @@ def _create_database(uri: str) -> None:
     """
     import mlflow
 
-    database = _database(uri)
+    database = tracking_uri.sqlite_file(uri)
     if database is None or database.exists():
         return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with journal.locked(database.with_name(f"{database.name}.lock")):
+    with durable.locked(database.with_name(f"{database.name}.lock")):
         if database.exists():
             return
         draft = database.with_name(f".{database.name}.new")
-        shutil.rmtree(draft, ignore_errors=True)  # of one that was killed, with its rollback journal
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed, with its rollback journal
         draft.mkdir()
         mlflow.MlflowClient(uri.replace(str(database), str(draft / database.name)))
         (draft / database.name).replace(database)

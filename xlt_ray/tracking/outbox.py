@@ -1,13 +1,12 @@
-"""A run's journal of what MLflow is to be told, so that a server that is slow or down delays and loses nothing.
+"""Keep a run's journal of what MLflow should receive, so that a slow or dead server delays it and nothing is lost.
 
-The run appends to `outbox.jsonl`, one JSON record a line, and never waits for a network. `outbox.sent` says how far
+The run appends to `outbox.jsonl`, one JSON record a line, and never waits for a network. `outbox.sent` holds how far
 delivery got at every tracking server, and whoever delivers holds `outbox.lock`; `delivery.py` sends. Nothing here
 imports mlflow or opens a connection.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,18 +14,22 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
+from xlt_ray import durable
 from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.config.masking import masked, public
+from xlt_ray.durable import JsonLines
 from xlt_ray.errors import InputError
 from xlt_ray.tracking.tracking_uri import absolute
 
 FILE = "outbox.jsonl"
+LOCK = "outbox.lock"
 NAME_LIMIT = 250  # characters MLflow allows in the name of a metric or parameter
+ONCE = {"dataset": ("name", "digest"), "model": ("path", "name", "alias")}  # what tells two records of a kind apart
+REPEATED = ("open", "artifact", "finish")  # recorded again however often that is asked
 Scalar = str | int | float | bool | None
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -34,27 +37,26 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Outbox:
     """The writing end, held by the driver of a run; `Outbox.open` makes one.
 
-    Every call appends at most one line to a local file and returns. What is in the file already is not written again:
-    a (metric, step), a parameter, a tag with the same value, a dataset, a model. So a run that repeats the steps after
-    its last checkpoint leaves no repeated step behind. Lines survive kill -9 of the driver; surviving a power cut is
-    the deliverer's care, which puts the file on disk before it tells a server anything in it.
+    Every call appends at most one line to a local file and returns. Secrets of URIs are masked in that line, and what
+    the file has already is left out of it: a (metric, step), a parameter, a tag with the same value, a dataset, a
+    model. So a run that repeats the steps after its last checkpoint leaves no repeated step behind. Lines survive
+    kill -9 of the driver; against a power cut, delivery puts the file on disk before it sends anything in it.
     """
 
-    def __init__(self, folder: Path, stream: IO[bytes] | None, uri: str = "off") -> None:
+    def __init__(self, folder: Path, journal: JsonLines | None, uri: str = "off") -> None:
         self.folder, self.uri = folder, uri
-        self._stream = stream  # None: tracking is off
-        self._known: set[tuple[Any, ...]] = set()
-        self._tags: dict[str, str] = {}
+        self._journal = journal  # None: tracking is off
+        self._known: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def open(
         cls, folder: Path, config: TrackingConfig, run_key: str, run_name: str, parent_key: str | None = None
     ) -> Outbox:
-        """Start or take up the journal in a run's folder; raise InputError when it belongs to another run.
+        """Open the journal in a run's folder, new or half-written; raise InputError when it belongs to another run.
 
-        A relative database path in `config.uri` is meant from the current directory, so it is fixed here, before Ray
-        changes the directory of its workers. Its secrets stay in this process and the delivery's; none is written.
+        A relative database path in `config.uri` is resolved from the current directory here, before Ray changes the
+        directory of its workers. Its secrets stay in this process and the delivery's; none is written.
         """
         folder = Path(folder).absolute()
         if config.uri == "off":
@@ -62,18 +64,15 @@ class Outbox:
         uri = absolute(config.uri)
         if {"'", '"', "`"} & set(run_key):
             raise InputError(f"run key {run_key!r}: MLflow cannot search for quotes; leave them out of the name")
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / FILE
-        _repair(file)
-        known = address(folder)
+        file, known = folder / FILE, address(folder)
         if known is not None and known["run_key"] != run_key:
             raise InputError(f"{file}: belongs to run {known['run_key']}, not {run_key}; give each run its own folder")
-        box = cls(folder, file.open("ab", buffering=0), uri)
-        for _, record in records(folder, 0):
-            box._remember(record)
+        box = cls(folder, JsonLines(file), uri)
+        for _, record in records(folder):
+            box._known |= _facts(record)
         box._append(
             "open",
-            uri=masked(uri),
+            uri=uri,
             experiment=config.experiment,
             run_key=run_key,
             run_name=run_name,
@@ -86,65 +85,41 @@ class Outbox:
     @property
     def on(self) -> bool:
         """Whether anything is recorded at all; False with `tracking.uri: off`."""
-        return self._stream is not None
+        return self._journal is not None
 
     def params(self, values: Mapping[str, Scalar]) -> None:
         """Record parameters; the first value of each stays."""
-        given = {clean(key): masked(str(value)) for key, value in values.items()}
-        self._append("params", values={key: text for key, text in given.items() if ("param", key) not in self._known})
+        self._append("params", values={clean(key): str(value) for key, value in values.items()})
 
-    def metrics(self, values: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record what was measured at a step; a metric that already has this step is left as it is.
 
         NaN and infinities are recorded; MLflow's databases keep an infinity as the largest double of its sign.
         """
-        step = int(step)
-        given = {clean(key): float(value) for key, value in values.items()}
-        fresh = {key: value for key, value in given.items() if ("metric", key, step) not in self._known}
-        self._append("metrics", time_ms, step=step, values=fresh)
+        self._append("metrics", step=int(step), values={clean(key): float(value) for key, value in values.items()})
 
     def tags(self, values: Mapping[str, Scalar]) -> None:
         """Record tags; a later value replaces an earlier one."""
-        given = {clean(key): masked(str(value)) for key, value in values.items()}
-        self._append("tags", values={key: text for key, text in given.items() if self._tags.get(key) != text})
+        self._append("tags", values={clean(key): str(value) for key, value in values.items()})
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file or directory to be uploaded below `folder`, as it is at the time it is sent."""
-        self._append("artifact", path=self._inside(path), folder=folder)
+    def artifact(self, path: Path) -> None:
+        """Record a file or directory to be uploaded as it is at the time it is sent."""
+        self._append("artifact", path=self._inside(path))
 
-    def dataset(
-        self,
-        name: str,
-        source: str,
-        digest: str,
-        profile: Mapping[str, Any],
-        context: str,
-        schema: Mapping[str, str] | None = None,
-    ) -> None:
+    def dataset(self, name: str, source: str, digest: str, profile: Mapping[str, Any], context: str) -> None:
         """Record an input: which corpus, where from, its fingerprint, its sizes, and the use made of it.
 
-        `schema` maps columns to MLflow types. MLflow tells inputs apart by name and digest and drops a second context.
+        MLflow tells inputs apart by name and digest and drops a second context.
         """
         names = {"name": name[:500], "digest": digest[:36], "context": context}
-        self._append("dataset", source=masked(source), schema=dict(schema or {}), profile=dict(profile), **names)
+        self._append("dataset", source=source, profile=dict(profile), **names)
 
-    def model(
-        self,
-        path: Path,
-        name: str | None = None,
-        alias: str | None = None,
-        *,
-        pairs: bool = False,
-        loader: str = "xlt_ray.bundle",
-    ) -> None:
+    def model(self, path: Path, name: str, alias: str | None = None, *, pairs: bool = False) -> None:
         """Record a bundle to be logged as the run's model and, once it answers, registered as `name` with an `alias`.
 
-        `pairs` says that inputs are two texts. `loader` is the module whose `_load_pyfunc` opens the bundle; its top
-        package travels with the model.
+        `pairs` says that inputs are two texts.
         """
-        if alias and not name:
-            raise InputError(f"tracking.alias: {alias!r} needs a registered model; set tracking.register_as")
-        self._append("model", path=self._inside(path), name=name, alias=alias, pairs=pairs, loader=loader)
+        self._append("model", path=self._inside(path), name=name, alias=alias, pairs=pairs)
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Record how the run ended."""
@@ -160,26 +135,18 @@ class Outbox:
         home = self.folder.resolve()
         return str(full.relative_to(home) if full.is_relative_to(home) else full)
 
-    def _append(self, kind: str, time_ms: int | None = None, /, **content: Any) -> None:
-        if self._stream is None or content.get("values") == {}:
+    def _append(self, kind: str, **content: Any) -> None:
+        if self._journal is None:
             return
-        record = {"kind": kind, "time": time_ms if time_ms is not None else time.time_ns() // 1_000_000, **content}
+        record = _record(kind, content)
         with self._lock:
-            if kind in ("dataset", "model") and _once(record) in self._known:
+            new = {fact: value for fact, value in _facts(record).items() if self._known.get(fact) != value}
+            if not new and kind not in REPEATED:
                 return
-            _write(self._stream, record)
-            self._remember(record)
-
-    def _remember(self, record: dict[str, Any]) -> None:
-        kind = record["kind"]
-        if kind == "params":
-            self._known.update(("param", key) for key in record["values"])
-        elif kind == "metrics":
-            self._known.update(("metric", key, record["step"]) for key in record["values"])
-        elif kind == "tags":
-            self._tags.update(record["values"])
-        elif kind in ("dataset", "model"):
-            self._known.add(_once(record))
+            if "values" in record:
+                record["values"] = {key: value for key, value in record["values"].items() if _fact(record, key) in new}
+            self._journal.append(record)
+            self._known |= new
 
 
 @dataclass
@@ -199,34 +166,25 @@ class Sent:
 
     def save(self, folder: Path, uri: str) -> None:
         """Write the state in one step, so that a kill leaves the old or the new one."""
-        draft = folder / f"outbox.sent.{os.getpid()}"
-        draft.write_text(json.dumps(_states(folder) | {masked(uri): asdict(self)}, indent=1), encoding="utf-8")
-        draft.replace(folder / "outbox.sent")
+        durable.write(folder / "outbox.sent", json.dumps(_states(folder) | {masked(uri): asdict(self)}, indent=1))
 
 
-def records(folder: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(folder: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (offset of the next line, record) from a byte offset on, up to a line that is still being written.
 
     A line damaged by a power cut comes out as {"kind": "damaged"}.
     """
-    with (folder / FILE).open("rb") as stream:
-        stream.seek(offset)
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            yield offset, _parse(line)
+    for end, record in durable.records(folder / FILE, offset):
+        yield end, record if record and "kind" in record else {"kind": "damaged"}
 
 
 def address(folder: Path) -> dict[str, Any] | None:
-    """Say where the outbox of a folder goes: its latest `open` record, with `since`, the time of its first.
+    """Return where the outbox of a folder goes: its latest `open` record, with `since`, the time of its first.
 
     None when there is no outbox. A `moved` record, left by a delivery to another place, changes only what it names.
     """
-    if not (folder / FILE).is_file():
-        return None
     latest: dict[str, Any] | None = None
-    for _, record in records(folder, 0):
+    for _, record in records(folder):
         if record["kind"] == "open":
             latest = record | {"since": latest["since"] if latest else record["time"]}
         elif record["kind"] == "moved" and latest is not None:
@@ -236,8 +194,9 @@ def address(folder: Path) -> dict[str, Any] | None:
 
 def move(folder: Path, **place: str) -> None:
     """Address an outbox to another `uri`, or another `experiment`, from now on; the caller holds its lock."""
-    with (folder / FILE).open("ab", buffering=0) as stream:
-        _write(stream, {"kind": "moved", "time": time.time_ns() // 1_000_000} | public(place))
+    journal = JsonLines(folder / FILE)
+    journal.append(_record("moved", place))
+    journal.close()
 
 
 def waiting(folder: Path, uri: str) -> int:
@@ -255,22 +214,10 @@ def pending(folder: Path, uri: str | None = None) -> int:
 
 
 def reason(folder: Path) -> str:
-    """Say why the records that are left are left: what held delivery up last, else what was refused; '' if unknown."""
+    """Return why records are left: what held delivery up last, and what was refused; '' if unknown."""
     where = address(folder)
     sent = Sent.load(folder, where["uri"]) if where else Sent()
     return "; ".join(filter(None, (sent.error, *sent.failed.values())))
-
-
-@contextmanager
-def locked(file: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file against other processes and yield whether it was had; it is freed when a process dies."""
-    with file.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def clean(name: str) -> str:
@@ -286,36 +233,20 @@ def clean(name: str) -> str:
     return f"{path[: NAME_LIMIT - 11]}-{hashlib.sha256(path.encode()).hexdigest()[:10]}"
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    return record if isinstance(record, dict) and "kind" in record else {"kind": "damaged"}
+def _record(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "time": time.time_ns() // 1_000_000, **public(content)}
 
 
-def _once(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    fields = ("name", "digest") if record["kind"] == "dataset" else ("path", "name", "alias")
-    return (record["kind"], *(record[key] for key in fields))
+def _facts(record: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
+    """Map each fact of a record to what must differ for it to be recorded again: a tag's value, nothing of others."""
+    kind = record["kind"]
+    if "values" in record:
+        return {_fact(record, key): kind != "tags" or value for key, value in record["values"].items()}
+    return {(kind, *(record[name] for name in ONCE[kind])): True} if kind in ONCE else {}
 
 
-def _write(stream: IO[bytes], record: Mapping[str, Any]) -> None:
-    line = json.dumps(record, default=str).encode() + b"\n"
-    before = os.fstat(stream.fileno()).st_size
-    if stream.write(line) != len(line):
-        os.ftruncate(stream.fileno(), before)
-        raise OSError(f"{getattr(stream, 'name', FILE)}: the disk is full; free space and run the same command again")
-
-
-def _repair(file: Path) -> None:
-    """Cut off the unfinished last line that kill -9 of the writer leaves."""
-    if not file.is_file():
-        return
-    with file.open("r+b") as stream:
-        content = stream.read()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            stream.truncate(whole)
+def _fact(record: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    return record["kind"], record.get("step"), key
 
 
 def _states(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What can be known of `tracking` before anything runs: where MLflow is, and the names that it will not take."""
+"""Check `tracking` before anything runs: the address of MLflow, and names that MLflow will not accept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import posixpath
 import re
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.config.masking import masked
@@ -20,7 +19,7 @@ NAME_LIMIT, EXPERIMENT_LIMIT = 256, 500  # characters MLflow keeps
 def faults(config: TrackingConfig) -> list[str]:
     """List what MLflow will never accept of a configuration, each with place, value and a remedy; [] where it is sound.
 
-    No network is asked, so a server that is down is no fault. With `uri: off` nothing is looked at.
+    Nothing is sent over a network, so a server that is down is no fault. With `uri: off` nothing is checked.
     """
     if config.uri == "off":
         return []
@@ -28,16 +27,16 @@ def faults(config: TrackingConfig) -> list[str]:
 
 
 def alias_fault(alias: str) -> str | None:
-    """Say why an alias cannot be; None where it can."""
+    """Return why MLflow refuses an alias, and what to write; None where it accepts it."""
     if ALIAS.fullmatch(alias):
         return None
     return f"{alias!r}; letters, digits, _ and -, and neither latest nor a version such as v1; write champion"
 
 
 def name_fault(name: str) -> str | None:
-    """Say why a registered model cannot be called so; None where it can.
+    """Return why a registered model cannot have a name, and what to write; None where it can.
 
-    MLflow refuses / and : and what would be another path; @ and quotes could never be asked for again.
+    MLflow refuses / and : and what would be another path; a model with @ or quotes in its name is never found again.
     """
     if not name.strip() or name in (".", "..") or posixpath.normpath(name) != name or len(name) > NAME_LIMIT:
         return f"{name[:80]!r} cannot be the name of a model; write letters, digits, _ and -"
@@ -48,18 +47,18 @@ def name_fault(name: str) -> str | None:
 
 
 def _uri(config: TrackingConfig) -> Iterator[str]:
-    if wrong := tracking_uri.fault(config.uri) or tracking_uri.unwritable(config.uri):
+    if wrong := tracking_uri.fault(config.uri, written=True):
         yield f"tracking.uri: {wrong}"
-    elif config.uri.startswith("sqlite") and (number := _deleted(config)):
+    elif number := _deleted(config):
         where, restore = masked(config.uri), tracking_uri.restoring(config.uri, number)
         yield f"tracking.experiment: {config.experiment!r} is deleted in {where}; {restore}, or name another"
 
 
 def _deleted(config: TrackingConfig) -> str | None:
-    """Give the id of the experiment where a local database holds it as deleted; without MLflow, which takes seconds."""
-    file = Path(tracking_uri.absolute(config.uri).partition(":///")[2].partition("?")[0])
+    """Return the experiment's id where a local database has it as deleted; without MLflow, which takes seconds."""
     query = "SELECT experiment_id FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'"
-    if not file.is_file() or not file.stat().st_size:
+    file = tracking_uri.sqlite_file(config.uri)
+    if file is None or not file.is_file() or not file.stat().st_size:
         return None
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=1)) as database:
         row = database.execute(query, (config.experiment,)).fetchone()
