@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from xlt_ray import durable
 from xlt_ray.errors import InputError
-from xlt_ray.inference.artefact import write_text
 
 FILE = "sentencepiece.model"
 AROUND = "around.json"  # a tokenizer.json without the vocabulary
@@ -69,7 +69,7 @@ def write(tokenizer: str, folder: Path) -> None:
     content |= {"truncation": None, "padding": None}
     before, after = _template(content)
     around = {"tokenizer": content | {"post_processor": None}, "ids": ids, "before": before, "after": after}
-    write_text(folder / AROUND, json.dumps(around, ensure_ascii=False))
+    durable.write(folder / AROUND, json.dumps(around, ensure_ascii=False))
 
 
 def _template(content: dict[str, Any]) -> tuple[list[int], list[int]]:

@@ -24,7 +24,7 @@ from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
 from xlt_ray.events import OnEvent
-from xlt_ray.inference import bundle
+from xlt_ray.inference import artefact, bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import encoders
 from xlt_ray.model.precision import choose_precision
@@ -38,7 +38,7 @@ def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
     That is a bundle saved without scores, or one whose techniques know languages: `xlt adapt` may have changed those
     since. Raises InputError where the bundle is damaged or a `wanted` language was not measured.
     """
-    content = bundle.verify(folder)
+    content = artefact.verify_bundle(folder)
     if content.get("steps") or "scores.json" not in content["sha256"]:
         return None
     scores = _scores(folder)
