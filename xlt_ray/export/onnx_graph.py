@@ -1,4 +1,4 @@
-"""A network as a list of ONNX operators and their weights, written as a small .onnx file with raw weights beside it.
+"""Hold a network as a list of ONNX operators and their weights; write a small .onnx file with raw weights beside it.
 
 Weights lie in files of their own, each at the start of a memory page, so that onnxruntime maps them instead of reading
 them: what is never looked up, such as most rows of an embedding table, then takes no memory.
@@ -17,13 +17,13 @@ import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 OPSETS = {"": 21, "com.microsoft": 1}
-INLINE = 1024  # bytes up to which a weight stands in the .onnx file itself: shapes and constants, which are read early
+INLINE = 1024  # bytes up to which a weight is in the .onnx file itself: shapes and constants, which are read early
 KINDS = {"input_ids": TensorProto.INT64, "attention_mask": TensorProto.INT64, "token_type_ids": TensorProto.INT64}
 
 
 @dataclass
 class Graph:
-    """Operators in the order they run, weights by name, and the names of what goes in; one output, `logits`."""
+    """Operators in the order they run, weights by name, and the names of the inputs; one output, `logits`."""
 
     inputs: tuple[str, ...]
     classes: int
@@ -56,7 +56,7 @@ def load(file: Path, inputs: tuple[str, ...], classes: int) -> Graph:
 def write(graph: Graph, file: Path, places: Mapping[str, str], rest: str) -> None:
     """Write a graph; weights named in `places` go to that file beside it, if it is not there yet, all others to `rest`.
 
-    Equal graphs give equal bytes.
+    Equal graphs make equal bytes.
     """
     tensors, written = [], {rest: _Weights(file.parent / rest)}
     for name in sorted(graph.weights):
@@ -92,7 +92,7 @@ def _outside(name: str, values: np.ndarray, place: str, offset: int) -> TensorPr
 
 
 class _Weights:
-    """A file of raw weights, each at the start of a page; one that is there already is taken to be the same."""
+    """A file of raw weights, each at the start of a page; a file that exists is taken to have the same content."""
 
     def __init__(self, file: Path) -> None:
         self.at, self.stream = 0, None if file.exists() else file.open("wb")

@@ -1,8 +1,8 @@
-"""The folder a model is served from: network files, tokenizer.json, and artefact.json that says what they are.
+"""Read and write an artefact, the folder a model is served from: networks, tokenizer.json, and their artefact.json.
 
 Only JSON, ONNX, raw weights and SentencePiece's form of a vocabulary, never a pickle. artefact.json lists the size and
-the SHA-256 of every other file; none is opened as a model before both were found right, and one that is not listed is
-never opened at all. What is known of a bundle without loading torch is here as well.
+the SHA-256 of every other file; none is opened as a model before both were checked, and one that is not listed is never
+opened at all. What can be read of a bundle without torch is here as well.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _Number = Annotated[float, Field(strict=True, gt=-(2.0**40), lt=2.0**40, allow_i
 
 @dataclass(frozen=True)
 class Listed:
-    """What artefact.json says of another file of its folder."""
+    """Size and SHA-256 of a file, as artefact.json lists them."""
 
     bytes: _Whole
     sha256: str
@@ -111,29 +111,27 @@ def network_file(precision: str) -> str:
     return f"model.{precision}.onnx"
 
 
-def write(artefact: Artefact) -> None:
-    """Write artefact.json, whole or not at all, over the network files and the tokenizer that lie in its folder."""
+def write(artefact: Artefact) -> Artefact:
+    """Write artefact.json for the network files and the tokenizer in its folder; return the artefact with its files."""
     files = {
         path.name: Listed(path.stat().st_size, durable.digest(path))
         for path in sorted(artefact.folder.iterdir())
         if path.is_file() and LISTED.fullmatch(path.name) and path.name != FILE
     }
-    _write(replace(artefact, files=files))
+    return _write(replace(artefact, files=files))
 
 
 def record(folder: str | Path, checks: Mapping[str, Any]) -> Artefact:
-    """Record what `agreement.check` found: a precision that passed stands before one that did not, int8 before float32.
+    """Record what `agreement.check` found in artefact.json alone, and return the changed artefact.
 
-    Nothing but artefact.json changes. Returns the artefact as it is from now on.
+    The precision to serve by default stands first: one that passed before one that did not, int8 before float32.
     """
     found = read(folder)
     passed = {name for name, one in checks.items() if isinstance(one, Mapping) and one.get("passed")}
     order = sorted(found.precisions, key=lambda name: (name not in passed, name != "int8"))
     # without any verdict float32 is what is safe to serve
     order = order if passed else sorted(order, key=lambda name: name != "float32")
-    changed = replace(found, checks=dict(checks), precisions=tuple(order))
-    _write(changed)
-    return changed
+    return _write(replace(found, checks=dict(checks), precisions=tuple(order)))
 
 
 def read(folder: str | Path) -> Artefact:
@@ -210,11 +208,12 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
     )
 
 
-def _write(artefact: Artefact) -> None:
+def _write(artefact: Artefact) -> Artefact:
     content = asdict(artefact)
     content.pop("folder")
     text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False, allow_nan=False)
     durable.write(artefact.folder / FILE, text + "\n")
+    return artefact
 
 
 def _content(file: Path, absent: str, again: str, outdated: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A self-contained model directory: the network, its tokenizer, its labels, what it was trained on and how good it is.
+"""Save and load a bundle: a folder with the network, its tokenizer, its labels, its experiment and its scores.
 
 Only safetensors and JSON, never a pickle. `bundle.json` lists the SHA-256 of every other file.
 """
@@ -37,7 +37,7 @@ from xlt_ray.techniques.technique import Technique
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model ready to answer: `experiment` says how it was made, `scores` how good it was measured to be."""
+    """A model ready to answer: `experiment` is how it was made, `scores` how good it was measured to be."""
 
     network: Network
     tokenize: Tokenize
@@ -88,10 +88,10 @@ def _identifier() -> Identifier:
 
 
 def save(folder: Path, bundle: Bundle, identity: str) -> None:
-    """Write a bundle; `identity` is the encoder it started from. bundle.json comes last and makes it valid.
+    """Write a bundle; `identity` is the encoder it started from. bundle.json is written last and makes it valid.
 
     Of an encoder that a technique only added to, the addition alone is written, unless the technique is to be merged;
-    such a bundle loads where `network.init` gives that encoder.
+    such a bundle loads where `network.init` is still that encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bundle.json").unlink(missing_ok=True)
@@ -148,7 +148,7 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def update_steps(folder: Path, bundle: Bundle) -> None:
-    """Write the state of techniques anew and the languages that they know; at any moment the folder is valid."""
+    """Replace the saved state of techniques and the languages that they know; the folder is valid at any moment."""
     content = artefact.verify_bundle(folder)
     old = content.get("steps")
     content["steps"] = _save_steps(folder, bundle.network, techniques.build(bundle.experiment))
@@ -193,7 +193,7 @@ def load(folder: str | Path) -> Bundle:
 
 
 def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
-    """Load the encoder that a bundle of changes belongs to, which must be the very same."""
+    """Load the encoder that a bundle of changes belongs to; InputError where it is another one now."""
     init, revision = content["experiment"]["network"]["init"], content["experiment"]["network"]["revision"]
     found = encoders.load(init, revision)
     if found.identity != content["encoder"]:
@@ -205,7 +205,7 @@ def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
 
 
 class _PyFunc:
-    """What MLflow's generic loader calls: texts in, labels out."""
+    """The model that MLflow's generic loader calls: texts in, labels out."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle

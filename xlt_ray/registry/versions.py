@@ -45,12 +45,11 @@ class Version:
     run_id: str
     digest: str
     tags: Mapping[str, str] = field(default_factory=dict)
-    source: str = ""
     created: int = 0
 
     @property
     def model(self) -> str:
-        """How MLflow names this version."""
+        """The name that MLflow has for this version."""
         return f"models:/{self.name}/{self.version}"
 
 
@@ -141,7 +140,7 @@ def default_uri() -> str:
 
 
 def listing(version: Version, what: What) -> bytes | None:
-    """Read the file that names all others of a version's artefact or bundle; None where there is none."""
+    """Read the file that lists all others of a version's artefact or bundle; None where there is none."""
     with tempfile.TemporaryDirectory() as scratch:
         return _bytes(_fetch(version, _place(version, what), LISTING[what], Path(scratch)))
 
@@ -194,7 +193,7 @@ def upload(version: Version, folder: Path, place: str) -> None:
 
 
 def record(version: Version, metrics: Mapping[str, float], step: int, files: Mapping[str, str], place: str) -> None:
-    """Log figures and texts on a version's run; the time is the version's own, so that a repetition changes nothing."""
+    """Log metrics and texts on a version's run; their time is the version's, so that repeating it changes nothing."""
     from mlflow.entities import Metric
 
     with _connected(version.uri) as client:
@@ -265,7 +264,6 @@ def _version(found: Any, uri: str) -> Version:
         run_id=found.run_id or "",
         digest=tags.get("xlt.bundle", ""),
         tags=tags,
-        source=found.source,
         created=int(found.creation_timestamp),
     )
 
