@@ -50,7 +50,7 @@ TRACED = ("mt5", "modernbert")  # by torch.onnx, which takes seconds
 
 
 def same_answers(folder: Path, original: Path) -> None:
-    """Hold an artefact's float32 answers to those of torch: padded, single, and in another order."""
+    """Compare an artefact's float32 answers with those of torch: padded, single, and in another order."""
     onnx, whole = engine.load(folder, precision="float32", threads=1), bundle.load(original)
     wanted = whole.probabilities(TEXTS)
     assert np.ptp(wanted, axis=0).max() > 0.01

@@ -197,6 +197,7 @@ def test_a_changed_truncated_or_missing_file_is_refused_by_its_name(saved: Path,
         ("{}", "format None, this version reads 1"),
         ('{"format": 2}', "format 2, this version reads 1"),
         ("\udcff", "damaged"),
+        ('{"format": 1}', "damaged .sha256: no list of files.; copy the bundle again"),
     ],
 )
 def test_a_bundle_of_another_format_is_refused(saved: Path, content: str, message: str) -> None:

@@ -163,6 +163,8 @@ def check_file(file: Path, sha256: str, again: str, size: int | None = None) -> 
 def verify_bundle(folder: Path) -> dict[str, Any]:
     """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json."""
     content = _content(folder / BUNDLE_FILE, NO_BUNDLE, "copy the bundle again", "train again")
+    if not isinstance(content.get("sha256"), dict):
+        raise InputError(f"{folder / BUNDLE_FILE}: damaged (sha256: no list of files); copy the bundle again")
     for name, sha256 in content["sha256"].items():
         check_file(folder / name, sha256, "copy the bundle again")
     return content

@@ -170,17 +170,16 @@ def load(folder: str | Path) -> Bundle:
     network = Network(encoder.model, len(content["labels"]), content["pooling"], languages=content.get("languages", ()))
     network.head.load_state_dict(load_file(folder / "head.safetensors"))
     network.temperature = content.get("temperature", 1.0)
-    added = load_file(folder / CHANGES) if (folder / CHANGES).is_file() else None
-    state = load_file(folder / content["steps"]) if content.get("steps") else {}
+    changes = load_file(folder / CHANGES) if (folder / CHANGES).is_file() else None
+    steps = load_file(folder / content["steps"]) if content.get("steps") else {}
     for one in techniques.build(experiment):
-        if one.replaces_encoder and added is None:
-            continue  # it was merged
+        prefix = f"{one.name}."
+        own = {key.removeprefix(prefix): tensor for key, tensor in steps.items() if key.startswith(prefix)}
+        state = changes if one.replaces_encoder else own
+        if state is None:
+            continue  # it was merged into the encoder
         one.attach(network, encoder.tokenizer, None)
-        if one.replaces_encoder and added is not None:
-            one.load(network, added)
-        else:
-            own = {key.removeprefix(f"{one.name}."): t for key, t in state.items() if key.startswith(f"{one.name}.")}
-            one.load(network, own)
+        one.load(network, state)
     scores = folder / "scores.json"
     return Bundle(
         network.eval(),

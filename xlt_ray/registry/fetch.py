@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from xlt_ray import durable
 from xlt_ray.config.masking import masked
@@ -31,6 +31,7 @@ CACHE = durable.cache_folder("serving")
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("auto", "float32", "int8")
 VOCABULARIES = ("exact", "trimmed")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def fetch(spec: str, tracking: str | None = None, form: Form = Form(), cache: Pa
         as_promoted = (form.device, form.vocabulary) == ("cpu", "exact")
         if as_promoted and (card := versions.listing(version, "serving")) is not None:
             folder = cache / "artefacts" / _key(card)
-            _keep(folder, artefact.read, lambda draft: versions.download(version, "serving", draft, card))
-            _check_precision(artefact.read(folder), form.precision, version.model)
+            found = _kept(folder, artefact.read, lambda draft: versions.download(version, "serving", draft, card))
+            _check_precision(found, form.precision, version.model)
         else:
             folder = _bundle_of(version, cache)
             folder = folder if form.device == "cuda" else _exported(folder, form, cache)
@@ -149,7 +150,7 @@ def _bundle_of(version: versions.Version, cache: Path) -> Path:
     if card is None:
         raise InputError(f"{version.model}: is not a model of xlt_ray; give one that `xlt train` registered")
     folder = cache / "bundles" / _key(card)
-    _keep(folder, artefact.verify_bundle, lambda draft: versions.download(version, "bundle", draft, card))
+    _kept(folder, artefact.verify_bundle, lambda draft: versions.download(version, "bundle", draft, card))
     return folder
 
 
@@ -164,26 +165,26 @@ def _exported(bundle: Path, form: Form, cache: Path) -> Path:
         vocabulary: Any = form.vocabulary
         export.export(bundle, draft, precisions=(precision,), vocabulary=vocabulary, languages=form.languages)
 
-    _keep(folder, artefact.read, make)
+    _kept(folder, artefact.read, make)
     return folder
 
 
-def _keep(folder: Path, check: Callable[[Path], Any], make: Callable[[Path], Any]) -> None:
-    """Make a folder of the cache where it is missing or damaged; one process makes it while the others wait."""
+def _kept(folder: Path, read: Callable[[Path], T], make: Callable[[Path], Any]) -> T:
+    """Read a folder of the cache; where it is missing or damaged one process makes it while the others wait."""
     locks = folder.parents[1] / "locks"
     for parent in (folder.parent, locks):
         parent.mkdir(parents=True, exist_ok=True)
     with durable.locked(locks / f"{folder.parent.name}-{folder.name}.lock"):
         if folder.is_dir():
             try:
-                check(folder)
-                return
+                return read(folder)
             except InputError:
                 shutil.rmtree(folder)  # damaged by a power cut, or by hand
         for left in folder.parent.glob(f".*{folder.name}.*"):  # of a process that was killed: this one has the lock
             shutil.rmtree(left, ignore_errors=True)
         with durable.publishing(folder) as draft:
             make(draft)
+        return read(folder)
 
 
 class _Parser(argparse.ArgumentParser):
