@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xlt_ray import durable
+from xlt_ray import durable, techniques
 from xlt_ray.config.experiment import CorpusConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.export import agreement, bert_graph, onnx_graph, quantising, tracing, trimming
 from xlt_ray.export.onnx_graph import Graph
-from xlt_ray.inference import artefact, engine, pieces
+from xlt_ray.inference import artefact, pieces
 from xlt_ray.inference import bundle as bundles
 from xlt_ray.inference.artefact import Artefact
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.inference.engine import OnnxEngine
+from xlt_ray.model import network as networks
 from xlt_ray.model.network import Network
 
 EMBEDDINGS = "embeddings.bin"
@@ -57,7 +58,7 @@ def export(
     if vocabulary not in ("exact", "trimmed"):
         raise InputError(f"vocabulary: {vocabulary!r}; give exact or trimmed")
     found = bundles.load(bundle)
-    net, offsets = engine.plain(found)
+    net, offsets = _plain(found)
     described = replace(artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
     with _replacing(out) as folder:
         graph, words = _graph(net, "token_type_ids" in found.tokenize.tokenizer.model_input_names, folder)
@@ -76,6 +77,16 @@ def export(
             made = replace(made, margin=_margin(made, texts))
         artefact.write(made)
     return artefact.read(out)
+
+
+def _plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
+    """Return a bundle's network without anything of techniques, and what languages add to its logits (`offsets`).
+
+    What techniques can merge into the bundle's encoder is merged, in memory: the answers stay the same.
+    """
+    for one in techniques.build(found.experiment):
+        one.merge_into_encoder(found.network)
+    return networks.plain(found.network)
 
 
 def _graph(network: Network, types: bool, folder: Path) -> tuple[Graph, list[str]]:

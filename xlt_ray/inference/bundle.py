@@ -58,14 +58,26 @@ class Bundle:
         `languages` are codes of the texts, None where one is unknown. Where a technique depends on the language and
         none are given, they are guessed.
         """
-        if not len(texts):
+        if languages is None and len(self.network.steps):
+            languages = _guessed(texts)
+        return self.answer(self.tokenize(texts, pairs) if len(texts) else [], languages)
+
+    def answer(
+        self,
+        encoded: Sequence[Mapping[str, Sequence[int]]],
+        languages: Sequence[str | None] | None,
+        tokens: int | None = None,
+    ) -> np.ndarray:
+        """Return the same of rows encoded as by `tokenize`; without `languages` all are unknown.
+
+        `tokens` is the most padded tokens of a batch, by default as the experiment has it.
+        """
+        if not len(encoded):
             return np.zeros((0, len(self.labels)), dtype=np.float32)
-        if languages is None:
-            languages = _guessed(texts) if len(self.network.steps) else [None] * len(texts)
-        indices = [self.network.index(code) for code in languages]
-        inputs = Inputs(self.tokenize, self.precision, self.experiment.evaluation.tokens_per_step)
+        indices = [self.network.index(code) for code in languages or [None] * len(encoded)]
+        inputs = Inputs(self.tokenize, self.precision, tokens or self.experiment.evaluation.tokens_per_step)
         device = next(self.network.parameters()).device
-        logits = evaluate.forward(self.network, device, self.tokenize(texts, pairs), inputs, indices)
+        logits = evaluate.forward(self.network, device, encoded, inputs, indices)
         return (torch.from_numpy(logits) / self.network.temperature).softmax(-1).numpy()
 
     def predict(

@@ -15,17 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from xlt_ray.errors import InputError
 from xlt_ray.inference import artefact, pieces
 from xlt_ray.model import batching
-
-if TYPE_CHECKING:
-    from xlt_ray.inference.bundle import Bundle
-    from xlt_ray.model.network import Network
 
 # Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
 TOKENS = 160
@@ -41,7 +37,7 @@ Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types wher
 class Engine(Protocol):
     """A model ready to answer; `encode` and `probabilities` may be called from several threads at once."""
 
-    artefact: artefact.Artefact  # of a bundle what its artefact would say
+    artefact: artefact.Artefact  # of a bundle as its artefact would be, but for offsets: its own network adds them
     labels: tuple[str, ...]
     precision: str
     device: str
@@ -179,8 +175,8 @@ class OnnxEngine:
 class TorchEngine:
     """Answer with torch from a bundle: on a GPU in bfloat16, on a CPU in float32 as `Bundle.probabilities` does.
 
-    What techniques left in the bundle is in the network and in `artefact.offsets`, as in an artefact. Call
-    `probabilities` from one thread: torch's arithmetic suffers from several (docs/decisions.md).
+    Techniques that can be merged into the encoder are, in memory. Call `probabilities` from one thread: torch's
+    arithmetic suffers from several (docs/decisions.md).
     """
 
     def __init__(
@@ -193,7 +189,7 @@ class TorchEngine:
     ) -> None:
         import torch
 
-        from xlt_ray.evaluation.evaluate import Inputs
+        from xlt_ray import techniques
         from xlt_ray.inference import bundle
 
         self.device = _device(device)
@@ -202,44 +198,23 @@ class TorchEngine:
             raise InputError(f"precision: {precision} needs an artefact; give one, or take float32 or bfloat16")
         if threads:
             torch.set_num_threads(threads)
-        found = bundle.load(folder)
-        network, offsets = plain(found)
-        self.network = network.to(self.device)
-        self.inputs = Inputs(found.tokenize, self.precision, tokens or found.experiment.evaluation.tokens_per_step)
-        self.artefact = replace(artefact.describe(folder, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
-        self.labels, self.max_length = found.labels, found.tokenize.max_length
-        tokenizer = found.tokenize.tokenizer
-        types = "token_type_ids" in tokenizer.model_input_names
-        self.encode = _Encode(tokenizer.backend_tokenizer, found.tokenize.prefix, self.max_length, types)
+        self.bundle, self.tokens = replace(bundle.load(folder), precision=self.precision), tokens
+        for one in techniques.build(self.bundle.experiment):
+            one.merge_into_encoder(self.bundle.network)
+        self.bundle.network.to(self.device)
+        tokenize = self.bundle.tokenize
+        self.artefact = artefact.describe(folder, tokenize.tokenizer.pad_token_id)
+        self.labels, self.max_length = self.bundle.labels, tokenize.max_length
+        types = "token_type_ids" in tokenize.tokenizer.model_input_names
+        self.encode = _Encode(tokenize.tokenizer.backend_tokenizer, tokenize.prefix, self.max_length, types)
 
     def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
         """Return what `Engine.probabilities` promises."""
-        import torch
-
-        from xlt_ray.evaluation import evaluate
-
-        if not len(rows):
-            return np.zeros((0, len(self.labels)), dtype=np.float32)
         encoded: list[Any] = [
             {"input_ids": row} if row.ndim == 1 else {"input_ids": row[:, 0], "token_type_ids": row[:, 1]}
             for row in rows
         ]
-        logits = evaluate.forward(self.network, torch.device(self.device), encoded, self.inputs)
-        logits += language_offsets(self.artefact, codes)
-        return (torch.from_numpy(logits) / self.artefact.temperature).softmax(-1).numpy()
-
-
-def plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
-    """Return a bundle's network without anything of techniques, and what languages add to its logits (`offsets`).
-
-    What techniques can merge into the bundle's encoder is merged, in memory: the answers stay the same.
-    """
-    from xlt_ray import techniques
-    from xlt_ray.model import network
-
-    for one in techniques.build(found.experiment):
-        one.merge_into_encoder(found.network)
-    return network.plain(found.network)
+        return self.bundle.answer(encoded, codes, self.tokens)
 
 
 def _device(asked: str) -> str:
