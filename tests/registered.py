@@ -66,7 +66,7 @@ def made_bundle(folder: Path, data: Mapping[str, Any], seed: int = 0, labels: tu
 
 
 def answers(data: Mapping[str, Any], right: Mapping[str, float], seed: int = 0) -> dict[str, Predictions]:
-    """Give predictions of the corpus's test rows, a share of them right, language -> share."""
+    """Return predictions of the corpus's test rows, a share of them right, language -> share."""
     corpus, _ = loaders.load_corpus(setup.absolute(build(dict(data))))
     rng = np.random.default_rng(seed)
     found = {}
@@ -83,7 +83,7 @@ def answers(data: Mapping[str, Any], right: Mapping[str, float], seed: int = 0) 
 def finished(
     folder: Path, uri: str, made: Path, predictions: Mapping[str, Predictions] | None, deliver: bool = True
 ) -> Path:
-    """Lay out a finished run: its bundle, its predictions, and its outbox, already delivered; nothing is registered."""
+    """Make a finished run: its bundle, its predictions, and its outbox, already delivered; nothing is registered."""
     box = outbox.Outbox.open(folder, TrackingConfig(uri=uri), folder.name, folder.name)
     shutil.copytree(made, folder / "bundle")
     if predictions is not None:

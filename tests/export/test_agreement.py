@@ -25,7 +25,7 @@ GOLD = {code: np.arange(400) % 3 for code in LANGUAGES}
 
 
 def flipped(code: str, rows: int, gold: Answers = GOLD) -> Answers:
-    """Give answers right everywhere but in the first rows of one language."""
+    """Return answers right everywhere but in the first rows of one language."""
     return gold | {code: (gold[code] + (np.arange(len(gold[code])) < rows)) % 3}
 
 

@@ -76,7 +76,7 @@ def test_a_changed_missing_or_longer_file_is_named(folder: Path, name: str) -> N
     ("changes", "fault"),
     [
         ({"format": 7}, "format 7, this version reads 1"),
-        ({"labels": "ab"}, "labels: 'ab' cannot be meant"),
+        ({"labels": "ab"}, r"labels: 'ab' is not valid .*; copy the folder again"),
         ({"labels": ["a", "a"]}, "labels"),
         ({"max_length": True}, "max_length"),
         ({"max_length": 10**30}, "max_length"),
@@ -89,7 +89,7 @@ def test_a_changed_missing_or_longer_file_is_named(folder: Path, name: str) -> N
         ({"surplus": 1}, "has other keys than it should .surplus."),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_name(folder: Path, changes: dict[str, Any], fault: str) -> None:
+def test_an_invalid_value_is_refused_by_name(folder: Path, changes: dict[str, Any], fault: str) -> None:
     rewrite(folder, **changes)
     with pytest.raises(InputError, match=fault):
         artefact.read(folder)
@@ -113,13 +113,6 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"not an artefact .no artefact.json.; export a bundle to make one"):
             artefact.read(place)
-
-
-def test_a_failed_write_leaves_the_old_text(tmp_path: Path) -> None:
-    artefact.write_text(tmp_path / "x.json", "old")
-    with pytest.raises(UnicodeEncodeError):
-        artefact.write_text(tmp_path / "x.json", "new \ud800")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and (tmp_path / "x.json").read_text() == "old"
 
 
 def test_importing_loads_nothing_slow() -> None:

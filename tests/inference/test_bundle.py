@@ -18,7 +18,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
-from xlt_ray.inference import bundle
+from xlt_ray.inference import artefact, bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import collate, encoders, network
 
@@ -186,7 +186,7 @@ def test_a_changed_truncated_or_missing_file_is_refused_by_its_name(saved: Path,
         with pytest.raises(InputError, match=f"{name}: missing; copy the bundle again"):
             bundle.load(folder)
         file.write_bytes(content)
-        assert bundle.verify(folder)["labels"] == list(LABELS)
+        assert artefact.verify_bundle(folder)["labels"] == list(LABELS)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +197,7 @@ def test_a_changed_truncated_or_missing_file_is_refused_by_its_name(saved: Path,
         ("{}", "format None, this version reads 1"),
         ('{"format": 2}', "format 2, this version reads 1"),
         ("\udcff", "damaged"),
+        ('{"format": 1}', "damaged .sha256: no list of files.; copy the bundle again"),
     ],
 )
 def test_a_bundle_of_another_format_is_refused(saved: Path, content: str, message: str) -> None:

@@ -64,6 +64,11 @@ def run(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
+def drafts(cache: Path) -> list[Path]:
+    """List the folders of a cache that are being made."""
+    return list(cache.glob("*/.*"))
+
+
 # the registry
 
 
@@ -144,14 +149,14 @@ def test_a_version_with_an_artefact_is_fetched_once_and_kept_by_content(home: Ho
     marked = Path(found.folder).stat().st_ctime_ns
     assert fetch.fetch("models:/tiny/1", home.uri, cache=home.cache) == found
     assert Path(found.folder).stat().st_ctime_ns == marked
-    assert [path.name for path in (home.cache / "drafts").iterdir()] == []
+    assert not drafts(home.cache)
 
 
 def test_a_damaged_or_half_made_folder_of_the_cache_is_made_anew(home: Home) -> None:
     folder = Path(fetch.fetch("models:/tiny@champion", home.uri, cache=home.cache).folder)
     (folder / "tokenizer.json").write_text("{}")
-    draft = home.cache / "drafts" / f"artefacts-{folder.name}"
-    draft.mkdir(parents=True)  # as a kill leaves it
+    draft = folder.with_name(f".{folder.name}.999999999.0")
+    draft.mkdir()  # as a kill leaves it
     (draft / "model.float32.onnx").write_text("half")
     fetch.fetch("models:/tiny@champion", home.uri, cache=home.cache)
     artefact.read(folder)
@@ -193,7 +198,7 @@ def test_an_artefacts_folder_stands_for_itself(home: Home) -> None:
         ({}, "neither an artefact nor a bundle"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_invalid_form_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         fetch.fetch(str(tmp_path), form=Form(**changes), cache=tmp_path)
 
@@ -203,10 +208,10 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str, 
     [
         (
             "aborted",
-            r"a run that is not finished; `xlt train .*aborted/experiment\.yaml` goes on with it, or give a fini",
+            r"a run that is not finished; `xlt train .*aborted/experiment\.yaml` resumes it, or give a fini",
         ),
         ("search", r"a search; give one of its runs, such as .*search/retrained/best$"),
-        ("young", r"a search; `xlt tune .*young/search\.yaml` goes on with it"),
+        ("young", r"a search; `xlt tune .*young/search\.yaml` resumes it"),
         ("search/retrained", r"nor a finished run that holds one; give a run in it, such as .*retrained/best$"),
         ("nowhere", r"no such folder; give that of a finished run, or models:/NAME@ALIAS"),
         ("quickstart@champion", r"a registered model is written models:/quickstart@champion$"),
@@ -215,7 +220,7 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str, 
         ("https://host/model", r"^https:/\.\.\.: .*write a folder, or models:/NAME@ALIAS"),
     ],
 )
-def test_a_folder_without_a_model_is_refused_with_a_way_out(place: str, message: str, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused_with_a_remedy(place: str, message: str, tmp_path: Path) -> None:
     for name in ("aborted/experiment.yaml", "search/search.yaml", "young/search.yaml", "file.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("name: x\n")
@@ -265,17 +270,17 @@ def test_several_that_fetch_one_thing_at_once_agree_and_a_process_prints_one_lin
 def test_a_kill_leaves_nothing_half(home: Home, tmp_path: Path) -> None:
     process = run("models:/plain/1", "--tracking", home.uri, "--cache", tmp_path, cwd=tmp_path)
     limit = time.monotonic() + 60
-    while not list((tmp_path / "drafts").glob("*")) and time.monotonic() < limit:
+    while not drafts(tmp_path) and time.monotonic() < limit:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     for kind in ("bundles", "exports"):
-        for folder in (tmp_path / kind).glob("*"):
+        for folder in (tmp_path / kind).glob("[!.]*"):
             assert (folder / "bundle.json").is_file() or (folder / artefact.FILE).is_file()
     found = fetch.fetch("models:/plain/1", home.uri, cache=tmp_path)
     artefact.read(found.folder)
-    assert not list((tmp_path / "drafts").iterdir())
+    assert not drafts(tmp_path)
 
 
 def test_errors_are_one_line_with_a_status_and_light_where_nothing_heavy_is_needed(home: Home, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_what_does_not_load_is_never_promoted_not_even_by_force(home: Home, monk
 
 
 @pytest.mark.usefixtures("untried")
-def test_a_corpus_out_of_reach_is_refused_with_the_way_out(home: Home, tmp_path: Path) -> None:
+def test_a_corpus_out_of_reach_is_refused_with_a_remedy(home: Home, tmp_path: Path) -> None:
     data = home.data | {"corpus": home.data["corpus"] | {"path": str(tmp_path / "corpus")}}
     shutil.copytree(home.corpus, tmp_path / "corpus")
     made = registered.made_bundle(tmp_path / "made", data)
@@ -308,7 +308,7 @@ def test_a_corpus_out_of_reach_is_refused_with_the_way_out(home: Home, tmp_path:
     assert by_force.artefact is not None and by_force.artefact.precisions == ("float32",)
 
 
-# what cannot be meant
+# invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_corpus_out_of_reach_is_refused_with_the_way_out(home: Home, tmp_path:
         ({"texts": Path("nowhere.txt")}, "nowhere.txt: cannot be read"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(home: Home, changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_argument_is_refused(home: Home, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         home.promote(**{"run": "good", "name": "nonsense"} | changes)
 

@@ -273,9 +273,7 @@ def test_a_bundle_without_centre_and_texts_too_few_are_refused(
 ) -> None:
     plain = {**centred(tiny_settings, "fine_tune"), "techniques": []}
     other = save(build(plain), tmp_path / "plain")
-    with pytest.raises(
-        InputError, match=r"has no technique that takes up a language: train with `techniques: \[centre\]`"
-    ):
+    with pytest.raises(InputError, match=r"has no technique that adds a language: train with `techniques: \[centre\]`"):
         adapt.adapt(other, "wo", texts(tmp_path / "enough.txt"))
     with pytest.raises(InputError, match=r"few\.txt: 19 different texts; give 20 or more"):
         adapt.adapt(made, "wo", texts(tmp_path / "few.txt", rows=19))
@@ -288,7 +286,7 @@ def test_a_bundle_without_centre_and_texts_too_few_are_refused(
 
 @pytest.mark.parametrize(
     ("call", "number", "done"),
-    [("replace", 1, False), ("replace", 2, False), ("unlink", 1, True)],
+    [("replace", 1, False), ("replace", 2, False), ("unlink", 3, True)],
     ids=["before the steps", "between steps and bundle.json", "before the old steps are taken away"],
 )
 def test_an_update_that_is_stopped_leaves_a_whole_bundle(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,6 @@ class Inputs:
     tokens: int | None = None
 
 
-@torch.inference_mode()
 def outputs(
     call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     device: torch.device,
@@ -45,18 +44,34 @@ def outputs(
 
     `language` is the place of the rows' language among the network's, -1 where it is not among them.
     """
-    tokenize, budget = inputs.tokenize, token_budget(inputs.tokens, device)
     parts: list[np.ndarray] = []
     for start in range(0, len(rows), CHUNK):
-        encoded = tokenize.rows(table, rows[start : start + CHUNK])
-        order, found = [], []
-        for positions, batch in collate.budgeted(encoded, budget, tokenize.tokenizer.pad_token_id):
-            batch["language"] = torch.full((len(positions),), language)
-            with autocast(device, inputs.precision):
-                found.append(call({key: value.to(device) for key, value in batch.items()}).float().cpu().numpy())
-            order += positions
-        parts.append(np.concatenate(found)[np.argsort(order)])
+        encoded = inputs.tokenize.rows(table, rows[start : start + CHUNK])
+        parts.append(forward(call, device, encoded, inputs, [language] * len(encoded)))
     return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def forward(
+    call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    device: torch.device,
+    encoded: Sequence[Mapping[str, Sequence[int]]],
+    inputs: Inputs,
+    languages: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Compute `call` on one or more rows encoded as `Tokenize` does: (rows, width) float32, in their order.
+
+    `languages` are the places of the rows' languages among the network's; without them all are unknown.
+    """
+    order, found = [], []
+    budget = token_budget(inputs.tokens, device)
+    for positions, batch in collate.budgeted(encoded, budget, inputs.tokenize.tokenizer.pad_token_id):
+        if languages is not None:
+            batch["language"] = torch.tensor([languages[i] for i in positions])
+        with autocast(device, inputs.precision):
+            found.append(call({key: value.to(device) for key, value in batch.items()}).float().cpu().numpy())
+        order += positions
+    return np.concatenate(found)[np.argsort(order)]
 
 
 def predict(

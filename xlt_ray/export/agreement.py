@@ -1,9 +1,9 @@
-"""Check an artefact against the bundle it was made of: the same labels, and no group of languages worse off.
+"""Check an artefact against the bundle it was exported from: the same labels, and no group of languages worse off.
 
-Both limits are rates, and a rate of few rows is mostly luck: a single row of a hundred is a whole point. So a limit is
+Both limits are rates, and a rate of few rows is mostly chance: one row of a hundred is a whole point. So a limit is
 broken only where so many rows changed that a true rate within it does not explain them, by an exact binomial test that
-is corrected for everything looked at. Rounding changes rows that were close calls, and where languages share their
-sentences a close call is one in several of them: fewer than `FEWEST` rows are never taken for the loss of a group.
+is corrected for the number of tests. Rounding changes rows that were close calls, and where languages share their
+sentences a close call is one in several of them: fewer than `FEWEST` rows never count as the loss of a group.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from xlt_ray.inference.engine import margins
 
 AGREEMENT = 0.995  # share of all rows that must get the label the bundle gives them
 LOSS = 0.003  # accuracy that no group of languages may lose
-ALPHA = 0.05  # chance that an artefact that keeps all limits is called one that does not
+ALPHA = 0.05  # chance that an artefact that keeps all limits fails the check
 FEWEST = 3  # rows lost, net of those won, that count against a group
-CHUNK = 512  # rows answered between two words about progress
-LEFT_WRONG = 0.001  # share of rows expected to keep another label than float32's; in the end it is twice that
+CHUNK = 512  # rows answered between two reports of progress
+LEFT_WRONG = 0.001  # share of rows expected to keep another label than float32's; as measured it is twice that
 UNSURE = 0.3  # share of rows, those of the smallest margins, that show how far margins are off
 
 
@@ -39,15 +39,14 @@ def check(
     progress: Callable[[int, int], None] = lambda done, total: None,
     rows: int | None = None,
 ) -> dict[str, Any]:
-    """Answer the rows of tables (language -> text, label, for pairs text_pair) by bundle and artefact, and compare.
+    """Compare the answers of bundle and artefact on tables of rows (language -> text, label, for pairs text_pair).
 
-    Both answer as they do where the language of a row is known. With `rows` at most so many of each language are
-    compared, drawn by the language's name alone.
+    Both answer as they do where the language of a row is known, and number labels as the tables do. With `rows` at most
+    so many of each language are compared, drawn by the language's name alone.
 
-    Gives for every precision what `compare` gives, besides `of`, all rows of the tables, and `asked`, the share of
-    rows that int8 gave to float32. That is what `artefact.record` wants to know. Labels of the tables count as the
-    bundle's do. `progress` is told how many answers there are and how many there will be, of all networks together.
-    Raises InputError where there is no row or the artefact is another bundle's.
+    Returns, for every precision and as `artefact.record` takes it, what `compare` returns and `of`, all rows of the
+    tables, and `asked`, the share of rows that int8 left to float32. `progress(done, total)` counts the answers of all
+    networks together. Raises InputError where there is no row or the artefact is another bundle's.
     """
     made = artefact.read(artefact_folder)
     if made.digest != artefact.bundle_digest(bundle_folder):
@@ -60,13 +59,14 @@ def check(
 
     def answered(model: engine.Engine) -> dict[str, np.ndarray]:
         nonlocal done
-        found: dict[str, list[np.ndarray]] = {code: [] for code in chosen}
+        found = {code: np.zeros(table.num_rows, dtype=np.int64) for code, table in chosen.items()}
         for code, table in chosen.items():
             for start in range(0, table.num_rows, CHUNK):
-                found[code].append(answers(model, table.slice(start, CHUNK), code))
-                done += len(found[code][-1])
+                part = table.slice(start, CHUNK)
+                found[code][start : start + CHUNK] = answers(model, part, code)
+                done += part.num_rows
                 progress(done, total)
-        return {code: np.concatenate(parts) for code, parts in found.items()}
+        return found
 
     before = answered(engine.load(bundle_folder, device="cpu", precision="float32"))
     gold = {code: table["label"].to_numpy().astype(np.int64) for code, table in chosen.items()}
@@ -87,9 +87,9 @@ def sample(table: pa.Table, language: str, rows: int | None) -> pa.Table:
 
 
 def answers(model: engine.Engine, table: pa.Table, language: str) -> np.ndarray:
-    """Give the number of the best label of every row, (rows,), as it is served where the language is known.
+    """Return the index of the best label of every row, (rows,), as it is served where the language is known.
 
-    That is the `language` of the table, or what its column `language` says of each row.
+    The language is that of the table, unless a column `language` has one for each row.
     """
     pairs = table["text_pair"].to_pylist() if "text_pair" in table.column_names else None
     codes = table["language"].to_pylist() if "language" in table.column_names else [language] * table.num_rows
@@ -102,7 +102,7 @@ def compare(
     after: Mapping[str, np.ndarray],
     languages: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Compare two sets of answers, language -> labels (rows,); `languages` says which group each belongs to.
+    """Compare two sets of answers, language -> labels (rows,); `languages` has the role and `seen` of each.
 
     Returns `texts`, the rows compared; `changed`, those with another label; `agreement`, the share of the others, and
     `low`, the lower end of its 95% interval (Clopper and Pearson 1934); `groups`, for each group of
@@ -139,7 +139,7 @@ def compare(
 
 
 def _faults(texts: int, changed: int, figures: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """Say which limits are broken, and which are only exceeded by what chance explains."""
+    """Return a line for each limit that is broken, and one for each that is exceeded by no more than chance."""
     reasons: list[str] = []
     unclear: list[str] = []
     alpha = ALPHA / (1 + len(figures))
@@ -153,35 +153,35 @@ def _faults(texts: int, changed: int, figures: Mapping[str, Mapping[str, Any]]) 
                 f"{name}: {one['lost']} of {one['rows']} rows turn wrong and {one['won']} right, "
                 f"{-100 * one['change']:.2f} points less and more than {100 * LOSS:g}"
             )
-            # rounding turns about as many rows wrong as right by chance alone, and those won say how many that is
+            # by chance alone rounding turns about as many rows wrong as right, and those won show how many that is
             sure = net >= FEWEST and _more(one["lost"], one["rows"], LOSS + one["won"] / one["rows"], alpha)
             (reasons if sure else unclear).append(text)
     return reasons, unclear
 
 
 def _more(found: int, rows: int, rate: float, alpha: float) -> bool:
-    """Tell whether so many of the rows are more than a true rate explains."""
+    """Return whether so many of the rows are significantly more than a rate explains."""
     return bool(stats.binomtest(found, rows, rate, alternative="greater").pvalue <= alpha)
 
 
-def margin(rough: np.ndarray, precise: np.ndarray) -> float:
-    """Find the margin under which rough logits (rows, labels) are not to be trusted, given the precise ones.
+def margin(int8: np.ndarray, float32: np.ndarray) -> float:
+    """Return the margin of int8 logits (rows, labels) below which float32 is to answer, from the logits of both.
 
-    The smallest at which LEFT_WRONG of all rows can be expected to keep a label that the precise logits do not give.
-    Wrong labels among a thousand rows are too few to go by. So the chance that a row's label is wrong is taken from how
-    far rough margins are off in the UNSURE part of the rows, where rounding does most harm, wrong labels or not. At
-    least twice the median of that, as few rows may be off by little through luck.
+    It is the smallest at which LEFT_WRONG of all rows are expected to keep a label that float32 does not choose. Wrong
+    labels among a thousand rows are too few to estimate that from. So the chance that a row's label is wrong is taken
+    from how far int8's margins are off in the UNSURE part of the rows, where rounding does most harm, wrong labels or
+    not. It is at least twice the median of that error, which few rows may underestimate by chance.
     """
-    if rough.shape[1] < 2 or not len(rough):
+    if int8.shape[1] < 2 or not len(int8):
         return 0.0
-    rows, best, apart = np.arange(len(rough)), rough.argmax(1), margins(rough)
-    others = precise.copy()
+    rows, best, found = np.arange(len(int8)), int8.argmax(1), margins(int8)
+    others = float32.copy()
     others[rows, best] = -np.inf
-    off = apart - (precise[rows, best] - others.max(1))  # by how much the rough margin flatters
-    unsure = np.sort(off[apart <= np.quantile(apart, UNSURE)])
-    chance = 1 - np.searchsorted(unsure, apart) / len(unsure)
-    order = np.argsort(-apart)
-    left = np.cumsum(chance[order]) / len(rough)
+    error = found - (float32[rows, best] - others.max(1))  # positive where int8 is too sure
+    unsure = np.sort(error[found <= np.quantile(found, UNSURE)])
+    chance = 1 - np.searchsorted(unsure, found) / len(unsure)
+    order = np.argsort(-found)
+    left = np.cumsum(chance[order]) / len(int8)
     at = int(np.searchsorted(left, LEFT_WRONG, side="right"))
-    needed = apart[order[at]] * (1 + 1e-6) if at < len(rough) else 0.0
-    return float(max(needed, 2 * np.median(np.abs(off))))
+    needed = found[order[at]] * (1 + 1e-6) if at < len(int8) else 0.0
+    return float(max(needed, 2 * np.median(np.abs(error))))

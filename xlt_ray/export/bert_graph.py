@@ -1,7 +1,7 @@
-"""The ONNX graph of BERT and its kin, written down operator by operator with onnxruntime's fused ones.
+"""Build the ONNX graph of BERT and related encoders operator by operator, with onnxruntime's fused operators.
 
-A tracer would need a minute and give some hundred small operators a block; these are eight, the same on every machine
-and with every version of torch. What is not of this family goes through `torch.onnx` (see `export`).
+Tracing takes a minute and makes some hundred small operators a block; these are eight, the same on every machine and
+with every version of torch. Other encoders go through `torch.onnx` (see `tracing`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fits(config: Any) -> bool:
 
 
 def build(network: Any, types: bool) -> Graph:
-    """Write down a whole `network.Network`; with `types`, rows bring token_type_ids, else all are of type 0."""
+    """Build the graph of a `network.Network`; with `types` it has an input token_type_ids, else all are of type 0."""
     config = network.encoder.config
     state = {name: one.detach().cpu().float().numpy() for name, one in network.encoder.state_dict().items()}
     path, names = BLOCKS[config.model_type]
@@ -75,7 +75,7 @@ class EncoderGraph:
         table = state["embeddings.position_embeddings.weight"]
         kinds = state.get("embeddings.token_type_embeddings.weight")
         if kinds is not None and not types:
-            table = table + kinds[0]  # as text of one kind has it everywhere
+            table = table + kinds[0]  # a text of one type has it at every position
         parts = [graph.add("Gather", [words, "input_ids"])]
         parts.append(self._positions(graph.weight("positions", table)))
         if kinds is not None and types:

@@ -1,34 +1,36 @@
-"""Make of a bundle the folder it is served from: ONNX networks in float32 and int8, and the tokenizer."""
+"""Export a bundle to the folder it is served from: ONNX networks in float32 and int8, and the tokenizer."""
 
 from __future__ import annotations
 
 import functools
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from xlt_ray import durable, techniques
 from xlt_ray.config.experiment import CorpusConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.export import agreement, bert_graph, onnx_graph, quantising, tracing, trimming
 from xlt_ray.export.onnx_graph import Graph
-from xlt_ray.inference import artefact, engine, pieces
+from xlt_ray.inference import artefact, pieces
 from xlt_ray.inference import bundle as bundles
 from xlt_ray.inference.artefact import Artefact
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.inference.engine import OnnxEngine
+from xlt_ray.model import network as networks
 from xlt_ray.model.network import Network
 
 EMBEDDINGS = "embeddings.bin"
 ALIKE = 1e-4  # probabilities of torch and of onnxruntime in float32 differ by a tenth of this
 CALIBRATING = 1500  # texts cut by both libraries, and answered in both precisions to find the margin
-OTHERWISE = 0.001  # share of texts that another library may cut into other pieces; it is fifty times less as a rule
+OTHERWISE = 0.001  # share of texts that another library may cut differently; usually it is fifty times less
 
 
 def export(
@@ -37,28 +39,28 @@ def export(
     *,
     precisions: Sequence[str] = ("int8", "float32"),
     vocabulary: Literal["exact", "trimmed"] = "exact",
-    languages: Sequence[str] | None = None,
+    languages: Sequence[str] = (),
     texts: Iterable[str] = (),
 ) -> Artefact:
     """Export a bundle into the folder `out`, which appears whole or not at all and replaces an artefact there.
 
-    float32 is always made, int8 where `precisions` names it, and float32 is the one served by default until
-    `artefact.record` tells of a check that int8 passed. `vocabulary` "exact" keeps every id; "trimmed" keeps what the
-    scripts of `languages` need (default: those that were measured). By the unlabelled `texts`, a few hundred of the
-    kind to be served and none of test, the margin is found below which int8 asks float32; without any, sentences of
-    the embedded corpus stand in.
+    float32 is always made, int8 where `precisions` names it, and float32 is served by default until `artefact.record`
+    records a check that int8 passed. `vocabulary` "exact" keeps every id; "trimmed" keeps what the scripts of
+    `languages` need (default: those that were measured). The margin below which int8 asks float32 is found with the
+    unlabelled `texts`, a few hundred of the kind to be served and none of test; without any, with sentences of the
+    embedded corpus.
     Raises InputError where the bundle is damaged, `out` holds something else or the encoder cannot be exported.
     """
-    bundle, out = Path(bundle), Path(out)
+    bundle, out = Path(bundle), Path(out).absolute()
     for one in precisions:
         if one not in artefact.PRECISIONS:
             raise InputError(f"precisions: {one!r}; give some of {', '.join(artefact.PRECISIONS)}")
     if vocabulary not in ("exact", "trimmed"):
         raise InputError(f"vocabulary: {vocabulary!r}; give exact or trimmed")
     found = bundles.load(bundle)
-    net, offsets = engine.plain(found)
+    net, offsets = _plain(found)
     described = replace(artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
-    with _beside(out) as folder:
+    with _replacing(out) as folder:
         graph, words = _graph(net, "token_type_ids" in found.tokenize.tokenizer.model_input_names, folder)
         keep, kept = _vocabulary(found, folder, vocabulary, languages)
         for table in words if keep is not None else ():
@@ -77,8 +79,18 @@ def export(
     return artefact.read(out)
 
 
+def _plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
+    """Return a bundle's network without anything of techniques, and what languages add to its logits (`offsets`).
+
+    What techniques can merge into the bundle's encoder is merged, in memory: the answers stay the same.
+    """
+    for one in techniques.build(found.experiment):
+        one.merge_into_encoder(found.network)
+    return networks.plain(found.network)
+
+
 def _graph(network: Network, types: bool, folder: Path) -> tuple[Graph, list[str]]:
-    """Give the float32 graph and the names of its word-embedding tables, of which there is one as a rule."""
+    """Return the float32 graph and the names of its word-embedding tables, usually one."""
     if bert_graph.fits(network.encoder.config):
         return bert_graph.build(network, types), [bert_graph.WORDS]
     graph = tracing.traced(network, types, folder / "traced")
@@ -88,9 +100,9 @@ def _graph(network: Network, types: bool, folder: Path) -> tuple[Graph, list[str
 
 
 def _vocabulary(
-    found: Bundle, folder: Path, mode: str, languages: Sequence[str] | None
+    found: Bundle, folder: Path, mode: str, languages: Sequence[str]
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Write tokenizer.json; give the ids that stay, None for all, and what to say about them."""
+    """Write tokenizer.json; return the ids that stay, None for all, and how `Artefact.vocabulary` describes them."""
     tokenizer = found.tokenize.tokenizer.backend_tokenizer
     tokenizer.no_truncation(), tokenizer.no_padding()
     text, pieces = tokenizer.to_str(), tokenizer.get_vocab_size()
@@ -100,13 +112,13 @@ def _vocabulary(
         always = tokenizer.encode(found.tokenize.prefix, add_special_tokens=True).ids
         keep = trimming.kept(text, codes, found.tokenize.tokenizer.pad_token_id, always)
         text = trimming.trimmed(text, keep)
-    artefact.write_text(folder / artefact.TOKENIZER, text)
+    durable.write(folder / artefact.TOKENIZER, text)
     described = {"mode": mode, "pieces": pieces, "kept": pieces if keep is None else len(keep)}
     return keep, described | ({} if keep is None else {"scripts": list(trimming.scripts(codes))})
 
 
 def _library(found: Bundle, folder: Path, texts: Sequence[str]) -> dict[str, Any]:
-    """Say which library is to cut texts: SentencePiece, where the kind of tokenizer allows it and the pieces agree."""
+    """Choose the library that cuts texts: SentencePiece, where the kind of tokenizer allows it and the pieces agree."""
     usual = {"library": "tokenizers"}
     text = (folder / artefact.TOKENIZER).read_text(encoding="utf-8")
     types = "token_type_ids" in found.tokenize.tokenizer.model_input_names
@@ -128,7 +140,7 @@ def _write(graph: Graph, made: Artefact, precision: str, words: Sequence[str]) -
 
 
 def _compare(found: Bundle, made: Artefact) -> None:
-    """Refuse a float32 network that answers otherwise than the bundle, its language being unknown or any known one."""
+    """Raise InputError where the float32 network answers otherwise than the bundle, in known languages or without."""
     texts = ["", "1", "A somewhat longer text, of which the others are padded to the length.", "1 2 3 " * 200]
     onnx = OnnxEngine(made, "float32")
     asked: list[tuple[list[str], list[str | None]]] = [
@@ -148,7 +160,7 @@ def _compare(found: Bundle, made: Artefact) -> None:
 
 
 def _margin(made: Artefact, texts: Sequence[str]) -> float:
-    """Find the margin below which int8 is to ask float32, from answers of both."""
+    """Return the margin below which int8 is to ask float32, from the logits of both."""
     onnx = OnnxEngine(replace(made, margin=np.inf), "int8")
     sample = _sample(texts)
     rows = onnx.encode(sample, sample[::-1] if made.pairs else None)
@@ -160,49 +172,24 @@ def _sample(texts: Sequence[str]) -> list[str]:
     return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:CALIBRATING]]
 
 
-@functools.cache  # asked twice by an export
+@functools.cache  # an export needs them twice
 def _sentences() -> list[str]:
     corpus = loaders.load(CorpusConfig(loader="voice_commands"))
     tables = corpus.unlabelled(corpus.languages("train"))
     return [text for table in tables.values() for text in table["text"].to_pylist()]
 
 
-class _beside:  # noqa: N801  used like a function
-    """A folder beside `out` that takes its place when the block ends well, and goes when it does not."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out.absolute()
-        self.folder = self.out.parent / f".{self.out.name}.{os.getpid()}.part"
-
-    def __enter__(self) -> Path:
-        if (
-            self.out.exists()
-            and not (self.out / artefact.FILE).is_file()
-            and (not self.out.is_dir() or any(self.out.iterdir()))
-        ):
-            raise InputError(f"{self.out}: holds something that is not an artefact; name another folder")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.out.parent.glob(f".{self.out.name}.*.part"):  # of exports that were killed
-            if not _running(left.name.split(".")[-2]):
-                shutil.rmtree(left, ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        return self.folder
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        old = self.folder.with_suffix(".old")
-        try:
-            if kind is None:
-                if self.out.exists():
-                    self.out.rename(old)
-                self.folder.rename(self.out)
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _running(pid: str) -> bool:
-    with suppress(ValueError, ProcessLookupError, PermissionError):
-        os.kill(int(pid), 0)
-        return True
-    return False
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out` that takes its place when the block ends, and that of an artefact there."""
+    if out.exists() and not (out / artefact.FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: holds something that is not an artefact; name another folder")
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    try:
+        with durable.publishing(out) as folder:
+            folder.mkdir()
+            yield folder
+            if out.exists():
+                out.rename(old)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A network as a list of ONNX operators and their weights, written as a small .onnx file with raw weights beside it.
+"""Hold a network as a list of ONNX operators and their weights; write a small .onnx file with raw weights beside it.
 
 Weights lie in files of their own, each at the start of a memory page, so that onnxruntime maps them instead of reading
 them: what is never looked up, such as most rows of an embedding table, then takes no memory.
@@ -17,13 +17,13 @@ import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 OPSETS = {"": 21, "com.microsoft": 1}
-INLINE = 1024  # bytes up to which a weight stands in the .onnx file itself: shapes and constants, which are read early
+INLINE = 1024  # bytes up to which a weight is in the .onnx file itself: shapes and constants, which are read early
 KINDS = {"input_ids": TensorProto.INT64, "attention_mask": TensorProto.INT64, "token_type_ids": TensorProto.INT64}
 
 
 @dataclass
 class Graph:
-    """Operators in the order they run, weights by name, and the names of what goes in; one output, `logits`."""
+    """Operators in the order they run, weights by name, and the names of the inputs; one output, `logits`."""
 
     inputs: tuple[str, ...]
     classes: int
@@ -56,55 +56,45 @@ def load(file: Path, inputs: tuple[str, ...], classes: int) -> Graph:
 def write(graph: Graph, file: Path, places: Mapping[str, str], rest: str) -> None:
     """Write a graph; weights named in `places` go to that file beside it, if it is not there yet, all others to `rest`.
 
-    Equal graphs give equal bytes.
+    Equal graphs make equal bytes.
     """
-    tensors, written = [], {rest: _Weights(file.parent / rest)}
-    for name in sorted(graph.weights):
-        values = graph.weights[name]
-        place = places.get(name, rest)
-        if values.nbytes <= INLINE and name not in places:
-            tensors.append(numpy_helper.from_array(values, name))
-            continue
-        if place not in written:
-            written[place] = _Weights(file.parent / place)
-        tensors.append(_outside(name, values, place, written[place].put(values)))
-    for one in written.values():
-        one.close()
+    inline = [name for name, one in graph.weights.items() if one.nbytes <= INLINE and name not in places]
+    tensors = [numpy_helper.from_array(graph.weights[name], name) for name in inline]
+    outside: dict[str, list[str]] = {rest: []}
+    for name in sorted(graph.weights.keys() - set(inline)):
+        outside.setdefault(places.get(name, rest), []).append(name)
+    for place, names in outside.items():
+        tensors += _write_outside(file.parent / place, {name: graph.weights[name] for name in names})
     axes = ["rows", "tokens"]
     whole = helper.make_graph(
         graph.nodes,
         "network",
         [helper.make_tensor_value_info(name, KINDS[name], axes) for name in graph.inputs],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", graph.classes])],
-        tensors,
+        sorted(tensors, key=lambda tensor: tensor.name),
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in sorted(graph.opsets.items())]
     model = helper.make_model(whole, opset_imports=opsets, ir_version=10, producer_name="xlt_ray")
     file.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _outside(name: str, values: np.ndarray, place: str, offset: int) -> TensorProto:
-    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-    tensor = TensorProto(name=name, data_type=kind, dims=values.shape, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", place), ("offset", offset), ("length", values.nbytes)):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
+def _write_outside(file: Path, weights: Mapping[str, np.ndarray]) -> list[TensorProto]:
+    """Write raw weights, each at the start of a page, and return tensors that refer to them.
 
-
-class _Weights:
-    """A file of raw weights, each at the start of a page; one that is there already is taken to be the same."""
-
-    def __init__(self, file: Path) -> None:
-        self.at, self.stream = 0, None if file.exists() else file.open("wb")
-
-    def put(self, values: np.ndarray) -> int:
-        offset = -(-self.at // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-        self.at = offset + values.nbytes
-        if self.stream:
-            self.stream.seek(offset)
-            values.tofile(self.stream)
-        return offset
-
-    def close(self) -> None:
-        if self.stream:
-            self.stream.close()
+    A file that exists is taken to have the same content.
+    """
+    tensors, offsets, end = [], [], 0
+    for name, values in weights.items():
+        offsets.append(-(-end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY)
+        end = offsets[-1] + values.nbytes
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = TensorProto(name=name, data_type=kind, dims=values.shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", file.name), ("offset", offsets[-1]), ("length", values.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        tensors.append(tensor)
+    if not file.exists():
+        with file.open("wb") as stream:
+            for offset, values in zip(offsets, weights.values(), strict=True):
+                stream.seek(offset)
+                values.tofile(stream)
+    return tensors

@@ -1,6 +1,6 @@
-"""Turn the matrix products of a graph into products of 8-bit whole numbers.
+"""Replace the matrix products of a graph by products of 8-bit integers.
 
-Weights are rounded once, with one scale a column. Activations are rounded as they come, with one scale a token, so that
+Weights are rounded once, with one scale a column. Activations are rounded at run time, with one scale a token, so that
 neither an outlier in one token nor the other rows of a batch change how a text is rounded, and no text is needed to
 calibrate anything. Attention, norms and the head stay in float32.
 
@@ -23,15 +23,13 @@ SHIFTED = {"BiasGelu", "Gelu"}
 
 
 def quantised(graph: Graph) -> Graph:
-    """Give a graph whose products with a matrix of weights are in 8 bits; the given one is left as it is."""
+    """Return a new graph whose products with a matrix of weights are in 8 bits."""
     out = Graph(graph.inputs, graph.classes, [], dict(graph.weights), graph.opsets)
     for name, value in (("one", 1), ("least", 1e-8), ("signed", 1 / 127), ("shifted", 1 / 255), ("lowest", LOWEST)):
         out.weight(f"int8.{name}", value, np.float32)
-    (
-        out.weight("int8.middle", 128, np.uint8),
-        out.weight("int8.zero", 0, np.uint8),
-        out.weight("int8.last", [-1], np.int64),
-    )
+    out.weight("int8.middle", 128, np.uint8)
+    out.weight("int8.zero", 0, np.uint8)
+    out.weight("int8.last", [-1], np.int64)
     makers = {output: node.op_type for node in graph.nodes for output in node.output}
     biases = _biases(graph)
     rounded: dict[tuple[str, bool], tuple[str, str]] = {}
@@ -48,7 +46,8 @@ def quantised(graph: Graph) -> Graph:
         if (source, shift) not in rounded:
             rounded[source, shift] = _rounded_tokens(out, source, shift)
         tokens, scale = rounded[source, shift]
-        out.weight(weight, values), out.weight(f"{weight}.scales", scales)
+        out.weight(weight, values)
+        out.weight(f"{weight}.scales", scales)
         inputs = [tokens, weight, "int8.one", f"{weight}.scales", "int8.zero" if shift else "int8.middle"]
         whole = out.add("MatMulIntegerToFloat", inputs, f"{product}.whole", domain="com.microsoft")
         out.add("Mul", [whole, scale], product)
@@ -76,7 +75,7 @@ def _biases(graph: Graph) -> dict[str, str]:
 
 
 def _rounded_weights(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round a (inputs, outputs) matrix to whole numbers of 8 bits, and give the scale of every column."""
+    """Round an (inputs, outputs) matrix to 8-bit integers; return them and the scale of every column."""
     # 255 * 128 + 255 * 0.5 fits 16 bits: a pair of one sign may add up to 128, of which rounding may take a half each
     pairs = [np.maximum(part, 0).reshape(-1, 2, values.shape[1]).sum(1).max(0) for part in (values, -values)]
     scales = np.maximum(np.maximum(*pairs), np.abs(values).max(0)) / 127
@@ -85,7 +84,7 @@ def _rounded_weights(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rounded_tokens(out: Graph, source: str, shift: bool) -> tuple[str, str]:
-    """Round every token by its own largest value; return the names of whole numbers and of scales (..., 1)."""
+    """Round every token by its own largest value; return the names of the integers and of the scales (..., 1)."""
     if shift:
         raised = out.add("Add", [source, "int8.lowest"], f"{source}.raised")
         largest = out.add("ReduceMax", [raised, "int8.last"], f"{source}.largest", keepdims=1)

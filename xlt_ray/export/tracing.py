@@ -1,4 +1,4 @@
-"""Export whatever torch can trace to an ONNX graph: encoders that are not written down in `bert_graph`."""
+"""Trace encoders that `bert_graph` does not build, to an ONNX graph, with torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xlt_ray.export.onnx_graph import Graph
 
 
 class _Positional(nn.Module):
-    """A network that takes its batch as positional tensors, as exporting wants it."""
+    """A network that takes its batch as positional tensors, as torch.onnx requires."""
 
     def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class _Positional(nn.Module):
 
 
 def traced(network: Any, types: bool, folder: Path) -> Graph:
-    """Trace a `network.Network` by torch.onnx, for any number of rows and tokens; `folder` is used and then deleted.
+    """Trace a `network.Network` with torch.onnx, for any number of rows and tokens; `folder` is made and deleted.
 
-    Raises InputError naming the encoder where torch.onnx cannot.
+    Raises InputError naming the encoder where torch.onnx fails.
     """
     names = ("input_ids", "attention_mask", *(["token_type_ids"] if types else []))
     ids = torch.arange(4, 4 + 2 * 9).reshape(2, 9) % len(network.encoder.get_input_embeddings().weight)
@@ -58,7 +58,7 @@ def traced(network: Any, types: bool, folder: Path) -> Graph:
                 verbose=False,
             )
         return onnx_graph.load(file, names, len(network.head.weight))
-    except Exception as error:  # torch.onnx raises whatever its many parts do
+    except Exception as error:  # torch.onnx raises whatever its parts raise
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kind = type(network.encoder).__name__
         raise InputError(f"{kind}: torch.onnx cannot export it ({cause[:200]}); serve the bundle with torch") from error
@@ -68,7 +68,7 @@ def traced(network: Any, types: bool, folder: Path) -> Graph:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    # its progress, its advice and what its parts deprecate are for people who export by hand
+    # torch.onnx's progress, advice and deprecation warnings are for people who export by hand
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

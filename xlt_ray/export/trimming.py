@@ -1,6 +1,6 @@
 """Cut a tokenizer's vocabulary down to the scripts of the languages that are served.
 
-A piece stays when each of its characters belongs to one of these scripts, to Latin (names, brands and addresses stand
+A piece stays when each of its characters belongs to one of these scripts, to Latin (names, brands and addresses occur
 in texts of every language) or to all scripts, such as digits and punctuation. A text in these scripts is then cut into
 the same pieces as before, whatever it says: Unigram, WordPiece and BPE look at substrings of the text alone, and every
 piece that is one stays, with its score or its rank. Letters of other scripts become the unknown piece.
@@ -32,7 +32,7 @@ MODELS = ("Unigram", "WordPiece", "WordLevel", "BPE")
 
 
 def scripts(codes: Iterable[str]) -> tuple[str, ...]:
-    """Name the scripts of languages, as Unicode does; InputError where a code names no script.
+    """Return the Unicode names of the scripts of languages; InputError where Unicode does not have a script.
 
     >>> scripts(["deu_Latn", "jpn_Jpan"])
     ('Hani', 'Hira', 'Kana', 'Latn', 'Zinh', 'Zyyy')
@@ -73,7 +73,7 @@ def kept(tokenizer: str, codes: Sequence[str], pad_id: int, always: Iterable[int
 
 
 def trimmed(tokenizer: str, keep: np.ndarray) -> str:
-    """Write a tokenizer.json anew with the pieces `keep` alone, numbered in their order."""
+    """Return a tokenizer.json with the pieces `keep` alone, numbered in their order."""
     content = json.loads(tokenizer)
     model, number = content["model"], {int(old): new for new, old in enumerate(keep)}
     if model["type"] == "Unigram":
@@ -97,7 +97,7 @@ def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
 
 
 def _byte_level(content: dict[str, Any]) -> bool:
-    """Say whether letters were turned into bytes before they were cut: their script cannot be told then."""
+    """Return whether letters become bytes before they are cut, whose script is unknown."""
     steps = [content[part] or {} for part in ("normalizer", "pre_tokenizer")]
     for step in steps:
         steps += step.get("normalizers", []) + step.get("pretokenizers", [])
@@ -111,7 +111,7 @@ def _stays(merge: Any, model: dict[str, Any]) -> bool:
 
 
 def _renumber(part: Any, number: dict[int, int]) -> None:
-    """Give pieces in a post-processor new ids: `ids` lists of templates, and `[piece, id]` of BERT and RoBERTa."""
+    """Replace the ids in a post-processor: `ids` lists of templates, and `[piece, id]` of BERT and RoBERTa."""
     if isinstance(part, dict):
         for key, value in part.items():
             if key == "ids":

@@ -1,4 +1,4 @@
-"""Add a language to a finished bundle: from unlabelled text alone, without training."""
+"""Add a language to a finished bundle from unlabelled text alone, without training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from xlt_ray.evaluation import evaluate
 from xlt_ray.inference import bundle
 from xlt_ray.languages import codes
 
-FEWEST = 20  # texts; a mean of fewer is off by a quarter of what texts differ by among themselves
+FEWEST = 20  # texts; the mean of fewer is off by a quarter of the spread of single texts
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What was added: the language's code, whether it is new, from how many texts, and how many are known now."""
+    """The language that was added, whether it is new, the number of its texts, and of all `languages` known now."""
 
     language: str
     new: bool
@@ -27,9 +27,9 @@ class Adapted:
 
 
 def adapt(folder: Path, language: str, file: Path) -> Adapted:
-    """Let a bundle's techniques take up a language from the lines of a file, and write what they learn into it.
+    """Add a language to a bundle's techniques from the lines of a file, and save their state in the bundle.
 
-    Raises InputError where no technique of the bundle can take up a language, or the file has too few texts.
+    Raises InputError where no technique of the bundle can add a language, or the file has too few texts.
     """
     code = codes.resolve(language)
     texts = list(dict.fromkeys(line.strip() for line in sniff.text_lines(file) if line.strip()))
@@ -40,7 +40,7 @@ def adapt(folder: Path, language: str, file: Path) -> Adapted:
     if not able:
         names = [name for name in techniques.CATALOGUE if techniques.load(name).adds_languages]
         raise InputError(
-            f"{folder}: has no technique that takes up a language: train with "
+            f"{folder}: has no technique that adds a language: train with "
             + " or ".join(f"`techniques: [{name}]`" for name in names)
         )
     table = pa.table({"text": pa.array(texts, pa.string())})

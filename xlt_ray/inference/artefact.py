@@ -1,144 +1,185 @@
-"""The folder a model is served from: network files, tokenizer.json, and artefact.json that says what they are.
+"""Read and write an artefact, the folder a model is served from: networks, tokenizer.json, and their artefact.json.
 
 Only JSON, ONNX, raw weights and SentencePiece's form of a vocabulary, never a pickle. artefact.json lists the size and
-the SHA-256 of every other file; none is opened as a model before both were found right, and one that is not listed is
-never opened at all.
+the SHA-256 of every other file; none is opened as a model before both were checked, and one that is not listed is never
+opened at all. What can be read of a bundle without torch is here as well.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from xlt_ray import durable, sniff
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
 
 FORMAT = 1
 FILE = "artefact.json"
+BUNDLE_FILE = "bundle.json"
 TOKENIZER = "tokenizer.json"
 PRECISIONS = ("float32", "int8")
-LISTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json|model)")
+LISTED = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json|model)$")
 # of `metrics.LanguageScore`: what a reader of an answer wants to know of its language
 MEASURED = {
     "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "macro_f1": "macro_f1",
     "support": "support", "role": "role", "seen": "seen", "calibration_error": "calibration_error",
     "reliability": "reliability",
 }  # fmt: skip
-LARGEST = 64 * 2**20  # bytes of artefact.json: labels and languages are kilobytes
+LARGEST = 64 * 2**20  # bytes of artefact.json or bundle.json: labels and languages are kilobytes
 AGAIN = "copy the folder again, or export the bundle again"
+NO_BUNDLE = "not a bundle (no bundle.json); give the folder `bundle` of a finished run"
+NO_ARTEFACT = "not an artefact (no artefact.json); export a bundle to make one"
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("holds one of them twice")
+    return values
+
+
+def _precisions(values: tuple[str, ...]) -> tuple[str, ...]:
+    if "float32" not in values or not set(values) <= set(PRECISIONS):
+        raise ValueError(f"must be float32, and may be others of {', '.join(PRECISIONS)}")
+    return _distinct(values)
+
+
+# strict, because JSON's true is no number; the bounds keep out infinities and whole numbers that no float holds
+_Whole = Annotated[int, Field(strict=True, ge=0, lt=2**40)]
+_Number = Annotated[float, Field(strict=True, gt=-(2.0**40), lt=2.0**40, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Size and SHA-256 of a file, as artefact.json lists them."""
+
+    bytes: _Whole
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Artefact:
     """A folder ready to be served: what it answers, how, how good it was measured to be, and where it comes from.
 
-    `precisions` names the network files there are, the one to serve by default first. Answers in int8 whose two best
-    labels are nearer to each other than `margin`, in logits, are given again in float32. `vocabulary` holds mode
+    `precisions` names the network files there are, the one to serve by default first. Texts whose two best labels in
+    int8 are nearer to each other than `margin`, in logits, are answered again in float32. `vocabulary` holds mode
     ("exact" keeps every id, "trimmed" does not), pieces (of the encoder), kept, and the library that cuts texts.
     `languages` maps a code to what was measured there, fractions from 0 to 1. `checks` holds what `agreement.check`
     found, {} before. `offsets` maps a code to a number for every label, which is what a technique adds to the logits of
     texts known to be in that language; the networks answer as if it were unknown. Logits are divided by
-    `temperature` before they become probabilities.
+    `temperature` before they become probabilities. `files` are all others of the folder, empty before it is written.
     """
 
     folder: Path
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
     prefix: str
-    max_length: int
-    pairs: bool
-    pad_id: int
+    max_length: Annotated[_Whole, Field(ge=3)]
+    pairs: Annotated[bool, Field(strict=True)]
+    pad_id: _Whole
     digest: str
     encoder: str
-    precisions: tuple[str, ...]
-    margin: float
+    precisions: Annotated[tuple[str, ...], AfterValidator(_precisions)]
+    margin: Annotated[_Number, Field(ge=0)]
     vocabulary: Mapping[str, Any]
     languages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
-    offsets: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    temperature: float = 1.0
+    offsets: Mapping[str, Sequence[_Number]] = field(default_factory=dict)
+    temperature: Annotated[_Number, Field(gt=1e-9)] = 1.0
+    files: Mapping[Annotated[str, Field(pattern=LISTED.pattern)], Listed] = field(default_factory=dict)
 
     def network(self, precision: str) -> Path:
-        """Give the ONNX file of a precision; InputError names those there are."""
+        """Return the ONNX file of a precision; InputError names those there are."""
         if precision not in self.precisions:
             raise InputError(f"{self.folder}: has no {precision} network, only {', '.join(self.precisions)}; name one")
         return self.folder / network_file(precision)
 
 
+_ARTEFACT = TypeAdapter(Artefact)
+
+
 def network_file(precision: str) -> str:
-    """Name the ONNX file of a precision."""
+    """Return the name of the ONNX file of a precision."""
     return f"model.{precision}.onnx"
 
 
-def write(artefact: Artefact) -> None:
-    """Write artefact.json, whole or not at all, over the network files and the tokenizer that lie in its folder."""
-    folder = artefact.folder
-    listed = {
-        path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
-        for path in sorted(folder.iterdir())
+def write(artefact: Artefact) -> Artefact:
+    """Write artefact.json for the network files and the tokenizer in its folder; return the artefact with its files."""
+    files = {
+        path.name: Listed(path.stat().st_size, durable.digest(path))
+        for path in sorted(artefact.folder.iterdir())
         if path.is_file() and LISTED.fullmatch(path.name) and path.name != FILE
     }
-    _write(artefact, listed)
+    return _write(replace(artefact, files=files))
 
 
 def record(folder: str | Path, checks: Mapping[str, Any]) -> Artefact:
-    """Record what `agreement.check` found: a precision that passed stands before one that did not, int8 before float32.
+    """Record what `agreement.check` found in artefact.json alone, and return the changed artefact.
 
-    Nothing but artefact.json changes. Returns the artefact as it is from now on.
+    The precision to serve by default stands first: one that passed before one that did not, int8 before float32.
     """
     found = read(folder)
     passed = {name for name, one in checks.items() if isinstance(one, Mapping) and one.get("passed")}
     order = sorted(found.precisions, key=lambda name: (name not in passed, name != "int8"))
     # without any verdict float32 is what is safe to serve
     order = order if passed else sorted(order, key=lambda name: name != "float32")
-    changed = replace(found, checks=dict(checks), precisions=tuple(order))
-    _write(changed, _content(found.folder)["files"])
-    return changed
+    return _write(replace(found, checks=dict(checks), precisions=tuple(order)))
 
 
 def read(folder: str | Path) -> Artefact:
     """Read an artefact after verifying every file; InputError names the file that is missing, damaged or unlisted."""
-    folder = Path(folder)
-    content = _content(folder)
-    files = content.pop("files")
-    content.pop("format")
-    for name, wanted in files.items():
-        _verify(folder / name, wanted["bytes"], wanted["sha256"])
-    found = Artefact(folder, **content | {key: tuple(content[key]) for key in ("labels", "precisions")})
+    found = _described(Path(folder))
+    for name, one in found.files.items():
+        check_file(found.folder / name, one.sha256, AGAIN, one.bytes)
     for name in (TOKENIZER, *map(network_file, found.precisions)):
-        if name not in files:
-            raise InputError(f"{folder / FILE}: does not list {name}; {AGAIN}")
+        if name not in found.files:
+            raise InputError(f"{found.folder / FILE}: does not list {name}; {AGAIN}")
     return found
 
 
-def digest(file: Path) -> str:
-    """Compute a file's SHA-256 in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def check_file(file: Path, sha256: str, again: str, size: int | None = None) -> None:
+    """Raise InputError where a file is missing, or not the one of this SHA-256 and size; `again` is the remedy."""
+    if pointer := sniff.lfs_pointer(file):
+        raise InputError(pointer)
+    try:
+        found = file.stat().st_size
+        if size is not None and found != size:
+            raise InputError(f"{file}: {found} bytes instead of {size}; {again}")
+        if durable.digest(file) != sha256:
+            raise InputError(f"{file}: not the file that was saved (SHA-256 differs); {again}")
+    except OSError as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise InputError(f"{file}: {what}; {again}") from None
+
+
+def verify_bundle(folder: Path) -> dict[str, Any]:
+    """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json."""
+    content = _content(folder / BUNDLE_FILE, NO_BUNDLE, "copy the bundle again", "train again")
+    if not isinstance(content.get("sha256"), dict):
+        raise InputError(f"{folder / BUNDLE_FILE}: damaged (sha256: no list of files); copy the bundle again")
+    for name, sha256 in content["sha256"].items():
+        check_file(folder / name, sha256, "copy the bundle again")
+    return content
 
 
 def bundle_digest(folder: str | Path) -> str:
-    """Name a bundle by its contents, 16 hex digits: bundle.json lists the SHA-256 of all its other files."""
-    file = Path(folder) / "bundle.json"
-    if not file.is_file():
-        raise InputError(f"{folder}: not a bundle (no bundle.json); give the folder `bundle` of a finished run")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    """Return the digest of a bundle, 16 hex digits: bundle.json lists the SHA-256 of all its other files."""
+    return durable.digest(Path(folder) / BUNDLE_FILE)[:16]
 
 
 def describe(bundle: str | Path, pad_id: int) -> Artefact:
-    """Say of a bundle, which somebody verified, what artefact.json would: float32 alone, every piece, no files yet."""
+    """Describe a bundle that was verified as its artefact.json would: float32 alone, every piece, no files yet."""
     folder = Path(bundle)
-    content = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    experiment = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment")
+    content = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+    experiment = build(content["experiment"], place=f"{folder / BUNDLE_FILE}: experiment")
     scores = folder / "scores.json"
     languages = json.loads(scores.read_text(encoding="utf-8"))["languages"] if scores.is_file() else {}
     return Artefact(
@@ -169,110 +210,46 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
     )
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text file whole or not at all: beside, then renamed."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, prefix=f".{file.name}-", delete=False, encoding="utf-8"
-    ) as to:
-        try:
-            to.write(text)
-            to.flush()
-            os.fsync(to.fileno())
-            os.chmod(to.name, 0o644)
-            os.replace(to.name, file)
-        except BaseException:
-            Path(to.name).unlink(missing_ok=True)
-            raise
-
-
-def _write(artefact: Artefact, listed: Mapping[str, Any]) -> None:
+def _write(artefact: Artefact) -> Artefact:
     content = asdict(artefact)
     content.pop("folder")
-    text = json.dumps({"format": FORMAT, **content, "files": listed}, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(artefact.folder / FILE, text + "\n")
+    text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False, allow_nan=False)
+    durable.write(artefact.folder / FILE, text + "\n")
+    return artefact
 
 
-def _content(folder: Path) -> dict[str, Any]:
-    """Read artefact.json and check that every field is there and of its kind."""
-    file = folder / FILE
+def _content(file: Path, absent: str, again: str, outdated: str) -> dict[str, Any]:
+    """Read artefact.json or bundle.json; InputError ends in one of three remedies where there is no sound one."""
     try:
         size = file.stat().st_size
-        if size > LARGEST:
-            raise InputError(f"{file}: {size} bytes, and {LARGEST} is the most that is read; {AGAIN}")
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes()) if size <= LARGEST else {}
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: not an artefact (no {FILE}); export a bundle to make one") from None
+        raise InputError(f"{file.parent}: {absent}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: damaged or unreadable ({error}); {AGAIN}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{file}: format {found!r}, this version reads {FORMAT}; export the bundle again")
-    content.setdefault("offsets", {})  # artefacts written before there were any
-    content.setdefault("temperature", 1.0)
-    wanted = {one.name for one in fields(Artefact)} - {"folder"} | {"format", "files"}
+        raise InputError(f"{file}: damaged or unreadable ({error}); {again}") from None
+    if size > LARGEST:
+        raise InputError(f"{file}: {size} bytes, and {LARGEST} is the most that is read; {again}")
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if found != FORMAT:
+        raise InputError(f"{file}: format {found}, this version reads {FORMAT}; {outdated}")
+    return dict(content)
+
+
+def _described(folder: Path) -> Artefact:
+    """Read artefact.json and check that every field is there and of its kind; no other file is looked at."""
+    file = folder / FILE
+    content = _content(file, NO_ARTEFACT, AGAIN, "export the bundle again")
+    content = {"offsets": {}, "temperature": 1.0} | content  # artefacts written before there were any
+    wanted = {one.name for one in fields(Artefact)} - {"folder"} | {"format"}
     if set(content) != wanted:
         raise InputError(f"{file}: has other keys than it should ({', '.join(sorted(wanted ^ set(content)))}); {AGAIN}")
-    for key, sound in _SOUND.items():
-        if not sound(content[key]):
-            raise InputError(f"{file}: {key}: {str(content[key])[:80]!r} cannot be meant; {AGAIN}")
-    for code, row in content["offsets"].items():
-        if len(row) != len(content["labels"]):
-            raise InputError(f"{file}: offsets: {code}: not a number for every label; {AGAIN}")
-    return content
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**40
-
-
-def _listed(files: Any) -> bool:
-    return isinstance(files, dict) and all(
-        LISTED.fullmatch(name) and isinstance(one, dict) and _whole(one.get("bytes"), 0)
-        and isinstance(one.get("sha256"), str)
-        for name, one in files.items()
-    )  # fmt: skip
-
-
-def _numbers(row: Any) -> bool:
-    # the bound keeps out infinities, what is not a number, and whole numbers that no float holds
-    return isinstance(row, list) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < 2**40 for one in row
-    )
-
-
-_SOUND = {
-    "labels": lambda value: _texts(value) and len(set(value)) == len(value),
-    "prefix": lambda value: isinstance(value, str),
-    "max_length": lambda value: _whole(value, 3),
-    "pairs": lambda value: isinstance(value, bool),
-    "pad_id": lambda value: _whole(value, 0),
-    "digest": lambda value: isinstance(value, str),
-    "encoder": lambda value: isinstance(value, str),
-    "margin": lambda value: isinstance(value, int | float) and 0 <= value < float("inf"),
-    "precisions": lambda value: (
-        _texts(value) and "float32" in value and set(value) <= set(PRECISIONS) and len(set(value)) == len(value)
-    ),
-    "vocabulary": lambda value: isinstance(value, dict),
-    "languages": lambda value: isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()),
-    "provenance": lambda value: isinstance(value, dict),
-    "checks": lambda value: isinstance(value, dict),
-    "temperature": lambda value: _numbers([value]) and value > 1e-9,
-    "offsets": lambda value: isinstance(value, dict) and all(_numbers(row) for row in value.values()),
-    "files": _listed,
-}
-
-
-def _verify(file: Path, size: int, sha256: str) -> None:
     try:
-        found = file.stat().st_size
-        if found != size:
-            raise InputError(f"{file}: {found} bytes instead of {size}; {AGAIN}")
-        if digest(file) != sha256:
-            raise InputError(f"{file}: not the file that was exported (SHA-256 differs); {AGAIN}")
-    except OSError as error:
-        what = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise InputError(f"{file}: {what}; {AGAIN}") from None
+        artefact = _ARTEFACT.validate_python(content | {"folder": folder})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key, reason = str(fault["loc"][0]), fault["msg"].removeprefix("Value error, ")
+        raise InputError(f"{file}: {key}: {str(content[key])[:80]!r} is not valid ({reason}); {AGAIN}") from None
+    for code, row in artefact.offsets.items():
+        if len(row) != len(artefact.labels):
+            raise InputError(f"{file}: offsets: {code}: not a number for every label; {AGAIN}")
+    return artefact

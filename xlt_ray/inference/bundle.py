@@ -1,4 +1,4 @@
-"""A self-contained model directory: the network, its tokenizer, its labels, what it was trained on and how good it is.
+"""Save and load a bundle: a folder with the network, its tokenizer, its labels, its experiment and its scores.
 
 Only safetensors and JSON, never a pickle. `bundle.json` lists the SHA-256 of every other file.
 """
@@ -6,6 +6,7 @@ Only safetensors and JSON, never a pickle. `bundle.json` lists the SHA-256 of ev
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,28 +16,28 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialised
 
-from xlt_ray import sniff, techniques
+from xlt_ray import durable, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import public
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
+from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.inference import artefact
 from xlt_ray.languages.identify import Identifier
-from xlt_ray.model import collate, encoders
+from xlt_ray.model import encoders
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.encoders import Encoder
 from xlt_ray.model.network import CHANGES, Network, whole_again
-from xlt_ray.model.precision import autocast, token_budget
 from xlt_ray.techniques.technique import Technique
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model ready to answer: `experiment` says how it was made, `scores` how good it was measured to be."""
+    """A model ready to answer: `experiment` is how it was made, `scores` how good it was measured to be."""
 
     network: Network
     tokenize: Tokenize
@@ -52,27 +53,32 @@ class Bundle:
         pairs: Sequence[str] | None = None,
         languages: Sequence[str | None] | None = None,
     ) -> np.ndarray:
-        """Give the calibrated probability of every label for every text: (texts, labels) float32, rows summing to 1.
+        """Return the calibrated probability of every label for every text: (texts, labels) float32, rows sum to 1.
 
         `languages` are codes of the texts, None where one is unknown. Where a technique depends on the language and
         none are given, they are guessed.
         """
-        if not len(texts):
+        if languages is None and len(self.network.steps):
+            languages = _guessed(texts)
+        return self.answer(self.tokenize(texts, pairs) if len(texts) else [], languages)
+
+    def answer(
+        self,
+        encoded: Sequence[Mapping[str, Sequence[int]]],
+        languages: Sequence[str | None] | None,
+        tokens: int | None = None,
+    ) -> np.ndarray:
+        """Return the same of rows encoded as by `tokenize`; without `languages` all are unknown.
+
+        `tokens` is the most padded tokens of a batch, by default as the experiment has it.
+        """
+        if not len(encoded):
             return np.zeros((0, len(self.labels)), dtype=np.float32)
-        if languages is None:
-            languages = _guessed(texts) if len(self.network.steps) else [None] * len(texts)
-        indices = np.array([self.network.index(code) for code in languages])
+        indices = [self.network.index(code) for code in languages or [None] * len(encoded)]
+        inputs = Inputs(self.tokenize, self.precision, tokens or self.experiment.evaluation.tokens_per_step)
         device = next(self.network.parameters()).device
-        encoded = self.tokenize(texts, pairs)
-        tokens = token_budget(self.experiment.evaluation.tokens_per_step, device)
-        pad_id = self.tokenize.tokenizer.pad_token_id
-        result = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
-        with torch.inference_mode(), autocast(device, self.precision):
-            for positions, batch in collate.budgeted(encoded, tokens, pad_id):
-                batch["language"] = torch.from_numpy(indices[positions])
-                logits = self.network({key: value.to(device) for key, value in batch.items()})
-                result[positions] = (logits.float() / self.network.temperature).softmax(-1).cpu().numpy()
-        return result
+        logits = evaluate.forward(self.network, device, encoded, inputs, indices)
+        return (torch.from_numpy(logits) / self.network.temperature).softmax(-1).numpy()
 
     def predict(
         self,
@@ -80,7 +86,7 @@ class Bundle:
         pairs: Sequence[str] | None = None,
         languages: Sequence[str | None] | None = None,
     ) -> list[str]:
-        """Give the most probable label of every text; `languages` as for `probabilities`."""
+        """Return the most probable label of every text; `languages` as for `probabilities`."""
         return [self.labels[i] for i in self.probabilities(texts, pairs, languages).argmax(1)]
 
 
@@ -94,10 +100,10 @@ def _identifier() -> Identifier:
 
 
 def save(folder: Path, bundle: Bundle, identity: str) -> None:
-    """Write a bundle; `identity` is the encoder it started from. bundle.json comes last and makes it valid.
+    """Write a bundle; `identity` is the encoder it started from. bundle.json is written last and makes it valid.
 
     Of an encoder that a technique only added to, the addition alone is written, unless the technique is to be merged;
-    such a bundle loads where `network.init` gives that encoder.
+    such a bundle loads where `network.init` is still that encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bundle.json").unlink(missing_ok=True)
@@ -115,7 +121,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
     if bundle.scores is not None:
         (folder / "scores.json").write_text(bundle.scores.to_json(), encoding="utf-8")
     content = {
-        "format": FORMAT,
+        "format": artefact.FORMAT,
         "labels": list(bundle.labels),
         "prefix": bundle.tokenize.prefix,
         "max_length": bundle.tokenize.max_length,
@@ -129,7 +135,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "added_by": [one.name for one in chosen if one.replaces_encoder] if added else [],
     }
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    content["sha256"] = {str(p.relative_to(folder)): artefact.digest(p) for p in files}
+    content["sha256"] = {str(p.relative_to(folder)): durable.digest(p) for p in files}
     _write(folder, content)
 
 
@@ -138,31 +144,30 @@ def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _save_steps(folder: Path, net: Network, chosen: Sequence[Technique]) -> str | None:
-    """Write the state of techniques under a name of its content; return the name, None where there is nothing."""
+    """Write the state of techniques into a file named by its content; return the name, None where there is none."""
     beside = [one for one in chosen if not one.replaces_encoder]
     state = {f"{one.name}.{key}": tensor for one in beside for key, tensor in one.state(net).items()}
     if not state:
         return None
-    draft = folder / "steps.safetensors"
-    save_file(_plain(state), draft)
-    file = folder / f"steps-{artefact.digest(draft)[:12]}.safetensors"
-    draft.replace(file)
-    return file.name
+    content = serialised(_plain(state))
+    name = f"steps-{hashlib.sha256(content).hexdigest()[:12]}.safetensors"
+    durable.write(folder / name, content)
+    return name
 
 
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    artefact.write_text(folder / "bundle.json", json.dumps(content, indent=1, ensure_ascii=False))
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    durable.write(folder / artefact.BUNDLE_FILE, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def update_steps(folder: Path, bundle: Bundle) -> None:
-    """Write the state of techniques anew and the languages that they know; at any moment the folder is valid."""
-    content = verify(folder)
+    """Replace the saved state of techniques and the languages that they know; the folder is valid at any moment."""
+    content = artefact.verify_bundle(folder)
     old = content.get("steps")
     content["steps"] = _save_steps(folder, bundle.network, techniques.build(bundle.experiment))
     content["languages"] = list(bundle.network.languages)
     content["sha256"].pop(old, None)
     if content["steps"]:
-        content["sha256"][content["steps"]] = artefact.digest(folder / content["steps"])
+        content["sha256"][content["steps"]] = durable.digest(folder / content["steps"])
     _write(folder, content)
     if old and old != content["steps"]:
         (folder / old).unlink()
@@ -171,23 +176,22 @@ def update_steps(folder: Path, bundle: Bundle) -> None:
 def load(folder: str | Path) -> Bundle:
     """Load a bundle after verifying every file; raise InputError naming the file that is missing or was changed."""
     folder = Path(folder)
-    content = verify(folder)
+    content = artefact.verify_bundle(folder)
     experiment = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment")
     encoder = encoders.load(str(folder / "encoder")) if (folder / "encoder").is_dir() else _unchanged(folder, content)
     network = Network(encoder.model, len(content["labels"]), content["pooling"], languages=content.get("languages", ()))
     network.head.load_state_dict(load_file(folder / "head.safetensors"))
     network.temperature = content.get("temperature", 1.0)
-    added = load_file(folder / CHANGES) if (folder / CHANGES).is_file() else None
-    state = load_file(folder / content["steps"]) if content.get("steps") else {}
+    changes = load_file(folder / CHANGES) if (folder / CHANGES).is_file() else None
+    steps = load_file(folder / content["steps"]) if content.get("steps") else {}
     for one in techniques.build(experiment):
-        if one.replaces_encoder and added is None:
-            continue  # it was merged
+        prefix = f"{one.name}."
+        own = {key.removeprefix(prefix): tensor for key, tensor in steps.items() if key.startswith(prefix)}
+        state = changes if one.replaces_encoder else own
+        if state is None:
+            continue  # it was merged into the encoder
         one.attach(network, encoder.tokenizer, None)
-        if one.replaces_encoder and added is not None:
-            one.load(network, added)
-        else:
-            own = {key.removeprefix(f"{one.name}."): t for key, t in state.items() if key.startswith(f"{one.name}.")}
-            one.load(network, own)
+        one.load(network, state)
     scores = folder / "scores.json"
     return Bundle(
         network.eval(),
@@ -200,7 +204,7 @@ def load(folder: str | Path) -> Bundle:
 
 
 def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
-    """Load the encoder that a bundle of changes belongs to, which must be the very same."""
+    """Load the encoder that a bundle of changes belongs to; InputError where it is another one now."""
     init, revision = content["experiment"]["network"]["init"], content["experiment"]["network"]["revision"]
     found = encoders.load(init, revision)
     if found.identity != content["encoder"]:
@@ -211,31 +215,8 @@ def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
     return found
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json."""
-    try:
-        content: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{folder}: not a bundle (no bundle.json); give the folder `bundle` of a finished run"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{folder / 'bundle.json'}: damaged ({error}); copy the bundle again") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{folder / 'bundle.json'}: format {found}, this version reads {FORMAT}; train again")
-    for name, digest in content["sha256"].items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing; copy the bundle again")
-        if pointer := sniff.lfs_pointer(folder / name):
-            raise InputError(pointer)
-        if artefact.digest(folder / name) != digest:
-            raise InputError(f"{folder / name}: not the file that was saved (SHA-256 differs); copy the bundle again")
-    return content
-
-
 class _PyFunc:
-    """What MLflow's generic loader calls: texts in, labels out."""
+    """The model that MLflow's generic loader calls: texts in, labels out."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle

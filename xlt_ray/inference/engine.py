@@ -1,7 +1,7 @@
 """Answer with a model, one interface for two engines: onnxruntime on a CPU, torch on a GPU or for a plain bundle.
 
-The first loads neither torch nor transformers nor scipy. Both encode texts exactly as training did: prefix, truncation,
-pair template; and both cut what they are asked into batches of similar length.
+The first loads neither torch nor transformers nor scipy. Both encode texts exactly as training did (prefix, truncation,
+pair template) and compute them in batches of similar length.
 """
 
 from __future__ import annotations
@@ -15,17 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from xlt_ray.errors import InputError
 from xlt_ray.inference import artefact, pieces
 from xlt_ray.model import batching
-
-if TYPE_CHECKING:
-    from xlt_ray.inference.bundle import Bundle
-    from xlt_ray.model.network import Network
 
 # Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
 TOKENS = 160
@@ -41,7 +37,7 @@ Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types wher
 class Engine(Protocol):
     """A model ready to answer; `encode` and `probabilities` may be called from several threads at once."""
 
-    artefact: artefact.Artefact  # of a bundle what its artefact would say
+    artefact: artefact.Artefact  # of a bundle as its artefact would be, but for offsets: its own network adds them
     labels: tuple[str, ...]
     precision: str
     device: str
@@ -51,7 +47,7 @@ class Engine(Protocol):
         """Turn texts into rows of token ids, cut at `max_length`; `len` of a row is its tokens."""
 
     def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
-        """Give the calibrated probability of every label for every row: (rows, labels) float32, each summing to 1.
+        """Return the calibrated probability of every label for every row: (rows, labels) float32, rows sum to 1.
 
         `codes` are the languages of the rows, None where one is unknown; without any, all are.
         """
@@ -68,8 +64,8 @@ def load(
     """Load what lies in a folder: an artefact for onnxruntime, a bundle for torch; "auto" takes the best there is.
 
     `precision` is float32, int8 (artefacts) or bfloat16 (bundles); `device` is cpu or cuda; `threads` computes with so
-    many, by default as many as this process may use; `tokens` is the padded tokens of a batch. InputError says what
-    does not go together.
+    many, by default as many as this process may use; `tokens` is the padded tokens of a batch. Raises InputError for
+    what does not go together.
     """
     folder = Path(folder)
     if (folder / artefact.FILE).is_file() or not (folder / "bundle.json").is_file():
@@ -80,7 +76,7 @@ def load(
 
 
 class _Encode:
-    """Encode texts by a tokenizer that nobody changes any more, so that threads can share it."""
+    """Encode texts with a tokenizer that is not changed any more, so that threads can share it."""
 
     def __init__(self, tokenizer: Any, prefix: str, max_length: int, types: bool) -> None:
         tokenizer.no_padding()
@@ -102,8 +98,8 @@ class OnnxEngine:
     """Answer on a CPU from an artefact that `artefact.read` found whole.
 
     Every batch is computed by one thread and `threads` of them at once, which is faster than several threads a batch;
-    whoever calls, no more than that compute. With int8, close calls are answered again in float32: those texts whose
-    two best labels are nearer to each other than `artefact.margin`, a few of a hundred.
+    callers share these threads. With int8, close calls are answered again in float32: those texts whose two best
+    labels are nearer to each other than `artefact.margin`, a few of a hundred.
     """
 
     device = "cpu"
@@ -118,8 +114,8 @@ class OnnxEngine:
             before = _mapped(found.folder)
             self.session = _session(found.network(self.precision))
             self.precise = _session(found.network("float32")) if second else None
-            # what these two sessions mapped and hold as long as this engine lives; what another engine of the folder
-            # mapped may be gone before, and something else may lie there then
+            # only what these two sessions mapped: another engine of this folder may be gone before this one, and
+            # other memory may be at its addresses then
             self.mapped = [span for span in _mapped(found.folder) if span not in before]
         self.inputs = tuple(one.name for one in self.session.get_inputs())
         self.tokens, self.threads = tokens or TOKENS, threads or len(os.sched_getaffinity(0))
@@ -138,18 +134,14 @@ class OnnxEngine:
         return _Encode(tokenizer, found.prefix, found.max_length, "token_type_ids" in self.inputs)
 
     def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
-        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1.
-
-        `codes` are the languages of the rows, None where one is unknown; without any, all are.
-        """
+        """Return what `Engine.probabilities` promises."""
         logits = self.logits(self.session, rows)
-        moves = added(self.artefact, codes)
+        offsets = language_offsets(self.artefact, codes)
         if self.precise is not None and len(rows):
-            # which calls are close is seen only when all is added up
-            close = np.flatnonzero(margins(logits if moves is None else logits + moves) < self.artefact.margin)
+            close = np.flatnonzero(margins(logits + offsets) < self.artefact.margin)
             self.asked += len(close)
             logits[close] = self.logits(self.precise, [rows[int(i)] for i in close])
-        return _softmax((logits if moves is None else logits + moves) / self.artefact.temperature)
+        return _softmax((logits + offsets) / self.artefact.temperature)
 
     def logits(self, session: Any, rows: Sequence[Row]) -> np.ndarray:
         """Score every label for every row by one of the networks: (rows, labels) float32."""
@@ -183,9 +175,8 @@ class OnnxEngine:
 class TorchEngine:
     """Answer with torch from a bundle: on a GPU in bfloat16, on a CPU in float32 as `Bundle.probabilities` does.
 
-    What techniques left in the bundle is in the network and in `artefact.offsets`, as in an artefact.
-
-    Let one thread call `probabilities`: torch's arithmetic suffers from several (docs/decisions.md).
+    Techniques that can be merged into the encoder are, in memory. Call `probabilities` from one thread: torch's
+    arithmetic suffers from several (docs/decisions.md).
     """
 
     def __init__(
@@ -195,12 +186,11 @@ class TorchEngine:
         device: str = "auto",
         threads: int | None = None,
         tokens: int | None = None,
-        compiled: bool = False,
     ) -> None:
         import torch
 
+        from xlt_ray import techniques
         from xlt_ray.inference import bundle
-        from xlt_ray.model.precision import token_budget
 
         self.device = _device(device)
         self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
@@ -208,54 +198,23 @@ class TorchEngine:
             raise InputError(f"precision: {precision} needs an artefact; give one, or take float32 or bfloat16")
         if threads:
             torch.set_num_threads(threads)
-        found = bundle.load(folder)
-        network, offsets = plain(found)
-        self.network = network.to(self.device)
-        self.artefact = replace(artefact.describe(folder, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
-        self.labels, self.max_length = found.labels, found.tokenize.max_length
-        self.tokens = tokens or token_budget(found.experiment.evaluation.tokens_per_step, torch.device(self.device))
-        tokenizer = found.tokenize.tokenizer
-        self.call: Any = torch.compile(self.network, dynamic=True) if compiled else self.network
-        types = "token_type_ids" in tokenizer.model_input_names
-        self.encode = _Encode(tokenizer.backend_tokenizer, found.tokenize.prefix, self.max_length, types)
+        self.bundle, self.tokens = replace(bundle.load(folder), precision=self.precision), tokens
+        for one in techniques.build(self.bundle.experiment):
+            one.merge_into_encoder(self.bundle.network)
+        self.bundle.network.to(self.device)
+        tokenize = self.bundle.tokenize
+        self.artefact = artefact.describe(folder, tokenize.tokenizer.pad_token_id)
+        self.labels, self.max_length = self.bundle.labels, tokenize.max_length
+        types = "token_type_ids" in tokenize.tokenizer.model_input_names
+        self.encode = _Encode(tokenize.tokenizer.backend_tokenizer, tokenize.prefix, self.max_length, types)
 
     def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
-        """Give the probability of every label for every row: (rows, labels) float32, each summing to 1.
-
-        `codes` are the languages of the rows, None where one is unknown; without any, all are.
-        """
-        import torch
-
-        from xlt_ray.model import collate
-        from xlt_ray.model.precision import autocast
-
-        device = torch.device(self.device)
-        result = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
-        moves = added(self.artefact, codes)
+        """Return what `Engine.probabilities` promises."""
         encoded: list[Any] = [
             {"input_ids": row} if row.ndim == 1 else {"input_ids": row[:, 0], "token_type_ids": row[:, 1]}
             for row in rows
         ]
-        with torch.inference_mode(), autocast(device, self.precision):
-            for group, batch in collate.budgeted(encoded, self.tokens, self.artefact.pad_id):
-                logits = self.call({key: value.to(device) for key, value in batch.items()}).float()
-                if moves is not None:
-                    logits += torch.from_numpy(moves[group]).to(device)
-                result[group] = (logits / self.artefact.temperature).softmax(-1).cpu().numpy()
-        return result
-
-
-def plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
-    """Give a bundle's network without anything of techniques, and what languages add to its logits (`offsets`).
-
-    What can be merged into the bundle's own encoder is, in memory: it answers as before.
-    """
-    from xlt_ray import techniques
-    from xlt_ray.model import network
-
-    for one in techniques.build(found.experiment):
-        one.merge_into_encoder(found.network)
-    return network.plain(found.network)
+        return self.bundle.answer(encoded, codes, self.tokens)
 
 
 def _device(asked: str) -> str:
@@ -268,20 +227,19 @@ def _device(asked: str) -> str:
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def added(found: artefact.Artefact, codes: Sequence[str | None] | None) -> np.ndarray | None:
-    """Give what is to be added to the logits of texts in these languages, (texts, labels) float32; None for nothing.
+def language_offsets(found: artefact.Artefact, codes: Sequence[str | None] | None) -> np.ndarray:
+    """Return what to add to the logits of texts in these languages: (texts, labels) float32, or (1, labels) for all.
 
     That is all there is to centring when it is served: it subtracts a vector m of the language from the features x, the
     head is linear, and W (x - m) + b = (W x + b) - W m. Other languages, and unknown ones, add 0.
     """
-    if not codes or not found.offsets:
-        return None
     nothing = [0.0] * len(found.labels)
-    return np.array([found.offsets.get(code or "", nothing) for code in codes], dtype=np.float32)
+    known = codes if codes and found.offsets else [None]
+    return np.array([found.offsets.get(code or "", nothing) for code in known], dtype=np.float32)
 
 
 def margins(logits: np.ndarray) -> np.ndarray:
-    """Say how far the best label is above the second best, (rows,); infinite where there is but one label."""
+    """Return how far the best label is above the second best, (rows,); infinite where there is only one label."""
     if logits.shape[1] < 2:
         return np.full(len(logits), np.inf, dtype=np.float32)
     best = np.partition(logits, -2, axis=1)
@@ -294,7 +252,7 @@ def _session(file: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # fused by hand already; shapes hardly ever come again, and an arena never gives back what one long text took
+    # fused by hand already; shapes seldom repeat, and an arena never returns what one long text took
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.enable_mem_pattern = options.enable_cpu_mem_arena = False
     try:
@@ -304,13 +262,13 @@ def _session(file: Path) -> Any:
 
 
 def _mapped(folder: Path) -> list[tuple[int, int]]:
-    """List where files of a folder are mapped into this process, as (address, bytes); none where nothing tells."""
+    """List where files of a folder are mapped into this process, as (address, bytes); none without /proc."""
     with suppress(OSError):
         found = []
         for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
             span, access, _, _, _, *name = line.split(maxsplit=5)
             start, end = (int(part, 16) for part in span.split("-"))
-            # private and of a file that nobody writes to: what is unmapped comes again as it was
+            # private and of a file that nobody writes to: what is unmapped is mapped again as it was
             if name and Path(name[0]).parent == folder.resolve() and name[0].endswith(".bin") and access[3] == "p":
                 found.append((start, end - start))
         return found
@@ -318,7 +276,7 @@ def _mapped(folder: Path) -> list[tuple[int, int]]:
 
 
 def _release(mapped: Sequence[tuple[int, int]]) -> None:
-    # every row that was looked up has brought its neighbours' pages along, which would add up to the whole table
+    # every row that was looked up has mapped its neighbours' pages too, which would add up to the whole table
     libc = ctypes.CDLL(None)
     for address, size in mapped:
         libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED)

@@ -1,10 +1,10 @@
 """Cut texts into Unigram pieces with SentencePiece's own library, in a fifth of the memory that `tokenizers` takes.
 
-What `tokenizers` does before and after that (added pieces, normalising, words, the template around a text) it goes on
-doing, with a vocabulary of nothing but added pieces: every other word comes out as one unknown piece that still carries
-its letters, and those are cut here. Both look for the segmentation with the highest sum of scores (Kudo 2018,
-"Subword Regularization"), one in 64 and the other in 32 bits, so a text with two equally good ones may be cut the other
-way; `differing` counts such texts.
+What comes before and after (added pieces, normalising, words, the template around a text) is left to `tokenizers`, with
+a vocabulary of nothing but added pieces: every other word becomes one unknown piece that still carries its letters, and
+those are cut here. Both look for the segmentation with the highest sum of scores (Kudo 2018, "Subword Regularization"),
+one in 64 and the other in 32 bits, so a text with two equally good ones may be cut differently; `differing` counts such
+texts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from xlt_ray import durable
 from xlt_ray.errors import InputError
-from xlt_ray.inference.artefact import write_text
 
 FILE = "sentencepiece.model"
 AROUND = "around.json"  # a tokenizer.json without the vocabulary
@@ -27,7 +27,7 @@ LIBRARY = "sentencepiece"  # in `Artefact.vocabulary`
 
 
 def fits(tokenizer: str) -> bool:
-    """Tell whether a tokenizer.json is of the kind that can be cut this way: Unigram over words that begin with ▁."""
+    """Return whether a tokenizer.json can be replaced by this: Unigram over words that begin with ▁."""
     content = json.loads(tokenizer)
     model, words = content["model"], content["pre_tokenizer"] or {}
     return (
@@ -41,7 +41,7 @@ def fits(tokenizer: str) -> bool:
 
 
 def write(tokenizer: str, folder: Path) -> None:
-    """Write what `Pieces` reads into a folder, made of a tokenizer.json that `fits`."""
+    """Write into a folder the files that `Pieces` reads, made of a tokenizer.json that `fits`."""
     from sentencepiece import sentencepiece_model_pb2
 
     forms: Any = sentencepiece_model_pb2
@@ -49,19 +49,19 @@ def write(tokenizer: str, folder: Path) -> None:
     model = content["model"]
     proto = forms.ModelProto()
     for index, (piece, score) in enumerate(model["vocab"]):
-        inside = SPACE in piece[1:]  # words are cut before every ▁, so such a piece never comes up
+        inside = SPACE in piece[1:]  # words are cut before every ▁, so such a piece never occurs
         kind = "UNKNOWN" if index == model["unk_id"] else "UNUSED" if inside else "NORMAL"
         proto.pieces.add(piece=piece, score=score, type=getattr(proto.SentencePiece, kind))
     proto.trainer_spec.model_type = proto.trainer_spec.UNIGRAM
     proto.trainer_spec.unk_id, proto.trainer_spec.unk_piece = model["unk_id"], model["vocab"][model["unk_id"]][0]
     proto.trainer_spec.bos_id = proto.trainer_spec.eos_id = proto.trainer_spec.pad_id = -1
-    done = proto.normalizer_spec  # `tokenizers` has normalised before
-    done.name = "identity"
-    done.add_dummy_prefix = done.remove_extra_whitespaces = done.escape_whitespaces = False
+    normalizer = proto.normalizer_spec  # `tokenizers` has normalised before
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = normalizer.escape_whitespaces = False
     (folder / FILE).write_bytes(proto.SerializeToString())
 
     added = content["added_tokens"]
-    few = [SPACE + SPACE, *(one["content"] for one in added)]  # the first is what every other word comes out as
+    few = [SPACE + SPACE, *(one["content"] for one in added)]  # the first stands for every other word
     ids = [model["unk_id"], *(one["id"] for one in added)]
     for number, one in enumerate(added, start=1):
         one["id"] = number
@@ -69,11 +69,11 @@ def write(tokenizer: str, folder: Path) -> None:
     content |= {"truncation": None, "padding": None}
     before, after = _template(content)
     around = {"tokenizer": content | {"post_processor": None}, "ids": ids, "before": before, "after": after}
-    write_text(folder / AROUND, json.dumps(around, ensure_ascii=False))
+    durable.write(folder / AROUND, json.dumps(around, ensure_ascii=False))
 
 
 def _template(content: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Give the ids put before and after a text by a tokenizer with few pieces, whose template has its old ids still."""
+    """Return the ids put before and after a text by a tokenizer.json whose template still has the original ids."""
     import tokenizers
 
     framed = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("x")
@@ -97,7 +97,7 @@ class Pieces:
         self.room = max_length - len(self.before) - len(self.after)
 
     def __call__(self, texts: Sequence[str], pairs: None = None) -> list[np.ndarray]:
-        """Give the ids of every text, (tokens,) int64; InputError for what is no Unicode, and for pairs."""
+        """Return the ids of every text, (tokens,) int64; InputError for what is not Unicode, and for pairs."""
         if pairs is not None:
             raise InputError("pairs: this model classifies single texts; leave them out")
         try:
@@ -121,7 +121,7 @@ class Pieces:
 
 
 def differing(tokenizer: str, folder: Path, texts: Sequence[str]) -> int:
-    """Count the texts that `Pieces` cuts otherwise than the tokenizer.json it was made of."""
+    """Count the texts that `Pieces` cuts differently than the tokenizer.json it was made of."""
     import tokenizers
 
     whole = tokenizers.Tokenizer.from_str(tokenizer)

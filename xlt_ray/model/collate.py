@@ -57,7 +57,7 @@ def pad(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, t
 
 
 def budgeted(
-    rows: Sequence[dict[str, list[int]]], tokens: int, pad_id: int
+    rows: Sequence[Mapping[str, Sequence[int]]], tokens: int, pad_id: int
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield (positions in `rows`, padded batch) of all rows, each batch under the token budget."""
     for group in batching.steps([len(row["input_ids"]) for row in rows], tokens):

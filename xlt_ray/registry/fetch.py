@@ -1,9 +1,9 @@
-"""Bring a model to this machine, ready to be loaded: `python -m xlt_ray.registry.fetch SPEC` prints where it lies.
+"""Fetch a model to this machine, ready to be loaded: `python -m xlt_ray.registry.fetch SPEC` prints its folder.
 
-A process of its own, so that whoever serves the model loads neither MLflow nor torch for it. SPEC is a registered model
-(models:/NAME@ALIAS, models:/NAME/VERSION), or the folder of an artefact, of a bundle, or of a run that holds one. What
-is fetched or exported is kept under the cache by its content; a file lock lets one process make a thing while the
-others wait, and it is made beside and renamed, so that a kill leaves nothing half.
+It runs as a process of its own, so that a server of the model loads neither MLflow nor torch for it. SPEC is a
+registered model (models:/NAME@ALIAS, models:/NAME/VERSION), or the folder of an artefact, of a bundle, or of a run that
+holds one. What is fetched or exported is kept in the cache, named by its content: one process makes a folder while the
+others wait for it, and a kill leaves none half made.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from xlt_ray import durable
 from xlt_ray.config.masking import masked
 from xlt_ray.durable import locked
 from xlt_ray.errors import InputError
 from xlt_ray.inference import artefact
 from xlt_ray.registry import versions
 
-CACHE = Path("~/.cache/xlt_ray/serving")
+CACHE = durable.cache_folder("serving")
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("auto", "float32", "int8")
 VOCABULARIES = ("exact", "trimmed")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where a model lies: `model` is its address in the registry, or its folder; `version` its number, or digest."""
+    """A model's folder, `model` (its address in the registry, or its folder) and `version` (its number, or digest)."""
 
     folder: str
     model: str
@@ -44,9 +46,9 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Form:
-    """In which form a model is wanted: an artefact for the CPU, a bundle for a GPU (`device` cuda).
+    """The form a model is wanted in: an artefact for the CPU, a bundle for a GPU (`device` cuda).
 
-    `vocabulary` trimmed keeps what `languages` use.
+    `vocabulary` trimmed keeps what `languages` use, by default those that were measured.
     """
 
     device: str = "cpu"
@@ -55,17 +57,12 @@ class Form:
     languages: tuple[str, ...] = ()
 
 
-def fetch(
-    spec: str,
-    tracking: str | None = None,
-    form: Form = Form(),
-    cache: Path | None = None,
-) -> Fetched:
-    """Make a model's folder available here, in the form that is wanted.
+def fetch(spec: str, tracking: str | None = None, form: Form = Form(), cache: Path | None = None) -> Fetched:
+    """Make a model's folder available on this machine, in the form that is wanted.
 
     A promoted version brings its artefact; of any other model one is exported, in float32 unless int8 is asked for,
     because nothing has shown that its int8 agrees. A trimmed vocabulary is always exported.
-    Raises InputError for what cannot be meant and RegistryError where MLflow fails.
+    Raises InputError for an invalid request and RegistryError where MLflow fails.
     """
     _check(form)
     cache = (cache or CACHE).expanduser().absolute()
@@ -73,8 +70,9 @@ def fetch(
         version = versions.resolve(spec, tracking or versions.default_uri())
         as_promoted = (form.device, form.vocabulary) == ("cpu", "exact")
         if as_promoted and (card := versions.listing(version, "serving")) is not None:
-            folder = _kept(cache, f"artefacts/{_key(card)}", _sound, lambda to: _download(version, "serving", to, card))
-            _offers(artefact.read(folder), form.precision, version.model)
+            folder = cache / "artefacts" / _key(card)
+            found = _kept(folder, artefact.read, lambda draft: versions.download(version, "serving", draft, card))
+            _check_precision(found, form.precision, version.model)
         else:
             folder = _bundle_of(version, cache)
             folder = folder if form.device == "cuda" else _exported(folder, form, cache)
@@ -84,19 +82,20 @@ def fetch(
         if form.device == "cuda":
             raise InputError(f"{folder}: an artefact runs on the CPU; for a GPU give the bundle it was exported from")
         found = artefact.read(folder)
-        _offers(found, form.precision, str(folder))
+        _check_precision(found, form.precision, str(folder))
         return Fetched(str(folder), str(folder), found.digest)
-    key = _key((folder / "bundle.json").read_bytes())
+    ready = folder
     if form.device == "cuda":
-        _verified(folder)
-        return Fetched(str(folder), str(folder), key)
-    return Fetched(str(_exported(folder, form, cache)), str(folder), key)
+        artefact.verify_bundle(folder)
+    else:
+        ready = _exported(folder, form, cache)
+    return Fetched(str(ready), str(folder), artefact.bundle_digest(folder))
 
 
 def bundle_in(folder: Path) -> Path:
-    """Give the bundle inside the folder of a run, or the folder itself where it is a bundle or an artefact.
+    """Return the bundle inside the folder of a run, or the folder itself where it is a bundle or an artefact.
 
-    Raises InputError, which says what the folder is instead and what to name.
+    Raises InputError that names what the folder is instead, and the remedy.
     """
     if (folder / "bundle" / "bundle.json").is_file():
         return folder / "bundle"
@@ -106,33 +105,26 @@ def bundle_in(folder: Path) -> Path:
 
 
 def _no_model(folder: Path) -> str:
-    told = str(folder)
-    strange = re.search(r"([a-z][a-z0-9+.-]*):/", told)
-    if strange and not folder.exists():
-        return f"{strange[1]}:/...: models are folders here or in MLflow; write a folder, or models:/NAME@ALIAS"
+    place = str(folder)
+    scheme = re.search(r"([a-z][a-z0-9+.-]*):/", place)
+    if scheme and not folder.exists():
+        return f"{scheme[1]}:/...: models are folders here or in MLflow; write a folder, or models:/NAME@ALIAS"
     if "@" in folder.name and not folder.exists():
-        return f"{told}: no such folder; a registered model is written models:/{folder.name}"
+        return f"{place}: no such folder; a registered model is written models:/{folder.name}"
     if not folder.exists():
-        return f"{told}: no such folder; give that of a finished run, or models:/NAME@ALIAS"
+        return f"{place}: no such folder; give that of a finished run, or models:/NAME@ALIAS"
     if not folder.is_dir():
-        return f"{told}: a file; give the folder of a run, a bundle or an artefact"
+        return f"{place}: a file; give the folder of a run, a bundle or an artefact"
     if (folder / "search.yaml").is_file():
         inside = sorted(folder.glob("retrained/*/bundle/bundle.json"))
-        name = inside[0].parents[1] if inside else None
-        way_out = (
-            f"give one of its runs, such as {name}" if name else f"`xlt tune {folder}/search.yaml` goes on with it"
-        )
-        return f"{told}: a search; {way_out}"
+        resume = f"`xlt tune {folder}/search.yaml` resumes it"
+        return f"{place}: a search; " + (f"give one of its runs, such as {inside[0].parents[1]}" if inside else resume)
     if (folder / "experiment.yaml").is_file():
-        return (
-            f"{told}: a run that is not finished; `xlt train {folder}/experiment.yaml` goes on with it, "
-            "or give a finished run"
-        )
+        resume = f"`xlt train {folder}/experiment.yaml` resumes it"
+        return f"{place}: a run that is not finished; {resume}, or give a finished run"
     inside = sorted(folder.glob("*/bundle/bundle.json"))
-    more = f"; give a run in it, such as {inside[0].parents[1]}" if inside else ""
-    return (
-        f"{told}: neither an artefact nor a bundle, nor a finished run that holds one{more or '; give such a folder'}"
-    )
+    remedy = f"give a run in it, such as {inside[0].parents[1]}" if inside else "give such a folder"
+    return f"{place}: neither an artefact nor a bundle, nor a finished run that holds one; {remedy}"
 
 
 def _check(form: Form) -> None:
@@ -141,12 +133,7 @@ def _check(form: Form) -> None:
             raise InputError(f"{name}: {value!r}; one of {', '.join(known)}")
 
 
-def _key(listing: bytes) -> str:
-    # the listing holds the digest of every other file, so its own digest names them all
-    return hashlib.sha256(listing).hexdigest()[:16]
-
-
-def _offers(found: artefact.Artefact, precision: str, place: str) -> None:
+def _check_precision(found: artefact.Artefact, precision: str, place: str) -> None:
     if precision != "auto" and precision not in found.precisions:
         raise InputError(
             f"{place}: its artefact has no {precision} network, only {', '.join(found.precisions)}: one that did not "
@@ -154,63 +141,56 @@ def _offers(found: artefact.Artefact, precision: str, place: str) -> None:
         )
 
 
-def _sound(folder: Path) -> None:
-    artefact.read(folder)
-
-
-def _verified(folder: Path) -> None:
-    """Hold a bundle against its own list, without loading torch as `bundle.verify` does."""
-    for name, sha256 in versions.listed((folder / "bundle.json").read_bytes(), str(folder)).items():
-        if not (folder / name).is_file() or artefact.digest(folder / name) != sha256:
-            raise InputError(f"{folder / name}: missing or not the file that was saved; copy the bundle again")
-
-
-def _download(version: versions.Version, what: versions.What, to: Path, card: bytes) -> None:
-    versions.download(version, what, to, card)
+def _key(listing: bytes) -> str:
+    # the listing holds the digest of every other file, so its own digest names them all
+    return hashlib.sha256(listing).hexdigest()[:16]
 
 
 def _bundle_of(version: versions.Version, cache: Path) -> Path:
     card = versions.listing(version, "bundle")
     if card is None:
         raise InputError(f"{version.model}: is not a model of xlt_ray; give one that `xlt train` registered")
-    return _kept(cache, f"bundles/{_key(card)}", _verified, lambda to: _download(version, "bundle", to, card))
+    folder = cache / "bundles" / _key(card)
+    _kept(folder, artefact.verify_bundle, lambda draft: versions.download(version, "bundle", draft, card))
+    return folder
 
 
 def _exported(bundle: Path, form: Form, cache: Path) -> Path:
-    precision, languages = "float32" if form.precision == "auto" else form.precision, form.languages
-    words = "-".join([form.vocabulary, *([_key(",".join(sorted(languages)).encode())] if languages else [])])
-    name = f"exports/{_key((bundle / 'bundle.json').read_bytes())}-{precision}-{words}"
+    precision = "float32" if form.precision == "auto" else form.precision
+    languages = [_key(",".join(sorted(form.languages)).encode())] if form.languages else []
+    folder = cache / "exports" / "-".join([artefact.bundle_digest(bundle), precision, form.vocabulary, *languages])
 
-    def make(to: Path) -> None:
+    def make(draft: Path) -> None:
         from xlt_ray.export import export
 
-        mode: Any = form.vocabulary
-        export.export(bundle, to, precisions=(precision,), vocabulary=mode, languages=list(languages) or None)
+        vocabulary: Any = form.vocabulary
+        export.export(bundle, draft, precisions=(precision,), vocabulary=vocabulary, languages=form.languages)
 
-    return _kept(cache, name, _sound, make)
+    _kept(folder, artefact.read, make)
+    return folder
 
 
-def _kept(cache: Path, name: str, check: Callable[[Path], None], make: Callable[[Path], None]) -> Path:
-    """Give a folder of the cache, made where it is not there or damaged; one process makes it, the others wait."""
-    folder, draft = cache / name, cache / "drafts" / name.replace("/", "-")
-    for parent in (folder.parent, draft.parent, cache / "locks"):
+def _kept(folder: Path, read: Callable[[Path], T], make: Callable[[Path], Any]) -> T:
+    """Read a folder of the cache; where it is missing or damaged one process makes it while the others wait."""
+    locks = folder.parents[1] / "locks"
+    for parent in (folder.parent, locks):
         parent.mkdir(parents=True, exist_ok=True)
-    with locked(cache / "locks" / f"{draft.name}.lock"):
+    with durable.locked(locks / f"{folder.parent.name}-{folder.name}.lock"):
         if folder.is_dir():
             try:
-                check(folder)
-                return folder
+                return read(folder)
             except InputError:
-                shutil.rmtree(folder)  # by a power cut, or by a hand
-        shutil.rmtree(draft, ignore_errors=True)  # of one that was killed
-        make(draft)
-        draft.replace(folder)
-    return folder
+                shutil.rmtree(folder)  # damaged by a power cut, or by hand
+        for left in folder.parent.glob(f".*{folder.name}.*"):  # of a process that was killed: this one has the lock
+            shutil.rmtree(left, ignore_errors=True)
+        with durable.publishing(folder) as draft:
+            make(draft)
+        return read(folder)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line."""
+        """Report what is wrong in one line."""
         self.exit(2, f"error: {message}\n")
 
 
@@ -222,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--vocabulary", choices=VOCABULARIES, default="exact")
-    parser.add_argument("--languages", default="", help="what a trimmed vocabulary is for, such as deu_Latn,swh_Latn")
+    parser.add_argument("--languages", default="", help="those a trimmed vocabulary keeps, such as deu_Latn,swh_Latn")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help=f"default: {CACHE}")
     asked = vars(parser.parse_args(arguments))
     asked["languages"] = tuple(code for code in asked["languages"].split(",") if code)
@@ -231,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers on standard error
     sys.stdout.flush()
     answer = os.dup(1)
-    os.dup2(2, 1)  # what libraries print must not come between the caller and its one line
+    os.dup2(2, 1)  # so that nothing that libraries print gets into the one line
     try:
         line = json.dumps(asdict(fetch(**asked, form=form)))
     except Exception as error:

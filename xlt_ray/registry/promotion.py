@@ -1,9 +1,9 @@
-"""Promote a run's model to what is served, and take that back: gate, fast artefact, trial, and only then the alias.
+"""Promote a run's model to the one that is served, and roll back: gate, fast artefact, trial, and only then the alias.
 
-Each step may be interrupted and done again: versions, artefacts and tags that are there already are found and kept, and
-the alias, which is what a service follows, moves last. What a promotion did is in the version's tags, one set for each
-alias: `xlt.promoted_from.ALIAS` (the version before, or none), `xlt.gate.ALIAS` (the comparison in short) and
-`xlt.forced.ALIAS` (the reasons against that were overruled).
+Each step may be interrupted and repeated: versions, artefacts and tags that exist already are found and kept, and the
+alias, which a service follows, moves last. What a promotion did is in the version's tags, one set for each alias:
+`xlt.promoted_from.ALIAS` (the version before, or none), `xlt.gate.ALIAS` (the comparison in short) and
+`xlt.forced.ALIAS` (the reasons against it that were overruled).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ PREVIOUS, GATE, FORCED, ROLLED_BACK = "xlt.promoted_from", "xlt.gate", "xlt.forc
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a promotion came to: `reasons` against it, overruled where it was `promoted` all the same.
+    """The result of a promotion: `reasons` against it, which were overruled where it was `promoted` nevertheless.
 
-    `present` is the version the alias pointed at, None where there was no such alias; `previous` the one that was
-    compared with, another than `version`; `gate` is None where there was nothing to compare with.
+    `present` is the version the alias pointed at, None where there was no such alias; `previous` is the other version
+    that was compared with; `gate` is None where there was none.
     """
 
     version: Version
@@ -54,7 +54,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a model is registered: models:/NAME@ALIAS of the server at `uri`; name and server default to the run's."""
+    """The place a model is registered at: models:/NAME@ALIAS of the server at `uri`, by default the run's own."""
 
     alias: str = "champion"
     name: str | None = None
@@ -69,12 +69,12 @@ def promote(
     cache: Path | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> Outcome:
-    """Register a run's model where needed, hold it against the alias's present version, and move the alias to it.
+    """Register a run's model where needed, compare it with the alias's present version, and move the alias to it.
 
-    `run` is the folder of a finished run or models:/NAME/VERSION. Where the rules say `force` reasons against are
+    `run` is the folder of a finished run or models:/NAME/VERSION. With `force` in the rules, reasons against it are
     recorded and overruled, but for one: a model that does not load and answer is never promoted. How many rows the
-    artefact was `checked_on` is recorded. Refused: `promoted` is False and the alias is where it was. Raises InputError
-    for what cannot be meant, RegistryError where MLflow fails.
+    artefact was `checked_on` is recorded. Where it is refused, `promoted` is False and the alias stays. Raises
+    InputError for invalid arguments, RegistryError where MLflow fails.
     """
     alias, force = address.alias, rules.force
     if wrong := preflight.alias_fault(alias):
@@ -105,7 +105,7 @@ def promote(
 
 
 def _before(candidate: Version, alias: str) -> tuple[str | None, Version | None, tuple[str, ...]]:
-    """Say which version the alias means, which to compare with, and what is to be noted about that."""
+    """Return the version the alias points at, the one to compare the candidate with, and notes on the choice."""
     present = versions.aliased(candidate.name, alias, candidate.uri)
     if present is None:
         return None, None, (f"{candidate.name} has no {alias} yet: nothing to compare with",)
@@ -127,7 +127,7 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
     folder = Path(run)
     if not (folder / "bundle" / "bundle.json").is_file():
         if folder.is_dir():
-            fetch.bundle_in(folder)  # which says what it is instead
+            fetch.bundle_in(folder)  # its error names what the folder is instead
         raise InputError(f"{run}: no finished run (no bundle/bundle.json); give a run's folder or models:/NAME/VERSION")
     where = outbox.address(folder)
     if where is None:
@@ -140,12 +140,12 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
     if name is None:
         raise InputError(f"{run}: tracking.register_as was not set; name the registered model with --name")
     target = absolute(uri, "--uri") if uri else whole(str(where["uri"]))
-    said: list[str] = []
-    courier.sync([folder], uri, said.append)
-    # a model refused under the name or alias it was trained with is what another name and alias are given for
+    messages: list[str] = []
+    courier.sync([folder], uri, messages.append)
+    # a model refused under the name or alias of its training is not missed: it is registered below under these
     refused = outbox.Sent.load(folder, target).failed.values()
     if outbox.waiting(folder, target) or any(not one.startswith("model: ") for one in refused):
-        raise RegistryError(f"{run}: not all of it is in MLflow, which the gate needs: {'; '.join(said)[-700:]}")
+        raise RegistryError(f"{run}: not all of it is in MLflow, which the gate needs: {'; '.join(messages)[-700:]}")
     return _registered(folder, target, name, bool(experiment["corpus"]["text_pair"]))
 
 
@@ -156,7 +156,7 @@ def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
         assert where is not None
         try:
             run = mlflow_run.Run(folder, uri, where, outbox.Sent.load(folder, uri).run_id)
-            with contextlib.redirect_stderr(io.StringIO()):  # MLflow's own remarks, in the middle of our progress
+            with contextlib.redirect_stderr(io.StringIO()):  # MLflow's remarks would break the progress display
                 run.log([record])
         except Refused as error:
             raise RegistryError(f"{folder}: {error}") from error
@@ -169,14 +169,13 @@ def _registered(folder: Path, uri: str, name: str, pairs: bool) -> Version:
 def _compared(
     candidate: Version, champion: Version, rules: Rules, cache: Path | None, on_event: OnEvent
 ) -> tuple[Gate | None, list[str]]:
-    """Compare, and record the comparison on the candidate's run; without one, the reason why there is none."""
+    """Compare two versions and record it on the candidate's run; return the gate, or None, and reasons against it."""
     from xlt_ray.registry import rivals
 
     try:
         sides = rivals.predictions(candidate, champion, rules.served, cache, on_event)
-        labels = (sides.labels[0], sides.labels[1])
         rules = replace(rules, served=rules.served or sides.served)
-        found = gate.judge(sides.candidate, sides.champion, labels, rules)
+        found = gate.judge(sides.candidate, sides.champion, sides.labels, rules)
     except InputError as error:
         return None, [f"cannot be compared with {champion.model}: {error}"]
     figures = {"gate/mean_difference": found.difference, "gate/mean_low": found.low, "gate/mean_high": found.high}
@@ -202,7 +201,7 @@ def tsv(found: Gate) -> str:
 
 
 def _move(outcome: Outcome) -> None:
-    """Record a promotion in the version's tags, then move the alias, unless somebody else has moved it meanwhile."""
+    """Record a promotion in the version's tags, then move the alias, unless it was moved elsewhere meanwhile."""
     version, alias, before = outcome.version, outcome.alias, outcome.previous
     now = versions.aliased(version.name, alias, version.uri)
     if (now and now.version) != outcome.present:
@@ -229,10 +228,10 @@ def _short(found: Gate | None, before: Version | None) -> dict[str, Any]:
 
 
 def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: Path | None = None) -> str:
-    """Move an alias back to the version it was promoted from, and say from which to which.
+    """Move an alias back to the version it was promoted from; return a sentence that names both versions.
 
-    The earlier version's artefact is fetched, loaded and asked once before. Raises InputError where there is nothing to
-    go back to and RegistryError where the earlier version does not answer.
+    The earlier version's artefact is fetched, loaded and asked once before. Raises InputError where there is no earlier
+    version and RegistryError where it does not answer.
     """
     uri = uri or versions.default_uri()
     present = versions.aliased(name, alias, uri)

@@ -1,4 +1,4 @@
-"""Make the artefact that a registered version is served from: export, check, log, fetch it back and ask it once."""
+"""Publish the artefact that a registered version is served from: export, check, log, fetch it back and ask it once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xlt_ray.registry.versions import Version
 
 Question = tuple[str, str | None]  # a text, and its pair
 CHECKED = "xlt.checked"  # tag of a version: what its artefact was checked on, and what came of it
-TEXTS = 10_000_000  # bytes of a file of texts that are looked at
+TEXTS = 10_000_000  # characters of a file of texts that are read
 ASK = """
 import json, sys
 from xlt_ray.inference import engine
@@ -38,7 +38,7 @@ print(json.dumps(model.labels[int(found[0].argmax())]))
 
 @dataclass(frozen=True)
 class Made:
-    """What a version's artefact turned out to be: `reasons` against serving it; whether it loads and `answers`."""
+    """A version's artefact: its checks, `reasons` against serving it, and whether it loads and `answers`."""
 
     precisions: tuple[str, ...]
     checks: Mapping[str, Any]
@@ -49,9 +49,9 @@ class Made:
 
 @dataclass(frozen=True)
 class CheckRows:
-    """Which rows an artefact is checked on: at most `rows` of each language of the bundle's corpus, None for all.
+    """The rows an artefact is checked on: at most `rows` of each language of the bundle's corpus, None for all.
 
-    A file of `texts`, one a line, stands in for a corpus that is out of reach.
+    A file of `texts`, one a line, stands in for a corpus that cannot be read.
     """
 
     texts: Path | None = None
@@ -61,15 +61,15 @@ class CheckRows:
 def make(
     version: Version,
     bundle: Path | None,
-    checked_on: CheckRows = CheckRows(),
-    force: bool = False,
-    cache: Path | None = None,
-    on_event: OnEvent = lambda event: None,
+    checked_on: CheckRows,
+    force: bool,
+    cache: Path | None,
+    on_event: OnEvent,
 ) -> Made:
     """Make, check, log and try a version's artefact; one that was made and passed before is only tried.
 
-    `bundle` is the version's folder if it is at hand. Where there are no rows to check on InputError says so, unless
-    with `force`; what passed on fewer rows than are asked for now is made and checked again. An int8 network that does
+    `bundle` is the version's folder, None to fetch it. Raises InputError where there are no rows to check on, unless
+    with `force`. What passed on fewer rows than are asked for now is made and checked again. An int8 network that does
     not agree is dropped; where float32 does not, nothing is logged unless with `force`.
     """
     from xlt_ray.inference import bundle as bundles
@@ -96,10 +96,10 @@ def make(
             if made.reasons and not force:
                 return replace(made, notes=(*notes, *made.notes))
             on_event({"stage": "upload"})
-            place = f"serving/{artefact.read(Path(scratch) / 'artefact').digest}"
+            place = f"serving/{artefact.bundle_digest(bundle)}"
             versions.upload(version, Path(scratch) / "artefact", place)
-            told = [agrees(name, one) for name, one in made.checks.items()]
-            versions.tag(version, {CHECKED: "; ".join([*told, *made.notes, *made.reasons]), versions.SERVING: place})
+            checked = [agrees(name, one) for name, one in made.checks.items()]
+            versions.tag(version, {CHECKED: "; ".join([*checked, *made.notes, *made.reasons]), versions.SERVING: place})
         on_event({"stage": "ask"})
         why = trial(version, question, expected, cache, Path(scratch))
     if why:
@@ -111,9 +111,9 @@ def make(
 def trial(
     version: Version, question: Question, expected: str | None, cache: Path | None, elsewhere: Path
 ) -> str | None:
-    """Fetch a version as a server would, load it and ask it once, in fresh processes; say what went wrong, if anything.
+    """Fetch a version as a server would, load it and ask it once, in fresh processes; return what went wrong, or None.
 
-    `expected` is the label it has to answer, None for any. Works in the folder `elsewhere`.
+    `expected` is the label it has to answer, None for any. The processes run in the folder `elsewhere`.
     """
     kept = ["--cache", str(cache.absolute())] if cache else []
     fetched = _python(
@@ -140,9 +140,9 @@ def _python(*arguments: str, cwd: Path, **variables: str) -> subprocess.Complete
 
 
 def _tables(model: Any, texts: Path | None) -> tuple[dict[str, Any], list[str]]:
-    """Give the rows to check a network on, and other texts, none of test, to find out where int8 is in doubt.
+    """Return the rows to check a network on by language, and other texts, none of test, to find int8's margin.
 
-    The rows are a file's texts, the bundle's answers being right, or the test rows of the bundle's corpus.
+    The rows are a file's texts, labelled by the bundle's answers, or the test rows of the bundle's corpus.
     """
     from xlt_ray.runs import measure
 
@@ -168,14 +168,14 @@ def _tables(model: Any, texts: Path | None) -> tuple[dict[str, Any], list[str]]:
         raise InputError(f"--texts {texts}: holds no text; give one a line")
     pairs = lines if model.experiment.corpus.text_pair else None
     columns: dict[str, Any] = {"id": list(map(str, range(len(lines)))), "text": lines}
-    if len(model.network.steps):  # answers depend on languages, which are guessed as a server would
+    if len(model.network.steps):  # answers depend on languages, which are guessed as in a server
         columns["language"] = pa.array([guess.code for guess in Identifier().guess_all(lines)], pa.string())
     columns["label"] = model.probabilities(lines, pairs).argmax(1)
     return {"texts": pa.table(columns | ({"text_pair": pairs} if pairs else {}))}, []
 
 
 def _question(model: Any, tables: Mapping[str, Any]) -> tuple[Question, str]:
-    """Choose a text whose answer the bundle is surest of, so that rounding cannot decide it."""
+    """Choose a text whose answer the bundle is most certain of, so that rounding cannot change it; return both."""
     from xlt_ray.tracking.mlflow_run import QUESTION
 
     rows = [row for table in tables.values() for row in table.slice(0, 1).to_pylist()][:16] or [{"text": QUESTION}]
@@ -188,7 +188,7 @@ def _question(model: Any, tables: Mapping[str, Any]) -> tuple[Question, str]:
 
 
 def _earlier(version: Version, wanted: int) -> Made | None:
-    """Give what was made of this version before, if it passed its checks on all rows or on as many as are wanted."""
+    """Return this version's artefact where it passed its checks before, on all rows or on at least those wanted."""
     content = versions.listing(version, "serving")
     if content is None:
         return None
@@ -213,7 +213,7 @@ def _export(
     on_event({"stage": "export"})
     made = export.export(bundle, out, texts=texts)
     if not tables:
-        made = _drop(made, "int8")
+        made = _without_int8(made)
         return Made(made.precisions, {}, ("the artefact was not checked against the original",), (), False)
     on_event({"stage": "agree"})
     checks = agreement.check(
@@ -221,13 +221,13 @@ def _export(
     )
     made = artefact.record(out, checks)
     if not checks["int8"]["passed"]:
-        made = _drop(made, "int8")
+        made = _without_int8(made)
     reasons = tuple(f"float32 is not the original: {one}" for one in checks["float32"]["reasons"])
     return Made(made.precisions, made.checks, reasons, _notes(checks, made.precisions), False)
 
 
 def _notes(checks: Mapping[str, Any], precisions: Sequence[str]) -> tuple[str, ...]:
-    """Say which precisions were dropped and why, and what in the others only chance explains."""
+    """List which precisions were dropped and why, and limits that the others exceed by no more than chance."""
     notes = []
     for name, one in checks.items():
         if name not in precisions:
@@ -238,7 +238,7 @@ def _notes(checks: Mapping[str, Any], precisions: Sequence[str]) -> tuple[str, .
 
 
 def agrees(name: str, found: Mapping[str, Any]) -> str:
-    """Say in a line how far a precision agrees with the original, and on how many rows of how many that was looked at.
+    """Describe in a line how far a precision agrees with the original, and on how many rows of how many.
 
     >>> agrees("int8", {"agreement": 0.999, "low": 0.9944, "texts": 1000, "of": 1000})
     'int8 agrees on 99.90% of 1000 rows'
@@ -251,12 +251,8 @@ def agrees(name: str, found: Mapping[str, Any]) -> str:
     return f"{text} drawn from {found['of']} (95% interval from {100 * found['low']:.1f}%)"
 
 
-def _drop(made: artefact.Artefact, precision: str) -> artefact.Artefact:
-    """Take a precision's files out of an artefact; what others share stays."""
-    if precision not in made.precisions or len(made.precisions) == 1:
-        return made
-    for file in made.folder.glob(f"*.{precision}.*"):
+def _without_int8(made: artefact.Artefact) -> artefact.Artefact:
+    """Remove the files of int8 from an artefact; those that float32 uses too stay."""
+    for file in made.folder.glob("*.int8.*"):
         file.unlink()
-    left = replace(made, precisions=tuple(one for one in made.precisions if one != precision), margin=0.0)
-    artefact.write(left)
-    return artefact.read(made.folder)
+    return artefact.write(replace(made, precisions=("float32",), margin=0.0))

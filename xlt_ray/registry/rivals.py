@@ -1,4 +1,4 @@
-"""Bring together what two registered versions predicted on the same test rows, measuring one anew where needed."""
+"""Collect what two registered versions predicted on the same test rows, measuring one anew where needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xlt_ray.registry.versions import Version
 
 @dataclass(frozen=True)
 class Sides:
-    """Predictions and labels of both; `served` are the languages that the champion was measured in by its own run."""
+    """Predictions and labels of both; `served` are the languages that the champion's own run measured."""
 
     candidate: Mapping[str, Predictions]
     champion: Mapping[str, Predictions]
@@ -36,8 +36,8 @@ def predictions(
     """Fetch both versions' test predictions from MLflow.
 
     A language in which the champion predicted other rows than the candidate, or none, is measured anew: the champion's
-    bundle on the corpus of the candidate's run. Raises InputError where one is no bundle or that corpus is not
-    at hand.
+    bundle on the corpus of the candidate's run. Raises InputError where one is not a bundle or that corpus cannot be
+    read.
     """
     cards = [_card(version) for version in (candidate, champion)]
     labels = (tuple(cards[0]["labels"]), tuple(cards[1]["labels"]))
@@ -67,15 +67,14 @@ def _stored(version: Version) -> dict[str, Predictions] | None:
 
 
 def _same(one: Predictions, other: Predictions | None) -> bool:
-    """Tell whether two hold the same rows: ids and gold labels, in any order."""
+    """Return whether two have the same rows: ids and gold labels, in any order."""
     if other is None or len(one.ids) != len(other.ids):
         return False
-    order = [np.argsort(np.asarray(rows.ids, dtype=np.str_), kind="stable") for rows in (one, other)]
-    ids, gold = (
-        [np.asarray(getattr(rows, key))[where] for rows, where in zip((one, other), order, strict=True)]
-        for key in ("ids", "gold")
+    orders = [np.argsort(np.asarray(rows.ids, dtype=np.str_), kind="stable") for rows in (one, other)]
+    return all(
+        np.array_equal(np.asarray(first)[orders[0]], np.asarray(second)[orders[1]])
+        for first, second in ((one.ids, other.ids), (one.gold, other.gold))
     )
-    return bool((ids[0] == ids[1]).all() and (gold[0] == gold[1]).all())
 
 
 def _measured(

@@ -1,22 +1,22 @@
 """Read and change MLflow's model registry: versions and aliases, their files, their tags.
 
 What a registry names is not trusted: only files that artefact.json or bundle.json lists are fetched, only under plain
-relative names, and each is held against its SHA-256. Every change may be made twice without harm.
+relative names, and the SHA-256 of each is checked. Every change may be made twice without harm.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from xlt_ray import durable
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError, RegistryError
 from xlt_ray.tracking.outbox import clean
@@ -45,12 +45,11 @@ class Version:
     run_id: str
     digest: str
     tags: Mapping[str, str] = field(default_factory=dict)
-    source: str = ""
     created: int = 0
 
     @property
     def model(self) -> str:
-        """How MLflow names this version."""
+        """The name that MLflow has for this version."""
         return f"models:/{self.name}/{self.version}"
 
 
@@ -67,11 +66,10 @@ def parse(spec: str) -> tuple[str, str | None, str | None]:
 
 
 def resolve(spec: str, uri: str) -> Version:
-    """Find the version that an address means; InputError lists what there is where it means none."""
+    """Find the version of an address; InputError lists the aliases of its model where it has no such version."""
     name, alias, number = parse(spec)
     uri = absolute(uri, "tracking server")
-    with _told(uri):
-        client = _client(uri)
+    with _connected(uri) as client:
         model = _present(lambda: client.get_registered_model(name))
         if model is None:
             raise InputError(
@@ -89,28 +87,28 @@ def resolve(spec: str, uri: str) -> Version:
 
 def of_run(name: str, run_id: str, digest: str, uri: str) -> Version | None:
     """Find the newest version of a model that a run made of the bundle with this digest."""
-    uri = absolute(uri, "tracking server")
-    with _told(uri):
-        found = _client(uri).search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-        ours = [one for one in found if one.tags.get("xlt.bundle") == digest]
-        return _version(max(ours, key=lambda one: int(one.version)), uri) if ours else None
+    found = _newest(f"name = '{name}' and run_id = '{run_id}'", uri)
+    return next((one for one in found if one.digest == digest), None)
 
 
 def held_before(version: Version, alias: str) -> Version | None:
     """Find the newest earlier version that an alias was moved to at some time."""
-    with _told(version.uri):
-        found = _client(version.uri).search_model_versions(f"name = '{version.name}'")
-        earlier = [
-            one for one in found if one.tags.get("xlt.alias") == alias and int(one.version) < int(version.version)
-        ]
-        return _version(max(earlier, key=lambda one: int(one.version)), version.uri) if earlier else None
+    found = _newest(f"name = '{version.name}'", version.uri)
+    earlier = [one for one in found if int(one.version) < int(version.version)]
+    return next((one for one in earlier if one.tags.get("xlt.alias") == alias), None)
+
+
+def _newest(query: str, uri: str) -> list[Version]:
+    uri = absolute(uri, "tracking server")
+    with _connected(uri) as client:
+        found = [_version(one, uri) for one in client.search_model_versions(query)]
+    return sorted(found, key=lambda one: -int(one.version))
 
 
 def aliased(name: str, alias: str, uri: str) -> Version | None:
     """Find the version an alias points at; None where there is no such model or alias."""
     uri = absolute(uri, "tracking server")
-    with _told(uri):
-        client = _client(uri)
+    with _connected(uri) as client:
         model = _present(lambda: client.get_registered_model(name))
         number = model.aliases.get(alias) if model is not None else None
         found = _present(lambda: client.get_model_version(name, str(number))) if number is not None else None
@@ -119,31 +117,30 @@ def aliased(name: str, alias: str, uri: str) -> Version | None:
 
 def move_alias(name: str, alias: str, version: str, uri: str) -> None:
     """Point an alias at a version."""
-    with _told(uri):
-        _client(uri).set_registered_model_alias(name, alias, version)
+    with _connected(uri) as client:
+        client.set_registered_model_alias(name, alias, version)
 
 
 def tag(version: Version, values: Mapping[str, str]) -> None:
     """Set tags of a version; a later value replaces an earlier one."""
-    with _told(version.uri):
-        client = _client(version.uri)
+    with _connected(version.uri) as client:
         for key, value in values.items():
             client.set_model_version_tag(version.name, version.version, key, value[:TAG_LIMIT])
 
 
 def untag(version: Version, key: str) -> None:
     """Remove a tag of a version."""
-    with _told(version.uri):
-        _client(version.uri).delete_model_version_tag(version.name, version.version, key)
+    with _connected(version.uri) as client:
+        client.delete_model_version_tag(version.name, version.version, key)
 
 
 def default_uri() -> str:
-    """Say where models are looked for when nothing else is said: MLFLOW_TRACKING_URI, else a database here."""
+    """Return where models are looked for by default: MLFLOW_TRACKING_URI, else a database in this folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///xlt.db"
 
 
 def listing(version: Version, what: What) -> bytes | None:
-    """Read the file that names all others of a version's artefact or bundle; None where there is none."""
+    """Read the file that lists all others of a version's artefact or bundle; None where there is none."""
     with tempfile.TemporaryDirectory() as scratch:
         return _bytes(_fetch(version, _place(version, what), LISTING[what], Path(scratch)))
 
@@ -154,32 +151,25 @@ def predictions(version: Version, into: Path) -> Path | None:
     return _fetch(version, place, "predictions.npz", into)
 
 
-def download(version: Version, what: What, into: Path, content: bytes | None = None) -> Path:
-    """Fetch an artefact or a bundle, every file held against its SHA-256, and return the folder.
+def download(version: Version, what: What, into: Path, content: bytes) -> None:
+    """Fetch the files that an artefact's or a bundle's `listing` has, into a folder, and check the SHA-256 of each.
 
-    `content` is the listing if it was read before. Raises InputError where there is none or a name is not plain, and
-    RegistryError where a file is missing or not the one that was logged.
+    Raises InputError where a name is not plain, and RegistryError where a file is missing or not the one that was
+    logged.
     """
     place = _place(version, what)
-    content = content if content is not None else listing(version, what)
-    if content is None or place is None:
-        raise InputError(
-            f"{version.model}: has no {LISTING[what]} in {masked(version.uri)}; promote it, or register it again"
-        )
     into.mkdir(parents=True, exist_ok=True)
-    for name, sha256 in listed(content, version.model).items():
+    for name, sha256 in _listed(content, version.model).items():
         file = _fetch(version, place, name, into)
         if file is None:
             raise RegistryError(f"{version.model}: {name} is listed but missing in {masked(version.uri)}")
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                raise RegistryError(f"{version.model}: {name} is not the file that was logged (SHA-256 differs)")
+        if durable.digest(file) != sha256:
+            raise RegistryError(f"{version.model}: {name} is not the file that was logged (SHA-256 differs)")
     (into / LISTING[what]).write_bytes(content)
-    return into
 
 
-def listed(content: bytes, place: str) -> dict[str, str]:
-    """Give the files that an artefact.json or a bundle.json lists, name -> SHA-256; InputError for a strange name."""
+def _listed(content: bytes, place: str) -> dict[str, str]:
+    """Return the files that an artefact.json or a bundle.json lists, name -> SHA-256; InputError for a strange name."""
     try:
         card = json.loads(content)
         files = card["files"] if "files" in card else card["sha256"]
@@ -197,18 +187,16 @@ def listed(content: bytes, place: str) -> dict[str, str]:
 def upload(version: Version, folder: Path, place: str) -> None:
     """Log an artefact's folder among the artifacts of a version's run, artefact.json last: it makes the rest valid."""
     last = LISTING["serving"]
-    with _told(version.uri):
-        client = _client(version.uri)
+    with _connected(version.uri) as client:
         for file in sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name)):
             client.log_artifact(version.run_id, str(file), place)
 
 
 def record(version: Version, metrics: Mapping[str, float], step: int, files: Mapping[str, str], place: str) -> None:
-    """Log figures and texts on a version's run; the time is the version's own, so that a repetition changes nothing."""
+    """Log metrics and texts on a version's run; their time is the version's, so that repeating it changes nothing."""
     from mlflow.entities import Metric
 
-    with _told(version.uri):
-        client = _client(version.uri)
+    with _connected(version.uri) as client:
         figures = [Metric(clean(key), value, version.created, step) for key, value in metrics.items()]
         for start in range(0, len(figures), 1000):
             client.log_batch(version.run_id, metrics=figures[start : start + 1000])
@@ -217,7 +205,7 @@ def record(version: Version, metrics: Mapping[str, float], step: int, files: Map
 
 
 def _client(uri: str) -> Any:
-    """Connect; a database that does not exist is an error and not made, as MLflow would."""
+    """Return MLflow's client; a database that does not exist is an error, where MLflow would create one."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -238,10 +226,10 @@ def _client(uri: str) -> Any:
 
 
 @contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into one line."""
+def _connected(uri: str) -> Iterator[Any]:
+    """Yield MLflow's client of a tracking server, and turn whatever MLflow raises into a RegistryError of one line."""
     try:
-        yield
+        yield _client(uri)
     except (InputError, RegistryError):
         raise
     except Exception as error:  # also of the client's parts: sqlalchemy, requests, cloud storage
@@ -255,11 +243,12 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {reason[:500]}"
 
 
-def _present(ask: Any) -> Any:
+def _present(request: Callable[[], Any]) -> Any:
+    """Return the answer to a request, None where what it asks for does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return ask()
+        return request()
     except MlflowException as error:
         if error.error_code in ABSENT:
             return None
@@ -275,13 +264,12 @@ def _version(found: Any, uri: str) -> Version:
         run_id=found.run_id or "",
         digest=tags.get("xlt.bundle", ""),
         tags=tags,
-        source=found.source,
         created=int(found.creation_timestamp),
     )
 
 
 def _place(version: Version, what: What) -> str | None:
-    """Say where the files of an artefact or a bundle lie; None where there are none."""
+    """Return MLflow's address of the folder of an artefact or a bundle; None where there is none."""
     if what == "serving":
         place = version.tags.get(SERVING, "")
         return f"runs:/{version.run_id}/{place}" if version.run_id and PLAIN.fullmatch(place) else None
@@ -304,8 +292,7 @@ def _fetch(version: Version, place: str | None, name: str, into: Path) -> Path |
         return None
     import mlflow
 
-    with _told(version.uri), tempfile.TemporaryDirectory(dir=into, prefix=".part-") as scratch:
-        _client(version.uri)
+    with _connected(version.uri), tempfile.TemporaryDirectory(dir=into, prefix=".part-") as scratch:
         where = {"dst_path": scratch, "tracking_uri": version.uri, "registry_uri": version.uri}
         found = _present(lambda: mlflow.artifacts.download_artifacts(f"{place}/{name}", **where))
         if found is None or not Path(found).is_file():

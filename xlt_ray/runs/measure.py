@@ -21,7 +21,7 @@ from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.events import OnEvent
-from xlt_ray.inference import bundle
+from xlt_ray.inference import artefact, bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import encoders
 from xlt_ray.model.precision import choose_precision
@@ -34,7 +34,7 @@ def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
     That is where it was saved without scores, or where its techniques keep languages: `xlt adapt` may have changed
     those since. Raises InputError where the bundle is damaged or a `wanted` language was not measured.
     """
-    content = bundle.verify(folder)
+    content = artefact.verify_bundle(folder)
     if content.get("steps") or "scores.json" not in content["sha256"]:
         return None
     scores = load_scores(folder)
