@@ -5,4 +5,41 @@ Labels in a few languages go in; a measured, tracked, loadable model for many la
 acts there), `model/network.py`, `training/setup.py` and `training/loop.py` for how it learns, `evaluation/metrics.py`
 for what is claimed about it, then `runs/run.py`, where a run begins and ends. A technique plugs in at
 `techniques/technique.py`, and a checkpoint is made in `training/checkpoint.py`.
+
+In Python, `train`, `tune`, `evaluate`, `load` and `plot` do what the commands of these names do (`api.py`).
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xlt_ray.api import Model, Run, SearchResult, evaluate, load, plot, train, tune
+    from xlt_ray.errors import InputError, RegistryError, TrainingError
+    from xlt_ray.evaluation.metrics import Scores
+
+__all__ = [
+    "InputError",
+    "Model",
+    "RegistryError",
+    "Run",
+    "Scores",
+    "SearchResult",
+    "TrainingError",
+    "evaluate",
+    "load",
+    "plot",
+    "train",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # on first use, as torch, Ray and pandas take seconds to import and `xlt --help` needs none of them
+    if name not in __all__:
+        raise AttributeError(f"module 'xlt_ray' has no attribute {name!r}")
+    from xlt_ray import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

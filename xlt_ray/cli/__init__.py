@@ -148,22 +148,28 @@ def evaluate(
         from rich.console import Console
 
         from xlt_ray.cli import progress
-        from xlt_ray.languages import codes as configuration
+        from xlt_ray.config import build
+        from xlt_ray.inference import bundle
+        from xlt_ray.languages import codes as language_codes
         from xlt_ray.registry import fetch
         from xlt_ray.reports import report
         from xlt_ray.runs import measure
 
-        console, bundle = Console(highlight=False), fetch.bundle_in(folder)
-        codes = [configuration.resolve(code) for code in by_class or ()]
+        console, bundle_folder = Console(highlight=False), fetch.bundle_in(folder)
+        codes = [language_codes.resolve(code) for code in by_class or ()]
         alone = bool(codes) and out is None
-        scores = measure.kept(bundle, codes) if alone and config is None and not overrides else None
+        scores = measure.kept(bundle_folder, codes) if alone and config is None and not overrides else None
         if scores is not None:
             console.print(
                 f"as the finished run measured it; `xlt evaluate {folder}` measures the bundle again", soft_wrap=True
             )
         else:
             with progress.shown(console) as on_event:
-                scores, experiment = measure.measure(bundle, config, overrides or [], on_event, codes, alone)
+                model = bundle.load(bundle_folder)
+                own = model.experiment.model_dump(mode="json")
+                changes = overrides or ()
+                experiment = _experiment(config, overrides) if config else build(own, changes, place=str(bundle_folder))
+                scores = measure.measure(model, experiment, on_event, codes, alone)
             if not alone:
                 console.print(report.table(scores, experiment))
         for code in codes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import sparse, stats
@@ -19,6 +19,10 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, calibration, groups
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.languages import codes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Metric = Literal["accuracy", "macro_f1"]
 METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
@@ -62,6 +66,38 @@ class Scores:
     def worst(self, metric: Metric = "accuracy") -> LanguageScore:
         """Give the language with the lowest score; of equals the first by code."""
         return min(self.languages.values(), key=lambda language: (getattr(language, metric), language.code))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a table with a language a row, sources first and then from the best to the worst; index: its code.
+
+        Columns: `name`, `role`, `seen`, `support`, and each of `accuracy`, `macro_f1`, `calibration_error` with its
+        `_low` and `_high`, besides `transfer_gap`; fractions from 0 to 1, NaN where there is none.
+        """
+        import pandas as pd
+
+        ranked = sorted(
+            self.languages.values(), key=lambda one: (groups.ROLES.index(one.role), -one.accuracy, one.code)
+        )
+        rows = [{"name": codes.name(one.code), **asdict(one)} for one in ranked]
+        return pd.DataFrame(rows).set_index("code").drop(columns=["confusion", "reliability"])
+
+    def means(self) -> pd.DataFrame:
+        """Return a table with a group of languages a row: how many it has, and its means with their 95% intervals.
+
+        Columns as in `to_frame`; languages weigh the same, and the intervals take into account that rows may be shared.
+        """
+        import pandas as pd
+
+        rows = {}
+        for name, members in groups.of(self.languages).items():
+            title, key = groups.GROUPS[name]
+            ends = [(metric, end) for metric in (*METRICS, "calibration_error") for end in ("", "_low", "_high")]
+            found = {f"{metric}{end}": self.summary.get(f"{metric}/{key}{end}") for metric, end in ends}
+            rows[title] = {"languages": len(members), **found}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group").dropna(axis="columns", how="all")
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return str(self.to_frame().to_html(float_format=lambda value: f"{value:.3f}"))
 
     def to_json(self) -> str:
         """Write as JSON, one language a line."""
