@@ -67,6 +67,8 @@ def test_a_run_is_trained_measured_and_asked(data: dict[str, Any], run: xlt_ray.
     assert np.allclose(answers["accuracy_high"], frame.loc["swh_Latn", "accuracy_high"])
     assert list(answers["label"]) == bundle.load(run.folder / "bundle").predict(TEXTS, languages=["swh_Latn"] * 3)
     assert xlt_ray.plot(run.scores).axes
+    compared = xlt_ray.compare(run, run.folder)
+    assert compared.loc["all", "difference"] == 0 and compared.loc["all", "languages"] == len(frame)
     # again: the same run, from what is on disk
     events: list[Any] = []
     assert xlt_ray.train(data, {"seed": 3}, progress=events.append).folder == run.folder

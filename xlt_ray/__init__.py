@@ -6,13 +6,13 @@ acts there), `model/network.py`, `training/setup.py` and `training/loop.py` for 
 for what is claimed about it, then `runs/run.py`, where a run begins and ends. A technique plugs in at
 `techniques/technique.py`, and a checkpoint is made in `training/checkpoint.py`.
 
-In Python, `train`, `tune`, `evaluate`, `load` and `plot` do what the commands of these names do (`api.py`).
+In Python, `train`, `tune`, `evaluate`, `compare`, `load` and `plot` do what the commands of these names do (`api.py`).
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xlt_ray.api import Model, Run, SearchResult, evaluate, load, plot, train, tune
+    from xlt_ray.api import Model, Run, SearchResult, compare, evaluate, load, plot, train, tune
     from xlt_ray.errors import InputError, RegistryError, TrainingError
     from xlt_ray.evaluation.metrics import Scores
 
@@ -24,6 +24,7 @@ __all__ = [
     "Scores",
     "SearchResult",
     "TrainingError",
+    "compare",
     "evaluate",
     "load",
     "plot",

@@ -7,8 +7,8 @@ Errors are those of `xlt_ray.errors`: InputError for what is refused before any 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +37,18 @@ from xlt_ray.search.selection import CHOSEN
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["InputError", "Model", "RegistryError", "Run", "Scores", "SearchResult", "TrainingError", "evaluate", "load"]
-__all__ += ["plot", "train", "tune"]
+__all__ = [
+    "InputError",
+    "Model",
+    "RegistryError",
+    "Run",
+    "Scores",
+    "SearchResult",
+    "TrainingError",
+    "compare",
+    "evaluate",
+]
+__all__ += ["load", "plot", "train", "tune"]
 
 Config = str | Path | Mapping[str, Any]
 PLACE = "configuration"  # what errors call a mapping
@@ -190,7 +200,8 @@ def load(model: str | Path, tracking_uri: str | None = None, device: str = "cpu"
     if not str(model).startswith("models:") and (fetch.bundle_in(Path(model).expanduser()) / artefact.FILE).is_file():
         raise InputError(f"{model}: an artefact, which `xlt serve` answers with; load the run that it was made from")
     found = fetch.fetch(str(model), tracking_uri, fetch.Form(device="cuda"))  # the bundle, as it was saved
-    one = bundle.load(found.folder)
+    with _no_foreign_bars():
+        one = bundle.load(found.folder)
     one.network.to(device)
     return Model(found.model, one)
 
@@ -240,6 +251,19 @@ def evaluate(
         return measure.measure(model.bundle, experiment, on_event)
 
 
+def compare(first: Run | str | Path, second: Run | str | Path) -> pd.DataFrame:
+    """Test whether one finished run is better than another on the test rows of both, as `xlt compare` does.
+
+    Return a group of languages a row: `languages`, how many; `difference` of their mean accuracies, first less second,
+    with `low` and `high`, its 95% interval by a paired bootstrap over rows; `p_value`.
+    """
+    folders = (one.folder if isinstance(one, Run) else Path(one) for one in (first, second))
+    found = measure.compare_runs(*folders)
+    columns = ("languages", "difference", "low", "high", "p_value")
+    rows = {name: [getattr(one, column) for column in columns] for name, one in found.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group")
+
+
 def plot(scores: Scores) -> Figure:
     """Draw the accuracy of every language with its 95% interval, sources apart from targets; a matplotlib figure."""
     from xlt_ray.reports import plots
@@ -258,16 +282,34 @@ def _overrides(overrides: Mapping[str, Any] | None) -> list[str]:
     return [f"{key}={json.dumps(value, default=str)}" for key, value in (overrides or {}).items()]
 
 
-def _events(progress: bool | OnEvent) -> AbstractContextManager[OnEvent]:
-    if callable(progress):
-        return nullcontext(progress)
-    if not progress:
-        return nullcontext(lambda event: None)
-    from rich.console import Console
+@contextmanager
+def _events(progress: bool | OnEvent) -> Iterator[OnEvent]:
+    with _no_foreign_bars():
+        if callable(progress):
+            yield progress
+        elif not progress:
+            yield lambda event: None
+        else:
+            from rich.console import Console
 
-    from xlt_ray.cli.progress import shown
+            from xlt_ray.cli.progress import shown
 
-    return shown(Console(highlight=False))
+            with shown(Console(highlight=False)) as on_event:
+                yield on_event
+
+
+@contextmanager
+def _no_foreign_bars() -> Iterator[None]:
+    # transformers draws bars of its own for every file that it loads or writes
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _texts(texts: Iterable[str], name: str = "texts") -> list[str]:
