@@ -71,7 +71,7 @@ def test_a_run_is_trained_measured_and_asked(data: dict[str, Any], run: xlt_ray.
     assert compared.loc["all", "difference"] == 0 and compared.loc["all", "languages"] == len(frame)
     # again: the same run, from what is on disk
     events: list[Any] = []
-    assert xlt_ray.train(data, {"seed": 3}, progress=events.append).folder == run.folder
+    assert xlt_ray.train(run.experiment, progress=events.append).folder == run.folder
     assert [event["stage"] for event in events] == ["check"]
 
 
@@ -83,7 +83,7 @@ def test_evaluating_measures_what_the_run_measured(run: xlt_ray.Run, data: dict[
     assert resampled.languages["eng_Latn"].accuracy == run.scores.languages["eng_Latn"].accuracy
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_is_done_and_its_choice_loaded(data: dict[str, Any], tmp_path: Path) -> None:
     search = data | {
         "storage": str(tmp_path),
@@ -131,5 +131,10 @@ def test_what_cannot_be_answered_is_refused_with_a_remedy(model: xlt_ray.Model, 
         xlt_ray.load(tmp_path / "nothing")
     with pytest.raises(xlt_ray.InputError, match="mixture.alfa: unknown key"):
         xlt_ray.train({"sources": ["eng_Latn"], "mixture": {"alfa": 1}})
+    with pytest.raises(xlt_ray.InputError, match="overrides: .*; write keys with their values"):
+        xlt_ray.train({"sources": ["eng_Latn"]}, ["mixture.alpha=1"])  # type: ignore[arg-type]
+    for device in ("gpu", "cuda:17"):
+        with pytest.raises(xlt_ray.InputError, match=f"device: '{device}' cannot be used"):
+            xlt_ray.load(model.name, device=device)
     with pytest.raises(xlt_ray.InputError, match="search: missing"):
         xlt_ray.tune({"sources": ["eng_Latn"]})

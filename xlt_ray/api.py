@@ -50,7 +50,7 @@ __all__ = [
 ]
 __all__ += ["load", "plot", "train", "tune"]
 
-Config = str | Path | Mapping[str, Any]
+Config = str | Path | Mapping[str, Any] | Experiment
 PLACE = "configuration"  # what errors call a mapping
 INTERVAL = ("accuracy", "accuracy_low", "accuracy_high")
 
@@ -202,16 +202,23 @@ def load(model: str | Path, tracking_uri: str | None = None, device: str = "cpu"
     found = fetch.fetch(str(model), tracking_uri, fetch.Form(device="cuda"))  # the bundle, as it was saved
     with _no_foreign_bars():
         one = bundle.load(found.folder)
-    one.network.to(device)
+    try:
+        one.network.to(device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch's, for what is no device and what is not there
+        why = str(error).split("\n", 1)[0]
+        raise InputError(
+            f"device: {device!r} cannot be used ({why}); write cpu, or cuda where torch has a GPU"
+        ) from None
     return Model(found.model, one)
 
 
 def train(config: Config, overrides: Mapping[str, Any] | None = None, progress: bool | OnEvent = True) -> Run:
     """Train and measure a model as `xlt train` does, resume it where it was interrupted, or return the finished run.
 
-    `config` is a YAML file or the same as a mapping, `overrides` change it, as {"mixture.alpha": 0.5}. `progress` shows
-    bars, or lines where there is no terminal; a function receives the events instead. Raises InputError before any work
-    for a configuration or data that cannot give a sound result, TrainingError where training fails.
+    `config` is a YAML file, the same as a mapping, or an Experiment; `overrides` change it, as {"mixture.alpha": 0.5}.
+    `progress` shows bars, or lines where there is no terminal; a function receives the events instead. Raises
+    InputError before any work for a configuration or data that cannot give a sound result, TrainingError where training
+    fails.
     """
     experiment = _experiment(config, overrides)
     with _events(progress) as on_event:
@@ -228,7 +235,7 @@ def tune(config: Config, overrides: Mapping[str, Any] | None = None, progress: b
     if isinstance(config, str | Path):
         search = space.load(config, changes)
     else:
-        search = space.build(plain(config, changes, PLACE), PLACE)
+        search = space.build(plain(_plain(config), changes, PLACE), PLACE)
     with _events(progress) as on_event:
         found = searching.run(search, on_event)
     return SearchResult(found.folder.local, found.findings, found.unsent)
@@ -246,7 +253,7 @@ def evaluate(
     model's labels; InputError names those that differ.
     """
     model = model.model if isinstance(model, Run) else model if isinstance(model, Model) else load(model)
-    experiment = _experiment(model.bundle.experiment.model_dump(mode="json") if config is None else config, overrides)
+    experiment = _experiment(model.bundle.experiment if config is None else config, overrides)
     with _events(progress) as on_event:
         return measure.measure(model.bundle, experiment, on_event)
 
@@ -274,10 +281,16 @@ def plot(scores: Scores) -> Figure:
 def _experiment(config: Config, overrides: Mapping[str, Any] | None) -> Experiment:
     if isinstance(config, str | Path):
         return configuration.load(config, _overrides(overrides))
-    return configuration.build(config, _overrides(overrides), PLACE)
+    return configuration.build(_plain(config), _overrides(overrides), PLACE)
+
+
+def _plain(config: Mapping[str, Any] | Experiment) -> Mapping[str, Any]:
+    return config.model_dump(mode="json") if isinstance(config, Experiment) else config
 
 
 def _overrides(overrides: Mapping[str, Any] | None) -> list[str]:
+    if not isinstance(overrides, Mapping | None):
+        raise InputError(f'overrides: {overrides!r}; write keys with their values, as {{"mixture.alpha": 0.5}}')
     # JSON is YAML, so every value comes through as it is
     return [f"{key}={json.dumps(value, default=str)}" for key, value in (overrides or {}).items()]
 
