@@ -51,7 +51,7 @@ class LanguageScore:
     reliability: tuple[tuple[int, ...], ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """What was measured, per language and summed up; see `score` for the keys of the summary.
 
@@ -82,19 +82,27 @@ class Scores:
         return pd.DataFrame(rows).set_index("code").drop(columns=["confusion", "reliability"])
 
     def means(self) -> pd.DataFrame:
-        """Return a table with a group of languages a row: how many it has, and its means with their 95% intervals.
+        """Return a table with a group of languages a row, named as by `compare`: how many, and means with intervals.
 
-        Columns as in `to_frame`; languages weigh the same, and the intervals take into account that rows may be shared.
+        Columns: `languages`, and each of `accuracy`, `macro_f1`, `calibration_error` with its `_low` and `_high`, NaN
+        where there is none. Languages weigh the same, and intervals take into account that their rows may be shared.
         """
         import pandas as pd
 
-        rows = {}
-        for name, members in groups.of(self.languages).items():
-            title, key = groups.GROUPS[name]
-            ends = [(metric, end) for metric in (*METRICS, "calibration_error") for end in ("", "_low", "_high")]
-            found = {f"{metric}{end}": self.summary.get(f"{metric}/{key}{end}") for metric, end in ends}
-            rows[title] = {"languages": len(members), **found}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group").dropna(axis="columns", how="all")
+        ends = [(metric, end) for metric in (*METRICS, "calibration_error") for end in ("", "_low", "_high")]
+        rows = {
+            name: [
+                len(members),
+                *(self.summary.get(f"{metric}/{groups.GROUPS[name].key}{end}") for metric, end in ends),
+            ]
+            for name, members in groups.of(self.languages).items()
+        }
+        columns = ["languages", *(f"{metric}{end}" for metric, end in ends)]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group")
+
+    def __repr__(self) -> str:
+        mean = self.summary.get("accuracy/mean", float("nan"))
+        return f"Scores({len(self.languages)} languages, mean accuracy {mean:.3f})"
 
     def _repr_html_(self) -> str:  # what a notebook shows
         return str(self.to_frame().to_html(float_format=lambda value: f"{value:.3f}"))

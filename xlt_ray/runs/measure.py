@@ -133,8 +133,8 @@ def predict(
 
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
     """Compare two finished runs, first less second, in each group of languages; a role counts where both have it."""
-    runs = [(load_predictions(folder / "predictions.npz"), _scores(folder)) for folder in (first, second)]
-    (a, scores), (b, others) = runs
+    scores, others = _scores(first), _scores(second)
+    a, b = (load_predictions(folder / "predictions.npz") for folder in (first, second))
     common: dict[str, list[str]] = {groups.ALL: []} | groups.of(groups.in_both(scores.languages, others.languages))
     return {name: compare({code: a[code] for code in codes}, b) for name, codes in common.items()}
 
