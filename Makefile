@@ -1,6 +1,8 @@
 # make quickstart    train the quickstart from nothing but Python 3.11, 3.12 or 3.13: makes .venv, installs, runs
 # make test, lint    what .ci/run runs before it
 # make test-long     the tests that kill searches and runs and go on with them, which .ci/run runs as well
+# make tour          run docs/tour.ipynb again and keep what it shows
+# make size          how many lines there are: the core that a contributor reads, and all
 # make setup         only make .venv and install; setup-dev and setup-aws add those extras of pyproject.toml
 # make constraints   resolve constraints.txt again from pyproject.toml
 # make clean         remove .venv and caches; runs/ stays
@@ -21,7 +23,7 @@ TORCH_INDEX ?=
 TORCH = torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-long lint setup setup-dev setup-aws constraints clean
+.PHONY: quickstart test test-long lint tour size setup setup-dev setup-aws constraints clean
 # a stamp is left only by a recipe that came to its end
 .DELETE_ON_ERROR:
 
@@ -40,6 +42,17 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+tour: $(VENV)/.installed-dev
+	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && cp docs/tour.ipynb "$$place" && cd "$$place" && \
+	$(abspath $(BIN))/jupyter execute --inplace tour.ipynb && cp tour.ipynb $(CURDIR)/docs/
+
+CORE = config corpora model evaluation training runs techniques/__init__.py techniques/technique.py
+size:
+	@find $(addprefix xlt_ray/,$(CORE)) -name '*.py' -not -path '*/loaders/*' -exec cat {} + | \
+	  awk 'END { print NR " lines of core: $(CORE); loaders and single techniques left out" }'
+	@find xlt_ray serve -name '*.py' -not -path '*/techniques/*' -exec cat {} + | \
+	  awk 'END { print NR " lines in all: xlt_ray and serve, techniques left out" }'
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev

@@ -31,7 +31,7 @@ FLOORS = (
     "serve.app serve.offline",
     "serve.control",
     "cli",
-    "jobs",
+    "api jobs",
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages.split()}
 

@@ -5,4 +5,56 @@ Labels in a few languages go in; a measured, tracked, loadable model for many la
 acts there), `model/network.py`, `training/setup.py` and `training/loop.py` for how it learns, `evaluation/metrics.py`
 for what is claimed about it, then `runs/run.py`, where a run begins and ends. A technique plugs in at
 `techniques/technique.py`, and a checkpoint is made in `training/checkpoint.py`.
+
+In Python, `train`, `tune`, `evaluate` and `compare` do what the commands of these names do, `load` opens a model and
+`plot` draws scores (`api.py`).
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xlt_ray.api import Model, Run, SearchResult, compare, evaluate, load, plot, train, tune
+    from xlt_ray.config.experiment import Experiment
+    from xlt_ray.errors import InputError, RegistryError, TrainingError
+    from xlt_ray.evaluation.metrics import Scores
+
+_HOMES = {
+    "xlt_ray.api": ("Model", "Run", "SearchResult", "compare", "evaluate", "load", "plot", "train", "tune"),
+    "xlt_ray.config.experiment": ("Experiment",),
+    "xlt_ray.errors": ("InputError", "RegistryError", "TrainingError"),
+    "xlt_ray.evaluation.metrics": ("Scores",),
+}
+__all__ = [  # noqa: F822 - made on first use
+    "Experiment",
+    "InputError",
+    "Model",
+    "RegistryError",
+    "Run",
+    "Scores",
+    "SearchResult",
+    "TrainingError",
+    "compare",
+    "evaluate",
+    "load",
+    "plot",
+    "train",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # on first use, as torch, Ray and pandas take seconds to import and `xlt --help` needs none of them
+    import importlib
+
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("xlt-ray")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'xlt_ray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -98,7 +98,8 @@ def test_of_a_bundle_without_scores_the_techniques_know_what_is_few_shot(
     data = registered.settings(tiny_encoder, tiny_corpus, tmp_path / "cache")
     data["techniques"] = [{"few_shot": {"shots": 2, "languages": languages}}]
     folder = registered.made_bundle(tmp_path / "made", data)
-    found, _ = measure.measure(folder, None, [], lambda event: None)
+    model = bundle.load(folder)
+    found = measure.measure(model, model.experiment, lambda event: None)
     assert {code for code, one in found.languages.items() if one.role == "few-shot"} == few_shot
     assert {code for code, one in found.languages.items() if one.role == "source"} == {"deu_Latn", "eng_Latn"}
 

@@ -31,8 +31,8 @@ class Comparison:
 
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
     """Compare two finished runs, first less second, in each group of languages; a role counts where both have it."""
-    a, b = (load_predictions(folder / "predictions.npz") for folder in (first, second))
     known = groups.in_both(*(load_scores(folder).languages for folder in (first, second)))
+    a, b = (load_predictions(folder / "predictions.npz") for folder in (first, second))
     members: dict[str, list[str]] = {groups.ALL: []} | groups.of(known)  # with nothing in common, that is refused
     return {name: compare_seeds([{code: a[code] for code in codes}], [b]) for name, codes in members.items()}
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -21,6 +21,10 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, calibration, groups
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.languages import codes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = ("accuracy", "macro_f1")
 
@@ -48,7 +52,7 @@ class LanguageScore:
     reliability: tuple[tuple[int, ...], ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """The scores of every language, and their summary, whose keys `score` explains.
 
@@ -63,6 +67,46 @@ class Scores:
     def worst(self) -> LanguageScore:
         """Return the language with the lowest accuracy; of equals the first by code."""
         return min(self.languages.values(), key=lambda language: (language.accuracy, language.code))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a table with a language a row, sources first and then from the best to the worst; index: its code.
+
+        Columns: `name`, `role`, `seen`, `support`, and each of `accuracy`, `macro_f1`, `calibration_error` with its
+        `_low` and `_high`, besides `transfer_gap`; fractions from 0 to 1, NaN where there is none.
+        """
+        import pandas as pd
+
+        ranked = sorted(
+            self.languages.values(), key=lambda one: (groups.ROLES.index(one.role), -one.accuracy, one.code)
+        )
+        rows = [{"name": codes.name(one.code), **asdict(one)} for one in ranked]
+        return pd.DataFrame(rows).set_index("code").drop(columns=["confusion", "reliability"])
+
+    def means(self) -> pd.DataFrame:
+        """Return a table with a group of languages a row, named as by `compare`: how many, and means with intervals.
+
+        Columns: `languages`, and each of `accuracy`, `macro_f1`, `calibration_error` with its `_low` and `_high`, NaN
+        where there is none. Languages weigh the same, and intervals take into account that their rows may be shared.
+        """
+        import pandas as pd
+
+        ends = [(metric, end) for metric in (*METRICS, "calibration_error") for end in ("", "_low", "_high")]
+        rows = {
+            name: [
+                len(members),
+                *(self.summary.get(f"{metric}/{groups.GROUPS[name].key}{end}") for metric, end in ends),
+            ]
+            for name, members in groups.of(self.languages).items()
+        }
+        columns = ["languages", *(f"{metric}{end}" for metric, end in ends)]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group")
+
+    def __repr__(self) -> str:
+        mean = self.summary.get("accuracy/mean", float("nan"))
+        return f"Scores({len(self.languages)} languages, mean accuracy {mean:.3f})"
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return str(self.to_frame().to_html(float_format=lambda value: f"{value:.3f}"))
 
     def to_json(self) -> str:
         """Return the scores as JSON, one language a line."""

@@ -16,7 +16,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import cached_file, extract_commit_hash
+from transformers.utils import cached_file, extract_commit_hash, logging
 
 from xlt_ray import durable, sniff
 from xlt_ray.errors import InputError, joined
@@ -255,3 +255,15 @@ def _unloadable(init: str, error: Exception) -> InputError:
 
 def _cause(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own for every file that it loads or writes."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

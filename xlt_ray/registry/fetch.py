@@ -23,7 +23,6 @@ from typing import Any, NoReturn, TypeVar
 
 from xlt_ray import durable
 from xlt_ray.config.masking import masked
-from xlt_ray.durable import locked
 from xlt_ray.errors import InputError
 from xlt_ray.inference import artefact
 from xlt_ray.registry import versions

@@ -139,6 +139,18 @@ def default_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///xlt.db"
 
 
+@contextmanager
+def undisturbed() -> Iterator[str | None]:
+    """Yield the tracking server that MLflow was set to in this process, if any, and set it to the same at the end."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    try:
+        yield before
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+
+
 def listing(version: Version, what: What) -> bytes | None:
     """Read the file that lists all others of a version's artefact or bundle; None where there is none."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -21,7 +21,7 @@ from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.events import OnEvent
-from xlt_ray.inference import artefact, bundle
+from xlt_ray.inference import artefact
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import encoders
 from xlt_ray.model.precision import choose_precision
@@ -43,28 +43,25 @@ def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
 
 
 def measure(
-    folder: Path,
-    other: str | None,
-    overrides: Sequence[str],
+    model: Bundle,
+    experiment: Experiment,
     on_event: OnEvent,
     wanted: Sequence[str] = (),
     alone: bool = False,
-) -> tuple[Scores, Experiment]:
-    """Predict and score every measured language of the bundle's corpus, or of the one in the configuration `other`.
+) -> Scores:
+    """Predict and score every measured language of an experiment's corpus, as a model's sources and targets are.
 
     With `alone` none but the `wanted` languages are measured. The corpus must have the bundle's labels; raises
     InputError naming those it lacks or adds, and wanted languages that would not be measured.
     """
     on_event({"stage": "check"})
-    model = bundle.load(folder)
-    data = config.load(other).model_dump(mode="json") if other else model.experiment.model_dump(mode="json")
-    experiment, tables = rows(model, config.build(data, overrides, place=other or str(folder)), wanted)
+    experiment, tables = rows(model, experiment, wanted)
     tables = {code: table for code, table in tables.items() if not alone or code in wanted}
     predictions = predict(model, experiment, tables, on_event)
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
     roles = Roles(model.experiment.sources, _few_shot(model, tables), seen)
     scores = metrics.score(predictions, model.labels, roles, experiment.evaluation.resamples, experiment.seed)
-    return replace(scores, temperature=model.network.temperature), experiment
+    return replace(scores, temperature=model.network.temperature)
 
 
 def _few_shot(model: Bundle, codes: Collection[str]) -> tuple[str, ...]:
