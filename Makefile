@@ -43,9 +43,16 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+define RUN_TOUR
+import sys, nbclient, nbformat
+tour = nbformat.read("docs/tour.ipynb", as_version=4)
+place = {"metadata": {"path": sys.argv[1]}}
+nbclient.NotebookClient(tour, timeout=None, startup_timeout=180, record_timing=False, resources=place).execute()
+nbformat.write(tour, "docs/tour.ipynb")
+endef
+export RUN_TOUR
 tour: $(VENV)/.installed-dev
-	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && cp docs/tour.ipynb "$$place" && cd "$$place" && \
-	$(abspath $(BIN))/jupyter execute --inplace tour.ipynb && cp tour.ipynb $(CURDIR)/docs/
+	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && $(BIN)/python -c "$$RUN_TOUR" "$$place"
 
 CORE = config corpora model evaluation training runs techniques/__init__.py techniques/technique.py
 size:

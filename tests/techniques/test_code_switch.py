@@ -202,6 +202,9 @@ def test_what_is_named_and_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
         CodeSwitch().check(Available.of(of, corpus(eng_Latn=sources, tha_Thai=targets, swh_Latn=targets[:50])))
     with pytest.raises(InputError, match=r"fra_Latn has no train or dev rows"):
         CodeSwitch(languages=("fr",)).check(Available.of(of, there))
+    narrow = of.model_copy(update={"targets": ("swh_Latn",)})
+    with pytest.raises(InputError, match=r"deu_Latn has no train or dev rows, or is neither source nor target"):
+        CodeSwitch(languages=("de",)).check(Available.of(narrow, there))
 
 
 def test_missing_dictionaries_are_refused(tmp_path: Path) -> None:

@@ -79,8 +79,9 @@ class CodeSwitch(Technique):
 
     def check(self, available: Available) -> None:
         """Raise InputError where no language has what a lexicon is made of, or one that is named has none."""
-        experiment, codes = available.experiment, {*available.languages, *self._named}
-        rows = {code: table for code, table in available.texts.items() if code in codes}
+        experiment = available.experiment
+        # those of `Material.texts`, from which lexicons are made later
+        rows = {code: table for code, table in available.texts.items() if code in available.languages}
         faults = {pair: self._fault(pair, rows, experiment) for pair in self._pairs(experiment, rows)}
         self._refuse(experiment, faults)
 
@@ -159,7 +160,7 @@ class CodeSwitch(Technique):
         if unsegmented := next((one for one in pair if lexicon.unsegmented(one)), None):
             return f"{unsegmented} is written without spaces between words, so no lexicon can be induced"
         if source not in rows or code not in rows:
-            return f"{code if source in rows else source} has no train or dev rows"
+            return f"{code if source in rows else source} has no train or dev rows, or is neither source nor target"
         common = word_alignment.shared(rows[source].select(["id"]), rows[code].select(["id"]))[0].num_rows
         if common < FEWEST_PAIRS:
             return f"{common} rows have the same id in {source} and {code}, fewer than {FEWEST_PAIRS}"
