@@ -77,7 +77,8 @@ class ServeArgs(Section):
     )
     log_texts: bool = Field(False, description="write texts and answers to Serve's log; never otherwise")
     cache_dir: str | None = Field(
-        None, description="where models are kept on each machine; default: ~/.cache/xlt_ray/serving there"
+        None,
+        description="where models are kept on each machine; default: xlt_ray/serving in its cache folder",
     )
 
     @field_validator("api_keys")

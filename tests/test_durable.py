@@ -100,6 +100,10 @@ def test_a_journal_loses_at_most_the_line_that_was_being_written(tmp_path: Path)
     journal.append({"three": 3})
     journal.close()
     assert [json.loads(line) for line in file.read_text().splitlines()][2] == {"three": 3}
+    with file.open("ab") as stream:
+        stream.write(b'{"four": ')
+    durable.JsonLines(file, repair=False).close()
+    assert file.read_bytes().endswith(b'{"four": '), "its writer may be at it"
     file.write_bytes(b"\0\0\0\n[1]\n" + file.read_bytes())
     assert [record for _, record in durable.records(file)][:3] == [None, None, {"one": 1}]
 

@@ -146,6 +146,7 @@ def train(config: Config, overrides: Mapping[str, Any] | None = None, progress: 
     with _events(progress) as on_event:
         outcome = run.run(experiment, on_event)
         if outcome.repeated:
+            outcome.folder.download("bundle", "report.html", "predictions.npz")  # what `Run` offers, of a remote run
             at = outcome.folder.shown
             on_event({"stage": "check", "note": f"{at}: finished before; `xlt promote {at}` registers it elsewhere"})
     return Run(outcome.folder.local, experiment, outcome.scores, outcome.unsent)
@@ -229,7 +230,7 @@ def _overrides(overrides: Mapping[str, Any] | None) -> list[str]:
     if wrong := [key for key in found if not isinstance(key, str) or "=" in key]:
         raise InputError(f"overrides: {wrong[0]!r} is no key; write one such as mixture.alpha")
     try:  # JSON is YAML, so every value comes through as it is
-        return [f"{key}={json.dumps(value, default=_as_plain)}" for key, value in found.items()]
+        return [f"{key}={json.dumps(value, default=_as_plain, ensure_ascii=False)}" for key, value in found.items()]
     except TypeError as error:
         raise InputError(f"overrides: {error}; write text, numbers, lists or mappings") from None
 

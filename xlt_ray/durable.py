@@ -45,7 +45,7 @@ def publishing(path: Path) -> Iterator[Path]:
 
 
 def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, and onto the disk: it is there after a power cut as well."""
+    """Write a file whole or not at all: after a kill or a power cut the old content is there, or the new."""
     with publishing(file) as draft, draft.open("wb") as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
@@ -65,7 +65,7 @@ def digest(path: Path) -> str:
 @contextmanager
 def locked(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file against other processes and yield whether it was free; a process that dies frees its locks."""
-    lock = FileLock(file)
+    lock = FileLock(file, fallback_to_soft=False)  # a file system without locks is an error, not a guess
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
@@ -80,12 +80,12 @@ def locked(file: Path, wait: bool = True) -> Iterator[bool]:
 class JsonLines:
     """A journal: one JSON record a line, appended in one write, so that a kill loses at most the line being written."""
 
-    def __init__(self, file: Path) -> None:
-        """Open a journal to append to it, without the unfinished line that a killed writer left."""
+    def __init__(self, file: Path, repair: bool = True) -> None:
+        """Open a journal to append to it; `repair` cuts off the unfinished line that a killed writer left."""
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file = file
         self._stream = file.open("ab", buffering=0)
-        content = file.read_bytes()
+        content = file.read_bytes() if repair else b""
         whole = content.rfind(b"\n") + 1
         if whole < len(content):  # a whole file is not touched: another process may append to it at this moment
             self._stream.truncate(whole)

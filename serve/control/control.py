@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Server:
 
     url: str
     link: Link
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     def ask(self, path: str) -> dict[str, Any]:
         """GET a path and read JSON; raises OSError where there is no good answer."""

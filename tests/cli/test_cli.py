@@ -376,4 +376,4 @@ def test_a_run_is_not_better_than_itself(xlt: Call, trained: Path, tmp_path: Pat
     done = xlt("compare", trained, trained)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("all (4): +0.0 points [0.0, 0.0], p = 1.000\n")
-    refused(xlt("compare", trained, tmp_path), "predictions.npz: no such file")
+    refused(xlt("compare", trained, tmp_path), "no scores.json; give the folder of a finished run")

@@ -222,6 +222,13 @@ def test_dropping_takes_rows_from_train_and_dev_and_counts_them() -> None:
     check(smaller, SOURCES)
 
 
+def test_dropping_finds_rows_where_other_languages_have_pairs() -> None:
+    split = {"eng_Latn": table([("same", 0, "a")]), "deu_Latn": table([("d", 0, "b")], pairs=["p"])}
+    corpus = Corpus("mixed", ("no", "yes"), {"train": split, "test": {"eng_Latn": table([("same", 0, "t")])}})
+    smaller, dropped = drop_overlap(corpus)
+    assert dropped == {"train": {"eng_Latn": 1}} and smaller.sizes("train") == {"eng_Latn": 0, "deu_Latn": 1}
+
+
 def test_dropping_without_overlap_changes_nothing() -> None:
     corpus = sound()
     smaller, dropped = drop_overlap(corpus)

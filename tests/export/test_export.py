@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,16 @@ def test_a_failing_export_leaves_what_was_there_and_nothing_beside(
         export.export(tiny_bundle, tmp_path / "artefact", precisions=["float32"])
     assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
     artefact.read(tmp_path / "artefact")
+
+
+def test_what_a_killed_export_left_is_removed_and_nothing_else(tiny_bundle: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    mine = (f".artefact.{os.getpid()}.0123abcd", ".artefact.of.mine", ".artefact.77.notes")
+    for name in (f".artefact.{gone.pid}.0123abcd", f".artefact.{gone.pid}.old", *mine):
+        (tmp_path / name).mkdir()
+    export.export(tiny_bundle, tmp_path / "artefact", precisions=["float32"])
+    assert {path.name for path in tmp_path.iterdir()} == {"artefact", *mine}
 
 
 def test_invalid_arguments_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:

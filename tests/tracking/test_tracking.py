@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -761,3 +763,38 @@ print(json.dumps([answers, xlt_ray.bundle.__file__, model.metadata.run_id]))
     assert [run.info.run_id for run in runs(server, "bundle")] == [run_id]
     needed = Path(file).parents[2].joinpath("requirements.txt").read_text()
     assert "torch==" in needed and "+cpu" not in needed
+
+
+def test_a_deleted_run_is_not_made_again_by_its_delivery(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    record_all(begin(folder, f"sqlite:///{tmp_path}/mlflow.db"))
+    sent = outbox.Sent.load(folder, "sqlite:///mlflow.db")
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match="run: no such folder"):
+        sent.save(folder, "sqlite:///mlflow.db")
+    assert not folder.exists()
+
+
+def test_what_the_loader_of_models_imports_is_among_their_requirements() -> None:
+    code = """
+import importlib.metadata, sys
+import xlt_ray.bundle
+own = {name.split(".")[0] for name in sys.modules}
+packages = importlib.metadata.packages_distributions()
+# a name that several share, such as google, tells nothing
+print(*sorted({dist for name in own for dist in packages.get(name, ()) if len(set(packages[name])) == 1}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    needed, found = set(done.stdout.split()), {"xlt-ray"}
+    found |= set(tracking_environment.PINNED)
+    open_ended = list(found)
+    while open_ended:  # what these packages require comes with them
+        try:
+            required = importlib.metadata.requires(open_ended.pop()) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        names = {re.split(r"[^A-Za-z0-9._-]", one)[0] for one in required if "extra ==" not in one}
+        open_ended += names - found
+        found |= names
+    plain = {re.sub(r"[-_.]+", "-", name).lower() for name in found}
+    assert [name for name in needed if re.sub(r"[-_.]+", "-", name).lower() not in plain] == []

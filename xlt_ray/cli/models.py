@@ -34,7 +34,7 @@ def promote(
         str | None,
         typer.Option(help="tracking server; default: the run's own. Another is sent all of the run first"),
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="folder for fetched models; default: ~/.cache/xlt_ray")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder for fetched models, if not the usual one")] = None,
 ) -> None:
     """Hold a run against the model in service, make its fast artefact, try it, and only then move the alias."""
     from xlt_ray.evaluation.gate import Rules

@@ -79,8 +79,8 @@ def _in_test(corpus: Corpus, tested: Iterable[str], tables: Sequence[pa.Table], 
 
 def _all_keys(tables: Sequence[pa.Table], what: str) -> Iterator[pa.ChunkedArray]:
     """Yield the ids or the texts of all tables end to end, so that small languages share a search through test."""
-    if tables:
-        whole = pa.concat_tables(tables, promote_options="permissive")
+    for _, alike in itertools.groupby(tables, key=lambda table: "text_pair" in table.column_names):
+        whole = pa.concat_tables(alike, promote_options="permissive")
         yield from (_KEYS[what](piece) for piece in pieces(whole))
 
 

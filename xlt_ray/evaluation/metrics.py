@@ -80,7 +80,8 @@ class Scores:
             self.languages.values(), key=lambda one: (groups.ROLES.index(one.role), -one.accuracy, one.code)
         )
         rows = [{"name": codes.name(one.code), **asdict(one)} for one in ranked]
-        return pd.DataFrame(rows).set_index("code").drop(columns=["confusion", "reliability"])
+        frame = pd.DataFrame(rows).set_index("code").drop(columns=["confusion", "reliability"])
+        return frame.astype({name: float for name in frame if name not in ("name", "role", "seen", "support")})
 
     def means(self) -> pd.DataFrame:
         """Return a table with a group of languages a row, named as by `compare`: how many, and means with intervals.
@@ -99,7 +100,8 @@ class Scores:
             for name, members in groups.of(self.languages).items()
         }
         columns = ["languages", *(f"{metric}{end}" for metric, end in ends)]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group")
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group")
+        return frame.astype(dict.fromkeys(columns[1:], float))
 
     def __repr__(self) -> str:
         mean = self.summary.get("accuracy/mean", float("nan"))

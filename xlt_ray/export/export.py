@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -184,6 +185,10 @@ def _replacing(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out` that takes its place when the block ends, and that of an artefact there."""
     if out.exists() and not (out / artefact.FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: holds something that is not an artefact; name another folder")
+    for left in out.parent.glob(f".{out.name}.*.*"):  # of exports that were killed
+        pid = re.fullmatch(r"(\d+)\.([0-9a-f]{8}|old)", left.name.removeprefix(f".{out.name}."))
+        if pid and not _running(int(pid[1])):
+            shutil.rmtree(left, ignore_errors=True)
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
         with durable.publishing(out) as folder:
@@ -193,3 +198,11 @@ def _replacing(out: Path) -> Iterator[Path]:
                 out.rename(old)
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _running(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        with suppress(PermissionError):  # somebody else's, so it runs
+            os.kill(pid, 0)
+        return True
+    return False

@@ -172,7 +172,10 @@ def verify_bundle(folder: Path) -> dict[str, Any]:
 
 def bundle_digest(folder: str | Path) -> str:
     """Return the digest of a bundle, 16 hex digits: bundle.json lists the SHA-256 of all its other files."""
-    return durable.digest(Path(folder) / BUNDLE_FILE)[:16]
+    file = Path(folder) / BUNDLE_FILE
+    if not file.is_file():
+        raise InputError(f"{folder}: {NO_BUNDLE}")
+    return durable.digest(file)[:16]
 
 
 def describe(bundle: str | Path, pad_id: int) -> Artefact:

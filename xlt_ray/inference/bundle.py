@@ -74,7 +74,8 @@ class Bundle:
         """
         if not len(encoded):
             return np.zeros((0, len(self.labels)), dtype=np.float32)
-        indices = [self.network.index(code) for code in languages or [None] * len(encoded)]
+        known = [None] * len(encoded) if languages is None else languages
+        indices = [self.network.index(code) for code in known]
         inputs = Inputs(self.tokenize, self.precision, tokens or self.experiment.evaluation.tokens_per_step)
         device = next(self.network.parameters()).device
         logits = evaluate.forward(self.network, device, encoded, inputs, indices)

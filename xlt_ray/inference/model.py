@@ -92,18 +92,18 @@ class Model:
         if languages is None or isinstance(languages, str):
             named: list[Any] = [languages] * len(texts)
         else:
-            named = [None if code is None or code is pd.NA or code != code else code for code in _listed(languages)]
+            listed = _listed(languages, "languages")
+            named = [None if code is None or code is pd.NA or isinstance(code, float) else code for code in listed]
         if len(named) != len(texts):
             raise InputError(f"languages: {len(named)} of them for {len(texts)} texts; give one a text, or one for all")
-        codes_of = {code: self._code(code) for code in set(named) - {None}}
         return [
-            codes_of[code] if code else self._identifier.guess(text).code
+            self._identifier.guess(text).code if code is None else self._code(code)
             for text, code in zip(texts, named, strict=True)
         ]
 
     def _code(self, code: Any) -> str:
         found = codes.read(code) if isinstance(code, str) else None
-        if found is None and self.scores and code in self.scores.languages:
+        if found is None and isinstance(code, str) and self.scores and code in self.scores.languages:
             found = code  # a corpus may have names of its own
         if found is None:
             raise InputError(
@@ -117,16 +117,16 @@ class Model:
         return Identifier()
 
 
-def _listed(values: Any) -> list[Any]:
+def _listed(values: Any, name: str) -> list[Any]:
     if isinstance(values, Mapping | pd.DataFrame | set | frozenset) or not isinstance(values, Iterable):
-        raise InputError(f"{type(values).__name__}: not a list of texts or codes; of a table give one column")
+        raise InputError(f"{name}: a {type(values).__name__}, no list of text; of a table give one column")
     return list(values)
 
 
 def _texts(texts: Iterable[str], name: str) -> list[str]:
     if isinstance(texts, str):
         raise InputError(f"{name}: one text, {texts[:40]!r}, not several; put it into a list")
-    found = _listed(texts)
+    found = _listed(texts, name)
     for position, text in enumerate(found):
         if not isinstance(text, str):
             raise InputError(f"{name}: number {position} is {text!r}, no text; leave it out")

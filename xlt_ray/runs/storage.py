@@ -43,7 +43,7 @@ class RunFolder:
         if self.remote is None:
             return
         # in the order they were written, so that what marks the others as whole comes after them
-        written = sorted((p.stat().st_mtime_ns, p) for p in self.local.rglob("*") if p.is_file())
+        written = sorted((p.stat().st_mtime_ns, p) for p in self.local.rglob("*") if p.is_file() and p.name[0] != ".")
         for _, file in written:
             self._send(file)
 

@@ -187,7 +187,7 @@ def _probes(
     rows: dict[str, pa.Table] = {}
     for setting in wanted:
         for name, table in frozen.training_tables(_setup(prepared, setting)).items():
-            rows[name] = _distinct(rows.get(name, table), table)
+            rows[name] = _distinct([rows[name], table] if name in rows else [table])
     with cluster.ray_cluster(experiment), cluster.plain_errors():
         features, _ = embedding.features(experiment, {**rows, **test, **frozen.texts(prepared)}, on_event)
     net, tokenize, _ = prepared.build()
@@ -213,12 +213,12 @@ def _texts(table: pa.Table) -> pa.ChunkedArray:
     return columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, "\x1f")
 
 
-def _distinct(first: pa.Table, second: pa.Table) -> pa.Table:
-    """Return the texts of two tables, each once, in the order in which they come first."""
-    columns = [name for name in ("text", "text_pair") if name in first.column_names]
-    both = pa.concat_tables(table.select(columns).replace_schema_metadata(None) for table in (first, second))
-    codes = _texts(both).combine_chunks().dictionary_encode().indices.to_numpy()
-    return both.take(np.sort(np.unique(codes, return_index=True)[1]))
+def _distinct(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the texts of tables, each once, in the order in which they come first."""
+    columns = [name for name in ("text", "text_pair") if name in tables[0].column_names]
+    whole = pa.concat_tables(table.select(columns).replace_schema_metadata(None) for table in tables)
+    codes = _texts(whole).combine_chunks().dictionary_encode().indices.to_numpy()
+    return whole.take(np.sort(np.unique(codes, return_index=True)[1]))
 
 
 def _runs(

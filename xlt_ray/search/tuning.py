@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import operator
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -220,7 +219,7 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
         fine = settings.fine_tuning
         scheduler = Halving("epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction)
         scheduler.exempt_key = point_key(search.decode(begin[0])) if begin else None
-    grid, name = settings.searcher == "grid", operator.attrgetter("trial_id")
+    grid = settings.searcher == "grid"
     points = search.grid()[: settings.fine_tuning.trials] if grid else []
     return tune.Tuner(
         trainable,
@@ -231,8 +230,8 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
             search_alg=None if grid else _searcher(judge, screened, begin),
             scheduler=scheduler,
             reuse_actors=True,
-            trial_name_creator=name,
-            trial_dirname_creator=name,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -282,3 +281,7 @@ def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
     for one in (*((first,) if first else ()), *judge.ranked(candidates)):
         chosen.setdefault(tuple(search.sources(one.point)), mix_of(one.point))
     return list(chosen.values())[: max(1, search.settings.fine_tuning.trials // 2)]
+
+
+def _name(trial: Any) -> str:  # kept with a search by its module and name, like `Follow` and `Deadline`
+    return str(trial.trial_id)

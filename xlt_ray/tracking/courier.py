@@ -153,6 +153,7 @@ class Driver:
         line = sys.stdin.readline()
         self.died = not line
         self.closing.set()
+        _set_session_priority(0)  # the driver waits now
         time.sleep(float(line) if line else self._patience_s)
         os._exit(0)  # a request that never ends cannot be interrupted otherwise; what is unsent is kept
 
@@ -174,8 +175,13 @@ def follow(folder: Path, pid: int) -> None:
 def _lower_priority() -> None:
     """Leave the CPU to the training."""
     os.nice(NICENESS)
-    with contextlib.suppress(OSError):  # a kernel that groups processes by session heeds the session's niceness alone
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
+    _set_session_priority(NICENESS)
+
+
+def _set_session_priority(niceness: int) -> None:
+    # a kernel that groups processes by session heeds the session's niceness alone, which may also be lowered again
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def _deliver(delivery: Delivery, driver: Driver) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PINNED = (
     *("torch", "transformers", "tokenizers", "safetensors"),
-    *("numpy", "scipy", "pandas", "pyarrow", "pydantic", "PyYAML"),
+    *("numpy", "scipy", "pandas", "pyarrow", "pydantic", "PyYAML", "filelock", "platformdirs"),
 )
 
 

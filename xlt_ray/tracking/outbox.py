@@ -165,7 +165,9 @@ class Sent:
         return cls(**_states(folder).get(masked(uri), {}))
 
     def save(self, folder: Path, uri: str) -> None:
-        """Write the state in one step, so that a kill leaves the old or the new one."""
+        """Write the state in one step, so that a kill leaves the old or the new; a deleted run is not made again."""
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
         durable.write(folder / "outbox.sent", json.dumps(_states(folder) | {masked(uri): asdict(self)}, indent=1))
 
 
@@ -194,7 +196,7 @@ def address(folder: Path) -> dict[str, Any] | None:
 
 def move(folder: Path, **place: str) -> None:
     """Address an outbox to another `uri`, or another `experiment`, from now on; the caller holds its lock."""
-    journal = JsonLines(folder / FILE)
+    journal = JsonLines(folder / FILE, repair=False)  # a driver may be writing a line
     journal.append(_record("moved", place))
     journal.close()
 

@@ -98,13 +98,14 @@ def _plain_error(error: Any, restarts: int) -> InputError | TrainingError:
         return cause
     failures = getattr(error, "worker_failures", {}).values()
     if any(type(failure).__module__.startswith("ray.") for failure in failures):  # no Python error: its process is gone
-        when = f"after as many restarts as resources.max_failures={restarts} allows"
+        what = f"a worker died, after as many restarts as resources.max_failures={restarts} allows"
     elif isinstance(cause, ray.exceptions.RayActorError | WorkerGroupStartupFailedError):
-        when = "as its work began, where Ray Train starts no worker again"
+        last = str(cause).strip().rpartition("\n")[2]
+        what = f"a worker died as its work began ({last})"
     else:
         return TrainingError(str(cause))
     return TrainingError(
-        f"a worker died, {when}; where memory is short, lower training.tokens_per_step or resources.workers. "
+        f"{what}; where memory is short, lower training.tokens_per_step or resources.workers. "
         "The same command goes on from the last checkpoint"
     )
 

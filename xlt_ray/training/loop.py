@@ -241,6 +241,8 @@ class TrainingState:
         tables = self.run.setup.tables("dev")
         if targets != "all":
             tables = {code: table for code, table in tables.items() if code in {*targets, *sources}}
+        if not tables:
+            return {}
         predictions = evaluate.predict(self.run.network, tables, self.run.inputs(self.progress.precision))
         found: dict[str, list[float]] = {"dev/accuracy": [], "oracle_dev/accuracy": []}
         for code, one in predictions.items():

@@ -65,6 +65,8 @@ def corpus(
             about = _convert(draft, Path(temporary.name), config, read)
             about |= {"name": name, "notes": _grouped(notes)}
             (draft / "corpus.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        if not (final / "corpus.json").is_file():  # a folder that lost it was there already, and stays
+            raise InputError(f"{final}: no corpus.json, so it is not whole; delete that folder")
     return _open(final)
 
 

@@ -142,7 +142,8 @@ def refused(
         try:
             collections.deque(read(b"".join(lines)), maxlen=0)
         except pa.ArrowException as error:
-            return str(error).removeprefix("JSON parse error: ").split(" in row ")[0]
+            text = str(error)
+            return text.removeprefix("JSON parse error: ").split(" in row ")[0] if text.startswith("JSON") else text
         return None
 
     number = skip

@@ -128,6 +128,8 @@ def test_a_section_in_overrides_keeps_what_it_does_not_name() -> None:
         {"mixture": {"alpha": 0.5}, "training": {"epochs": np.int64(3)}, "mixture.weights": {"a": 1}}
     )
     assert found == ["mixture.alpha=0.5", "training.epochs=3", 'mixture.weights={"a": 1}']
+    labels = api._experiment({"sources": ["eng_Latn"]}, {"corpus.labels": ["😀", "é", "no"]}).corpus.labels
+    assert labels == ("😀", "é", "no")
 
 
 def test_what_cannot_be_answered_is_refused_with_a_remedy(model: xlt_ray.Model, tmp_path: Path) -> None:
@@ -135,13 +137,14 @@ def test_what_cannot_be_answered_is_refused_with_a_remedy(model: xlt_ray.Model, 
         ("one text", None, None, r"texts: one text, 'one text', not several; put it into a list"),
         (["a", None], None, None, r"texts: number 1 is None, no text; leave it out"),
         (["a"], ["en", "de"], None, r"languages: 2 of them for 1 texts; give one a text, or one for all"),
-        (["a"], {"en"}, None, r"set: not a list of texts or codes"),
-        (["a"], 5, None, r"int: not a list of texts or codes"),
+        (["a"], {"en"}, None, r"languages: a set, no list of text"),
+        (["a"], 5, None, r"languages: a int, no list of text"),
         (["a"], "klingon", None, r"languages: 'klingon' is no language known here; write a code such as swh_Latn"),
         (["a"], [7], None, r"languages: 7 is no language known here"),
+        (["a"], [["en"]], None, r"languages: \['en'\] is no language known here"),
         (["a"], "en", ["b"], r"pairs: given, and this model classifies single texts; leave them out"),
-        (None, None, None, r"NoneType: not a list of texts or codes"),
-        (pd.DataFrame({"text": ["a"]}), None, None, r"DataFrame: not a list of texts or codes; of a table give one"),
+        (None, None, None, r"texts: a NoneType, no list of text"),
+        (pd.DataFrame({"text": ["a"]}), None, None, r"texts: a DataFrame, no list of text; of a table give one"),
         (["a", " "], None, None, r"texts: number 1 is empty; leave it out"),
         (["\ud800"], None, None, r"texts: number 0 has half a character"),
     ):
