@@ -62,3 +62,12 @@ def test_a_corpus_that_cannot_be_read_is_read_once_and_leaves_no_folder(
         run.run(build(tiny_settings))
     assert len(times) == 1 and len(refused.value.faults) == 2, "reading may take minutes, and every fault is listed"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_is_refused_for_another_cause_leaves_no_folder_either(
+    tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_settings |= {"techniques": ["no_such"], "storage": str(tmp_path / "runs")}
+    with pytest.raises(InputError, match="no such technique"):
+        run.run(build(tiny_settings))
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -6,6 +6,7 @@ Whatever is killed, the same command resumes the run: checkpoints, features and 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import time
@@ -96,6 +97,8 @@ def finished(experiment: Experiment, fingerprint: str) -> Outcome | None:
     folder = open_run(experiment, fingerprint)
     folder.download(RESULT, "scores.json")
     if not (folder.local / RESULT).is_file():
+        with contextlib.suppress(OSError):
+            folder.local.rmdir()  # an empty one, made by asking: the run may be refused yet
         return None
     return Outcome(experiment, folder, load_scores(folder.local), pending(folder.local), repeated=True)
 
