@@ -120,7 +120,7 @@ def test_a_trial_goes_on_where_it_was_saved(asked: Asked, tmp_path: Path) -> Non
     assert one.reset({"point": ENGLISH})
     assert one.reset({"point": MIXED})
     one.load_checkpoint(str(tmp_path))
-    assert (one.worker.trainee.progress.epoch, one.cost) == (1, spent)
+    assert (one.worker.training_state.progress.epoch, one.cost) == (1, spent)
     to_the_end(one)
     same_bits(network.trained(one.worker.net), asked.plain[sums(MIXED)].weights)
 
@@ -147,7 +147,7 @@ def test_a_trial_whose_checkpoint_was_deleted_just_before_a_kill_begins_anew(
     if gone == "folder":
         (tmp_path / "kept").rename(tmp_path / "elsewhere")
     one.restore(kept)
-    assert (one.worker.trainee.progress.epoch, one.cost) == (0, 0.0)
+    assert (one.worker.training_state.progress.epoch, one.cost) == (0, 0.0)
     to_the_end(one)
     same_bits(network.trained(one.worker.net), asked.plain[sums(MIXED)].weights)
 
@@ -157,10 +157,10 @@ def test_every_mix_trains_on_as_many_rows(asked: Asked) -> None:
     for codes in (["eng_Latn"], ["swh_Latn"], ["deu_Latn", "eng_Latn"]):
         assert one.reset({"point": {"sources": codes}})
         one.step()
-        trainee = one.worker.trainee
-        draws, _ = trainee.feed.plan(0)
+        training_state = one.worker.training_state
+        draws, _ = training_state.feed.plan(0)
         assert set(draws.languages) == set(codes)
-        found.append((len(draws), trainee.progress.step))
+        found.append((len(draws), training_state.progress.step))
     assert set(found) == {(160, 10)}, "160 rows of English, the largest, in batches of 16"
 
 
@@ -317,7 +317,7 @@ def test_languages_that_a_mix_leaves_out_are_centred_as_targets(varied: Asked, m
     languages, shift = seen[-1]
     assert languages == ("eng_Latn", "hin_Deva", "deu_Latn", "swh_Latn")
     tables = varied.corpus.unlabelled(languages)
-    means = {code: rows.mean(0) for code, rows in one.worker.trainee.run.embed(tables, "float32").items()}
+    means = {code: rows.mean(0) for code, rows in one.worker.training_state.run.embed(tables, "float32").items()}
     for place, code in enumerate(languages):
         if code in means and code != "eng_Latn":  # a source stays where the head has learned it
             assert np.allclose(shift[place], means[code] - means["eng_Latn"], atol=1e-5)

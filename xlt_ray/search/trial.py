@@ -80,7 +80,7 @@ class Worker:
 
     net: network.Network
     tokenize: Remembered
-    trainee: loop.TrainingState
+    training_state: loop.TrainingState
 
     def __init__(self, data: TrialData, rank: int, group: WorkerGroup) -> None:
         self.corpus, self.texts = data.corpus, data.texts
@@ -114,7 +114,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as folder:
             if saved is not None:
                 (Path(folder) / checkpoint.FILE).write_bytes(saved)
-            self.trainee = loop.begin(run, None if saved is None else Path(folder))
+            self.training_state = loop.begin(run, None if saved is None else Path(folder))
         self.experiment = experiment
 
     def _build(self, setup: Setup) -> None:
@@ -124,7 +124,7 @@ class Worker:
         wanted = (setup.experiment.network, changing, setup.languages if changing else (), sources)
         if self.built == wanted:
             return
-        for old in ("net", "tokenize", "trainee"):  # held meanwhile, the old network would double the memory
+        for old in ("net", "tokenize", "training_state"):  # held meanwhile, the old network would double the memory
             self.__dict__.pop(old, None)
         self.net, tokenize, _ = setup.build()
         self.net.to(self.device)
@@ -134,11 +134,11 @@ class Worker:
 
     def advance(self, epochs: int) -> dict[str, Predictions]:
         """Train until so many epochs are done, and predict every dev split there is."""
-        self.trainee.advance(epochs)
+        self.training_state.advance(epochs)
         whole = epochs >= self.experiment.training.epochs
         if whole:
-            self.trainee.finish()
-            self.trainee.calibrate()
+            self.training_state.finish()
+            self.training_state.calibrate()
         return self._measure(calibrated=whole)
 
     def _measure(self, calibrated: bool) -> dict[str, Predictions]:
@@ -148,12 +148,12 @@ class Worker:
         training continues, and is saved, as if nothing had been measured. Languages that the mix leaves out stand in
         for targets, whose unlabelled texts may be read; so the copy gains them as a network does in `xlt adapt`.
         """
-        net, progress = self.net, self.trainee.progress
+        net, progress = self.net, self.training_state.progress
         steps, languages, facts = net.steps, net.languages, dict(progress.facts)
         net.steps = copy.deepcopy(steps)
         try:
             if len(steps) and not calibrated:
-                self.trainee.calibrate()
+                self.training_state.calibrate()
             self._add_left_out()
             tables = {code: self.corpus.table("dev", code) for code in self.corpus.languages("dev")}
             budget = self.experiment.evaluation.tokens_per_step
@@ -163,7 +163,7 @@ class Worker:
 
     def _add_left_out(self) -> None:
         """Add the languages that the network does not know to techniques, where all those with steps support that."""
-        net, run = self.net, self.trainee.run
+        net, run = self.net, self.training_state.run
         left = self.corpus.unlabelled([c for c in self.corpus.languages("dev") if net.index(c) < 0], ids=True)
         stepping = [one for one in run.setup.techniques if one.name in net.steps]
         if not left or not stepping or not all(one.adds_languages for one in stepping):
@@ -171,7 +171,7 @@ class Worker:
         net.languages = (*net.languages, *left)
         for one in stepping:
             sample = one.texts(replace(run.setup.material, texts=left))
-            features = run.embed(sample, self.trainee.progress.precision)
+            features = run.embed(sample, self.training_state.progress.precision)
             for code in left:
                 one.add_language(net, code, features[code])
 
@@ -220,7 +220,7 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train to the next rung and measure; a mix that diverges ends with objectives of 0."""
         began, objectives = time.monotonic(), self.judge.search.settings.selection.objectives
-        done = self.worker.trainee.progress.epoch
+        done = self.worker.training_state.progress.epoch
         goal = next((rung for rung in self.rungs if rung > done), self.rungs[-1])  # Tune may not have saved an end
         waiting = [peer.advance.remote(goal) for peer in self.peers]
         try:
@@ -243,7 +243,7 @@ class Trial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save the state of training, which is the same on all workers, and the seconds of work behind it."""
-        self.worker.trainee.save(Path(checkpoint_dir))
+        self.worker.training_state.save(Path(checkpoint_dir))
         (Path(checkpoint_dir) / "cost.txt").write_text(str(self.cost), encoding="utf-8")
 
     def restore(self, checkpoint_path: Any) -> None:
