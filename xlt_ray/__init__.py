@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from xlt_ray.errors import InputError, RegistryError, TrainingError
     from xlt_ray.evaluation.metrics import Scores
 
-_HOMES = {
-    "xlt_ray.api": ("Model", "Run", "SearchResult", "compare", "evaluate", "load", "plot", "train", "tune"),
-    "xlt_ray.config.experiment": ("Experiment",),
-    "xlt_ray.errors": ("InputError", "RegistryError", "TrainingError"),
-    "xlt_ray.evaluation.metrics": ("Scores",),
-}
 __all__ = [  # noqa: F822 - made on first use
     "Experiment",
     "InputError",
@@ -42,6 +36,15 @@ __all__ = [  # noqa: F822 - made on first use
 ]
 
 
+_HOMES = {  # of what is not in `api`, so that an error can be caught without loading torch
+    "Experiment": "config.experiment",
+    "InputError": "errors",
+    "RegistryError": "errors",
+    "Scores": "evaluation.metrics",
+    "TrainingError": "errors",
+}
+
+
 def __getattr__(name: str) -> Any:
     # on first use, as torch, Ray and pandas take seconds to import and `xlt --help` needs none of them
     import importlib
@@ -50,10 +53,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("xlt-ray")
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(home), name)
-    raise AttributeError(f"module 'xlt_ray' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'xlt_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"xlt_ray.{_HOMES.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

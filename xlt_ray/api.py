@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from xlt_ray import config as configuration
-from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.experiment import Experiment, Section
 from xlt_ray.config.read import plain
-from xlt_ray.errors import InputError, RegistryError, TrainingError
+from xlt_ray.errors import InputError
 from xlt_ray.evaluation import comparison
 from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.events import OnEvent
@@ -38,23 +38,12 @@ from xlt_ray.search.selection import CHOSEN
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "InputError",
-    "Model",
-    "RegistryError",
-    "Run",
-    "Scores",
-    "SearchResult",
-    "TrainingError",
-    "compare",
-    "evaluate",
-]
-__all__ += ["load", "plot", "train", "tune"]
-
 Config = str | Path | Mapping[str, Any] | Experiment
 PLACE = "configuration"  # what errors call a mapping
 SECTIONS = {
-    name for name, one in Experiment.model_fields.items() if one.annotation and isinstance(one.annotation, type)
+    name
+    for name, one in Experiment.model_fields.items()
+    if isinstance(one.annotation, type) and issubclass(one.annotation, Section)
 }
 
 
