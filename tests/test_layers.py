@@ -24,6 +24,7 @@ FLOORS = (
     "languages",
     "config",
     "corpora model tracking",
+    "translation",
     "evaluation techniques serve.settings",
     "reports training inference",
     "bundle export runs serve.replica",

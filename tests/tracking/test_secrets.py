@@ -54,7 +54,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def probe(setup: Setup, *more: Any) -> Any:
         gold = np.arange(9) % len(setup.corpus.labels)
         rows = Predictions(gold, gold, [str(number) for number in gold])
-        return run.Fitted(setup.build(), dict.fromkeys(setup.measured, rows), [], [], {})
+        return run.Fitted(setup.build(), dict.fromkeys(setup.measured, rows), setup, [], [], {})
 
     monkeypatch.setattr(cluster, "ray_cluster", lambda *more: contextlib.nullcontext())
     monkeypatch.setattr(run, "_probe", probe)

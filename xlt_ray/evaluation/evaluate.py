@@ -16,6 +16,7 @@ from xlt_ray.model import collate
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import Network
 from xlt_ray.model.precision import autocast, token_budget
+from xlt_ray.translation.readings import Readings
 
 CHUNK = 4096  # rows tokenised at once: enough to sort well by length, little enough to hold
 
@@ -79,13 +80,18 @@ def predict(
     tables: Mapping[str, pa.Table],
     inputs: Inputs,
     progress: Callable[[int, int], None] = lambda done, all_rows: None,
+    readings: Readings | None = None,
 ) -> dict[str, Predictions]:
     """Predict every row of every language's table, sharded over `torch.distributed`'s workers and gathered on all.
 
-    `progress(done, total)` is called on every worker with the rows that this worker has done and has to do.
+    `progress(done, total)` is called on every worker with the rows that this worker has done and has to do. With
+    `readings` the logits of every row's readings are averaged.
     """
-    classes, found = network.head.out_features, {}
-    for language, logits in _sharded(network, network, classes, tables, inputs, progress):
+    found = {}
+    read = tables if readings is None else readings.tables(tables)
+    scored = score(network, read, inputs, progress)
+    for language in tables:
+        logits = averaged(scored, language, readings)
         found[language] = Predictions(
             gold=tables[language]["label"].to_numpy().astype(np.int64),
             predicted=logits.argmax(1),
@@ -93,6 +99,28 @@ def predict(
             confidence=calibration.confidence(logits, network.temperature),
         )
     return found
+
+
+def score(
+    network: Network,
+    tables: Mapping[str, pa.Table],
+    inputs: Inputs,
+    progress: Callable[[int, int], None] = lambda done, all_rows: None,
+) -> dict[str, np.ndarray]:
+    """Compute the logits of every row of tables by language or key of a reading: (rows, classes) float32.
+
+    Rows are sharded over `torch.distributed`'s workers, and logits gathered on all; `progress` as for `predict`.
+    """
+    return dict(_sharded(network, network, network.head.out_features, tables, inputs, progress))
+
+
+def averaged(found: Mapping[str, np.ndarray], language: str, readings: Readings | None) -> np.ndarray:
+    """Return the weighted mean over a language's readings of arrays by key, such as logits or features: float32."""
+    if readings is None or not readings.several(language):
+        return found[language]
+    keys = readings.keys(language)
+    parts = [share * found[key].astype(np.float64) for key, share in zip(keys, readings.shares(language), strict=True)]
+    return np.sum(parts, axis=0).astype(np.float32)
 
 
 def embed(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> dict[str, np.ndarray]:
@@ -106,8 +134,7 @@ def embed(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> d
 
 def temperature(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> float:
     """Fit a network's temperature on labelled rows, which are dev of the sources; the same on all workers."""
-    classes = network.head.out_features
-    logits = dict(_sharded(network, network, classes, tables, inputs))
+    logits = score(network, tables, inputs)
     return calibration.temperature(logits, {code: table["label"].to_numpy() for code, table in tables.items()})
 
 

@@ -33,6 +33,8 @@ from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.encoders import Encoder
 from xlt_ray.model.network import CHANGES, Network, whole_again
 from xlt_ray.techniques.technique import Technique
+from xlt_ray.translation import readings
+from xlt_ray.translation.readings import Readings
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Bundle:
     scores: Scores | None
     precision: str = "float32"
     run: str = ""  # the key of the run that made it, where that is known
+    readings: Readings | None = None  # how texts are read, None as they stand
 
     def probabilities(
         self,
@@ -58,9 +61,15 @@ class Bundle:
         `languages` are codes of the texts, None where one is unknown. Where a technique depends on the language and
         none are given, they are guessed.
         """
-        if languages is None and len(self.network.steps):
+        if languages is None and self.asks_for_languages:
             languages = _guessed(texts)
-        return self.answer(self.tokenize(texts, pairs) if len(texts) else [], languages)
+        read = readings.asked(self.readings, texts, pairs, languages)
+        return read.joined(self.answer(self.tokenize(read.texts, read.pairs) if read.texts else [], read.keys))
+
+    @property
+    def asks_for_languages(self) -> bool:
+        """Whether answers depend on the languages of texts."""
+        return len(self.network.steps) > 0 or self.readings is not None
 
     def answer(
         self,
@@ -68,7 +77,7 @@ class Bundle:
         languages: Sequence[str | None] | None,
         tokens: int | None = None,
     ) -> np.ndarray:
-        """Return the same of rows encoded as by `tokenize`; without `languages` all are unknown.
+        """Return the same of rows encoded as by `tokenize`, one reading each; without `languages` all are unknown.
 
         `tokens` is the most padded tokens of a batch, by default as the experiment has it.
         """
@@ -121,7 +130,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
     save_file(_plain(net.head.state_dict()), folder / "head.safetensors")
     if bundle.scores is not None:
         (folder / "scores.json").write_text(bundle.scores.to_json(), encoding="utf-8")
-    content = {
+    content: dict[str, Any] = {
         "format": artefact.FORMAT,
         "labels": list(bundle.labels),
         "prefix": bundle.tokenize.prefix,
@@ -135,6 +144,8 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "steps": _save_steps(folder, net, chosen),
         "added_by": [one.name for one in chosen if one.replaces_encoder] if added else [],
     }
+    if bundle.readings is not None:
+        content["readings"] = _save_readings(folder, bundle.readings)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     content["sha256"] = {str(p.relative_to(folder)): durable.digest(p) for p in files}
     _write(folder, content)
@@ -150,8 +161,16 @@ def _save_steps(folder: Path, net: Network, chosen: Sequence[Technique]) -> str 
     state = {f"{one.name}.{key}": tensor for one in beside for key, tensor in one.state(net).items()}
     if not state:
         return None
-    content = serialised(_plain(state))
-    name = f"steps-{hashlib.sha256(content).hexdigest()[:12]}.safetensors"
+    return _by_content(folder, "steps", ".safetensors", serialised(_plain(state)))
+
+
+def _save_readings(folder: Path, kept: Readings) -> str:
+    return _by_content(folder, "readings", ".json", readings.to_json(kept).encode())
+
+
+def _by_content(folder: Path, kind: str, ending: str, content: bytes) -> str:
+    """Write a file named by its content, so that an older one stays until bundle.json names this; return the name."""
+    name = f"{kind}-{hashlib.sha256(content).hexdigest()[:12]}{ending}"
     durable.write(folder / name, content)
     return name
 
@@ -161,17 +180,19 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def update_steps(folder: Path, bundle: Bundle) -> None:
-    """Replace the saved state of techniques and the languages that they know; the folder is valid at any moment."""
+    """Replace what is saved of techniques, readings and the languages they know; the folder is valid at any moment."""
     content = artefact.verify_bundle(folder)
-    old = content.get("steps")
+    before = {name for name in (content.get("steps"), content.get("readings")) if name}
     content["steps"] = _save_steps(folder, bundle.network, techniques.build(bundle.experiment))
+    if bundle.readings is not None:
+        content["readings"] = _save_readings(folder, bundle.readings)
     content["languages"] = list(bundle.network.languages)
-    content["sha256"].pop(old, None)
-    if content["steps"]:
-        content["sha256"][content["steps"]] = durable.digest(folder / content["steps"])
+    after = {name for name in (content["steps"], content.get("readings")) if name}
+    content["sha256"] = {name: digest for name, digest in content["sha256"].items() if name not in before}
+    content["sha256"] |= {name: durable.digest(folder / name) for name in sorted(after)}
     _write(folder, content)
-    if old and old != content["steps"]:
-        (folder / old).unlink()
+    for name in before - after:
+        (folder / name).unlink()
 
 
 def load(folder: str | Path) -> Bundle:
@@ -201,6 +222,7 @@ def load(folder: str | Path) -> Bundle:
         experiment,
         Scores.from_json(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
         run=content.get("run", ""),
+        readings=readings.read(folder / content["readings"]) if content.get("readings") else None,
     )
 
 

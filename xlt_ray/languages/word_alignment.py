@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,26 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import regex
 
-# marks belong to words: without \p{M} the words of Hindi fall apart at every vowel sign
-WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+from xlt_ray.languages.words import fold
+
 ITERATIONS = 5
 PHRASE_WORDS = 3
 MOST_WORDS = 100  # of a text that is aligned, since the cost is the product of both lengths
 MOST_CELLS = 10_000_000  # word times word, over all pairs: bounds time and memory on large corpora
 
 Pair = tuple[str, str, float]  # source words, target words (both joined by spaces), score
-
-
-def fold(word: str) -> str:
-    """Normalise a word for comparison: casefolded, composed."""
-    return unicodedata.normalize("NFC", word.casefold())
-
-
-def words(text: str) -> list[str]:
-    """Cut a text into its words, composed."""
-    return WORD.findall(unicodedata.normalize("NFC", text))
 
 
 def forms_of(rows: Iterable[list[str]]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import encoders
 from xlt_ray.model.precision import choose_precision
 from xlt_ray.training.setup import absolute
+from xlt_ray.translation.readings import is_first
 
 
 def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
@@ -73,7 +74,8 @@ def _few_shot(model: Bundle, codes: Collection[str]) -> tuple[str, ...]:
     if model.scores:
         return tuple(code for code, one in model.scores.languages.items() if one.role == groups.FEW_SHOT)
     named = model.experiment.targets
-    targets = (model.network.languages or tuple(codes)) if isinstance(named, str) else named
+    known = tuple(filter(is_first, model.network.languages))
+    targets = (known or tuple(codes)) if isinstance(named, str) else named
     asked = {code for one in techniques.build(model.experiment) for code in one.trained_on(targets)}
     return tuple(code for code in codes if code in asked)
 
@@ -124,4 +126,5 @@ def predict(
 
     precision = choose_precision(experiment.training.precision, model.network, experiment.network.max_length)
     budget = experiment.evaluation.tokens_per_step
-    return evaluation.predict(model.network, tables, evaluation.Inputs(model.tokenize, precision, budget), report)
+    inputs = evaluation.Inputs(model.tokenize, precision, budget)
+    return evaluation.predict(model.network, tables, inputs, report, model.readings)

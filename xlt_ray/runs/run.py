@@ -25,7 +25,7 @@ from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
-from xlt_ray.events import OnEvent
+from xlt_ray.events import OnEvent, counting
 from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
 from xlt_ray.model.network import Built, Network
@@ -109,6 +109,7 @@ class Fitted:
 
     model: Built
     predictions: dict[str, Predictions]
+    setup: Setup  # with how texts are read by the model
     history: list[dict[str, float]]  # a row an epoch
     reported: list[dict[str, float]]  # losses between the epochs
     facts: dict[str, float]  # figures of techniques
@@ -123,6 +124,7 @@ def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: 
         on_event(event)
 
     with cluster.ray_cluster(experiment), cluster.plain_errors():
+        setup = setup.read(cluster.each(experiment), counting(follow, "prepare"))
         fitted = _probe(setup, follow) if experiment.training.method == "probe" else _fine_tune(setup, folder, follow)
     for row in (*fitted.reported, *fitted.history):
         record_event(outbox, row)  # again, because events on their way to a driver that was killed are lost
@@ -130,7 +132,7 @@ def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: 
     on_event({"stage": "score"})
     scores = _score(setup, fitted)
     on_event({"stage": "save"})
-    files = _save(setup, folder, fitted, scores)
+    files = _save(folder, fitted, scores)
     outbox.metrics({"seconds": time.monotonic() - started}, step=0)
     record_end(outbox, experiment, folder, scores, files)
     return scores
@@ -144,11 +146,13 @@ def _score(setup: Setup, fitted: Fitted) -> Scores:
     return replace(scores, temperature=net.temperature)
 
 
-def _save(setup: Setup, folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
+def _save(folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
     """Write bundle, predictions and report into the run's folder; return the files of the report."""
     net, tokenize, identity = fitted.model
-    experiment = setup.experiment
-    made = bundle.Bundle(net, tokenize, setup.corpus.labels, experiment, scores, run=folder.key)
+    setup, experiment = fitted.setup, fitted.setup.experiment
+    made = bundle.Bundle(
+        net, tokenize, setup.corpus.labels, experiment, scores, run=folder.key, readings=setup.readings
+    )
     bundle.save(folder.local / "bundle", made, identity)
     save_predictions(folder.local / "predictions.npz", fitted.predictions)
     facts, environment = corpus_facts(setup), tracking_environment.environment()
@@ -163,31 +167,33 @@ def _fine_tune(setup: Setup, folder: RunFolder, on_event: OnEvent) -> Fitted:
     network.restore_weights(model.network, trained.weights)
     model.network.temperature = trained.temperature
     model.network.eval()
-    return Fitted(model, trained.predictions, trained.history, trained.reported, trained.facts)
+    setup = setup.weighed(trained.weights_of_readings)
+    return Fitted(model, trained.predictions, setup, trained.history, trained.reported, trained.facts)
 
 
 def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     def prepared(done: int, total: int) -> None:
         on_event({"stage": "prepare", "done": done, "total": total})
 
-    tables, test = frozen.training_tables(setup, prepared), frozen.test_tables(setup)
+    tables, test = frozen.training_tables(setup, prepared), frozen.read_tables(setup)
     features, _ = embedding.features(setup.experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
     model = setup.build()
     on_event({"stage": "fit"})
-    fitted, predictions, facts = fit_probe(setup, model.network, tables, features)
+    fitted, predictions, facts, setup = fit_probe(setup, model.network, tables, features)
     probe.install(model.network, fitted)
     model.network.eval()
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
-    return Fitted(model, predictions, history=[], reported=[], facts=facts)
+    return Fitted(model, predictions, setup, history=[], reported=[], facts=facts)
 
 
 def fit_probe(
     setup: Setup, net: Network, tables: Mapping[str, pa.Table], features: Features
-) -> tuple[probe.Fit, dict[str, Predictions], dict[str, float]]:
-    """Fit techniques and a probe to training tables; return the probe, its test predictions, and figures of techniques.
+) -> tuple[probe.Fit, dict[str, Predictions], dict[str, float], Setup]:
+    """Fit techniques and a probe to training tables.
 
+    Returns the probe, its test predictions, figures of techniques, and the setup with readings weighed for the probe.
     `features` are of all rows that the probe and its techniques are fitted to and measured on, by `split/language`.
     """
     experiment, classes = setup.experiment, len(setup.corpus.labels)
@@ -195,8 +201,9 @@ def fit_probe(
     rows = frozen.Frozen.of(tables, features, classes, net)
     fitted = frozen.fit(rows, experiment, experiment.training.probe_strengths)
     fitted = frozen.fit_temperature(rows, fitted, experiment.sources)
-    test = frozen.Frozen.of(frozen.test_tables(setup), features, classes, net)
-    return fitted, frozen.predict(test, fitted, "test"), facts
+    setup = frozen.weigh(setup, net, features, fitted)
+    test = frozen.Frozen.of(frozen.test_tables(setup), features, classes, net, setup.readings)
+    return fitted, frozen.predict(test, fitted, "test"), facts, setup
 
 
 def corpus_facts(setup: Setup) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from xlt_ray.durable import JsonLines, records
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import groups
 from xlt_ray.evaluation.groups import Measured, Roles
-from xlt_ray.events import OnEvent
+from xlt_ray.events import OnEvent, counting
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.model import encoders
 from xlt_ray.reports import plots
@@ -160,8 +160,9 @@ def _corpus(setup: Setup) -> str:
 
 
 def _setup(prepared: Setup, setting: Setting) -> Setup:
-    """Return the setup of another setting; the corpus is neither read nor checked again."""
-    return Setup.of(at(prepared.experiment, *setting), prepared.corpus)
+    """Return the setup of another setting; the corpus is neither read nor checked again, and texts are read alike."""
+    setup = Setup.of(at(prepared.experiment, *setting), prepared.corpus)
+    return replace(setup, material=replace(setup.material, readings=prepared.readings))
 
 
 def _result(setup: Setup, setting: Setting, accuracy: Mapping[str, float], places: Mapping[str, Measured]) -> Result:
@@ -183,13 +184,15 @@ def _probes(
     """Embed every row that any of the wanted settings trains on, once, and fit a probe for each that is missing."""
     if not missing:
         return
-    experiment, test = prepared.experiment, frozen.test_tables(prepared)
+    experiment = prepared.experiment
     rows: dict[str, pa.Table] = {}
     for setting in wanted:
         for name, table in frozen.training_tables(_setup(prepared, setting)).items():
             rows[name] = _distinct([rows[name], table] if name in rows else [table])
     with cluster.ray_cluster(experiment), cluster.plain_errors():
-        features, _ = embedding.features(experiment, {**rows, **test, **frozen.texts(prepared)}, on_event)
+        prepared = prepared.read(cluster.each(experiment), counting(on_event, "prepare"))
+        asked = {**rows, **frozen.read_tables(prepared), **frozen.texts(prepared)}
+        features, _ = embedding.features(experiment, asked, on_event)
     net, tokenize, _ = prepared.build()
     known = encoders.seen_languages(net.encoder, tokenize.tokenizer)
     places = {name: _texts(table).combine_chunks() for name, table in rows.items()}
@@ -200,7 +203,7 @@ def _probes(
         found = dict(features)
         for name, table in tables.items():
             found[name] = features[name][pc.index_in(_texts(table), value_set=places[name]).to_numpy()]
-        _, predictions, _ = run.fit_probe(setup, net, tables, found)
+        _, predictions, _, _ = run.fit_probe(setup, net, tables, found)
         roles = Roles(experiment.sources, setup.few_shot, known)
         accuracy = {code: one.accuracy for code, one in predictions.items()}
         yield _result(setup, setting, accuracy, {code: roles.place(code) for code in predictions})

@@ -32,6 +32,11 @@ def check(search: Search, corpus: Corpus) -> None:
                         f"techniques.{reading[0]}: reads labels of targets, and a search ranks mixes by transfer "
                         "without any; take it out, and go on from the chosen mix with `xlt few-shot`"
                     )
+                if reading := [one.name for one in chosen if one.changes_readings]:
+                    raise InputError(
+                        f"techniques.{reading[0]}: a search compares mixes on texts as they stand; take it out, and "
+                        "add it to the chosen mix for `xlt train`"
+                    )
                 checks.check(chosen, experiment, corpus)
             except InputError as error:
                 if sources == search.pool:

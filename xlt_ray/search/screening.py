@@ -26,9 +26,9 @@ from xlt_ray.events import OnEvent
 from xlt_ray.search.proposals import Proposal, Proposals
 from xlt_ray.search.selection import FIDELITIES, Fidelity, Judge, Tried
 from xlt_ray.search.space import Point, Search, mix_of
-from xlt_ray.training import cluster, embedding, probe
+from xlt_ray.training import cluster, embedding, frozen, probe
 from xlt_ray.training.frozen import Frozen, fit, predict
-from xlt_ray.training.setup import Setup, calibrate
+from xlt_ray.training.setup import Setup
 
 FOLDS = 4  # of row ids, where languages left out have rows that the mix trains on in translation
 
@@ -53,13 +53,13 @@ def embed(
     # no language is named as trained on, so all are moved, as for any probe
     material = replace(setup.material, trained=())
     moving = tuple(one for one in setup.techniques if one.texts(material)) if texts else ()
-    wanted = {f"texts/{code}": table for one in moving for code, table in one.texts(material).items()}
+    setup = replace(setup, techniques=moving, material=material)
+    wanted = frozen.texts(setup)
     known, _ = embedding.features(experiment, {**(also or {}), **wanted, **tables}, on_event)
     net = None
     if moving:
-        setup = replace(setup, techniques=moving, material=material)
         net = setup.build().network
-        calibrate(setup, net, lambda asked: {code: known[f"texts/{code}"] for code in asked})
+        frozen.calibrate(setup, net, known)
     return Frozen.of(tables, known, len(corpus.labels), net)
 
 

@@ -25,6 +25,7 @@ CATALOGUE = {
     "code_switch": "xlt_ray.techniques.code_switch.CodeSwitch",
     "lora": "xlt_ray.techniques.lora.Lora",
     "adversarial": "xlt_ray.techniques.adversarial.Adversarial",
+    "translate_test": "xlt_ray.techniques.translate_test.TranslateTest",
     "centre": "xlt_ray.techniques.centre.Centre",
     "language_id": "xlt_ray.techniques.language_id.LanguageId",
 }
@@ -47,6 +48,8 @@ def build(experiment: Experiment) -> tuple[Technique, ...]:
                 f"techniques.{name}: has no effect with training.method: {experiment.training.method}; set it to "
                 f"{' or '.join(kind.methods)}, or take the technique out"
             )
+    if len(readers := [one.name for one in found if one.changes_readings]) > 1:
+        faults.append(f"techniques: {' and '.join(readers)}: one may say how texts are read; take all but one out")
     if faults:
         raise joined(faults)
     return tuple(found)

@@ -23,6 +23,7 @@ from torch import nn
 from xlt_ray.corpora import mixture
 from xlt_ray.errors import InputError
 from xlt_ray.techniques.technique import Available, Embed, Material, Technique
+from xlt_ray.translation.readings import is_first, language_of
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -70,8 +71,9 @@ class Centre(Technique):
         network.steps[self.name] = Shift(len(network.languages), network.head.in_features, self.remove)
 
     def texts(self, material: Material) -> Mapping[str, pa.Table]:
-        """Return a sample of the texts of every language."""
-        return {code: self._sample(code, table) for code, table in material.texts.items()}
+        """Return a sample of the texts of every language, in each of its readings."""
+        read = [material.to_estimate(code, table) for code, table in material.texts.items()]
+        return {key: self._sample(language_of(key), table) for one in read for key, table in one.items()}
 
     def _sample(self, code: str, table: pa.Table) -> pa.Table:
         if table.num_rows <= self.rows:
@@ -98,8 +100,9 @@ class Centre(Technique):
         assert isinstance(step, Shift)
         step.estimate(network.languages, means, origin, fixed)
         within = np.mean([float(rows.std(0).mean()) for rows in features.values()])
-        apart = [float(np.abs(mean - origin).mean()) for code, mean in means.items() if code not in sizes]
-        return {"languages": float(len(means)), "shift_in_deviations": float(np.mean(apart or [0.0]) / within)}
+        as_they_stand = {code: mean for code, mean in means.items() if is_first(code)}
+        apart = [float(np.abs(mean - origin).mean()) for code, mean in as_they_stand.items() if code not in sizes]
+        return {"languages": float(len(as_they_stand)), "shift_in_deviations": float(np.mean(apart or [0.0]) / within)}
 
     def add_language(self, network: Network, code: str, features: np.ndarray) -> None:
         """Estimate the mean of one more language, or anew that of a known one."""
@@ -136,7 +139,7 @@ class Shift(nn.Module):
     ) -> None:
         """Set the buffers from the means (width,) of languages; those in `fixed` are not shifted."""
         shifts: dict[str, np.ndarray] = {code: mean - origin for code, mean in means.items()}
-        everywhere: np.ndarray = np.mean(list(shifts.values()), axis=0)
+        everywhere: np.ndarray = np.mean([shift for code, shift in shifts.items() if is_first(code)], axis=0)
         rows: list[np.ndarray] = [
             np.zeros_like(origin) if code in fixed else shifts.get(code, everywhere) for code in languages
         ]

@@ -7,8 +7,6 @@ induced from the unlabelled rows that the corpus has in parallel.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,23 +16,17 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import regex
 from pydantic import Field, PrivateAttr, field_validator
 
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.arrow import column_digest
 from xlt_ray.corpora.mixture import shares
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
-from xlt_ray.languages import codes, lexicon, word_alignment
-from xlt_ray.languages.lexicon import FEWEST_PAIRS, LONGEST, Lexicon
-from xlt_ray.languages.word_alignment import WORD, fold
+from xlt_ray.languages import codes, lexicon
+from xlt_ray.languages.lexicon import LONGEST, Lexicon
+from xlt_ray.languages.words import replace_words
 from xlt_ray.techniques.technique import Available, Example, Material, Technique
-
-VERSION = 1  # of how lexicons are induced; part of the name of a cached one
-GAP = regex.compile(r"[\s\-]+")  # what may stand between the words of a phrase
-APOSTROPHES = ("'", "’")
-ENDING = 2  # letters; after an apostrophe so few are part of a word, as in it's and we'll
+from xlt_ray.translation import induced
 
 
 class CodeSwitch(Technique):
@@ -120,25 +112,16 @@ class CodeSwitch(Technique):
         The text is cut into phrases and words before anything is drawn, so `rate` is the expected share of replaced
         words among those that can be replaced. `word` draws from the languages that know the word.
         """
-        spans = [match.span() for match in WORD.finditer(text)]
-        words = [fold(text[low:high]) for low, high in spans]
-        ends = _ends(text, spans, LONGEST if self.phrases else 1)
         whole = vocabulary.draw(range(len(vocabulary.lexicons)), rng) if self.mix == "sentence" else None
-        pieces, done, at = [], 0, 0
-        while at < len(words):
-            length, knowing = vocabulary.lookup(words[at : ends[at]], whole)
-            if not length or _ending(text, spans[at], length):
-                at += 1
-                continue
-            low, high = spans[at][0], spans[at + length - 1][1]
-            if rng.random() < self.rate:
-                language = vocabulary.draw(knowing, rng)
-                options = vocabulary.lexicons[language].entries[" ".join(words[at : at + length])]
-                translation, _ = options[_drawn([score for _, score in options], rng)]
-                pieces += [text[done:low], _cased(text[low:high], translation)]
-                done = high
-            at += length
-        return "".join([*pieces, text[done:]])
+
+        def choose(key: str, knowing: Sequence[int]) -> str | None:
+            if rng.random() >= self.rate:
+                return None
+            options = vocabulary.lexicons[vocabulary.draw(knowing, rng)].entries[key]
+            return options[_drawn([score for _, score in options], rng)][0]
+
+        longest = LONGEST if self.phrases else 1
+        return replace_words(text, lambda words: vocabulary.lookup(words, whole), choose, longest)
 
     @property
     def _named(self) -> tuple[str, ...]:
@@ -157,14 +140,7 @@ class CodeSwitch(Technique):
         if self.lexicons != "induced":
             missing = "no file of {} under techniques.code_switch.lexicons"
             return None if self._file(pair, experiment) else missing.format(" -> ".join(pair))
-        if unsegmented := next((one for one in pair if lexicon.unsegmented(one)), None):
-            return f"{unsegmented} is written without spaces between words, so no lexicon can be induced"
-        if source not in rows or code not in rows:
-            return f"{code if source in rows else source} has no train or dev rows, or is neither source nor target"
-        common = word_alignment.shared(rows[source].select(["id"]), rows[code].select(["id"]))[0].num_rows
-        if common < FEWEST_PAIRS:
-            return f"{common} rows have the same id in {source} and {code}, fewer than {FEWEST_PAIRS}"
-        return None
+        return induced.fault(pair, rows)
 
     def _refuse(self, experiment: Experiment, faults: Mapping[tuple[str, str], str | None]) -> None:
         """Raise InputError where a named language has a lexicon from no source, or no language has one at all."""
@@ -184,41 +160,23 @@ class CodeSwitch(Technique):
         """Find the file of a pair; one named by the language alone serves only where there is one source."""
         source, code = pair
         alone = len(experiment.sources) == 1
-        if "{language}" in self.lexicons:
-            if not alone and "{source}" not in self.lexicons:
-                raise InputError(
-                    f"techniques.code_switch.lexicons: {self.lexicons} has no {{source}}, and there are "
-                    f"{len(experiment.sources)} sources; write both, as in {{source}}-{{language}}.tsv"
-                )
-            file = Path(self.lexicons.replace("{source}", source).replace("{language}", code)).expanduser()
-            return file if file.is_file() else None
-        folder = Path(self.lexicons).expanduser()
-        if not folder.is_dir():
+        place = "techniques.code_switch.lexicons"
+        if not alone and "{language}" in self.lexicons and "{source}" not in self.lexicons:
             raise InputError(
-                f"techniques.code_switch.lexicons: {self.lexicons} is no folder; give one, or a pattern with "
-                "{language}, or induced"
+                f"{place}: {self.lexicons} has no {{source}}, and there are {len(experiment.sources)} sources; write "
+                "both, as in {source}-{language}.tsv"
             )
         names = [f"{source}-{code}", *([code] if alone else [])]
-        files = [folder / f"{name}{ending}" for name in names for ending in (".tsv", ".csv", ".tei", ".index")]
-        return next((file for file in files if file.is_file()), None)
+        return induced.file(place, self.lexicons, names, source=source, language=code)
 
     def _lexicon(self, pair: tuple[str, str], rows: Mapping[str, pa.Table], experiment: Experiment) -> Lexicon:
         if self.lexicons != "induced":
             file = self._file(pair, experiment)
             assert file is not None, "_fault finds a file that is missing"
             return lexicon.read(file, *pair)
-        tables = [rows[code] for code in pair]
-        settings = hashlib.sha256(json.dumps([VERSION, pair, self.score, self.phrases]).encode())
-        for table in tables:
-            for column in ("id", "text", "text_pair"):
-                if column in table.column_names:
-                    settings.update(column.encode() + column_digest(table[column]))
-        folder = Path(experiment.corpus.cache_dir).expanduser() / "lexicons"
-        kept = folder / f"{'-'.join(pair)}-{settings.hexdigest()[:16]}.tsv"
-        if not kept.is_file():
-            # written and read back, so that a first run and a later one see the same order of entries
-            lexicon.write(kept, lexicon.induce_tables(tables[0], tables[1], pair, self.score, self.phrases))
-        return lexicon.read_table(kept, *pair)
+        settings = induced.Settings(self.score, self.phrases, experiment.corpus.cache_dir)
+        source, code = pair
+        return induced.induce(pair, (rows[source], rows[code]), settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,30 +216,6 @@ class Vocabulary:
     def draw(self, numbers: Sequence[int], rng: np.random.Generator) -> int:
         """Draw one of these lexicons by their shares."""
         return numbers[_drawn(self.p[list(numbers)], rng)]
-
-
-def _ends(text: str, spans: Sequence[tuple[int, int]], longest: int) -> list[int]:
-    """Return for each word the index after the last word of its longest phrase: no punctuation lies within one."""
-    ends = [len(spans)] * len(spans)
-    for at in range(len(spans) - 2, -1, -1):
-        ends[at] = ends[at + 1] if GAP.fullmatch(text, spans[at][1], spans[at + 1][0]) else at + 1
-    return [min(end, at + longest) for at, end in enumerate(ends)]
-
-
-def _ending(text: str, span: tuple[int, int], length: int) -> bool:
-    low, high = span
-    return length == 1 and high - low <= ENDING and text[max(low - 1, 0) : low] in APOSTROPHES
-
-
-def _cased(before: str, translation: str) -> str:
-    """Return a translation with the initial capital of what it replaces, where its script has capitals.
-
-    >>> _cased("Sea", "bahari"), _cased("sea", "Meer")
-    ('Bahari', 'Meer')
-    """
-    if before[0] != before[0].lower() and translation[0] == translation[0].lower():
-        return translation[0].title() + translation[1:]
-    return translation
 
 
 def _drawn(weights: Sequence[float] | np.ndarray, rng: np.random.Generator) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from xlt_ray.model.network import Network
+    from xlt_ray.translation.readings import Readings
 
 # Maps tables of texts by language to their pooled features by language, (rows, width) float32, before any step: in
 # fine-tuning computed with the network as it is then, on all workers together; for a probe looked up.
 Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
+
+# Maps tables of texts by key of their reading to a finished model's logits by key, (rows, classes) float32.
+Score = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
+
+# Maps a function that stands in a module over picklable arguments, and yields results in their order: `map` itself, or
+# the same on all of a cluster's CPUs.
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,11 @@ class Material:
     texts: Mapping[str, pa.Table]
     shots: Mapping[str, pa.Table]
     trained: tuple[str, ...] = ()  # languages with labelled rows to train on, known once techniques made the corpus
+    readings: Readings | None = None  # how texts are read where they are measured or served, once that is known
+
+    def to_estimate(self, code: str, table: pa.Table) -> dict[str, pa.Table]:
+        """Return rows of a language's `texts` as its texts are read: by key of each reading, see `Readings`."""
+        return {code: table} if self.readings is None else self.readings.to_estimate(code, table)
 
 
 class Technique(Section):
@@ -107,6 +120,11 @@ class Technique(Section):
         return type(self).example is not Technique.example
 
     @property
+    def changes_readings(self) -> bool:
+        """Whether texts are read otherwise than as they stand where they are measured or served."""
+        return type(self).readings is not Technique.readings
+
+    @property
     def merged_when_saved(self) -> bool:
         """Whether a bundle is to hold the merged encoder, which can be `network.init` of another run."""
         return False
@@ -124,6 +142,25 @@ class Technique(Section):
         Called wherever a `Setup` is made, in the driver and in every worker, before rows are drawn.
         """
         return corpus
+
+    def readings(
+        self, material: Material, each: Each = map, on_progress: OnProgress = lambda done, total: None
+    ) -> Readings | None:
+        """Return how texts are read wherever they are measured or served; never for training draws.
+
+        Called where `changes_readings`, once in the driver, where `each` spreads work over the cluster, and in every
+        worker, before a network is built. One technique of a run may. The scores of a text's readings are averaged;
+        bundles and artefacts keep them.
+        """
+        return None
+
+    def weigh(self, material: Material, score: Score) -> Readings | None:
+        """Return `material.readings` with the weights that suit a finished model, fitted on texts without labels.
+
+        Called once where `changes_readings`, after the head is fitted: in every worker, all of which must ask `score`
+        for the same, or for a probe in the driver. A probe scores no other tables than those of `texts`.
+        """
+        return material.readings
 
     def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
         """Add to a network what the technique needs there, in place: steps, layers of the encoder, frozen parts.
@@ -157,7 +194,7 @@ class Technique(Section):
         return None
 
     def texts(self, material: Material) -> Mapping[str, pa.Table]:
-        """Return the tables by language whose features `calibrate` needs; called in the driver for a probe."""
+        """Return the tables by language whose features `calibrate` and `weigh` need, for a probe; in the driver."""
         return {}
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
@@ -191,6 +228,7 @@ class Technique(Section):
     def add_language(self, network: Network, code: str, features: np.ndarray) -> None:
         """Fit what depends on a language of `network.languages` from features of its texts, (rows, width) float32.
 
+        A further reading of a language is a language of its own here, see `translation.readings.key`.
         Called where the technique `adds_languages`; the language may be known or new, and new ones come in order.
         """
         raise NotImplementedError(self.name)

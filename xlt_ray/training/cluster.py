@@ -7,14 +7,17 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError, TrainingError
+from xlt_ray.techniques.technique import Each
 
+AHEAD = 4  # calls a CPU that wait for it, each with its rows in memory
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -42,6 +45,23 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def each(experiment: Experiment) -> Each:
+    """Return a `map` that computes on all CPUs of the connected cluster, as many at once as it has room for."""
+
+    def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        remote: Any = ray.remote(function)
+        options = {"num_cpus": 1, "max_retries": experiment.resources.max_failures}
+        waiting: deque[Any] = deque()
+        for item in items:
+            waiting.append(remote.options(**options).remote(item))
+            if len(waiting) >= AHEAD * max(1, slots(1, 1, 0)):
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+
+    return mapped
 
 
 def slots(workers: int, cpus: float, gpus: float) -> int:

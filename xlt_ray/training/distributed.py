@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Trained:
     history: list[dict[str, float]]  # a row an epoch
     facts: dict[str, float]  # figures of techniques
     temperature: float
+    weights_of_readings: dict[str, Sequence[float]]  # by language, see `Setup.weigh`
 
 
 def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
@@ -171,7 +172,7 @@ def _worker(settings: dict[str, Any]) -> None:
             return  # everything is done; the driver reads this checkpoint
         emit({"stage": "load"})
         corpus, _ = load_corpus(experiment)
-        setup = Setup.of(experiment, corpus)
+        setup = Setup.of(experiment, corpus).read(on_progress=counting(emit, "prepare"))
         net, tokenize, _ = setup.build()
         net.to(get_device())
         report = _reporter(rank)
@@ -180,9 +181,11 @@ def _worker(settings: dict[str, Any]) -> None:
     inputs = run.inputs(progress.precision)
     dev = {code: table for code, table in setup.tables("dev").items() if code in experiment.sources}
     net.temperature = evaluate.temperature(net, dev, inputs)
-    predictions = evaluate.predict(net, setup.tables("test"), inputs, counting(emit, "evaluate"))
+    setup = setup.weigh(lambda one: lambda tables: evaluate.score(net, tables, inputs))
+    predictions = evaluate.predict(net, setup.tables("test"), inputs, counting(emit, "evaluate"), setup.readings)
     facts = {name: getattr(progress, name) for name in ("reported", "history", "facts")}
     facts["temperature"] = net.temperature
+    facts["weights_of_readings"] = dict(setup.readings.by_language) if setup.readings else {}
     report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
 
@@ -214,5 +217,12 @@ def _write_final(
 def _read_final(folder: Path) -> Trained:
     facts = json.loads((folder / "final.json").read_text(encoding="utf-8"))
     weights, predictions = load_file(folder / "weights.safetensors"), load_predictions(folder / "predictions.npz")
-    temperature = facts.get("temperature", 1.0)  # 1 in files of before there was any
-    return Trained(weights, predictions, facts["reported"], facts["history"], facts["facts"], temperature)
+    return Trained(
+        weights,
+        predictions,
+        facts["reported"],
+        facts["history"],
+        facts["facts"],
+        facts.get("temperature", 1.0),  # 1 in files of before there was any
+        facts.get("weights_of_readings", {}),
+    )

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.evaluation import calibration
+from xlt_ray.evaluation import calibration, evaluate
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.events import OnProgress
 from xlt_ray.model import collate
@@ -25,6 +25,7 @@ from xlt_ray.training import setup as setups
 from xlt_ray.training.embedding import Features
 from xlt_ray.training.probe import Labelled
 from xlt_ray.training.setup import Setup, change_examples
+from xlt_ray.translation.readings import Readings
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,21 @@ class Frozen:
     classes: int
 
     @classmethod
-    def of(cls, tables: Mapping[str, pa.Table], found: Features, classes: int, net: Network | None) -> Frozen:
+    def of(
+        cls,
+        tables: Mapping[str, pa.Table],
+        found: Features,
+        classes: int,
+        net: Network | None,
+        readings: Readings | None = None,
+    ) -> Frozen:
         """Put the labels and ids of tables beside the features that the encoder computed of them.
 
-        `net`, whose techniques are calibrated, applies its steps to the features; None leaves them as they are.
+        `net`, whose techniques are calibrated, applies its steps to the features; None leaves them as they are. With
+        `readings` a row has the mean of its readings' features, and a linear head the mean of their logits.
         """
         return cls(
-            {name: found[name] if net is None else _transformed(net, name, found[name]) for name in tables},
+            {name: _mean(net, name, found, readings) for name in tables},
             {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()},
             {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()},
             classes,
@@ -90,23 +99,57 @@ def test_tables(setup: Setup) -> dict[str, pa.Table]:
     return _named("test", setup.tables("test"))
 
 
+def read_tables(setup: Setup) -> dict[str, pa.Table]:
+    """Return the same as the encoder reads them: by `test/key`, one table a reading."""
+    tables = setup.tables("test")
+    return _named("test", tables if setup.readings is None else setup.readings.tables(tables))
+
+
 def texts(setup: Setup) -> dict[str, pa.Table]:
-    """Return the unlabelled tables that techniques need features of to calibrate, by `texts/language`."""
+    """Return the unlabelled tables that techniques need features of, by `texts of NAME/key`."""
     wanted: dict[str, pa.Table] = {}
     for one in setup.techniques:
-        wanted |= one.texts(setup.material)
-    return _named("texts", wanted)
+        wanted |= _named(texts_of(one), one.texts(setup.material))
+    return wanted
+
+
+def texts_of(technique: Technique) -> str:
+    """Return what stands before the keys of a technique's `texts`."""
+    return f"texts of {technique.name}"
 
 
 def calibrate(setup: Setup, net: Network, found: Features) -> dict[str, float]:
     """Calibrate the techniques in `net` on the features of `texts`; return their figures as `technique/figure`."""
-    return setups.calibrate(setup, net, lambda tables: {code: found[f"texts/{code}"] for code in tables})
+    return setups.calibrate(setup, net, lambda one: lambda tables: _named_by(texts_of(one), tables, found))
 
 
-def _transformed(net: Network, name: str, features: np.ndarray) -> np.ndarray:
+def _named_by(split: str, tables: Mapping[str, pa.Table], found: Features) -> dict[str, np.ndarray]:
+    return {key: found[f"{split}/{key}"] for key in tables}
+
+
+def weigh(setup: Setup, net: Network, found: Features, fitted: probe.Fit) -> Setup:
+    """Let techniques weigh readings by the scores that a probe gives to `texts`."""
+
+    def score(one: Technique, tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
+        rows = _named_by(texts_of(one), tables, found)
+        return {key: fitted.logits(_transformed(net, key, features)) for key, features in rows.items()}
+
+    return setup.weigh(lambda one: lambda tables: score(one, tables))
+
+
+def _mean(net: Network | None, name: str, found: Features, readings: Readings | None) -> np.ndarray:
+    split, language = name.split("/")
+    keys = [language] if readings is None else readings.keys(language)
+    rows = {key: found[f"{split}/{key}"] for key in keys}
+    if net is not None:
+        rows = {key: _transformed(net, key, features) for key, features in rows.items()}
+    return evaluate.averaged(rows, language, readings)
+
+
+def _transformed(net: Network, key: str, features: np.ndarray) -> np.ndarray:
     if not len(net.steps):
         return features
-    language = torch.full((len(features),), net.index(name.split("/")[1]))
+    language = torch.full((len(features),), net.index(key))
     with torch.inference_mode():
         return net.transform(torch.from_numpy(np.asarray(features)), language).numpy()
 

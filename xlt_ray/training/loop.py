@@ -138,7 +138,7 @@ class TrainingState:
     def calibrate(self) -> None:
         """Let techniques fit what depends on the final weights, and record their figures."""
         embed = functools.partial(self.run.embed, precision=self.progress.precision)
-        self.progress.facts |= calibrate(self.run.setup, self.run.network, embed)
+        self.progress.facts |= calibrate(self.run.setup, self.run.network, lambda one: embed)
 
     def _epoch(self) -> None:
         """Train what is left of the current epoch, then measure dev and report a checkpoint."""
@@ -243,7 +243,8 @@ class TrainingState:
             tables = {code: table for code, table in tables.items() if code in {*targets, *sources}}
         if not tables:
             return {}
-        predictions = evaluate.predict(self.run.network, tables, self.run.inputs(self.progress.precision))
+        inputs, readings = self.run.inputs(self.progress.precision), self.run.setup.readings
+        predictions = evaluate.predict(self.run.network, tables, inputs, readings=readings)
         found: dict[str, list[float]] = {"dev/accuracy": [], "oracle_dev/accuracy": []}
         for code, one in predictions.items():
             found["dev/accuracy" if code in sources else "oracle_dev/accuracy"].append(one.accuracy)

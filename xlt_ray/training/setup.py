@@ -25,7 +25,8 @@ from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.events import OnProgress
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import Built, Network
-from xlt_ray.techniques.technique import Embed, Example, Material, Technique
+from xlt_ray.techniques.technique import Each, Embed, Example, Material, Score, Technique
+from xlt_ray.translation.readings import Readings, is_first
 
 Save = Callable[[Path], None]  # writes a checkpoint into a folder
 Report = Callable[[dict[str, float], Save | None], None]
@@ -70,10 +71,46 @@ class Setup:
         material = replace(material, trained=visible.languages("train"))
         return cls(experiment, corpus, chosen, codes, visible, material, dropped or {})
 
+    def read(self, each: Each = map, on_progress: OnProgress = lambda done, total: None) -> Setup:
+        """Return the setup with how texts are read where they are measured, which may take minutes; once is enough.
+
+        `each` spreads the work, see `Each`. To be called before a network is built.
+        """
+        for one in self.techniques:
+            if one.changes_readings and self.readings is None:
+                found = one.readings(self.material, each, on_progress)
+                return replace(self, material=replace(self.material, readings=found))
+        return self
+
+    def weigh(self, score: Callable[[Technique], Score]) -> Setup:
+        """Return the setup with readings weighed by a finished model's scores of unlabelled texts.
+
+        `score` returns the `Score` of a technique, where features were computed before and are looked up.
+        """
+        for one in self.techniques:
+            if one.changes_readings and self.readings is not None:
+                return replace(self, material=replace(self.material, readings=one.weigh(self.material, score(one))))
+        return self
+
+    def weighed(self, weights: Mapping[str, Sequence[float]]) -> Setup:
+        """Return the setup with the weights of readings, by language, that `weigh` found elsewhere."""
+        if self.readings is None:
+            return self
+        found = replace(self.readings, by_language={code: tuple(one) for code, one in weights.items()})
+        return replace(self, material=replace(self.material, readings=found))
+
+    @property
+    def readings(self) -> Readings | None:
+        """How texts are read where they are measured; None is as they stand."""
+        return self.material.readings
+
     def build(self) -> Built:
         """Build the network with what techniques attach to it."""
-        classes = len(self.corpus.labels)
-        return techniques.network(self.techniques, self.experiment, classes, self.languages, self.material)
+        classes, codes = len(self.corpus.labels), self.languages
+        if self.readings is not None:
+            further = [key for code in codes for key in self.readings.keys(code) if not is_first(key)]
+            codes = (*codes, *further)  # to techniques a further reading is a language of its own
+        return techniques.network(self.techniques, self.experiment, classes, codes, self.material)
 
     def tables(self, split: str) -> dict[str, pa.Table]:
         """Return a split's rows by language: of train and dev those that training may see, of test those measured."""
@@ -201,10 +238,13 @@ def change_examples(
     return [one.text for one in drawn], pairs and [one.text_pair or "" for one in drawn]
 
 
-def calibrate(setup: Setup, network: Network, embed: Embed) -> dict[str, float]:
-    """Let techniques fit what depends on the final weights; return their figures as `technique/figure`."""
+def calibrate(setup: Setup, network: Network, embed: Callable[[Technique], Embed]) -> dict[str, float]:
+    """Let techniques fit what depends on the final weights; return their figures as `technique/figure`.
+
+    `embed` returns the `Embed` of a technique, where features were computed before and are looked up.
+    """
     figures: dict[str, float] = {}
     for one in setup.techniques:
-        found = one.calibrate(network, embed, setup.material)
+        found = one.calibrate(network, embed(one), setup.material)
         figures |= {f"{one.name}/{key}": value for key, value in found.items()}
     return figures

@@ -1,0 +1,85 @@
+"""Cut texts into words, and replace words and phrases in them; needs nothing but a regular expression."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import regex
+
+# marks belong to words: without \p{M} the words of Hindi fall apart at every vowel sign
+WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+TSHEG = "\u0f0b"  # between the syllables of Tibetan
+GAP = regex.compile(rf"[\s\-{TSHEG}]+")  # what may stand between the words of a phrase
+APOSTROPHES = ("'", "’")
+ENDING = 2  # letters; after an apostrophe so few are part of a word, as in it's and we'll
+
+Found = TypeVar("Found")
+
+
+def fold(word: str) -> str:
+    """Normalise a word for comparison: casefolded, composed."""
+    return unicodedata.normalize("NFC", word.casefold())
+
+
+def words(text: str) -> list[str]:
+    """Cut a text into its words, composed."""
+    return WORD.findall(unicodedata.normalize("NFC", text))
+
+
+def replace_words(
+    text: str,
+    find: Callable[[Sequence[str]], tuple[int, Found]],
+    choose: Callable[[str, Found], str | None],
+    longest: int,
+) -> str:
+    """Replace words and phrases of a text, and keep all that is between.
+
+    `find(words)` returns how many of at most `longest` folded words make an entry, 0 for none, and what it found;
+    `choose(key, found)` returns what to write instead, None to leave the text as it is. The text is cut before anything
+    is chosen, and no punctuation lies within a phrase. Initial capitals are kept where there is one.
+
+    >>> replace_words("Sea level", lambda words: (1, None), lambda key, _: {"sea": "Meer"}.get(key), 1)
+    'Meer level'
+    """
+    spans = [match.span() for match in WORD.finditer(text)]
+    folded = [fold(text[low:high]) for low, high in spans]
+    ends = _ends(text, spans, longest)
+    pieces, done, at = [], 0, 0
+    while at < len(folded):
+        length, found = find(folded[at : ends[at]])
+        if not length or _ending(text, spans[at], length):
+            at += 1
+            continue
+        low, high = spans[at][0], spans[at + length - 1][1]
+        translation = choose(" ".join(folded[at : at + length]), found)
+        if translation is not None:
+            pieces += [text[done:low], _cased(text[low:high], translation)]
+            done = high
+        at += length
+    return "".join([*pieces, text[done:]])
+
+
+def _ends(text: str, spans: Sequence[tuple[int, int]], longest: int) -> list[int]:
+    """Return for each word the index after the last word of its longest phrase: no punctuation lies within one."""
+    ends = [len(spans)] * len(spans)
+    for at in range(len(spans) - 2, -1, -1):
+        ends[at] = ends[at + 1] if GAP.fullmatch(text, spans[at][1], spans[at + 1][0]) else at + 1
+    return [min(end, at + longest) for at, end in enumerate(ends)]
+
+
+def _ending(text: str, span: tuple[int, int], length: int) -> bool:
+    low, high = span
+    return length == 1 and high - low <= ENDING and text[max(low - 1, 0) : low] in APOSTROPHES
+
+
+def _cased(before: str, translation: str) -> str:
+    """Return a translation with the initial capital of what it replaces, where its script has capitals.
+
+    >>> _cased("Sea", "bahari"), _cased("sea", "Meer")
+    ('Bahari', 'Meer')
+    """
+    if before[0] != before[0].lower() and translation[0] == translation[0].lower():
+        return translation[0].title() + translation[1:]
+    return translation

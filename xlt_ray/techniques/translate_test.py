@@ -1,0 +1,235 @@
+"""Translate-test: read texts in translation where they are measured or served, beside their original.
+
+Translating the test texts into the source language is the oldest cross-lingual transfer there is (Conneau et al. 2018,
+"XNLI", section 5; Artetxe et al. 2020, "Translation Artifacts in Cross-lingual Transfer Learning"). Here a word-by-word
+gloss is enough, since the encoder reads many languages a little: what it cannot read becomes words that it can.
+Averaging the scores of the original and of translations beats either (Oh et al. 2022, "Synergy with Translation
+Artifacts for Training and Inference in Multilingual Tasks").
+
+Lexicons are induced from the unlabelled train rows that a corpus has in parallel: no label of a target is read, but
+parallel text is. A lexicon of another kind of text, such as a general dictionary, brings much less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, field_validator
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.errors import InputError
+from xlt_ray.events import OnProgress
+from xlt_ray.languages import codes, lexicon
+from xlt_ray.techniques.technique import Available, Each, Embed, Material, Score, Technique
+from xlt_ray.translation import induced
+from xlt_ray.translation import readings as reading
+from xlt_ray.translation.readings import Readings
+from xlt_ray.translation.translator import Lexicons, WordByWord, pack
+
+if TYPE_CHECKING:
+    from xlt_ray.model.network import Network
+
+FEWEST_WEIGHED = 50  # rows by which the readings of a language are weighed
+PRIOR = 0.002  # of weights that are alike, in nats a row for each squared unit of a logarithm
+
+
+class TranslateTest(Technique):
+    """Read test and served texts as they stand and word by word in another language, and average the scores."""
+
+    name: ClassVar[str] = "translate_test"
+    paper: ClassVar[str] = "Conneau et al. 2018, arXiv 1809.05053; Oh et al. 2022, arXiv 2210.09588"
+    needs: ClassVar[str] = (
+        "unlabelled train (else dev) rows of targets with the ids of those of `into`, 100 or more; or dictionaries"
+    )
+    cost: ClassVar[str] = (
+        "1 s a language for lexicons, once for 700 rows, then kept in corpus.cache_dir; a test or served text is "
+        "encoded once a reading"
+    )
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"lexicons": ("induced",)}
+
+    into: str | None = Field(None, description="language that texts are read in; default: the first of sources")
+    scores: tuple[float, ...] = Field(
+        (0.3, 0.1, 0.05),
+        min_length=1,
+        max_length=8,
+        description="least score of a translation, for each reading: a lower one translates more words, and worse",
+    )
+    keep_original: bool = Field(True, description="read the text as it stands too")
+    weights: tuple[float, ...] | Literal["agreement"] = Field(
+        (),
+        description="of the readings, original first; default: all alike. agreement: in each language by how well they "
+        "agree with the scores of the parallel texts in `into`, which needs no label",
+    )
+    lexicons: str = Field(
+        "induced",
+        description="induced, from parallel rows; or where {language}-{into}.tsv, .tei or .index files lie: a "
+        "directory, or a pattern with {language}",
+    )
+    phrases: bool = Field(True, description="translate phrases that the lexicon has as wholes, the longest first")
+
+    @field_validator("into")
+    @classmethod
+    def _canonical(cls, into: str | None) -> str | None:
+        return None if into is None else codes.resolve(into)
+
+    @field_validator("scores")
+    @classmethod
+    def _in_range(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
+        if wrong := next((score for score in scores if not 0 < score <= 1), None):
+            raise ValueError(f"{wrong}: a score is above 0 and at most 1")
+        if len(set(scores)) < len(scores):
+            raise ValueError("one of them stands there twice; weigh it by weights instead")
+        return scores
+
+    @field_validator("weights")
+    @classmethod
+    def _positive(cls, weights: tuple[float, ...] | str) -> tuple[float, ...] | str:
+        if isinstance(weights, str):
+            return weights
+        if wrong := next((weight for weight in weights if not 0 < weight < float("inf")), None):
+            raise ValueError(f"{wrong}: a weight is a finite number above 0; leave a reading out instead")
+        return weights
+
+    def check(self, available: Available) -> None:
+        """Raise InputError where no target has what a lexicon is made of, or weights are not one a reading."""
+        count = len(self.scores) + self.keep_original
+        if self._fixed and len(self._fixed) != count:
+            raise InputError(
+                f"techniques.translate_test.weights: {len(self._fixed)} of them for {count} readings; give one a "
+                "reading, that of the original first"
+            )
+        into, targets = self._into(available.experiment), available.targets
+        faults = {code: self._fault(code, into, available.texts, available.experiment) for code in targets}
+        if all(faults.values()):
+            shown = "".join(f"\n  {code}: {fault}" for code, fault in list(faults.items())[:20])
+            raise InputError(
+                f"techniques.translate_test: no target has a lexicon into {into}; give parallel rows (equal ids, "
+                "corpus.id), dictionaries by techniques.translate_test.lexicons, or another language by "
+                f"techniques.translate_test.into{shown}"
+            )
+
+    def readings(
+        self, material: Material, each: Each = map, on_progress: OnProgress = lambda done, total: None
+    ) -> Readings:
+        """Induce or read the lexicons of all languages but the sources and `into`; the others are read as they stand.
+
+        What is induced is induced twice: `Readings.held_out` reads rows that its lexicons were not induced from.
+        """
+        experiment = material.experiment
+        into, texts = self._into(experiment), material.texts
+        others = [code for code in sorted(self._targets(material)) if code != into]
+        able = [code for code in others if self._fault(code, into, texts, experiment) is None]
+        whole, part = {}, {}
+        if self.lexicons == "induced":
+            settings = induced.Settings(min(self.scores), self.phrases, experiment.corpus.cache_dir)
+            jobs = (((code, into), (texts[code], texts[into]), settings) for code in able)
+            for number, (code, packed) in enumerate(zip(able, each(induced.both, jobs), strict=True), start=1):
+                whole[code], part[code] = packed
+                on_progress(number, len(able))
+        else:
+            for code in able:
+                whole[code] = pack(lexicon.read(self._file(code, into) or "", code, into))
+        found = self._of(into, Lexicons(whole))
+        if not part:
+            return found
+        held_out = self._of(into, Lexicons(part)).translators
+        unseen = {code: induced.held_out(texts[code]) for code in part}
+        return replace(found, held_out=held_out, unseen=unseen)
+
+    def texts(self, material: Material) -> Mapping[str, pa.Table]:
+        """Return the rows by which readings are weighed, in each reading, and those of `into`."""
+        readings = material.readings
+        if readings is None or self.weights != "agreement" or readings.into not in material.texts:
+            return {}
+        found = {readings.into: material.texts[readings.into]}
+        for code, table in material.texts.items():
+            if readings.several(code):
+                found |= readings.to_estimate(code, table)
+        return found
+
+    def weigh(self, material: Material, score: Score) -> Readings | None:
+        """Weigh the readings of each language by how well they predict what the model says of the translations.
+
+        The rows are parallel, and lexicons were not induced from them; no label is read.
+        """
+        tables, readings = self.texts(material), material.readings
+        if readings is None or not tables:
+            return readings
+        scores, into = score(tables), readings.into
+        known = dict(zip(tables[into]["id"].to_pylist(), scores[into].argmax(1), strict=True))
+        found = {}
+        for code in filter(readings.several, material.texts):
+            ids = tables[code]["id"].to_pylist()
+            places = [place for place, one in enumerate(ids) if one in known]
+            if len(places) >= FEWEST_WEIGHED:
+                mine = np.stack([scores[key][places] for key in readings.keys(code)])
+                found[code] = agreement(mine, np.array([known[ids[place]] for place in places]))
+        return replace(readings, by_language=found)
+
+    def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
+        """Return the number of languages that are translated, and the mean share of words that are, for each score."""
+        found = material.readings
+        if found is None:
+            return {}
+        codes_there = [code for code in material.texts if found.several(code)]
+        figures = {"languages": float(len(codes_there))}
+        for one in found.held_out or found.translators:
+            if isinstance(one, WordByWord):
+                shares = [one.coverage(self._unseen(code, material), code) for code in codes_there]
+                figures[f"coverage_{one.score:g}"] = float(np.nanmean(shares or [np.nan]))
+        return figures
+
+    def _unseen(self, code: str, material: Material) -> list[str]:
+        assert material.readings is not None
+        table, unseen = material.texts[code], material.readings.unseen.get(code)
+        table = table if unseen is None else table.filter(pa.array(unseen))
+        return [text or "" for text in table["text"].to_pylist()]
+
+    def _of(self, into: str, lexicons: Lexicons) -> Readings:
+        return reading.by_lexicon(into, self.scores, self.keep_original, lexicons, self._fixed)
+
+    @property
+    def _fixed(self) -> tuple[float, ...]:
+        return () if isinstance(self.weights, str) else self.weights
+
+    def _into(self, experiment: Experiment) -> str:
+        return self.into or experiment.sources[0]
+
+    def _targets(self, material: Material) -> set[str]:
+        named = material.experiment.targets
+        return {*material.texts, *(named if not isinstance(named, str) else ())} - {*material.experiment.sources}
+
+    def _fault(self, code: str, into: str, rows: Mapping[str, Any], experiment: Experiment) -> str | None:
+        """Return why there is no lexicon of a language, None where there is one."""
+        if self.lexicons == "induced":
+            return induced.fault((code, into), rows)
+        return None if self._file(code, into) else "no such file under techniques.translate_test.lexicons"
+
+    def _file(self, code: str, into: str) -> Path | None:
+        names = [f"{code}-{into}", code]
+        return induced.file("techniques.translate_test.lexicons", self.lexicons, names, language=code, into=into)
+
+
+def agreement(logits: np.ndarray, wanted: np.ndarray) -> tuple[float, ...]:
+    """Return the weights of readings, which sum to 1, whose weighted sum of logits predicts `wanted` best.
+
+    `logits` are (readings, rows, classes) and `wanted` (rows,) classes. The cross-entropy is minimised over positive
+    weights, their scale being free, with a penalty on the spread of their logarithms that keeps few rows from deciding
+    much.
+    """
+    count, rows = len(logits), np.arange(len(wanted))
+
+    def loss(logs: np.ndarray) -> float:
+        mixed = log_softmax(np.tensordot(np.exp(logs), logits.astype(np.float64), 1), axis=1)
+        return float(-mixed[rows, wanted].mean() + PRIOR * ((logs - logs.mean()) ** 2).sum())
+
+    found = minimize(loss, np.full(count, np.log(2 / count)), method="L-BFGS-B", bounds=[(-6.0, 3.0)] * count)
+    weights = np.exp(found.x)
+    return tuple((weights / weights.sum()).tolist())

@@ -1,0 +1,249 @@
+"""Read a text in several ways where it is measured or served: as it stands, and in translations of it.
+
+Each reading is encoded and scored like a text of its own, and the scores are averaged. To what depends on the language
+of a text, as centring does, a reading is a language of its own, named by `key`: the encoder sees another text.
+Needs neither torch nor pyarrow, since a server reads texts in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xlt_ray.errors import InputError
+from xlt_ray.languages import codes
+from xlt_ray.translation.translator import Lexicons, Translator, WordByWord
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+FILE = "readings.json"
+MARK = "/"  # in no code of a language
+ORIGINAL = "original"
+
+
+def key(code: str, number: int) -> str:
+    """Return the name of a language's reading among the languages of a network: the first has that of the language.
+
+    >>> key("swh_Latn", 0), key("swh_Latn", 2)
+    ('swh_Latn', 'swh_Latn/2')
+    """
+    return f"{code}{MARK}{number}" if number else code
+
+
+def language_of(name: str) -> str:
+    """Return the language of a `key`.
+
+    >>> language_of("swh_Latn/2"), language_of("swh_Latn")
+    ('swh_Latn', 'swh_Latn')
+    """
+    return name.partition(MARK)[0]
+
+
+def is_first(name: str) -> bool:
+    """Return whether a `key` is that of a language, and not of a further reading of it."""
+    return MARK not in name
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Texts as they are read, one row a reading: `owners` (rows,) are the places of their texts, ascending.
+
+    `keys` name the language and the reading of each row, None where the language is unknown. `shares` (rows,) are the
+    weights of the rows, which sum to 1 over those of a text.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None
+    keys: list[str | None]
+    owners: np.ndarray
+    shares: np.ndarray
+
+    def joined(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the probabilities of texts (texts, labels) from those of rows (rows, labels), float32.
+
+        The logarithms are averaged, which is the same as to average the scores before the softmax.
+        """
+        if len(self.owners) == 0 or self.owners[-1] == len(self.owners) - 1:
+            return probabilities
+        logs = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)) * self.shares[:, None]
+        starts = np.flatnonzero(np.diff(self.owners, prepend=-1))
+        means = np.add.reduceat(logs, starts)
+        powers = np.exp(means - means.max(1, keepdims=True))
+        return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """How texts of each language are read: by `translators` into the language `into`, None for the text as it stands.
+
+    A language that a translator does not translate, or an unknown one, is read as it stands. `weights` are one a
+    translator, `by_language` those of single languages. `held_out` are translators that have not seen the rows of
+    `unseen`, by language (rows,) bool, for what is estimated on a corpus' own texts; a bundle does not keep them.
+    """
+
+    into: str
+    translators: tuple[Translator | None, ...]
+    weights: tuple[float, ...]
+    by_language: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    held_out: tuple[Translator | None, ...] = ()
+    unseen: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def several(self, code: str | None) -> bool:
+        """Return whether texts of a language are read otherwise than as they stand."""
+        return code is not None and any(one and one.translates(code, self.into) for one in self.translators)
+
+    def keys(self, code: str) -> list[str]:
+        """Return the keys of a language's readings."""
+        return [key(code, number) for number in range(len(self.translators))] if self.several(code) else [code]
+
+    def shares(self, code: str) -> np.ndarray:
+        """Return the weights of a language's readings, in the order of `keys`, which sum to 1."""
+        if not self.several(code):
+            return np.ones(1)
+        found = np.array(self.by_language.get(code, self.weights))
+        return found / found.sum()
+
+    def texts(self, texts: Sequence[str], code: str | None) -> list[list[str]]:
+        """Return every reading of texts of one language, in the order of `keys`: (readings, texts)."""
+        return self._read(texts, code, self.translators)
+
+    def _read(
+        self, texts: Sequence[str], code: str | None, translators: Sequence[Translator | None]
+    ) -> list[list[str]]:
+        if code is None or not self.several(code):
+            return [list(texts)]
+        return [list(texts) if one is None else one.translate(texts, code, self.into) for one in translators]
+
+    def tables(self, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+        """Return the readings of tables by language, by `key`."""
+        return {
+            name: read for code, table in tables.items() for name, read in self._tables(code, table, self.translators)
+        }
+
+    def to_estimate(self, code: str, table: pa.Table) -> dict[str, pa.Table]:
+        """Return the readings, by `key`, of rows of a corpus' unlabelled texts that are read as unseen texts are."""
+        if code in self.unseen:
+            table = table.filter(self.unseen[code])
+        return dict(self._tables(code, table, self.held_out or self.translators))
+
+    def _tables(
+        self, code: str, table: pa.Table, translators: Sequence[Translator | None]
+    ) -> Iterator[tuple[str, pa.Table]]:
+        if not self.several(code):
+            yield code, table
+            return
+        columns = [name for name in ("text", "text_pair") if name in table.column_names]
+        read = {
+            name: self._read([text or "" for text in table[name].to_pylist()], code, translators) for name in columns
+        }
+        for number, name in enumerate(self.keys(code)):
+            found = table.replace_schema_metadata(None)
+            for column in columns:
+                at = found.schema.get_field_index(column)
+                found = found.set_column(at, found.schema.field(column), [read[column][number]])
+            yield name, found
+
+    def describe(self, code: str | None) -> str:
+        """Return in words how texts of a language are read.
+
+        >>> gloss = WordByWord(Lexicons({"swh_Latn": b""}), 0.1, "eng_Latn")
+        >>> Readings("eng_Latn", (None, gloss), (1, 1)).describe("swh_Latn")
+        'original + 1 word-by-word English reading'
+        """
+        if not self.several(code):
+            return "original"
+        others = sum(one is not None for one in self.translators)
+        what = f"{others} word-by-word {codes.name(self.into)} reading{'s' if others > 1 else ''}"
+        return f"original + {what}" if others < len(self.translators) else what
+
+    def named(self, code: str | None) -> list[str]:
+        """Return the name of each reading of a language, in the order of `keys`."""
+        if not self.several(code):
+            return [ORIGINAL]
+        return [ORIGINAL if one is None else one.name for one in self.translators]
+
+    def with_lexicon(self, code: str, packed: bytes) -> Readings:
+        """Return readings that know one more language, or another lexicon of a known one; `packed` is of `pack`."""
+        lexicons = Lexicons({**_lexicons(self).packed, code: packed})
+        return replace(self, translators=tuple(one and replace(one, lexicons=lexicons) for one in _words(self)))
+
+
+def by_lexicon(
+    into: str, scores: Sequence[float], original: bool, lexicons: Lexicons, weights: Sequence[float] = ()
+) -> Readings:
+    """Return readings of a text as it stands, with `original`, then word by word at each of the least `scores`."""
+    translators = (*([None] if original else []), *(WordByWord(lexicons, score, into) for score in scores))
+    return Readings(into, translators, tuple(weights) or (1.0,) * len(translators))
+
+
+def _words(readings: Readings) -> list[WordByWord | None]:
+    found = [one for one in readings.translators if one is None or isinstance(one, WordByWord)]
+    assert len(found) == len(readings.translators), "there is no other kind of translator yet"
+    return found
+
+
+def _lexicons(readings: Readings) -> Lexicons:
+    return next(one.lexicons for one in _words(readings) if one is not None)
+
+
+def to_json(readings: Readings) -> str:
+    """Return what `from_json` reads: everything but what is held out."""
+    scores = [None if one is None else one.score for one in _words(readings)]
+    listed = [{"score": score, "weight": weight} for score, weight in zip(scores, readings.weights, strict=True)]
+    content = {
+        "format": FORMAT,
+        "into": readings.into,
+        "readings": listed,
+        "weights": dict(readings.by_language),
+        "lexicons": _lexicons(readings).to_json(),
+    }
+    return json.dumps(content, indent=1)
+
+
+def read(file: Path) -> Readings:
+    """Read readings that were written by `to_json`; raise InputError where the file holds something else."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise InputError(f"{file}: format {content['format']}, this version reads {FORMAT}; train again")
+        scores = [one["score"] for one in content["readings"]]
+        weights = [float(one["weight"]) for one in content["readings"]]
+        lexicons = Lexicons.from_json(content["lexicons"])
+        found = by_lexicon(str(content["into"]), [s for s in scores if s], scores[0] is None, lexicons, weights)
+        return replace(found, by_language={code: tuple(map(float, one)) for code, one in content["weights"].items()})
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{file}: damaged ({error!r}); copy the folder again") from None
+
+
+def asked(
+    readings: Readings | None,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    languages: Sequence[str | None] | None = None,
+) -> Asked:
+    """Return texts as they are read; without `languages`, or without `readings`, as they stand."""
+    known: list[str | None] = [None] * len(texts) if languages is None else list(languages)
+    if readings is None or not any(map(readings.several, set(known))):
+        places = np.arange(len(texts))
+        return Asked(list(texts), None if pairs is None else list(pairs), known, places, np.ones(len(texts)))
+    found: list[str] = []
+    seconds: list[str] = []
+    keys: list[str | None] = []
+    owners: list[int] = []
+    shares: list[float] = []
+    for place, code in enumerate(known):
+        read = [one for (one,) in readings.texts([texts[place]], code)]
+        found += read
+        if pairs is not None:
+            seconds += [one for (one,) in readings.texts([pairs[place]], code)]
+        keys += [None] if code is None else readings.keys(code)
+        owners += [place] * len(read)
+        shares += readings.shares(code or "").tolist()
+    return Asked(found, None if pairs is None else seconds, keys, np.array(owners), np.array(shares))
