@@ -167,7 +167,7 @@ def _open(found: dict[str, Any], args: ServeArgs) -> Model:
     )
     model = Model(running, running.artefact, found["model"], found["version"])
     question = ["Please turn on the light in the kitchen."]
-    answer = running.probabilities(running.encode(question, question if model.artefact.pairs else None))
+    answer = engine.classify(running, question, question if model.artefact.pairs else None)
     if answer.shape != (1, len(running.labels)) or not np.isfinite(answer).all():
         raise RuntimeError(f"{folder}: answers with {answer.shape} numbers that are not probabilities")
     return model

@@ -17,15 +17,19 @@ def adapt(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder of a bundle, or of a run that holds one")],
     language: Annotated[str, typer.Option(help="the language to add, such as swh_Latn")],
     text: Annotated[Path, typer.Option(help="UTF-8 file of unlabelled text in it, one text a line")],
+    lexicon: Annotated[
+        Path | None,
+        typer.Option(help="table or FreeDict file from it into the language that the bundle reads texts in, if any"),
+    ] = None,
 ) -> None:
-    """Teach a finished bundle the mean of one more language, where it was trained with the technique `centre`."""
+    """Teach a finished bundle one more language, from text without labels and perhaps a dictionary."""
     from xlt_ray.inference import adapt as adapting
     from xlt_ray.registry import fetch
 
-    found = adapting.adapt(fetch.bundle_in(folder), language, text)
+    found = adapting.adapt(fetch.bundle_in(folder), language, text, lexicon)
     typer.echo(
         f"{found.language}: {'added' if found.new else 'replaced'}, the mean of {found.texts} texts; the "
-        f"bundle knows {found.languages} languages now"
+        f"bundle knows {found.languages} languages now; it reads this one as: {found.read}"
     )
 
 

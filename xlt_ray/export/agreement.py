@@ -93,7 +93,7 @@ def answers(model: engine.Engine, table: pa.Table, language: str) -> np.ndarray:
     """
     pairs = table["text_pair"].to_pylist() if "text_pair" in table.column_names else None
     codes = table["language"].to_pylist() if "language" in table.column_names else [language] * table.num_rows
-    return model.probabilities(model.encode(table["text"].to_pylist(), pairs), codes).argmax(1)
+    return engine.classify(model, table["text"].to_pylist(), pairs, codes).argmax(1)
 
 
 def compare(

@@ -27,6 +27,7 @@ from xlt_ray.inference.bundle import Bundle
 from xlt_ray.inference.engine import OnnxEngine
 from xlt_ray.model import network as networks
 from xlt_ray.model.network import Network
+from xlt_ray.translation import readings
 
 EMBEDDINGS = "embeddings.bin"
 ALIKE = 1e-4  # probabilities of torch and of onnxruntime in float32 differ by a tenth of this
@@ -70,6 +71,8 @@ def export(
         kept |= _library(found, folder, texts)
         made = replace(described, folder=folder, vocabulary=kept)
         _write(graph, made, "float32", words)
+        if found.readings is not None:
+            durable.write(folder / readings.FILE, readings.to_json(found.readings))
         if "int8" in precisions:
             made = replace(made, precisions=("float32", "int8"))
             _write(quantising.quantised(graph), made, "int8", words)
@@ -110,6 +113,7 @@ def _vocabulary(
     keep = None
     if mode == "trimmed":
         codes = languages or (tuple(found.scores.languages) if found.scores else found.experiment.sources)
+        codes = (*codes, found.readings.into) if found.readings else codes
         always = tokenizer.encode(found.tokenize.prefix, add_special_tokens=True).ids
         keep = trimming.kept(text, codes, found.tokenize.tokenizer.pad_token_id, always)
         text = trimming.trimmed(text, keep)
@@ -152,7 +156,7 @@ def _compare(found: Bundle, made: Artefact) -> None:
     for rows, codes in asked:
         pairs = rows[::-1] if made.pairs else None
         answers = onnx.probabilities(onnx.encode(rows, pairs), codes)
-        apart = np.abs(answers - found.probabilities(rows, pairs, codes)).max()
+        apart = np.abs(answers - found.answer(found.tokenize(rows, pairs), codes)).max()
         if not apart <= ALIKE:
             raise InputError(
                 f"{type(found.network.encoder).__name__}: exported, it answers otherwise (probabilities are up to "

@@ -21,6 +21,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from xlt_ray import durable, sniff
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
+from xlt_ray.translation import readings as reading
+from xlt_ray.translation.readings import Readings
 
 FORMAT = 1
 FILE = "artefact.json"
@@ -73,9 +75,10 @@ class Artefact:
     int8 are nearer to each other than `margin`, in logits, are answered again in float32. `vocabulary` holds mode
     ("exact" keeps every id, "trimmed" does not), pieces (of the encoder), kept, and the library that cuts texts.
     `languages` maps a code to what was measured there, fractions from 0 to 1. `checks` holds what `agreement.check`
-    found, {} before. `offsets` maps a code to a number for every label, which is what a technique adds to the logits of
-    texts known to be in that language; the networks answer as if it were unknown. Logits are divided by
-    `temperature` before they become probabilities. `files` are all others of the folder, empty before it is written.
+    found, {} before. `offsets` maps a code, or the key of a language's reading, to a number for every label, which is
+    what a technique adds to the logits of texts known to be in that language; the networks answer as if it were
+    unknown. Logits are divided by `temperature` before they become probabilities. `files` are all others of the folder,
+    empty before it is written.
     """
 
     folder: Path
@@ -143,6 +146,11 @@ def read(folder: str | Path) -> Artefact:
         if name not in found.files:
             raise InputError(f"{found.folder / FILE}: does not list {name}; {AGAIN}")
     return found
+
+
+def readings(artefact: Artefact) -> Readings | None:
+    """Read how an artefact's texts are read; None where they are read as they stand."""
+    return reading.read(artefact.folder / reading.FILE) if reading.FILE in artefact.files else None
 
 
 def check_file(file: Path, sha256: str, again: str, size: int | None = None) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from xlt_ray.errors import InputError
 from xlt_ray.inference import artefact, pieces
 from xlt_ray.model import batching
+from xlt_ray.translation.readings import Readings, asked
 
 # Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
 TOKENS = 160
@@ -42,6 +43,7 @@ class Engine(Protocol):
     precision: str
     device: str
     max_length: int
+    readings: Readings | None  # how texts are read, None as they stand
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
         """Turn texts into rows of token ids, cut at `max_length`; `len` of a row is its tokens."""
@@ -49,8 +51,23 @@ class Engine(Protocol):
     def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
         """Return the calibrated probability of every label for every row: (rows, labels) float32, rows sum to 1.
 
-        `codes` are the languages of the rows, None where one is unknown; without any, all are.
+        `codes` are the languages of the rows, or keys of their readings, None where one is unknown; without any, all
+        are.
         """
+
+
+def classify(
+    model: Engine,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    codes: Sequence[str | None] | None = None,
+) -> np.ndarray:
+    """Return the calibrated probability of every label for every text: (texts, labels) float32, rows sum to 1.
+
+    Texts are read as the model's `readings` say. `codes` are their languages, None where one is unknown.
+    """
+    read = asked(model.readings, texts, pairs, codes)
+    return read.joined(model.probabilities(model.encode(read.texts, read.pairs), read.keys))
 
 
 def load(
@@ -108,6 +125,7 @@ class OnnxEngine:
         self, found: artefact.Artefact, precision: str = "auto", threads: int | None = None, tokens: int | None = None
     ) -> None:
         self.artefact, self.labels, self.max_length = found, found.labels, found.max_length
+        self.readings = artefact.readings(found)
         self.precision = found.precisions[0] if precision == "auto" else precision
         second = self.precision == "int8" and found.margin > 0
         with _LOADING:
@@ -204,7 +222,7 @@ class TorchEngine:
         self.bundle.network.to(self.device)
         tokenize = self.bundle.tokenize
         self.artefact = artefact.describe(folder, tokenize.tokenizer.pad_token_id)
-        self.labels, self.max_length = self.bundle.labels, tokenize.max_length
+        self.labels, self.max_length, self.readings = self.bundle.labels, tokenize.max_length, self.bundle.readings
         types = "token_type_ids" in tokenize.tokenizer.model_input_names
         self.encode = _Encode(tokenize.tokenizer.backend_tokenizer, tokenize.prefix, self.max_length, types)
 

@@ -29,8 +29,8 @@ from xlt_ray.languages import identify
 text, pair = json.loads(sys.argv[2])
 model = engine.load(sys.argv[1], device="cpu")
 pair = text if model.artefact.pairs and pair is None else pair
-codes = [identify.Identifier().guess(text).code] if model.artefact.offsets else None
-found = model.probabilities(model.encode([text], None if pair is None else [pair]), codes)
+codes = [identify.Identifier().guess(text).code] if model.artefact.offsets or model.readings else None
+found = engine.classify(model, [text], None if pair is None else [pair], codes)
 assert found.shape == (1, len(model.labels)) and abs(found.sum() - 1) < 0.01, f"its probabilities are {found!r}"
 print(json.dumps(model.labels[int(found[0].argmax())]))
 """
@@ -168,7 +168,7 @@ def _tables(model: Any, texts: Path | None) -> tuple[dict[str, Any], list[str]]:
         raise InputError(f"--texts {texts}: holds no text; give one a line")
     pairs = lines if model.experiment.corpus.text_pair else None
     columns: dict[str, Any] = {"id": list(map(str, range(len(lines)))), "text": lines}
-    if len(model.network.steps):  # answers depend on languages, which are guessed as in a server
+    if model.asks_for_languages:  # answers depend on languages, which are guessed as in a server
         columns["language"] = pa.array([guess.code for guess in Identifier().guess_all(lines)], pa.string())
     columns["label"] = model.probabilities(lines, pairs).argmax(1)
     return {"texts": pa.table(columns | ({"text_pair": pairs} if pairs else {}))}, []
