@@ -102,15 +102,20 @@ def of_pairs(pairs: Iterable[tuple[str, str, float]], source: str, target: str) 
 
 
 def induce_tables(
-    source: pa.Table, target: pa.Table, languages: tuple[str, str], score: float = 0.5, phrases: bool = True
+    source: pa.Table,
+    target: pa.Table,
+    languages: tuple[str, str],
+    score: float = 0.5,
+    phrases: bool = True,
+    fewest: int = FEWEST_PAIRS,
 ) -> Lexicon:
-    """Induce a lexicon from the rows of two languages that have equal ids; raise InputError where they are too few."""
+    """Induce a lexicon from rows of two languages with equal ids; raise InputError where there are too few."""
     for_words(*languages)
     mine, theirs = shared(source, target)
-    if mine.num_rows < FEWEST_PAIRS:
+    if mine.num_rows < fewest:
         raise InputError(
             f"lexicon {languages[0]} -> {languages[1]}: {mine.num_rows} rows have the same id in both, and fewer than "
-            f"{FEWEST_PAIRS} teach no words; set corpus.id to a column that parallel rows share, or give a table of "
+            f"{fewest} teach no words; set corpus.id to a column that parallel rows share, or give a table of "
             "words"
         )
     columns = [c for c in ("text", "text_pair") if c in mine.column_names and c in theirs.column_names]

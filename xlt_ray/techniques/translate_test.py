@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from xlt_ray.model.network import Network
 
 FEWEST_WEIGHED = 50  # rows by which the readings of a language are weighed
-PRIOR = 0.002  # of weights that are alike, in nats a row for each squared unit of a logarithm
 
 
 class TranslateTest(Technique):
@@ -82,8 +81,8 @@ class TranslateTest(Technique):
     @field_validator("scores")
     @classmethod
     def _in_range(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
-        if wrong := next((score for score in scores if not 0 < score <= 1), None):
-            raise ValueError(f"{wrong}: a score is above 0 and at most 1")
+        if wrong := [score for score in scores if not 0 < score <= 1]:
+            raise ValueError(f"{wrong[0]}: a score is above 0 and at most 1")
         if len(set(scores)) < len(scores):
             raise ValueError("one of them stands there twice; weigh it by weights instead")
         return scores
@@ -93,8 +92,8 @@ class TranslateTest(Technique):
     def _positive(cls, weights: tuple[float, ...] | str) -> tuple[float, ...] | str:
         if isinstance(weights, str):
             return weights
-        if wrong := next((weight for weight in weights if not 0 < weight < float("inf")), None):
-            raise ValueError(f"{wrong}: a weight is a finite number above 0; leave a reading out instead")
+        if wrong := [weight for weight in weights if not 0 < weight < float("inf")]:
+            raise ValueError(f"{wrong[0]}: a weight is a finite number above 0; leave a reading out instead")
         return weights
 
     def check(self, available: Available) -> None:
@@ -220,15 +219,15 @@ class TranslateTest(Technique):
 def agreement(logits: np.ndarray, wanted: np.ndarray) -> tuple[float, ...]:
     """Return the weights of readings, which sum to 1, whose weighted sum of logits predicts `wanted` best.
 
-    `logits` are (readings, rows, classes) and `wanted` (rows,) classes. The cross-entropy is minimised over positive
-    weights, their scale being free, with a penalty on the spread of their logarithms that keeps few rows from deciding
-    much.
+    `logits` are (readings, rows, classes) and `wanted` (rows,) classes. It is the most probable choice where the
+    logarithms of weights have a normal distribution of variance 1 around their mean, so that few rows decide little;
+    the scale of the sum is free.
     """
     count, rows = len(logits), np.arange(len(wanted))
 
     def loss(logs: np.ndarray) -> float:
         mixed = log_softmax(np.tensordot(np.exp(logs), logits.astype(np.float64), 1), axis=1)
-        return float(-mixed[rows, wanted].mean() + PRIOR * ((logs - logs.mean()) ** 2).sum())
+        return float(-mixed[rows, wanted].sum() + 0.5 * ((logs - logs.mean()) ** 2).sum())
 
     found = minimize(loss, np.full(count, np.log(2 / count)), method="L-BFGS-B", bounds=[(-6.0, 3.0)] * count)
     weights = np.exp(found.x)

@@ -45,7 +45,9 @@ def fault(pair: tuple[str, str], rows: Mapping[str, pa.Table]) -> str | None:
     return None
 
 
-def induce(pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], settings: Settings) -> Lexicon:
+def induce(
+    pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], settings: Settings, fewest: int = FEWEST_PAIRS
+) -> Lexicon:
     """Return the lexicon of two tables' rows of equal ids, from the cache where it was induced before."""
     digest = hashlib.sha256(json.dumps([VERSION, pair, settings.score, settings.phrases]).encode())
     for table in tables:
@@ -56,7 +58,7 @@ def induce(pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], settings: S
     kept = folder / f"{'-'.join(pair)}-{digest.hexdigest()[:16]}.tsv"
     if not kept.is_file():
         # written and read back, so that a first run and a later one see the same order of entries
-        lexicon.write(kept, lexicon.induce_tables(*tables, pair, settings.score, settings.phrases))
+        lexicon.write(kept, lexicon.induce_tables(*tables, pair, settings.score, settings.phrases, fewest))
     return lexicon.read_table(kept, *pair)
 
 
@@ -91,5 +93,5 @@ def both(job: tuple[tuple[str, str], tuple[pa.Table, pa.Table], Settings]) -> tu
     """
     pair, (source, target), settings = job
     rest = source.filter(pa.array(~held_out(source)))
-    whole, part = induce(pair, (source, target), settings), induce(pair, (rest, target), settings)
+    whole, part = induce(pair, (source, target), settings), induce(pair, (rest, target), settings, fewest=1)
     return translator.pack(whole), translator.pack(part)

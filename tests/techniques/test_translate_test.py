@@ -1,0 +1,258 @@
+"""Translate-test: who is read in translation, what it is estimated on, and how readings are weighed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from test_catalogue import parallel_corpus, run_of
+
+from xlt_ray import techniques
+from xlt_ray.config.read import build
+from xlt_ray.corpora import loaders
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation import evaluate
+from xlt_ray.inference import adapt, bundle
+from xlt_ray.inference.bundle import Bundle
+from xlt_ray.languages import lexicon
+from xlt_ray.model import network as networks
+from xlt_ray.techniques.translate_test import agreement
+from xlt_ray.training import checks, loop
+from xlt_ray.training.setup import Setup
+from xlt_ray.translation import induced
+
+Settings = dict[str, Any]
+__all__ = ["parallel_corpus"]
+SWAHILI = ["swh4 swh5 swh6", "swh41 swh42"]
+
+
+@pytest.fixture
+def settings(tiny_settings: Settings, parallel_corpus: Path) -> Settings:
+    changed = copy.deepcopy(tiny_settings)
+    changed["corpus"]["path"] = str(parallel_corpus)
+    changed |= {"sources": ["eng_Latn"], "techniques": [{"translate_test": {"scores": [0.5, 0.1]}}, "centre"]}
+    changed["training"] |= {"epochs": 1}
+    return changed
+
+
+def translated(settings: Settings, **parameters: Any) -> Settings:
+    return {**settings, "techniques": [{"translate_test": {"scores": [0.5, 0.1], **parameters}}, "centre"]}
+
+
+def setup_of(settings: Settings) -> Setup:
+    experiment = build(settings)
+    return Setup.of(experiment, loaders.load(experiment.corpus))
+
+
+def trained(settings: Settings) -> tuple[Bundle, Setup]:
+    run = run_of(build(settings))
+    loop.fit(run)
+    made = Bundle(
+        run.network.eval(), run.tokenize, run.setup.corpus.labels, run.experiment, None, readings=run.setup.readings
+    )
+    return made, run.setup
+
+
+def test_targets_are_read_word_by_word_and_sources_as_they_stand(settings: Settings) -> None:
+    setup = setup_of(settings).read()
+    assert setup.readings is not None
+    assert setup.readings.keys("eng_Latn") == ["eng_Latn"]
+    original, _, last = setup.readings.texts(SWAHILI[:1], "swh_Latn")
+    assert original == SWAHILI[:1] and last == ["eng4 eng5 eng6"]
+    assert setup.build().network.languages == (
+        *setup.languages, *setup.readings.keys("hin_Deva")[1:], *setup.readings.keys("swh_Latn")[1:]
+    )  # fmt: skip
+
+
+def test_train_rows_are_drawn_as_they_stand(settings: Settings) -> None:
+    setup = setup_of(settings)
+    assert setup.read().tables("train")["eng_Latn"].equals(setup.tables("train")["eng_Latn"])
+    assert not setup.prepare_techniques(lambda done, total: None)
+
+
+def test_what_is_estimated_is_read_by_a_lexicon_that_has_not_seen_it(settings: Settings) -> None:
+    setup = setup_of(settings).read()
+    assert setup.readings is not None
+    rows = setup.material.texts["swh_Latn"]
+    unseen = setup.readings.unseen["swh_Latn"]
+    assert 0 < unseen.sum() < len(unseen) / 2
+    for key, table in setup.material.to_estimate("swh_Latn", rows).items():
+        assert table["id"].to_pylist() == rows.filter(pa.array(unseen))["id"].to_pylist(), key
+        # swhrow17 stands in row 17 alone, so a lexicon that has not seen that row cannot know it
+        assert not any("engrow" in text for text in table["text"].to_pylist()), key
+    assert "engrow" in setup.readings.texts(rows["text"].to_pylist()[:1], "swh_Latn")[-1][0]
+
+
+def test_no_label_of_a_target_and_no_test_row_changes_how_texts_are_read(settings: Settings) -> None:
+    experiment = build(settings)
+    corpus = loaders.load(experiment.corpus)
+    splits = {split: dict(tables) for split, tables in corpus.splits.items()}
+    for code in ("swh_Latn", "hin_Deva"):
+        for split in ("train", "dev"):
+            table = splits[split][code]
+            turned = pa.array(np.roll(table["label"].to_numpy(), 1), pa.int32())
+            splits[split][code] = table.set_column(table.schema.get_field_index("label"), "label", turned)
+        splits["test"][code] = splits["test"][code].slice(0, 3)
+    one, other = (Setup.of(experiment, each).read().readings for each in (corpus, replace(corpus, splits=splits)))
+    assert one is not None and other is not None
+    for code in ("swh_Latn", "hin_Deva"):
+        assert one.texts(SWAHILI, code) == other.texts(SWAHILI, code)
+
+
+def test_lexicons_are_induced_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = setup_of(settings).read().readings
+    monkeypatch.setattr(lexicon, "induce_tables", None)
+    again = setup_of(settings).read().readings
+    assert first is not None and again is not None
+    assert again.texts(SWAHILI, "swh_Latn") == first.texts(SWAHILI, "swh_Latn")
+
+
+def test_it_predicts_the_mean_of_the_logits_of_all_readings(settings: Settings) -> None:
+    made, setup = trained(settings)
+    assert setup.readings is not None
+    inputs = evaluate.Inputs(made.tokenize, "float32")
+    tables = {"swh_Latn": setup.corpus.table("test", "swh_Latn")}
+    found = evaluate.predict(made.network, tables, inputs, readings=setup.readings)["swh_Latn"]
+    scores = evaluate.score(made.network, setup.readings.tables(tables), inputs)
+    mean = np.mean([scores[key] for key in setup.readings.keys("swh_Latn")], axis=0)
+    assert found.predicted.tolist() == mean.argmax(1).tolist()
+    texts = tables["swh_Latn"]["text"].to_pylist()
+    answers = made.probabilities(texts, languages=["swh_Latn"] * len(texts))
+    np.testing.assert_allclose(answers, torch.tensor(mean).softmax(-1).numpy(), atol=1e-5)
+
+
+def test_centring_keeps_a_mean_for_every_reading(settings: Settings) -> None:
+    made, setup = trained(settings)
+    shift: Any = made.network.steps["centre"].get_buffer("shift")
+    rows = [shift[made.network.index(key)] for key in ("swh_Latn", "swh_Latn/1", "swh_Latn/2")]
+    assert not torch.equal(rows[0], rows[2])
+    inputs = evaluate.Inputs(made.tokenize, "float32")
+    read = setup.material.to_estimate("swh_Latn", setup.material.texts["swh_Latn"])
+    features = evaluate.embed(made.network, read, inputs)
+    origin = made.network.steps["centre"].get_buffer("origin").numpy()
+    for key, row in zip(read, rows, strict=True):
+        np.testing.assert_allclose(row.numpy() + origin, features[key].mean(0), atol=1e-4)
+    plain = [shift[made.network.index(code)] for code in setup.languages]
+    np.testing.assert_allclose(
+        shift[-1], torch.stack(plain).mean(0), atol=1e-5
+    )  # an unknown language: no reading counts
+
+
+def test_a_bundle_answers_as_before_it_was_saved(settings: Settings, tmp_path: Path) -> None:
+    made, _ = trained(settings)
+    bundle.save(tmp_path / "bundle", made, networks.build(made.experiment.network, 3, 0).identity)
+    again = bundle.load(tmp_path / "bundle")
+    for code in ("eng_Latn", "swh_Latn", "hin_Deva", "xxx_Latn", None):
+        one, other = (model.probabilities(SWAHILI, languages=[code] * 2) for model in (made, again))
+        assert np.array_equal(one, other), code
+    (file,) = (tmp_path / "bundle").glob("readings-*.json")
+    file.write_text(file.read_text().replace("eng_Latn", "fra_Latn"))
+    with pytest.raises(InputError, match=r"readings-.*json: not the file that was saved"):
+        bundle.load(tmp_path / "bundle")
+
+
+def test_a_language_is_added_with_its_lexicon(settings: Settings, tmp_path: Path) -> None:
+    made, _ = trained({**settings, "targets": ["swh_Latn"]})
+    folder = tmp_path / "bundle"
+    bundle.save(folder, made, networks.build(made.experiment.network, 3, 0).identity)
+    texts = tmp_path / "hindi.txt"
+    texts.write_text("".join(f"hin{i} hin{i + 1} hin{i + 30}\n" for i in range(29)))
+    words = tmp_path / "words.tsv"
+    words.write_text("".join(f"hin{i}\teng{i}\t0.9\n" for i in range(60)))
+    as_it_stands = adapt.adapt(folder, "hi", texts)
+    assert as_it_stands.new and as_it_stands.languages == 3 and as_it_stands.read == "original"
+    found = adapt.adapt(folder, "hi", texts, words)
+    assert not found.new and found.languages == 3 and found.read == "original + 2 word-by-word English readings"
+    again = bundle.load(folder)
+    assert again.readings is not None and again.readings.texts(["hin7"], "hin_Deva") == [["hin7"], ["eng7"], ["eng7"]]
+    assert {"hin_Deva", "hin_Deva/1", "hin_Deva/2"} <= set(again.network.languages)
+    assert len(list(folder.glob("readings-*"))) == len(list(folder.glob("steps-*"))) == 1
+    for code in ("eng_Latn", "swh_Latn", None):
+        one, other = (model.probabilities(SWAHILI, languages=[code] * 2) for model in (made, again))
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_lexicon_is_refused_where_texts_are_read_as_they_stand(settings: Settings, tmp_path: Path) -> None:
+    made, _ = trained({**settings, "techniques": ["centre"]})
+    bundle.save(tmp_path / "bundle", made, networks.build(made.experiment.network, 3, 0).identity)
+    texts = tmp_path / "hindi.txt"
+    texts.write_text("".join(f"hin{i} hin{i + 1}\n" for i in range(29)))
+    with pytest.raises(InputError, match="--lexicon .*: the bundle reads texts as they stand"):
+        adapt.adapt(tmp_path / "bundle", "hi", texts, tmp_path / "words.tsv")
+
+
+def test_dictionaries_stand_in_for_parallel_rows(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "swh_Latn-eng_Latn.tsv").write_text("swh4\teng4\nswh5\teng5\t0.2\n")
+    for where in (str(tmp_path), str(tmp_path / "{language}-{into}.tsv")):
+        chosen = translated(settings, lexicons=where)
+        checks.prepare(build(chosen))
+        readings = setup_of(chosen).read().readings
+        assert readings is not None
+        assert readings.texts(["swh4 swh5"], "swh_Latn") == [["swh4 swh5"], ["eng4 swh5"], ["eng4 eng5"]]
+        assert readings.keys("hin_Deva") == ["hin_Deva"], "there is no file of it"
+        table = setup_of(chosen).material.texts["swh_Latn"]
+        assert readings.to_estimate("swh_Latn", table)["swh_Latn"].num_rows == table.num_rows
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"scores": []}, r"translate_test\.scores"),
+        ({"scores": [0]}, "a score is above 0"),
+        ({"scores": [0.1, 0.1]}, "stands there twice"),
+        ({"weights": [1, 0, 1]}, "above 0"),
+        ({"weights": [1, 1]}, "2 of them for 3 readings"),
+        ({"weights": "agree"}, r"translate_test\.weights"),
+        ({"lexicons": "/no/such/folder"}, "is no folder"),
+        ({"into": "tha_Thai"}, "no target has a lexicon into tha_Thai"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings: Settings, parameters: Settings, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        checks.prepare(build(translated(settings, **parameters)))
+
+
+def test_two_ways_to_read_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(techniques.load("few_shot"), "readings", lambda self, material: None)
+    with pytest.raises(InputError, match="translate_test and few_shot: one may say how texts are read"):
+        techniques.build(build({**settings, "techniques": ["translate_test", "few_shot"]}))
+
+
+def test_a_language_without_spaces_is_read_as_it_stands() -> None:
+    tables = {
+        code: pa.table({"id": [str(i) for i in range(200)], "text": ["a b"] * 200})
+        for code in ("tha_Thai", "bod_Tibt", "eng_Latn")
+    }
+    assert "without spaces" in (induced.fault(("tha_Thai", "eng_Latn"), tables) or "")
+    assert induced.fault(("bod_Tibt", "eng_Latn"), tables) is None, "syllables are words enough to be translated"
+    assert "without spaces" in (induced.fault(("eng_Latn", "bod_Tibt"), tables) or "")
+
+
+def test_agreement_weighs_what_predicts_and_not_what_does_not() -> None:
+    rng = np.random.default_rng(0)
+    wanted = rng.integers(4, size=200)
+    good = 3 * np.eye(4)[wanted] + rng.normal(0, 1, (200, 4))
+    noise = rng.normal(0, 3, (200, 4))
+    alone, useless = agreement(np.stack([good, noise]), wanted)
+    assert alone > 0.9 and alone + useless == pytest.approx(1)
+    alike = agreement(np.stack([good, good]), wanted)
+    assert alike == pytest.approx((0.5, 0.5), abs=1e-3)
+    few = agreement(np.stack([good, noise])[:, :3], wanted[:3])
+    assert few[1] > useless, "few rows decide less"
+
+
+def test_readings_are_weighed_by_agreement_in_each_language(settings: Settings) -> None:
+    settings = translated(settings, weights="agreement")
+    made, setup = trained(settings)
+    inputs = evaluate.Inputs(made.tokenize, "float32")
+    weighed = setup.weigh(lambda one: lambda tables: evaluate.score(made.network, tables, inputs)).readings
+    assert weighed is not None and set(weighed.by_language) <= {"swh_Latn", "hin_Deva"}
+    for code, weights in weighed.by_language.items():
+        assert sum(weights) == pytest.approx(1) and min(weights) > 0
+        assert weighed.shares(code).tolist() == pytest.approx(list(weights))
