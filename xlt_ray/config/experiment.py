@@ -157,6 +157,10 @@ class TrainingConfig(Section):
         min_length=1,
         description="probe: inverse L2 penalties to choose from on source dev",
     )
+    refit: Literal["none", "source_dev"] = Field(
+        "none",
+        description="probe: source_dev fits once more on train and dev of the sources, by the penalty that dev chose",
+    )
 
 
 class EvaluationConfig(Section):
@@ -235,6 +239,11 @@ class Experiment(Section):
             )
         if self.training.average_last > 1 and self.training.select != "last":
             raise ValueError("training.average_last: averaging needs training.select: last")
+        if self.training.refit != "none" and self.training.method != "probe":
+            raise ValueError(
+                f"training.refit: {self.training.refit} fits a probe once more, but training.method is "
+                f"{self.training.method}; set training.method to probe, or training.refit to none"
+            )
         return self
 
     @property
@@ -252,6 +261,8 @@ class Experiment(Section):
         deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
         deciding["resources"].pop("max_failures")
         deciding["corpus"].pop("cache_dir")
+        if self.training.refit == "none":
+            del deciding["training"]["refit"]  # so that a run made before there was a choice is found again
         # a list, because they compose in their order, which sorted keys would hide
         deciding["techniques"] = list(deciding["techniques"].items())
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode() + fingerprint.encode()).hexdigest()

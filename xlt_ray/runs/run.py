@@ -180,6 +180,9 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     for number, strength in enumerate(fitted.dev_loss):
         dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
+    if added := frozen.refitted(setup):
+        what = f"with {sum(added.values())} dev rows of the sources, at strength {fitted.strength:g}"
+        on_event({"stage": "fit", "note": f"the probe was fitted once more {what}"})
     return Fitted(model, predictions, history=[], reported=[], facts=facts)
 
 
@@ -194,7 +197,8 @@ def fit_probe(
     facts = frozen.calibrate(setup, net, features)
     rows = frozen.Frozen.of(tables, features, classes, net)
     fitted = frozen.fit(rows, experiment, experiment.training.probe_strengths)
-    fitted = frozen.fit_temperature(rows, fitted, experiment.sources)
+    fitted = frozen.fit_temperature(rows, fitted, experiment.sources)  # while dev is held out
+    fitted = frozen.refit(rows, experiment, fitted)
     test = frozen.Frozen.of(frozen.test_tables(setup), features, classes, net)
     return fitted, frozen.predict(test, fitted, "test"), facts
 
@@ -209,6 +213,7 @@ def corpus_facts(setup: Setup) -> dict[str, Any]:
         "labels": list(corpus.labels),
         "fingerprint": corpus.fingerprint,
         "mixture": [asdict(share) for share in setup.mixture],
+        "refit": frozen.refitted(setup),
         "dropped": setup.dropped,
     }
 

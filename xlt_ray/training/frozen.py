@@ -1,7 +1,7 @@
 """Fit a linear probe on the features of the frozen encoder, with techniques applied as fine-tuning applies them.
 
 The order is: tables that techniques change (`training_tables`), their features (`embedding.features`, cached), features
-that techniques change (`Frozen.of`), and the probe on these (`fit`, `fit_temperature`, `predict`).
+that techniques change (`Frozen.of`), and the probe on these (`fit`, `fit_temperature`, `refit`, `predict`).
 """
 
 from __future__ import annotations
@@ -131,6 +131,28 @@ def fit_temperature(frozen: Frozen, fitted: probe.Fit, sources: Sequence[str]) -
     dev = frozen.part("dev", sources)
     logits = {code: fitted.logits(rows) for code, rows in dev.features.items()}
     return replace(fitted, temperature=calibration.temperature(logits, dev.labels))
+
+
+def refit(frozen: Frozen, experiment: Experiment, fitted: probe.Fit) -> probe.Fit:
+    """Fit a probe once more as `training.refit` asks: on train and on dev of the sources, never on dev of a target.
+
+    Its penalty and its temperature are those of `fitted`, chosen and fitted while dev was held out; so this comes last.
+    A search that ranks mixes by dev does not call it. Dev rows are added once and as they stand, also where techniques
+    change train rows.
+    """
+    if experiment.training.refit == "none":
+        return fitted
+    train, dev = frozen.part("train", None), frozen.part("dev", experiment.sources)
+    return probe.refit(train, dev, frozen.classes, experiment.mixture, fitted)
+
+
+def refitted(setup: Setup) -> dict[str, int]:
+    """Return how many dev rows of each source `refit` adds; {} where it adds none."""
+    experiment = setup.experiment
+    if experiment.training.refit == "none":
+        return {}
+    used = [code for code in experiment.sources if experiment.mixture.weights.get(code, 1.0) > 0]
+    return {code: rows for code, rows in setup.visible.sizes("dev").items() if code in used}
 
 
 def predict(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -92,6 +92,20 @@ def fit(
             dev_accuracy[strength] = float(np.mean([(scores[c].argmax(1) == gold[c]).mean() for c in gold]))
     best = max(fits, key=lambda strength: (dev_accuracy.get(strength), -dev_loss.get(strength, 0.0)))
     return Fit(*fits[best], best, dev_loss, dev_accuracy)
+
+
+def refit(train: Labelled, dev: Labelled, classes: int, mixture_config: MixtureConfig, fitted: Fit) -> Fit:
+    """Fit once more on the rows of train and dev together, by the strength that `fitted`, a fit on train, was given.
+
+    A strength is relative to the mean loss of a row (see `_regress`), so that it means the same for more rows. Scores
+    on dev and the temperature stay those of `fitted`: the new fit has seen dev, and its own would promise too much.
+    """
+    parts = {code: [one for one in (train, dev) if code in one.labels] for code in {**train.labels, **dev.labels}}
+    features = {code: np.concatenate([one.features[code] for one in each]) for code, each in parts.items()}
+    labels = {code: np.concatenate([one.labels[code] for one in each]) for code, each in parts.items()}
+    both, none = Labelled(features, labels), Labelled({}, {})
+    again = fit(both, none, classes, mixture_config, (fitted.strength,))  # cold: dev may have a label that train lacks
+    return replace(fitted, weight=again.weight, bias=again.bias)
 
 
 def install(network: Network, fitted: Fit) -> None:
