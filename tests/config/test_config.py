@@ -77,6 +77,8 @@ def test_all_faults_are_listed_at_once() -> None:
         ({"training": {"average_last": 2, "select": "source_dev"}}, "averaging needs training.select: last"),
         ({"training": {"probe_strengths": []}}, "training.probe_strengths"),
         ({"training": {"probe_strengths": [1, 0]}}, "training.probe_strengths.1"),
+        ({"training": {"refit": "dev", "method": "probe"}}, "training.refit"),
+        ({"training": {"refit": "source_dev"}}, "training.method is fine_tune; set training.method to probe, or"),
         ({"training": {"learning_rate": 0}}, "training.learning_rate"),
         ({"training": {"select": "test"}}, "training.select"),
         ({"network": {"max_length": 4}}, "network.max_length"),
@@ -324,6 +326,19 @@ def test_what_decides_no_result_does_not_change_the_key(override: str) -> None:
 )
 def test_what_decides_the_result_changes_the_key(override: str) -> None:
     assert build(MINIMAL, [override]).key() != build(MINIMAL).key()
+
+
+def test_a_key_stays_that_of_runs_made_before_there_was_a_field() -> None:
+    # computed before there was training.refit
+    assert build(MINIMAL, ["name=trial"]).key("rows") == "trial-c7aa069538"
+    centred = {
+        "sources": ["fr"],
+        "name": "probe",
+        "training": {"method": "probe"},
+        "techniques": {"centre": {"rows": 200}},
+    }
+    assert build(centred).key() == build(centred, ["training.refit=none"]).key() == "probe-4741d44553"
+    assert build(centred, ["training.refit=source_dev"]).key() != "probe-4741d44553"
 
 
 def test_a_key_is_the_name_and_the_same_however_the_configuration_is_written() -> None:

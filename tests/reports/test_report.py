@@ -144,6 +144,8 @@ def test_cautions_name_what_weakens_the_scores():
     assert "nothing is known here about other languages" in only_sources
     no_source = " ".join(report.cautions(scores(3, sources=()), experiment()))
     assert "no transfer gap" in no_source
+    refit = " ".join(report.cautions(scores(4), experiment("training.method=probe", "training.refit=source_dev")))
+    assert "no score on them is held out" in refit and "held out" not in shown
 
 
 def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):

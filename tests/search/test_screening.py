@@ -20,7 +20,7 @@ from xlt_ray.search.proposals import Proposals
 from xlt_ray.search.screening import FOLDS, Screening, predict_left_out, try_mix
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import Point, point_key
-from xlt_ray.training.frozen import Frozen, fit, predict
+from xlt_ray.training.frozen import Frozen, fit, predict, refit
 
 POOL = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
 ENG, DEU, SWH, HIN = POOL
@@ -158,6 +158,19 @@ def test_dev_labels_measure_and_never_teach(frozen: Frozen) -> None:
     found = try_mix(judge(), replace(frozen, labels={**frozen.labels, **wrong}), point)
     assert (found.accuracy[DEU], found.accuracy[HIN]) == (usual.accuracy[DEU], usual.accuracy[HIN])
     assert found.accuracy[ENG] < usual.accuracy[ENG] and found.accuracy[SWH] < usual.accuracy[SWH]
+
+
+def test_a_refit_is_for_the_runs_after_a_search_and_no_mix_is_taught_the_dev_rows_that_judge_it(frozen: Frozen) -> None:
+    ranges = {"sources": {"at_most": 2}}
+    data = {"sources": list(POOL), "training": {"method": "probe", "refit": "source_dev"}, "search": {"space": ranges}}
+    search, point = space.build(data), {"sources": [ENG, DEU]}
+    found, usual = try_mix(Judge(search), frozen, point), try_mix(judge(), frozen, point)
+    assert replace(found, cost=0) == replace(usual, cost=0)
+    experiment, strengths = search.experiment(point), search.settings.screening.strengths
+    assert experiment.training.refit == "source_dev", "a mix that is trained again is refitted"
+    again = refit(frozen, experiment, fit(frozen, experiment, strengths, experiment.sources))
+    accuracy = {code: one.accuracy for code, one in predict(frozen, again, "dev").items()}
+    assert accuracy[ENG] != found.accuracy[ENG], "the test could not have seen a difference"
 
 
 def test_a_mix_that_leaves_nothing_to_measure_is_still_tried(frozen: Frozen) -> None:

@@ -97,6 +97,10 @@ def test_all_that_is_missing_is_listed_at_once(tiny_settings: Settings, corpus_f
         (["training.select=target_dev", "targets=[swh_Latn, eng_Latn]"], ["swh_Latn"]),
         (["training.method=probe"], ["eng_Latn", "deu_Latn"]),
         (["training.method=probe", "training.probe_strengths=[1]"], []),
+        (
+            ["training.method=probe", "training.probe_strengths=[1]", "training.refit=source_dev"],
+            ["eng_Latn", "deu_Latn"],
+        ),
     ],
     ids=str,
 )

@@ -51,6 +51,8 @@ def _describe(event: dict[str, Any]) -> tuple[str, float | None, float | None]:
         text += f"  epoch {event['epoch']} done, loss {event['train/epoch_loss']:.3f}"
     if "dev/accuracy" in event:
         text += f"  source dev accuracy {100 * event['dev/accuracy']:.1f}"
+    if "cross_validated/accuracy" in event:
+        text += f"  cross-validated accuracy {100 * event['cross_validated/accuracy']:.1f}"
     if "oracle_dev/accuracy" in event:
         text += f"  ORACLE target dev accuracy {100 * event['oracle_dev/accuracy']:.1f}"
     if "strength" in event:

@@ -155,7 +155,16 @@ class TrainingConfig(Section):
     probe_strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0),
         min_length=1,
-        description="probe: inverse L2 penalties to choose from on source dev",
+        description="probe: inverse L2 penalties to choose from",
+    )
+    probe_select: Literal["source_dev", "cross_validation"] = Field(
+        "source_dev",
+        description="probe: how a penalty is chosen: by accuracy on source dev; or by cross-validation over train and "
+        "dev of the sources, the strongest within one standard error of the best, which few dev rows ask for",
+    )
+    refit: Literal["none", "source_dev"] = Field(
+        "none",
+        description="probe: source_dev fits once more on train and dev of the sources, by the penalty that dev chose",
     )
 
 
@@ -235,6 +244,16 @@ class Experiment(Section):
             )
         if self.training.average_last > 1 and self.training.select != "last":
             raise ValueError("training.average_last: averaging needs training.select: last")
+        if self.training.refit != "none" and self.training.method != "probe":
+            raise ValueError(
+                f"training.refit: {self.training.refit} fits a probe once more, but training.method is "
+                f"{self.training.method}; set training.method to probe, or training.refit to none"
+            )
+        if self.training.probe_select != "source_dev" and self.training.method != "probe":
+            raise ValueError(
+                f"training.probe_select: {self.training.probe_select} is for a probe, but training.method is "
+                f"{self.training.method}; set training.method to probe, or leave it out"
+            )
         return self
 
     @property
@@ -252,6 +271,9 @@ class Experiment(Section):
         deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
         deciding["resources"].pop("max_failures")
         deciding["corpus"].pop("cache_dir")
+        for name, before in (("refit", "none"), ("probe_select", "source_dev")):
+            if deciding["training"][name] == before:
+                del deciding["training"][name]  # so that a run made before there was a choice is found again
         # a list, because they compose in their order, which sorted keys would hide
         deciding["techniques"] = list(deciding["techniques"].items())
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode() + fingerprint.encode()).hexdigest()

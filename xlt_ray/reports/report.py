@@ -36,6 +36,10 @@ FEW_SHOT = (
     "Few-shot: some labelled rows of the languages with that role were trained on, so their scores are no zero-shot "
     "results."
 )
+REFIT = (
+    "After dev of the sources had chosen the penalty, the probe was fitted once more with those rows, so no score on "
+    "them is held out; confidences were calibrated on them before that."
+)
 _SUMMARY = (groups.ZERO_SHOT, groups.ZERO_SHOT_SEEN, groups.ZERO_SHOT_UNSEEN, groups.FEW_SHOT, groups.SOURCE)
 
 
@@ -130,6 +134,7 @@ def cautions(scores: Scores, experiment: Experiment) -> list[str]:
     each = ranked(scores)
     found = [ORACLE] if experiment.oracle else []
     found += [FEW_SHOT] if few_shot(scores) else []
+    found += [REFIT] if experiment.training.refit != "none" else []
     if "accuracy/mean_zero_shot" not in scores.summary:
         found.append("Only source languages were measured, so nothing is known here about other languages.")
     if all(one.transfer_gap is None for one in each):
@@ -178,9 +183,9 @@ def write(
     """Write report.html, scores.json, scores.tsv and the pictures; return file name -> path.
 
     `corpus_facts` may hold `name`, `description`, `licence`, `fingerprint`, `mixture` (a list of {language, rows,
-    weight, share, draws, repeats}) and `dropped` (split -> language -> rows also found in test). `environment` holds
-    versions and the like, shown as they are. Without `history`, as after a probe, there is no picture of training.
-    Names and passwords in URLs are left out.
+    weight, share, draws, repeats}), `refit` (source -> dev rows that were trained on) and `dropped` (split -> language
+    -> rows also found in test). `environment` holds versions and the like, shown as they are. Without `history`, as
+    after a probe, there is no picture of training. Names and passwords in URLs are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in ("report.html", "scores.json", "scores.tsv")}
@@ -220,7 +225,7 @@ def _page(
         "facts": dict.fromkeys(("name", "description", "licence", "fingerprint"), "") | dict(facts),
         "dropped": {split: sum(rows.values()) for split, rows in facts.get("dropped", {}).items()},
         "mixture": mixture,
-        "rows_trained": sum(row["rows"] for row in mixture),
+        "rows_trained": sum(row["rows"] for row in mixture) + sum(facts.get("refit", {}).values()),
         "sources": [codes.name(code) for code in experiment.sources],
         "labels": scores.labels,
         "temperature": scores.temperature,

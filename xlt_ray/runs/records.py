@@ -33,9 +33,12 @@ def record_start(outbox: Outbox, setup: Setup) -> None:
     outbox.dataset(setup.corpus.name, where, setup.corpus.fingerprint[:32], profile, "training")
 
 
+METRICS = ("train/", "dev/", "cross_validated/", "oracle_dev/", "learning_rate")  # begin the names of what is recorded
+
+
 def record_event(outbox: Outbox, event: Mapping[str, Any]) -> None:
     """Record the losses, dev scores and learning rate of an event of training as metrics of its step."""
-    logged = {k: v for k, v in event.items() if k.startswith(("train/", "dev/", "oracle_dev/", "learning_rate"))}
+    logged = {k: v for k, v in event.items() if k.startswith(METRICS)}
     if logged:
         outbox.metrics(logged, step=int(event["step"]))
 

@@ -182,9 +182,13 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     fitted, predictions, facts, setup = fit_probe(setup, model.network, tables, features)
     probe.install(model.network, fitted)
     model.network.eval()
+    kind = "dev" if setup.experiment.training.probe_select == "source_dev" else "cross_validated"
     for number, strength in enumerate(fitted.dev_loss):
-        dev_scores = {"dev/loss": fitted.dev_loss[strength], "dev/accuracy": fitted.dev_accuracy[strength]}
-        on_event({"stage": "fit", "step": number, "strength": strength, **dev_scores})
+        found = {f"{kind}/loss": fitted.dev_loss[strength], f"{kind}/accuracy": fitted.dev_accuracy[strength]}
+        on_event({"stage": "fit", "step": number, "strength": strength, **found})
+    if added := frozen.refitted(setup):
+        what = f"with {sum(added.values())} dev rows of the sources, at strength {fitted.strength:g}"
+        on_event({"stage": "fit", "note": f"the probe was fitted once more {what}"})
     return Fitted(model, predictions, setup, history=[], reported=[], facts=facts)
 
 
@@ -199,9 +203,10 @@ def fit_probe(
     experiment, classes = setup.experiment, len(setup.corpus.labels)
     facts = frozen.calibrate(setup, net, features)
     rows = frozen.Frozen.of(tables, features, classes, net)
-    fitted = frozen.fit(rows, experiment, experiment.training.probe_strengths)
-    fitted = frozen.fit_temperature(rows, fitted, experiment.sources)
-    setup = frozen.weigh(setup, net, features, fitted)
+    fitted = frozen.choose(rows, experiment)
+    fitted = frozen.fit_temperature(rows, fitted, experiment.sources)  # while dev is held out
+    fitted = frozen.refit(rows, experiment, fitted)
+    setup = frozen.weigh(setup, net, rows, features, fitted)
     test = frozen.Frozen.of(frozen.test_tables(setup), features, classes, net, setup.readings)
     return fitted, frozen.predict(test, fitted, "test"), facts, setup
 
@@ -216,6 +221,7 @@ def corpus_facts(setup: Setup) -> dict[str, Any]:
         "labels": list(corpus.labels),
         "fingerprint": corpus.fingerprint,
         "mixture": [asdict(share) for share in setup.mixture],
+        "refit": frozen.refitted(setup),
         "dropped": setup.dropped,
     }
 

@@ -103,10 +103,11 @@ def check_resources(experiment: Experiment) -> None:
 
 
 def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
-    """Return the languages that must have dev rows, because something is selected by them."""
+    """Return the languages that must have dev rows, because something is selected by them or fitted to them."""
     training = experiment.training
     if training.method == "probe":
-        return experiment.sources if len(training.probe_strengths) > 1 else ()
+        chosen = len(training.probe_strengths) > 1 or training.refit != "none"
+        return experiment.sources if chosen else ()
     if training.select == "last":
         return ()
     if training.select == "source_dev":
@@ -121,6 +122,11 @@ def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
 
 def check(techniques: Sequence[Technique], experiment: Experiment, corpus: Corpus) -> None:
     """Raise InputError where a technique cannot work with an experiment on its corpus."""
+    if experiment.training.refit != "none" and (later := [one.name for one in techniques if one.second_stage]):
+        raise InputError(
+            f"training.refit: {experiment.training.refit} adds dev rows of the sources, but techniques.{later[0]} "
+            "as it is set leaves their rows out; set training.refit to none"
+        )
     available = Available.of(experiment, corpus)
     for one in techniques:
         one.check(available)

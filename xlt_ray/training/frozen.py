@@ -1,12 +1,13 @@
 """Fit a linear probe on the features of the frozen encoder, with techniques applied as fine-tuning applies them.
 
 The order is: tables that techniques change (`training_tables`), their features (`embedding.features`, cached), features
-that techniques change (`Frozen.of`), and the probe on these (`fit`, `fit_temperature`, `predict`).
+that techniques change (`Frozen.of`), and the probe on these (`fit`, `fit_temperature`, `refit`, `predict`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,8 @@ from xlt_ray.training.embedding import Features
 from xlt_ray.training.probe import Labelled
 from xlt_ray.training.setup import Setup, change_examples
 from xlt_ray.translation.readings import Readings
+
+FOLDS = 10  # of cross-validation
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class Frozen:
             {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()},
             classes,
         )
+
+    def without(self, ids: Collection[str]) -> Frozen:
+        """Return the rows of other ids than these."""
+        kept = {name: ~np.isin(rows, list(ids)) for name, rows in self.ids.items()}
+        features, labels, rest = (
+            {name: of[name][rows] for name, rows in kept.items()} for of in (self.features, self.labels, self.ids)
+        )
+        return Frozen(features, labels, rest, self.classes)
 
     def part(self, split: str, languages: Sequence[str] | None) -> Labelled:
         """Return a split of all languages, for None, or of those asked for that have it."""
@@ -127,8 +138,20 @@ def _named_by(split: str, tables: Mapping[str, pa.Table], found: Features) -> di
     return {key: found[f"{split}/{key}"] for key in tables}
 
 
-def weigh(setup: Setup, net: Network, found: Features, fitted: probe.Fit) -> Setup:
-    """Let techniques weigh readings by the scores that a probe gives to `texts`."""
+def weigh(setup: Setup, net: Network, frozen: Frozen, found: Features, fitted: probe.Fit) -> Setup:
+    """Let techniques weigh readings by the scores that a probe gives to `texts`.
+
+    The probe is one without the rows that readings are weighed by. What `fitted` says of rows that it was fitted to is
+    close to their labels, and those of their translations in the targets are the same.
+    """
+    if setup.readings is None:
+        return setup
+    unseen, texts = setup.readings.unseen, setup.material.texts
+    left = {one for code, rows in unseen.items() for one in texts[code].filter(pa.array(rows))["id"].to_pylist()}
+    if left:
+        rest = frozen.without(left).part("train", None)
+        config = setup.experiment.mixture
+        fitted = probe.fit(rest, Labelled({}, {}), frozen.classes, config, (fitted.strength,), fitted)
 
     def score(one: Technique, tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
         rows = _named_by(texts_of(one), tables, found)
@@ -169,11 +192,52 @@ def fit(
     return probe.fit(train, dev, frozen.classes, experiment.mixture, strengths, start)
 
 
+def choose(frozen: Frozen, experiment: Experiment) -> probe.Fit:
+    """Fit a probe on train, its penalty chosen among `training.probe_strengths` as `training.probe_select` says."""
+    strengths, config = experiment.training.probe_strengths, experiment.mixture
+    if experiment.training.probe_select == "source_dev" or len(strengths) == 1:
+        return fit(frozen, experiment, strengths)
+    train, dev = frozen.part("train", None), frozen.part("dev", experiment.sources)
+    folds: dict[str, np.ndarray] = {}
+    for split, rows in (("train", train), ("dev", dev)):
+        for code in rows.labels:
+            ids = frozen.ids[f"{split}/{code}"].tolist()
+            mine = np.array([zlib.crc32(one.encode()) % FOLDS for one in ids], dtype=np.int64)
+            folds[code] = np.concatenate([folds[code], mine]) if code in folds else mine
+    best, loss, accuracy = probe.cross_validate(
+        train + dev, folds, experiment.sources, frozen.classes, config, strengths
+    )
+    found = probe.fit(train, Labelled({}, {}), frozen.classes, config, (best,))
+    return replace(found, dev_loss=loss, dev_accuracy=accuracy)
+
+
 def fit_temperature(frozen: Frozen, fitted: probe.Fit, sources: Sequence[str]) -> probe.Fit:
     """Return a probe with a temperature fitted on dev of the sources, and on nothing of other languages."""
     dev = frozen.part("dev", sources)
     logits = {code: fitted.logits(rows) for code, rows in dev.features.items()}
     return replace(fitted, temperature=calibration.temperature(logits, dev.labels))
+
+
+def refit(frozen: Frozen, experiment: Experiment, fitted: probe.Fit) -> probe.Fit:
+    """Fit a probe once more as `training.refit` asks: on train and on dev of the sources, never on dev of a target.
+
+    Its penalty and its temperature are those of `fitted`, chosen and fitted while dev was held out; so this comes last.
+    A search that ranks mixes by dev does not call it. Dev rows are added once and as they stand, also where techniques
+    change train rows.
+    """
+    if experiment.training.refit == "none":
+        return fitted
+    train, dev = frozen.part("train", None), frozen.part("dev", experiment.sources)
+    return probe.refit(train, dev, frozen.classes, experiment.mixture, fitted)
+
+
+def refitted(setup: Setup) -> dict[str, int]:
+    """Return how many dev rows of each source `refit` adds; {} where it adds none."""
+    experiment = setup.experiment
+    if experiment.training.refit == "none":
+        return {}
+    used = [code for code in experiment.sources if experiment.mixture.weights.get(code, 1.0) > 0]
+    return {code: rows for code, rows in setup.visible.sizes("dev").items() if code in used}
 
 
 def predict(

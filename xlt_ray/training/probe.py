@@ -7,8 +7,8 @@ seconds.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,6 +53,18 @@ class Labelled:
     features: Features
     labels: Features
 
+    def where(self, kept: Mapping[str, np.ndarray]) -> Labelled:
+        """Return the rows for which `kept[language]`, (rows,) bool, is true, of languages that have any."""
+        codes = [code for code in self.labels if kept[code].any()]
+        return Labelled(*({code: of[code][kept[code]] for code in codes} for of in (self.features, self.labels)))
+
+    def __add__(self, other: Labelled) -> Labelled:
+        """Return the rows of both."""
+        parts = {code: [one for one in (self, other) if code in one.labels] for code in {**self.labels, **other.labels}}
+        features = {code: np.concatenate([one.features[code] for one in each]) for code, each in parts.items()}
+        labels = {code: np.concatenate([one.labels[code] for one in each]) for code, each in parts.items()}
+        return Labelled(features, labels)
+
 
 def fit(
     train: Labelled,
@@ -92,6 +104,50 @@ def fit(
             dev_accuracy[strength] = float(np.mean([(scores[c].argmax(1) == gold[c]).mean() for c in gold]))
     best = max(fits, key=lambda strength: (dev_accuracy.get(strength), -dev_loss.get(strength, 0.0)))
     return Fit(*fits[best], best, dev_loss, dev_accuracy)
+
+
+def cross_validate(
+    rows: Labelled,
+    folds: Mapping[str, np.ndarray],
+    scored: Collection[str],
+    classes: int,
+    mixture_config: MixtureConfig,
+    strengths: tuple[float, ...],
+) -> tuple[float, dict[float, float], dict[float, float]]:
+    """Choose a strength by cross-validation; return it, and the cross-entropy and the accuracy of each.
+
+    `folds[language]` (rows,) are numbers from 0, the same for translations of each other; all but one fold are fitted
+    to in turn, and the languages in `scored` of that one are predicted. Taken is the least strength whose accuracy, the
+    mean over languages and folds, is within one standard error of the best (Breiman et al. 1984, section 3.4.3): on
+    unlike languages a stronger penalty is the safer choice.
+    """
+    losses: dict[float, list[float]] = {strength: [] for strength in sorted(strengths)}
+    right: dict[float, list[float]] = {strength: [] for strength in sorted(strengths)}
+    for fold in np.unique(np.concatenate(list(folds.values()))):
+        rest = rows.where({code: folds[code] != fold for code in rows.labels})
+        asked = rows.where({code: (folds[code] == fold) & (code in scored) for code in rows.labels})
+        start: Fit | None = None
+        for strength in losses if asked.labels else ():
+            start = fit(rest, Labelled({}, {}), classes, mixture_config, (strength,), start)
+            scores = {code: log_softmax(start.logits(of), axis=1) for code, of in asked.features.items()}
+            gold = asked.labels
+            losses[strength].append(np.mean([-scores[c][np.arange(len(gold[c])), gold[c]].mean() for c in gold]))
+            right[strength].append(np.mean([(scores[c].argmax(1) == gold[c]).mean() for c in gold]))
+    loss, accuracy = ({strength: float(np.mean(found)) for strength, found in of.items()} for of in (losses, right))
+    best = max(accuracy, key=lambda strength: (accuracy[strength], -loss[strength]))
+    error = float(np.std(right[best], ddof=1) / np.sqrt(len(right[best]))) if len(right[best]) > 1 else 0.0
+    return min(strength for strength in accuracy if accuracy[strength] >= accuracy[best] - error), loss, accuracy
+
+
+def refit(train: Labelled, dev: Labelled, classes: int, mixture_config: MixtureConfig, fitted: Fit) -> Fit:
+    """Fit once more on the rows of train and dev together, by the strength that `fitted`, a fit on train, was given.
+
+    A strength is relative to the mean loss of a row (see `_regress`), so that it means the same for more rows. Scores
+    on dev and the temperature stay those of `fitted`: the new fit has seen dev, and its own would promise too much.
+    """
+    # cold: dev may have a label that train lacks
+    again = fit(train + dev, Labelled({}, {}), classes, mixture_config, (fitted.strength,))
+    return replace(fitted, weight=again.weight, bias=again.bias)
 
 
 def install(network: Network, fitted: Fit) -> None:
