@@ -52,7 +52,8 @@ def accuracies(folder: Path) -> dict[tuple[int, int], dict[str, float]]:
 def test_probes_are_those_of_single_runs_and_a_stopped_sweep_resumes(
     tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = build(settings(tiny_settings, "probe", techniques=["centre"]))
+    refit = ["training.refit=source_dev"]
+    experiment = build(settings(tiny_settings, "probe", techniques=["centre"]), refit)
     kept, fit = [], frozen.fit
 
     def stopped(*arguments: Any) -> Any:
@@ -75,7 +76,7 @@ def test_probes_are_those_of_single_runs_and_a_stopped_sweep_resumes(
     assert (tmp_path / "out" / "results.jsonl").read_bytes().startswith(before)
     assert list(found.results) == [(0, 0), (1, 0), (1, 1), (100, 0), (100, 1)]
     single = run.run(
-        build(settings(tiny_settings, "probe", techniques=["centre", {"few_shot": {"draw": 1, "shots": 1}}]))
+        build(settings(tiny_settings, "probe", techniques=["centre", {"few_shot": {"draw": 1, "shots": 1}}]), refit)
     )
     line = found.results[1, 1]
     assert {code: one.accuracy for code, one in single.scores.languages.items()} == line.accuracy
