@@ -153,3 +153,55 @@ def test_a_run_says_that_dev_was_trained_on_and_answers_with_the_refitted_probe(
     assert all(f'"{code}": {count}' in facts for code, count in dev.items())
     head = bundle.load(outcome.folder.local / "bundle").network.head.weight.detach().numpy()
     np.testing.assert_allclose(head, made[0].weight, atol=1e-6)
+
+
+# a penalty chosen by cross-validation
+
+
+def cross_validated(**changes: Any) -> Experiment:
+    return asked(training={"method": "probe", "probe_select": "cross_validation", **changes})
+
+
+def test_cross_validation_takes_the_strongest_penalty_within_one_standard_error(rows: Frozen) -> None:
+    experiment = cross_validated(probe_strengths=STRENGTHS)
+    found = frozen.choose(rows, experiment)
+    assert set(found.dev_accuracy) == set(found.dev_loss) == set(STRENGTHS)
+    best = max(found.dev_accuracy.values())
+    weaker = [strength for strength in STRENGTHS if strength < found.strength]
+    assert found.dev_accuracy[found.strength] >= best - 0.2, "an error is smaller on these rows"
+    assert all(found.dev_accuracy[strength] < best for strength in weaker)
+    alone = frozen.fit(rows, experiment, (found.strength,))
+    np.testing.assert_allclose(found.weight, alone.weight, atol=1e-6)
+
+
+def test_every_row_is_scored_by_a_fit_without_its_fold_and_without_translations_of_it() -> None:
+    rng = np.random.default_rng(0)
+    gold = np.arange(200) % 2
+    noise = rng.normal(size=(200, 150)).astype(np.float32)  # by which rows can only be remembered
+    both = Labelled({ENG: noise, DEU: noise}, {ENG: gold, DEU: gold})
+    folds = {code: np.arange(200) % 5 for code in (ENG, DEU)}
+    _, _, accuracy = probe.cross_validate(both, folds, (ENG, DEU), 2, asked().mixture, (1.0,))
+    assert accuracy[1.0] == pytest.approx(0.5, abs=0.15)
+    apart = {ENG: folds[ENG], DEU: (folds[DEU] + 1) % 5}
+    _, _, leaking = probe.cross_validate(both, apart, (ENG, DEU), 2, asked().mixture, (1.0,))
+    assert leaking[1.0] > accuracy[1.0] + 0.2
+
+
+def test_labels_of_targets_do_not_choose_a_penalty(rows: Frozen) -> None:
+    experiment = cross_validated(probe_strengths=STRENGTHS)
+    usual = frozen.choose(rows, experiment)
+    other = frozen.choose(changed(rows, f"dev/{SWH}"), experiment)
+    assert other.strength == usual.strength and other.dev_accuracy == usual.dev_accuracy
+    assert frozen.choose(changed(rows, f"dev/{ENG}"), experiment).dev_accuracy != usual.dev_accuracy
+
+
+def test_cross_validation_is_for_a_probe_and_leaves_keys_of_before(tiny_settings: Settings) -> None:
+    tiny_settings["training"] |= {"method": "fine_tune", "probe_select": "cross_validation"}
+    with pytest.raises(InputError, match=r"training\.probe_select: cross_validation is for a probe"):
+        build(tiny_settings)
+    tiny_settings["training"] |= {"method": "probe"}
+    chosen = build(tiny_settings).key()
+    tiny_settings["training"]["probe_select"] = "source_dev"
+    stated = build(tiny_settings).key()
+    del tiny_settings["training"]["probe_select"]
+    assert chosen != stated == build(tiny_settings).key()
