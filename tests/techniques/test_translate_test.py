@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from test_catalogue import parallel_corpus, run_of
 
@@ -18,10 +20,12 @@ from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.inference import adapt, bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.languages import lexicon
 from xlt_ray.model import network as networks
+from xlt_ray.runs import measure, run
 from xlt_ray.techniques.translate_test import agreement
 from xlt_ray.training import checks, loop
 from xlt_ray.training.setup import Setup
@@ -39,6 +43,16 @@ def settings(tiny_settings: Settings, parallel_corpus: Path) -> Settings:
     changed |= {"sources": ["eng_Latn"], "techniques": [{"translate_test": {"scores": [0.5, 0.1]}}, "centre"]}
     changed["training"] |= {"epochs": 1}
     return changed
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """One local Ray of two CPUs for all runs of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+        yield
+        ray.shutdown()
 
 
 def translated(settings: Settings, **parameters: Any) -> Settings:
@@ -256,3 +270,29 @@ def test_readings_are_weighed_by_agreement_in_each_language(settings: Settings) 
     for code, weights in weighed.by_language.items():
         assert sum(weights) == pytest.approx(1) and min(weights) > 0
         assert weighed.shares(code).tolist() == pytest.approx(list(weights))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["probe", "fine_tune"])
+def test_a_run_on_ray_measures_what_its_bundle_answers(
+    settings: Settings, tmp_path: Path, method: str, one_ray: None
+) -> None:
+    settings = translated(settings, weights="agreement") | {"storage": str(tmp_path / "runs")}
+    settings["tracking"] = {"uri": "off"}
+    settings["corpus"]["cache_dir"] = str(tmp_path / "cache")
+    settings["training"] |= {"method": method, "epochs": 2}
+    settings["resources"] = {"workers": 2}
+    outcome = run.run(build(settings))
+    made = bundle.load(outcome.folder.local / "bundle")
+    assert made.readings is not None and set(made.readings.by_language) <= {"hin_Deva", "swh_Latn"}
+    predicted = load_predictions(outcome.folder.local / "predictions.npz")
+    corpus = loaders.load(outcome.experiment.corpus)
+    for code in ("eng_Latn", "swh_Latn", "hin_Deva"):
+        texts = corpus.table("test", code)["text"].to_pylist()
+        answers = made.probabilities(texts, languages=[code] * len(texts))
+        same = answers.argmax(1) == predicted[code].predicted
+        assert same.mean() > 0.9, "a close call may differ between precisions"
+    again = measure.measure(made, outcome.experiment, lambda event: None)
+    for code, one in again.languages.items():
+        assert one.accuracy == pytest.approx(outcome.scores.languages[code].accuracy, abs=0.1)
+        assert one.role == outcome.scores.languages[code].role
