@@ -65,9 +65,26 @@ ARMS: dict[str, Techniques] = {
     "adversarial + centre": {"adversarial": {}, "centre": {}},
     "lora + centre": {"lora": {}, "centre": {}},
     "code_switch + adversarial": {"code_switch": {}, "adversarial": {}},
+    "translate_test": {"translate_test": {}},
+    "translate_test + centre": {"translate_test": {}, "centre": {}},
+    "score 0.1 alone": {"translate_test": {"scores": [0.1], "keep_original": False}, "centre": {}},
+    "original and score 0.1": {"translate_test": {"scores": [0.1]}, "centre": {}},
+    "weighed by agreement": {"translate_test": {"weights": "agreement"}, "centre": {}},
+    "centre, cross-validated": {"centre": {}},
+    "translate_test + centre, cross-validated": {"translate_test": {}, "centre": {}},
+    "weighed by agreement, cross-validated": {"translate_test": {"weights": "agreement"}, "centre": {}},
 }
-OPTIONS: dict[str, dict[str, Any]] = {"lora": {"learning_rate": 5e-4}}
-PROBE_ALONE = "centre, 8 directions removed"  # a head that was fine-tuned with them would fail
+CHOSEN = {
+    "probe_select": "cross_validation",
+    "refit": "source_dev",
+}  # how the penalty is, and what is fitted in the end
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {"learning_rate": 5e-4},
+    **{name: CHOSEN for name in ARMS if name.endswith("cross-validated")},
+}
+# a head that was fine-tuned with directions removed would fail; of the others it would be one long training each
+PROBES_ALONE = {"centre, 8 directions removed", "score 0.1 alone", "original and score 0.1", "weighed by agreement"}
+PROBES_ALONE |= {name for name in ARMS if name.endswith("cross-validated")}
 PROBED = [name for name, one in ARMS.items() if {"lora", "adversarial", "language_id"}.isdisjoint(one)]
 
 
@@ -91,7 +108,7 @@ def main() -> None:
     print(f"targets: {', '.join(targets)}", flush=True)
     began = time.monotonic()
     for method in args.methods:
-        arms = [name for name in args.arms if (name in PROBED if method == "probe" else name != PROBE_ALONE)]
+        arms = [name for name in args.arms if (name in PROBED if method == "probe" else name not in PROBES_ALONE)]
         found: dict[str, Runs] = {name: {} for name in arms}
         for seed in range(args.seeds):
             for name in arms:
@@ -156,7 +173,7 @@ def _experiment(args: argparse.Namespace, method: str, name: str, seed: int, tar
 
 def _run(experiment: Experiment, folder: str) -> None:
     """Train, predict dev and test of all languages, and write both with what it cost."""
-    setup = prepare(experiment)
+    setup = prepare(experiment).read()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -170,7 +187,10 @@ def _run(experiment: Experiment, folder: str) -> None:
         progress = loop.fit(Run(setup, net, tokenize))
         figures, precision, seconds = progress.facts, progress.precision, time.monotonic() - began
         inputs = evaluate.Inputs(tokenize, precision)
-        predictions = {split: evaluate.predict(net, each, inputs) for split, each in measured.items()}
+        readings = setup.weigh(lambda one: lambda tables: evaluate.score(net, tables, inputs)).readings
+        predictions = {
+            split: evaluate.predict(net, each, inputs, readings=readings) for split, each in measured.items()
+        }
     for split, each in predictions.items():
         save_predictions(Path(folder) / f"{split}.npz", each)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * _resident()
@@ -189,15 +209,18 @@ def _probe(
     precision = choose_precision("auto", net, tokenize.max_length)
     tables = frozen.training_tables(setup)
     asked = {f"{split}/{code}": table for split, each in measured.items() for code, table in each.items()}
-    found = _features(net, {**asked, **tables, **frozen.texts(setup)}, tokenize, precision)
+    read = {split: setup.readings.tables(each) if setup.readings else each for split, each in measured.items()}
+    wanted = {f"{split}/{key}": table for split, each in read.items() for key, table in each.items()}
+    found = _features(net, {**wanted, **tables, **frozen.texts(setup)}, tokenize, precision)
     net.to("cpu")
     began = time.monotonic()
     figures = frozen.calibrate(setup, net, found)
     experiment, classes = setup.experiment, len(setup.corpus.labels)
     taught = frozen.Frozen.of(tables, found, classes, net)
-    fitted = frozen.fit(taught, experiment, experiment.training.probe_strengths)
+    fitted = frozen.refit(taught, experiment, frozen.choose(taught, experiment))
+    readings = frozen.weigh(setup, net, taught, found, fitted).readings
     seconds = time.monotonic() - began
-    features = frozen.Frozen.of(asked, found, classes, net)
+    features = frozen.Frozen.of(asked, found, classes, net, readings)
     predictions = {split: frozen.predict(features, fitted, split) for split in measured}
     return figures, precision, seconds, predictions
 
