@@ -121,8 +121,8 @@ def test_no_label_of_a_target_reaches_it_unless_it_reads_labels(name: str, setti
     found = Setup.of(experiment, loaders.load(experiment.corpus))
     visible, material = found.visible, found.material
     assert all("label" not in table.column_names for table in material.texts.values())
-    assert bool(material.shots) is made.reads_labels
-    if not made.reads_labels:
+    assert bool(material.shots) is (made.reads == "labels")
+    if made.reads != "labels":
         assert visible.languages("train") == visible.languages("dev") == ("eng_Latn",)
     assert not visible.splits["test"]
 
@@ -233,7 +233,7 @@ def test_it_takes_up_a_language_or_says_that_it_cannot(name: str, settings: Sett
 
 def test_a_trial_of_a_search_trains_it_and_measures_what_the_mix_leaves_out(name: str, settings: Settings) -> None:
     made = techniques.load(name)
-    if "fine_tune" not in made.methods or made.reads_labels:
+    if "fine_tune" not in made.methods or made().reads == "labels":
         pytest.skip("is in no fine-tuned mix")
     settings |= {"sources": ["eng_Latn", "swh_Latn"], "targets": ["hin_Deva"]}
     settings["training"] |= {"epochs": 2}

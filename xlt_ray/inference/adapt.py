@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.inference import bundle
 from xlt_ray.languages import codes
+from xlt_ray.supervision import BY_READING, ZERO_SHOT, highest
 
 FEWEST = 20  # texts; the mean of fewer is off by a quarter of the spread of single texts
 
@@ -51,5 +52,8 @@ def adapt(folder: Path, language: str, file: Path) -> Adapted:
         model.network.languages = (*known, code)
     for one in able:
         one.add_language(model.network, code, features)
+    if code not in model.experiment.sources:
+        rung = highest([model.supervision.get(code), *(BY_READING[one.reads] for one in able)])
+        model = replace(model, supervision={**model.supervision, code: rung or ZERO_SHOT})
     bundle.update_steps(folder, model)
     return Adapted(code, new, len(texts), len(model.network.languages))

@@ -59,7 +59,7 @@ def measure(
     tables = {code: table for code, table in tables.items() if not alone or code in wanted}
     predictions = predict(model, experiment, tables, on_event)
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
-    roles = Roles(model.experiment.sources, _few_shot(model, tables), seen)
+    roles = Roles(model.experiment.sources, _few_shot(model, tables), seen, model.supervision)
     scores = metrics.score(predictions, model.labels, roles, experiment.evaluation.resamples, experiment.seed)
     return replace(scores, temperature=model.network.temperature)
 
@@ -74,7 +74,8 @@ def _few_shot(model: Bundle, codes: Collection[str]) -> tuple[str, ...]:
         return tuple(code for code, one in model.scores.languages.items() if one.role == groups.FEW_SHOT)
     named = model.experiment.targets
     targets = (model.network.languages or tuple(codes)) if isinstance(named, str) else named
-    asked = {code for one in techniques.build(model.experiment) for code in one.trained_on(targets)}
+    reading = (one for one in techniques.build(model.experiment) if one.reads == "labels")
+    asked = {code for one in reading for code in one.reads_of(targets, targets)}
     return tuple(code for code in codes if code in asked)
 
 

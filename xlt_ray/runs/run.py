@@ -139,7 +139,8 @@ def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: 
 def _score(setup: Setup, fitted: Fitted) -> Scores:
     net, tokenize, _ = fitted.model
     experiment, labels = setup.experiment, setup.corpus.labels
-    roles = Roles(experiment.sources, setup.few_shot, encoders.seen_languages(net.encoder, tokenize.tokenizer))
+    seen = encoders.seen_languages(net.encoder, tokenize.tokenizer)
+    roles = Roles(experiment.sources, setup.few_shot, seen, setup.supervision)
     scores = metrics.score(fitted.predictions, labels, roles, experiment.evaluation.resamples, experiment.seed)
     return replace(scores, temperature=net.temperature)
 
@@ -148,7 +149,9 @@ def _save(setup: Setup, folder: RunFolder, fitted: Fitted, scores: Scores) -> di
     """Write bundle, predictions and report into the run's folder; return the files of the report."""
     net, tokenize, identity = fitted.model
     experiment = setup.experiment
-    made = bundle.Bundle(net, tokenize, setup.corpus.labels, experiment, scores, run=folder.key)
+    made = bundle.Bundle(
+        net, tokenize, setup.corpus.labels, experiment, scores, "float32", folder.key, setup.supervision
+    )
     bundle.save(folder.local / "bundle", made, identity)
     save_predictions(folder.local / "predictions.npz", fitted.predictions)
     facts, environment = corpus_facts(setup), tracking_environment.environment()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from xlt_ray.events import OnProgress
 from xlt_ray.languages import codes, lexicon, word_alignment
 from xlt_ray.languages.lexicon import FEWEST_PAIRS, LONGEST, Lexicon
 from xlt_ray.languages.word_alignment import WORD, fold
-from xlt_ray.techniques.technique import Available, Example, Material, Technique
+from xlt_ray.techniques.technique import Available, Example, Material, Reads, Technique
 
 VERSION = 1  # of how lexicons are induced; part of the name of a cached one
 GAP = regex.compile(r"[\s\-]+")  # what may stand between the words of a phrase
@@ -47,6 +47,7 @@ class CodeSwitch(Technique):
     )
     cost: ClassVar[str] = "0.6 s a pair of languages once, for 700 rows, then kept in corpus.cache_dir; 0.3 ms a row"
 
+    reads: ClassVar[Reads] = "parallel"
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"lexicons": ("induced",)}
 
     rate: float = Field(0.3, ge=0, le=1, description="chance that a word or phrase that can be translated is replaced")
@@ -76,6 +77,11 @@ class CodeSwitch(Technique):
         if not languages:
             raise ValueError("no language to switch to; name some, or write targets")
         return tuple(dict.fromkeys(codes.resolve(code) for code in languages))
+
+    def reads_of(self, targets: Collection[str], there: Collection[str]) -> tuple[str, ...]:
+        """Return the targets to switch to: those named, else all that have rows or may have a dictionary."""
+        wanted = self._named or (there if self.lexicons == "induced" else targets)
+        return tuple(code for code in sorted(targets) if code in wanted)
 
     def check(self, available: Available) -> None:
         """Raise InputError where no language has what a lexicon is made of, or one that is named has none."""
