@@ -180,13 +180,15 @@ def compare(first: Run | str | Path, second: Run | str | Path) -> pd.DataFrame:
 
     Return a group of languages a row: `languages` and `rows`, how many were compared, which are those that both runs
     answered; `difference` of their mean accuracies, first less second, with `low` and `high`, its 95% interval by a
-    paired bootstrap over rows; `p_value`.
+    paired bootstrap over rows; `p_value`; `first_supervision` and `second_supervision`, the highest rung of the
+    supervision ladder in each run, None for sources. Where these differ, so does more than the models.
     """
     one, other = (Path(one.folder if isinstance(one, Run) else _path(one, "run")) for one in (first, second))
     found = comparison.compare_runs(one, other)
     columns = ("languages", "rows", "difference", "low", "high", "p_value")
-    rows = {name: [getattr(one, column) for column in columns] for name, one in found.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group")
+    rows = {name: [*(getattr(one, key) for key in columns), *one.supervision] for name, one in found.items()}
+    named = [*columns, "first_supervision", "second_supervision"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=named).rename_axis("group")
 
 
 def plot(scores: Scores | Run | Model) -> Figure:

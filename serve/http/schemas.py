@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve.settings import Limits
+from xlt_ray.supervision import MEANING
 
 
 class Request(BaseModel):
@@ -38,6 +39,11 @@ class ExpectedAccuracy(BaseModel):
     high: float
     rows: int = Field(description="test rows it was measured on")
     trained_on: bool = Field(description="whether labels in this language were trained on")
+    supervision: str | None = Field(
+        description="what was read of the language in making the model, which its accuracy has to be compared by: "
+        + "; ".join(f"{rung}: {meaning}" for rung, meaning in MEANING.items())
+        + "; null: a source, all labels, or not recorded"
+    )
     calibration_error: float | None = Field(
         description="how far confidence is from the share of right answers in this language, 0 to 1; null: not measured"
     )

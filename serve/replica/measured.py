@@ -38,5 +38,6 @@ def expected(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "high": round(measured["high"], 4),
         "rows": measured["support"],
         "trained_on": groups.trained_on(measured["role"]),
+        "supervision": measured.get("supervision"),
         "calibration_error": None if error is None else round(error, 4),
     }

@@ -113,7 +113,7 @@ def test_an_oracle_is_called_one_wherever_its_scores_are_shown(tmp_path):
     oracle, measured = experiment("training.select=target_dev"), scores(6)
     assert "oracle" in printed(report.table(measured, oracle)).splitlines()[0]
     _, text = page(tmp_path / "oracle", measured, oracle)
-    assert "(oracle)" in re.search("<title>(.*)</title>", text)[1]
+    assert "(oracle, an upper bound)" in re.search("<title>(.*)</title>", text)[1]
     assert "upper bound" in Outline(text).text
     assert "oracle" not in printed(report.table(measured, experiment())).lower()
     assert "oracle" not in Outline(page(tmp_path / "plain", measured)[1]).text.lower()

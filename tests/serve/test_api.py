@@ -108,7 +108,7 @@ def test_answers_are_the_engines_with_what_was_measured_beside_them(client: http
     first, second, *_, last = body["results"]
     assert first["language"] == {"code": "eng_Latn", "name": "English", "confidence": 1.0}
     assert first["expected_accuracy"] | {"low": 0, "high": 0} == {
-        "accuracy": 0.9, "low": 0, "high": 0, "rows": 60, "trained_on": True,
+        "accuracy": 0.9, "low": 0, "high": 0, "rows": 60, "trained_on": True, "supervision": None,
         "calibration_error": first["expected_accuracy"]["calibration_error"],
     }  # fmt: skip
     assert second["language"]["code"] == "deu_Latn"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import network as networks
 from xlt_ray.model.network import Network
 from xlt_ray.search import trial
+from xlt_ray.supervision import BY_READING
 from xlt_ray.techniques import CATALOGUE
 from xlt_ray.techniques.technique import Example, Technique
 from xlt_ray.training import checks, frozen, loop, setup
@@ -122,10 +125,33 @@ def test_no_label_of_a_target_reaches_it_unless_it_reads_labels(name: str, setti
     found = Setup.of(experiment, loaders.load(experiment.corpus))
     visible, material = found.visible, found.material
     assert all("label" not in table.column_names for table in material.texts.values())
-    assert bool(material.shots) is made.reads_labels
-    if not made.reads_labels:
+    assert bool(material.shots) is (made.reads == "labels")
+    if made.reads != "labels":
         assert visible.languages("train") == visible.languages("dev") == ("eng_Latn",)
     assert not visible.splits["test"]
+
+
+def test_it_says_the_most_that_it_reads_of_targets(name: str, settings: Settings) -> None:
+    experiment = build(settings | {"training": {**settings["training"], "epochs": 1, "batch_size": 40}})
+    (made,) = techniques.build(experiment)
+    assert made.reads in BY_READING
+    if made.reads in ("parallel", "labels") or experiment.training.method != "fine_tune":
+        return
+    whole, blind = run_of(experiment), run_of(experiment)
+    texts = blind.setup.material.texts
+    if made.reads == "nothing":
+        hidden: dict[str, Any] = {}
+    else:  # no row is known to be the translation of another
+        hidden = {code: table.drop_columns(["id"]) for code, table in texts.items()}
+        hidden = {
+            code: table.append_column("id", pa.array([f"{code}{row}" for row in range(table.num_rows)]))
+            for code, table in hidden.items()
+        }
+    blind.setup = replace(blind.setup, material=replace(blind.setup.material, texts=hidden))
+    for run in (whole, blind):
+        loop.fit(run)
+    one, other = whole.network.state_dict(), blind.network.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_the_loss_is_finite_and_a_step_changes_what_is_trained(name: str, settings: Settings) -> None:
@@ -235,7 +261,7 @@ def test_it_takes_up_a_language_or_says_that_it_cannot(name: str, settings: Sett
 
 def test_a_trial_of_a_search_trains_it_and_measures_what_the_mix_leaves_out(name: str, settings: Settings) -> None:
     made = techniques.load(name)
-    if "fine_tune" not in made.methods or made.reads_labels or made().changes_readings:
+    if "fine_tune" not in made.methods or made().reads == "labels" or made().changes_readings:
         pytest.skip("is in no fine-tuned mix")
     settings |= {"sources": ["eng_Latn", "swh_Latn"], "targets": ["hin_Deva"]}
     settings["training"] |= {"epochs": 2}

@@ -273,7 +273,9 @@ def test_a_bundle_without_centre_and_texts_too_few_are_refused(
 ) -> None:
     plain = {**centred(tiny_settings, "fine_tune"), "techniques": []}
     other = save(build(plain), tmp_path / "plain")
-    with pytest.raises(InputError, match=r"has no technique that adds a language: train with `techniques: \[centre\]`"):
+    with pytest.raises(
+        InputError, match=r"has no technique that adds a language from text: train with `techniques: \[centre\]`"
+    ):
         adapt.adapt(other, "wo", texts(tmp_path / "enough.txt"))
     with pytest.raises(InputError, match=r"few\.txt: 19 different texts; give 20 or more"):
         adapt.adapt(made, "wo", texts(tmp_path / "few.txt", rows=19))

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from xlt_ray.techniques import CATALOGUE
-from xlt_ray.techniques.technique import Embed, Material, Technique
+from xlt_ray.techniques.technique import Embed, Material, Reads, Technique
 
 
 def enrol() -> None:
@@ -30,6 +30,7 @@ class Toy(Technique):
     paper: ClassVar[str] = "none"
     needs: ClassVar[str] = "unlabelled texts of the targets"
     cost: ClassVar[str] = "nothing to speak of"
+    reads: ClassVar[Reads] = "unlabelled"
     adds_languages: ClassVar[bool] = True
 
     strength: float = Field(0.1, ge=0, description="how far a language is moved along its mean")

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from xlt_ray.supervision import shown
+
 if TYPE_CHECKING:
     from xlt_ray.config.experiment import Experiment
     from xlt_ray.techniques.technique import Technique
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 METHODS = {
     "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
     "probe": "logistic regression on frozen features; seconds once the features are there; the baseline of everything",
+}
+READS = {
+    "nothing": "nothing",
+    "unlabelled": "unlabelled text",
+    "parallel": "parallel text or dictionaries",
+    "labels": "some labelled rows",
 }
 ENCODERS = {
     "bundled:e5-small": "multilingual E5 small, about 100 languages, 118 M parameters; needs no network",
@@ -39,8 +47,10 @@ def plan(experiment: Experiment) -> None:
         cells = (share.rows, f"{share.weight:g}", f"{share.share:.3f}", f"{share.draws:.0f}", f"{share.repeats:.2f}")
         mixture.add_row(share.language, *map(str, cells))
     console.print(mixture)
+    rungs = prepared.rungs.values()
     few = f" and {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
     console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot{few}")
+    console.print(f"supervision: {'; '.join(dict.fromkeys(map(shown, rungs))) or 'sources alone'}")
     console.print(
         f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}"
     )
@@ -92,7 +102,13 @@ def _techniques(kinds: Sequence[type[Technique]]) -> Table:
     table = Table(title="techniques (techniques)", show_header=False, title_justify="left", show_lines=True)
     for kind in kinds:
         purpose = (kind.__doc__ or "").strip().split("\n")[0]
-        facts = {"paper": kind.paper, "needs": kind.needs, "cost": kind.cost, "methods": ", ".join(kind.methods)}
+        facts = {
+            "paper": kind.paper,
+            "needs": kind.needs,
+            "reads of targets": READS[str(kind().reads)],
+            "cost": kind.cost,
+            "methods": ", ".join(kind.methods),
+        }
         table.add_row(kind.name, "\n".join([purpose, *(f"{name}: {fact}" for name, fact in facts.items())]))
     return table
 

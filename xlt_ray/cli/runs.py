@@ -133,10 +133,12 @@ def evaluate(
 
 def _classes(scores: Any, code: str) -> tuple[Text, Table]:
     from xlt_ray.evaluation import metrics
+    from xlt_ray.reports import report
 
     one = scores.languages[code]
     interval = f"[{100 * one.accuracy_low:.1f}, {100 * one.accuracy_high:.1f}]"
-    head = f"\n{code} ({one.role}): accuracy {100 * one.accuracy:.1f} {interval}, macro-F1 {100 * one.macro_f1:.1f}"
+    head = f"\n{code} ({report.role(one)}): accuracy {100 * one.accuracy:.1f} {interval}"
+    head += f", macro-F1 {100 * one.macro_f1:.1f}"
     table = Table("label", "precision", "recall", "F1", "rows")
     for row in metrics.classification_report(one.confusion, scores.labels):
         table.add_row(
@@ -161,16 +163,31 @@ def compare(
     """Report whether one run is better than another: paired bootstrap over the rows both predicted."""
     from xlt_ray.evaluation import comparison
 
-    console = Console(highlight=False)
+    console, uneven = Console(highlight=False), False
     for group, found in comparison.compare_runs(first, second).items():
         console.print(
             f"{group} ({found.languages}): {100 * found.difference:+.1f} points "
-            f"[{100 * found.low:.1f}, {100 * found.high:.1f}], p {_shown(found.p_value)}"
+            f"[{100 * found.low:.1f}, {100 * found.high:.1f}], p {_shown(found.p_value)}{_rungs(found)}"
         )
+        uneven |= found.uneven
         if group == "all":
             ranked = sorted(found.per_language.items(), key=lambda item: item[1])
             extremes = ranked if len(ranked) <= 10 else ranked[:5] + ranked[-5:]
             console.print("  " + "  ".join(f"{code} {100 * gain:+.1f}" for code, gain in extremes), soft_wrap=True)
+
+    if uneven:
+        console.print(
+            "One run read more of these languages than the other, so the difference is not of the models alone; "
+            "compare runs whose techniques read the same.",
+            soft_wrap=True,
+        )
+
+
+def _rungs(found: Any) -> str:
+    from xlt_ray.supervision import shown
+
+    names = [shown(rung) for rung in found.supervision if rung is not None]
+    return f", {' against '.join(dict.fromkeys(names))}" if len(names) == 2 else ""
 
 
 def _shown(p_value: float) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, groups
-from xlt_ray.evaluation.metrics import load_scores
+from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
 
 RESAMPLES = 2000
@@ -27,14 +27,29 @@ class Comparison:
     languages: int
     rows: int
     per_language: Mapping[str, float]
+    # highest rung of `supervision.LADDER` in each model; None for sources, and where it is not recorded
+    supervision: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether one model read more of the languages than the other, so that more than the models differs."""
+        first, second = self.supervision
+        return first != second and None not in self.supervision
 
 
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
     """Compare two finished runs, first less second, in each group of languages; a role counts where both have it."""
-    known = groups.in_both(*(load_scores(folder).languages for folder in (first, second)))
+    one, other = (load_scores(folder) for folder in (first, second))
+    known = groups.in_both(one.languages, other.languages)
     a, b = (load_predictions(folder / "predictions.npz") for folder in (first, second))
     members: dict[str, list[str]] = {groups.ALL: []} | groups.of(known)  # with nothing in common, that is refused
-    return {name: compare_seeds([{code: a[code] for code in codes}], [b]) for name, codes in members.items()}
+    found = {name: compare_seeds([{code: a[code] for code in codes}], [b]) for name, codes in members.items()}
+    return {name: replace(each, supervision=_rungs(one, other, each)) for name, each in found.items()}
+
+
+def _rungs(one: Scores, other: Scores, found: Comparison) -> tuple[str | None, str | None]:
+    compared = [code for code in found.per_language if code in one.languages and code in other.languages]
+    return one.rung(compared), other.rung(compared)
 
 
 def compare_seeds(a: Sequence[Mapping[str, Predictions]], b: Sequence[Mapping[str, Predictions]]) -> Comparison:

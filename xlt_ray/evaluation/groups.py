@@ -1,7 +1,8 @@
 """Define the roles of languages, and the groups of languages that scores are reported for.
 
 A language's role is about labels: "source", all of its labelled rows may be trained on; "few-shot", some rows of a
-target were; "zero-shot", none. Whether a language was seen is about texts without labels: the encoder's pre-training.
+target were; "zero-shot", none: what else was read of it, its supervision, `xlt_ray.supervision` ranks. Whether a
+language was seen is about texts without labels: the encoder's pre-training.
 Reports, comparisons, gates, sweeps and searches all show the groups of `GROUPS`, under these names.
 """
 
@@ -11,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from xlt_ray.supervision import FEW_SHOT, ZERO_SHOT
+
 Role = Literal["source", "few-shot", "zero-shot"]
-ALL, SOURCE, FEW_SHOT, ZERO_SHOT = "all", "source", "few-shot", "zero-shot"
+ALL, SOURCE = "all", "source"
 ROLES = (SOURCE, FEW_SHOT, ZERO_SHOT)  # in the order of tables
 SEEN, UNSEEN = "seen", "unseen"  # in pre-training
 ZERO_SHOT_SEEN, ZERO_SHOT_UNSEEN = f"{ZERO_SHOT} {SEEN}", f"{ZERO_SHOT} {UNSEEN}"
@@ -54,6 +57,7 @@ class Place(NamedTuple):
 
     role: str | None
     seen: bool | None
+    supervision: str | None = None  # its rung of `supervision.LADDER`; None of a source
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Roles:
     sources: tuple[str, ...]
     few_shot: tuple[str, ...] = ()  # targets of which some labelled rows were trained on
     seen: frozenset[str] | None = None
+    supervision: Mapping[str, str] | None = None  # rung of `supervision.LADDER`; of no language named here: zero-shot
 
     def role(self, code: str) -> Role:
         """Return the role of a language; a source stays one even where it is listed as few-shot."""
@@ -80,8 +85,10 @@ class Roles:
         return None if self.seen is None else code in self.seen
 
     def place(self, code: str) -> Place:
-        """Return role and pre-training of a language together."""
-        return Place(self.role(code), self.was_seen(code))
+        """Return role, pre-training and supervision of a language together."""
+        role = self.role(code)
+        known = self.supervision is not None and role != SOURCE
+        return Place(role, self.was_seen(code), (self.supervision or {}).get(code, ZERO_SHOT) if known else None)
 
 
 def trained_on(role: str) -> bool:

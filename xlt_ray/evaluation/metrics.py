@@ -8,7 +8,7 @@ rows counts as much as one with 4,000, because the question is which languages a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from scipy import sparse, stats
 
+from xlt_ray import supervision
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, calibration, groups
 from xlt_ray.evaluation.groups import Roles
@@ -50,6 +51,7 @@ class LanguageScore:
     calibration_error_low: float | None = None
     calibration_error_high: float | None = None
     reliability: tuple[tuple[int, ...], ...] | None = None
+    supervision: str | None = None  # rung of `supervision.LADDER`; None of a source, and in scores of before
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,6 +66,21 @@ class Scores:
     summary: Mapping[str, float]
     temperature: float = 1.0
 
+    @property
+    def supervision(self) -> str | None:
+        """The highest rung of `supervision.LADDER` of the zero-shot languages; None where it is not known of any."""
+        return self.rung(groups.of(self.languages).get(groups.ZERO_SHOT, ()))
+
+    def rung(self, codes: Iterable[str]) -> str | None:
+        """Return the highest rung of `supervision.LADDER` of these languages, None where it is not known of any."""
+        return supervision.highest(self.languages[code].supervision for code in codes)
+
+    def titles(self) -> dict[str, str]:
+        """Return the title of every group of languages; where none of its labels was read, it says what else was."""
+        members = groups.of(self.languages)
+        rungs = {name: self.rung(members.get(name, ())) for name in groups.OF_TARGETS}
+        return {name: supervision.titled(one.title, rungs.get(name)) for name, one in groups.GROUPS.items()}
+
     def worst(self) -> LanguageScore:
         """Return the language with the lowest accuracy; of equals the first by code."""
         return min(self.languages.values(), key=lambda language: (language.accuracy, language.code))
@@ -71,8 +88,8 @@ class Scores:
     def to_frame(self) -> pd.DataFrame:
         """Return a table with a language a row, sources first and then from the best to the worst; index: its code.
 
-        Columns: `name`, `role`, `seen`, `support`, and each of `accuracy`, `macro_f1`, `calibration_error` with its
-        `_low` and `_high`, besides `transfer_gap`; fractions from 0 to 1, NaN where there is none.
+        Columns: `name`, `role`, `seen`, `support`, `supervision`, and each of `accuracy`, `macro_f1`,
+        `calibration_error` with its `_low` and `_high`, besides `transfer_gap`; fractions, NaN where there is none.
         """
         import pandas as pd
 
@@ -81,7 +98,8 @@ class Scores:
         )
         rows = [{"name": codes.name(one.code), **asdict(one)} for one in ranked]
         frame = pd.DataFrame(rows).set_index("code").drop(columns=["confusion", "reliability"])
-        return frame.astype({name: float for name in frame if name not in ("name", "role", "seen", "support")})
+        described = ("name", "role", "seen", "support", "supervision")
+        return frame.astype({name: float for name in frame if name not in described})
 
     def means(self) -> pd.DataFrame:
         """Return a table with a group of languages a row, named as by `compare`: how many, and means with intervals.
@@ -220,6 +238,7 @@ def _language(
         macro_f1_high=f1_high,
         transfer_gap=None if best is None else best - right / rows,
         seen=place.seen,
+        supervision=place.supervision,
         confusion=tuple(tuple(row) for row in table.tolist()),
     )
 

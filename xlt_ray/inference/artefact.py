@@ -21,8 +21,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from xlt_ray import durable, sniff
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
-from xlt_ray.translation import readings as reading
-from xlt_ray.translation.readings import Readings
+from xlt_ray.supervision import highest
 
 FORMAT = 1
 FILE = "artefact.json"
@@ -34,7 +33,7 @@ LISTED = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json|model)$")
 MEASURED = {
     "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "macro_f1": "macro_f1",
     "support": "support", "role": "role", "seen": "seen", "calibration_error": "calibration_error",
-    "reliability": "reliability",
+    "reliability": "reliability", "supervision": "supervision",
 }  # fmt: skip
 LARGEST = 64 * 2**20  # bytes of artefact.json or bundle.json: labels and languages are kilobytes
 AGAIN = "copy the folder again, or export the bundle again"
@@ -148,11 +147,6 @@ def read(folder: str | Path) -> Artefact:
     return found
 
 
-def readings(artefact: Artefact) -> Readings | None:
-    """Read how an artefact's texts are read; None where they are read as they stand."""
-    return reading.read(artefact.folder / reading.FILE) if reading.FILE in artefact.files else None
-
-
 def check_file(file: Path, sha256: str, again: str, size: int | None = None) -> None:
     """Raise InputError where a file is missing, or not the one of this SHA-256 and size; `again` is the remedy."""
     if pointer := sniff.lfs_pointer(file):
@@ -215,6 +209,7 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
             "techniques": list(experiment.techniques),
             "seed": experiment.seed,
             "oracle": experiment.oracle,
+            "supervision": highest(one.get("supervision") for one in languages.values()) or "not recorded",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "xlt_ray": version("xlt-ray"),
         },

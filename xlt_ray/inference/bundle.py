@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Bundle:
     precision: str = "float32"
     run: str = ""  # the key of the run that made it, where that is known
     readings: Readings | None = None  # how texts are read, None as they stand
+    supervision: Mapping[str, str] = field(default_factory=dict)  # rung of `supervision.LADDER`, of all but sources
 
     def probabilities(
         self,
@@ -140,6 +141,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "run": bundle.run,
         "experiment": public(bundle.experiment.model_dump(mode="json")),
         "languages": list(net.languages),
+        "supervision": dict(bundle.supervision),
         "temperature": net.temperature,
         "steps": _save_steps(folder, net, chosen),
         "added_by": [one.name for one in chosen if one.replaces_encoder] if added else [],
@@ -187,6 +189,7 @@ def update_steps(folder: Path, bundle: Bundle) -> None:
     if bundle.readings is not None:
         content["readings"] = _save_readings(folder, bundle.readings)
     content["languages"] = list(bundle.network.languages)
+    content["supervision"] = dict(bundle.supervision)
     after = {name for name in (content["steps"], content.get("readings")) if name}
     content["sha256"] = {name: digest for name, digest in content["sha256"].items() if name not in before}
     content["sha256"] |= {name: durable.digest(folder / name) for name in sorted(after)}
@@ -214,15 +217,20 @@ def load(folder: str | Path) -> Bundle:
             continue  # it was merged into the encoder
         one.attach(network, encoder.tokenizer, None)
         one.load(network, state)
-    scores = folder / "scores.json"
+    file = folder / "scores.json"
+    scores = Scores.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    rungs = content.get("supervision")
+    if rungs is None:  # a bundle of before
+        rungs = techniques.supervised(experiment, {*network.languages, *(scores.languages if scores else ())})
     return Bundle(
         network.eval(),
         Tokenize(encoder.tokenizer, content["prefix"], content["max_length"]),
         tuple(content["labels"]),
         experiment,
-        Scores.from_json(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
+        scores,
         run=content.get("run", ""),
         readings=readings.read(folder / content["readings"]) if content.get("readings") else None,
+        supervision=rungs,
     )
 
 

@@ -22,7 +22,8 @@ import numpy as np
 from xlt_ray.errors import InputError
 from xlt_ray.inference import artefact, pieces
 from xlt_ray.model import batching
-from xlt_ray.translation.readings import Readings, asked
+from xlt_ray.translation import readings
+from xlt_ray.translation.readings import Readings
 
 # Padded tokens a batch on one thread: activations stay in the cache of a core, and more rows at once are slower.
 TOKENS = 160
@@ -66,7 +67,7 @@ def classify(
 
     Texts are read as the model's `readings` say. `codes` are their languages, None where one is unknown.
     """
-    read = asked(model.readings, texts, pairs, codes)
+    read = readings.asked(model.readings, texts, pairs, codes)
     return read.joined(model.probabilities(model.encode(read.texts, read.pairs), read.keys))
 
 
@@ -125,7 +126,7 @@ class OnnxEngine:
         self, found: artefact.Artefact, precision: str = "auto", threads: int | None = None, tokens: int | None = None
     ) -> None:
         self.artefact, self.labels, self.max_length = found, found.labels, found.max_length
-        self.readings = artefact.readings(found)
+        self.readings = readings.read(found.folder / readings.FILE) if readings.FILE in found.files else None
         self.precision = found.precisions[0] if precision == "auto" else precision
         second = self.precision == "int8" and found.margin > 0
         with _LOADING:

@@ -23,10 +23,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from xlt_ray.evaluation import groups as language_groups
 from xlt_ray.evaluation.calibration import LEVELS, Reliability
-from xlt_ray.evaluation.groups import FEW_SHOT, GROUPS, ROLES, SOURCE, ZERO_SHOT
+from xlt_ray.evaluation.groups import FEW_SHOT, ROLES, SOURCE, ZERO_SHOT
 from xlt_ray.evaluation.metrics import LanguageScore, Scores
 from xlt_ray.languages import codes
 from xlt_ray.languages.codes import family
+from xlt_ray.supervision import shown
 
 INK = "#1a1b1c"  # becomes currentColor inside a page, so it must be no other colour of a figure
 SCRIPTS = {
@@ -64,21 +65,18 @@ def groups(scores: Scores) -> dict[str, list[LanguageScore]]:
     ranked = sorted(scores.languages.values(), key=lambda one: (-one.accuracy, one.code))
     members = language_groups.of({one.code: one for one in ranked})
     source, few_shot, zero_shot = ([scores.languages[code] for code in members.get(role, ())] for role in ROLES)
+    titles = {name: title[0].upper() + title[1:] for name, title in scores.titles().items()}
     found: dict[str, list[LanguageScore]] = {}
     for one in zero_shot:
-        title = family(one.code) if len(zero_shot) >= _GROUP_FROM else _title(ZERO_SHOT)
+        title = family(one.code) if len(zero_shot) >= _GROUP_FROM else titles[ZERO_SHOT]
         found.setdefault(title, []).append(one)
     last = "Families of one language here"
     single = [title for title, members in found.items() if len(members) == 1]
     if len(single) > 1:
         found[last] = [found.pop(title)[0] for title in single]
     by_size = sorted(found.items(), key=lambda item: (item[0] == last, -len(item[1]), item[0]))
-    first = {_title(SOURCE): source, _title(FEW_SHOT): few_shot}
+    first = {titles[SOURCE]: source, titles[FEW_SHOT]: few_shot}
     return {title: members for title, members in first.items() if members} | dict(by_size)
-
-
-def _title(group: str) -> str:
-    return GROUPS[group].title.capitalize()
 
 
 def bars(scores: Scores) -> Figure:
@@ -166,6 +164,8 @@ def _key(scores: Scores, best: float | None) -> list[Any]:
         entries.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=_DASHES, label=label))
     if any(one.seen is False for one in scores.languages.values()):
         entries.append(Line2D([], [], color=INK, marker="$†$", linestyle="none", label="unseen in pre-training"))
+    if scores.supervision is not None:
+        entries.append(Line2D([], [], linestyle="none", label=f"targets: {shown(scores.supervision)}"))
     return entries
 
 
@@ -238,11 +238,12 @@ def _plain(axes: Axes) -> None:
     axes.patch.set_visible(False)
 
 
-def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
+def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]], without: str = ZERO_SHOT) -> Figure:
     """Draw accuracy against shots a class, on a log axis: for each line shots -> the values of its draws.
 
     A line goes through the means of draws, a band from the smallest to the largest, a dot is one draw. Zero shots have
-    no place on a log axis: they are drawn at its left, with a dashed line across to compare with.
+    no place on a log axis: they are drawn at its left, with a dashed line across to compare with; `without` is what
+    they are called.
     """
     shots = sorted({k for values in lines.values() for k in values if k})
     apart = shots[0] / 2.2
@@ -259,7 +260,7 @@ def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
         axes.set_xlim(ticks[0] / 1.25, shots[-1] * 1.15)
         if zero:
             axes.axvline(shots[0] / 1.5, color=INK, alpha=0.35, linewidth=0.8, linestyle=":")
-        axes.set_xlabel("labelled rows a class and language (0: zero-shot)", color=INK)
+        axes.set_xlabel(f"labelled rows a class and language (0: {without})", color=INK)
         axes.set_title("few-shot accuracy on test, %: mean over languages", loc="left", color=INK, fontsize=8.5)
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None, decimals=None))
         _plain(axes)

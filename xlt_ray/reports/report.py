@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from xlt_ray import config, durable
+from xlt_ray import config, durable, supervision
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError
@@ -56,8 +56,7 @@ def ranked(scores: Scores) -> list[LanguageScore]:
 
 def table(scores: Scores, experiment: Experiment) -> Group:
     """Lay out scores in per cent for a terminal of 80 columns or more."""
-    title = f"{experiment.name}: test scores in %" + (" (oracle, an upper bound)" if experiment.oracle else "")
-    title += " (few-shot)" if few_shot(scores) else ""
+    title = f"{experiment.name}: test scores in % ({_called(scores, experiment)})"
     rows = terminal_table(title)
     rows.add_column("language")  # may wrap, so that a narrow terminal cuts names and not numbers
     for heading in ("code", "role", "seen"):
@@ -70,23 +69,57 @@ def table(scores: Scores, experiment: Experiment) -> Group:
         accuracy, f1, gap = map(percent, (one.accuracy, one.macro_f1, one.transfer_gap))
         numbers = (str(one.support), accuracy, _interval(one.accuracy_low, one.accuracy_high), f1, gap)
         error = [percent(one.calibration_error)] if calibrated else []
-        rows.add_row(name, one.code, one.role, _seen(one), *numbers, *error)
-    lines = [ORACLE, ""] if experiment.oracle else []
-    lines += [FEW_SHOT, ""] if few_shot(scores) else []
+        rows.add_row(name, one.code, _short_role(one), _seen(one), *numbers, *error)
+    lines = [line for sentence in _supervised(scores, experiment) for line in (sentence, "")]
     return Group(rows, Text("\n".join(["", *lines, *_summary_lines(scores)])))
+
+
+def role(one: LanguageScore) -> str:
+    """Return the role of a language with what was read of it, such as "zero-shot + parallel text"."""
+    return supervision.shown(one.supervision) if one.role == groups.ZERO_SHOT else one.role
+
+
+def _short_role(one: LanguageScore) -> str:
+    return role(one).removeprefix(f"{groups.ZERO_SHOT} ").removesuffix(" text")
+
+
+def _called(scores: Scores, experiment: Experiment) -> str:
+    """Return what the scores of targets are called in a title: their highest rung, and the oracle as what it is."""
+    members = groups.of(scores.languages)
+    found = [supervision.shown(scores.supervision)] if groups.ZERO_SHOT in members else []
+    found = ["oracle, an upper bound"] if experiment.oracle else found
+    return ", ".join([*found, *([groups.FEW_SHOT] if few_shot(scores) else [])]) or "sources alone"
+
+
+def _supervised(scores: Scores, experiment: Experiment) -> list[str]:
+    """Say in sentences what was read of the targets, where that was more than nothing or is not known."""
+    found = [ORACLE] if experiment.oracle else []
+    found += [FEW_SHOT] if few_shot(scores) else []
+    zero_shot = groups.of(scores.languages).get(groups.ZERO_SHOT, ())
+    each = [scores.languages[code].supervision for code in zero_shot]
+    if None in each:
+        found.append("What was read of the zero-shot languages is not recorded: the scores are older than that.")
+    for rung in supervision.LADDER[1:]:
+        if count := each.count(rung):
+            if rung == supervision.ORACLE and experiment.oracle:
+                continue
+            some = "" if count == len(each) else f" in {count} of {len(each)} languages"
+            told = f"{supervision.shown(rung)}{some}: {supervision.MEANING[rung]}; compare with figures of that kind."
+            found.append(told[0].upper() + told[1:])
+    return found
 
 
 def _summary_lines(scores: Scores) -> list[str]:
     def line(title: str, fraction: float, *rest: str) -> str:
         return "  ".join([f"{title:<33} {100 * fraction:5.1f}", *rest])
 
-    summary, counts, lines = scores.summary, _counts(scores), []
+    summary, counts, lines, titles = scores.summary, _counts(scores), [], scores.titles()
     for group in _SUMMARY:
-        title, key = groups.GROUPS[group]
+        title, key = titles[group], groups.GROUPS[group].key
         if f"accuracy/{key}" in summary:
             mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
             # a part of the group above is named by what is different in it
-            titled = f"{title}, mean" if group in groups.ROLES else "  " + title.removeprefix(f"{groups.ZERO_SHOT}, ")
+            titled = f"{title}, mean" if group in groups.ROLES else "  " + title.partition(", ")[2]
             error = summary.get(f"calibration_error/{key}")
             rest = [f"F1 {percent(summary[f'macro_f1/{key}'])}", *([] if error is None else [f"ECE {percent(error)}"])]
             lines.append(line(f"{titled} ({counts[key]})", mean, _interval(low, high), *rest))
@@ -132,8 +165,7 @@ def write_table(file: Path, scores: Scores) -> None:
 def cautions(scores: Scores, experiment: Experiment) -> list[str]:
     """List, in sentences, what a reader of the scores should beware of."""
     each = ranked(scores)
-    found = [ORACLE] if experiment.oracle else []
-    found += [FEW_SHOT] if few_shot(scores) else []
+    found = _supervised(scores, experiment)
     found += [REFIT] if experiment.training.refit != "none" else []
     if "accuracy/mean_zero_shot" not in scores.summary:
         found.append("Only source languages were measured, so nothing is known here about other languages.")
@@ -220,6 +252,7 @@ def _page(
     scores: Scores, experiment: Experiment, facts: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> dict[str, Any]:
     mixture = [{**row, "name": codes.name(row["language"])} for row in facts.get("mixture", ())]
+    rungs = {one.supervision for one in scores.languages.values()}
     return {
         "experiment": experiment,
         "facts": dict.fromkeys(("name", "description", "licence", "fingerprint"), "") | dict(facts),
@@ -231,7 +264,10 @@ def _page(
         "temperature": scores.temperature,
         "languages": [_language(one) for one in ranked(scores)],
         "counts": _counts(scores),
-        "titles": {group.key: group.title for group in groups.GROUPS.values()},
+        "titles": {group.key: scores.titles()[name] for name, group in groups.GROUPS.items()},
+        "called": _called(scores, experiment),
+        "supervision": supervision.shown(scores.supervision),
+        "ladder": {rung: meaning for rung, meaning in supervision.MEANING.items() if rung in rungs},
         "summary": {key.replace("/", "_"): value for key, value in scores.summary.items()},
         "worst": _language(scores.worst()),
         "commonest": float(np.mean([commonest(one) for one in scores.languages.values()])),
@@ -252,6 +288,7 @@ def _language(one: LanguageScore) -> dict[str, Any]:
         "family": known.family if known else "",
         "script": known.script if known else "",
         "seen": _seen(one),
+        "role": role(one),
     }
 
 
@@ -269,5 +306,5 @@ def reliability(scores: Scores) -> dict[str, calibration.Reliability]:
     for name, members in groups.apart(scores.languages).items():
         tables = [table for code in members if (table := scores.languages[code].reliability) is not None]
         if tables:
-            found[groups.GROUPS[name].title] = calibration.pooled(tables)
+            found[scores.titles()[name]] = calibration.pooled(tables)
     return found

@@ -60,7 +60,7 @@ def measure(
     tables = {code: table for code, table in tables.items() if not alone or code in wanted}
     predictions = predict(model, experiment, tables, on_event)
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
-    roles = Roles(model.experiment.sources, _few_shot(model, tables), seen)
+    roles = Roles(model.experiment.sources, _few_shot(model, tables), seen, model.supervision)
     scores = metrics.score(predictions, model.labels, roles, experiment.evaluation.resamples, experiment.seed)
     return replace(scores, temperature=model.network.temperature)
 
@@ -76,7 +76,8 @@ def _few_shot(model: Bundle, codes: Collection[str]) -> tuple[str, ...]:
     named = model.experiment.targets
     known = tuple(filter(is_first, model.network.languages))
     targets = (known or tuple(codes)) if isinstance(named, str) else named
-    asked = {code for one in techniques.build(model.experiment) for code in one.trained_on(targets)}
+    reading = (one for one in techniques.build(model.experiment) if one.reads == "labels")
+    asked = {code for one in reading for code in one.reads_of(targets, targets)}
     return tuple(code for code in codes if code in asked)
 
 

@@ -23,9 +23,9 @@ def record_start(outbox: Outbox, setup: Setup) -> None:
         {
             "xlt.selection": "oracle" if experiment.oracle else experiment.training.select,
             "xlt.method": experiment.training.method,
-            "xlt.supervision": "few-shot" if setup.few_shot else "zero-shot",
             "xlt.techniques": ", ".join(experiment.techniques) or "none",
         }
+        | setup.rungs
     )
     outbox.tags({f"xlt.environment.{name}": value for name, value in environment.environment().items()})
     profile = {"labels": len(setup.corpus.labels), "train": {s.language: s.rows for s in setup.mixture}}

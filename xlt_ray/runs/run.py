@@ -141,7 +141,8 @@ def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: 
 def _score(setup: Setup, fitted: Fitted) -> Scores:
     net, tokenize, _ = fitted.model
     experiment, labels = setup.experiment, setup.corpus.labels
-    roles = Roles(experiment.sources, setup.few_shot, encoders.seen_languages(net.encoder, tokenize.tokenizer))
+    seen = encoders.seen_languages(net.encoder, tokenize.tokenizer)
+    roles = Roles(experiment.sources, setup.few_shot, seen, setup.supervision)
     scores = metrics.score(fitted.predictions, labels, roles, experiment.evaluation.resamples, experiment.seed)
     return replace(scores, temperature=net.temperature)
 
@@ -151,7 +152,14 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
     net, tokenize, identity = fitted.model
     setup, experiment = fitted.setup, fitted.setup.experiment
     made = bundle.Bundle(
-        net, tokenize, setup.corpus.labels, experiment, scores, run=folder.key, readings=setup.readings
+        net,
+        tokenize,
+        setup.corpus.labels,
+        experiment,
+        scores,
+        run=folder.key,
+        readings=setup.readings,
+        supervision=setup.supervision,
     )
     bundle.save(folder.local / "bundle", made, identity)
     save_predictions(folder.local / "predictions.npz", fitted.predictions)

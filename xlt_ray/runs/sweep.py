@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from xlt_ray.reports import plots
 from xlt_ray.reports.page import percent, terminal_table
 from xlt_ray.runs import run
 from xlt_ray.runs.storage import RunFolder, open_folder
+from xlt_ray.supervision import highest, shown
 from xlt_ray.training import cluster, embedding, frozen
 from xlt_ray.training.checks import prepare
 from xlt_ray.training.setup import Setup
@@ -54,6 +55,7 @@ class Result:
     role: Mapping[str, str]
     seen: Mapping[str, bool | None]  # by the encoder in pre-training
     rows: Mapping[str, int]  # of few-shot languages, how many were trained on
+    supervision: Mapping[str, str | None] = field(default_factory=dict)  # `supervision.LADDER`; {} in older results
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Sweep:
         """Return those languages, and the ones that the encoder saw or did not see in pre-training."""
         parts = groups.by_pretraining(self.languages, next(iter(self.results.values())).seen)
         return {groups.ALL: self.languages, **{name: tuple(members) for name, members in parts.items()}}
+
+    @property
+    def without(self) -> str:
+        """What the results of k = 0 are called: zero-shot, with what the other techniques read of the targets."""
+        rungs = [one.supervision.get(code) for one in self.results.values() if not one.shots for code in self.languages]
+        return shown(highest(rungs))
 
     def means(self, members: Sequence[str]) -> dict[int, list[float]]:
         """Average accuracy over languages: shots -> a mean for each draw."""
@@ -175,6 +183,7 @@ def _result(setup: Setup, setting: Setting, accuracy: Mapping[str, float], place
         role={code: str(one.role) for code, one in places.items()},
         seen={code: one.seen for code, one in places.items()},
         rows={code: setup.visible.table("train", code).num_rows for code in setup.few_shot},
+        supervision={code: setup.supervision.get(code) for code in places},
     )
 
 
@@ -204,7 +213,7 @@ def _probes(
         for name, table in tables.items():
             found[name] = features[name][pc.index_in(_texts(table), value_set=places[name]).to_numpy()]
         _, predictions, _, _ = run.fit_probe(setup, net, tables, found)
-        roles = Roles(experiment.sources, setup.few_shot, known)
+        roles = Roles(experiment.sources, setup.few_shot, known, setup.supervision)
         accuracy = {code: one.accuracy for code, one in predictions.items()}
         yield _result(setup, setting, accuracy, {code: roles.place(code) for code in predictions})
     on_event({"stage": "fit", "done": len(missing), "total": len(missing)})
@@ -249,15 +258,16 @@ def write(found: Sweep) -> dict[str, Path]:
     file = found.folder.local / "few_shot.tsv"
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        writer.writerow(["k", "draw", "language", "role", "seen", "accuracy"])
+        writer.writerow(["k", "draw", "language", "role", "supervision", "seen", "accuracy"])
         for one in found.results.values():
             for code in sorted(one.accuracy):
-                writer.writerow([one.shots, one.draw, code, one.role[code], one.seen[code], one.accuracy[code]])
+                facts = (one.role[code], one.supervision.get(code), one.seen[code], one.accuracy[code])
+                writer.writerow([one.shots, one.draw, code, *facts])
     drawn = found.groups()
     drawn = {name: members for name, members in drawn.items() if name != groups.ALL} or drawn
     titles = {name: f"{name} in pre-training" for name in drawn} | {groups.ALL: "target languages"}
     lines = {f"{titles[name]} ({len(members)})": found.means(members) for name, members in drawn.items()}
-    return {file.name: file} | plots.save(plots.few_shot(lines), found.folder.local, file.stem)
+    return {file.name: file} | plots.save(plots.few_shot(lines, found.without), found.folder.local, file.stem)
 
 
 def table(found: Sweep) -> Group:
@@ -290,7 +300,7 @@ def _notes(found: Sweep) -> list[str]:
     numbers = sorted({shots for shots, _ in found.results})
     notes = [
         "few-shot: k labelled train rows a class of each target were trained on, all where a class has fewer; k = 0 is "
-        "zero-shot.",
+        f"{found.without}.",
         f"rows: those used a language, on average. spread: the largest less the smallest of {draws} draws, in points.",
     ]
     if draws > 1:

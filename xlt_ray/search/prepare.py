@@ -27,7 +27,7 @@ def check(search: Search, corpus: Corpus) -> None:
             experiment = search.experiment({**point, "sources": list(sources)})
             try:
                 chosen = techniques.build(experiment)
-                if reading := [one.name for one in chosen if one.reads_labels]:
+                if reading := [one.name for one in chosen if one.reads == "labels"]:
                     raise InputError(
                         f"techniques.{reading[0]}: reads labels of targets, and a search ranks mixes by transfer "
                         "without any; take it out, and go on from the chosen mix with `xlt few-shot`"

@@ -20,6 +20,7 @@ from xlt_ray.runs.storage import RunFolder
 from xlt_ray.search.findings import Retrained
 from xlt_ray.search.selection import CHOSEN, Judge, Tried
 from xlt_ray.search.space import Point, Search
+from xlt_ray.supervision import ORACLE
 
 FIRST_SEED = 1000  # added to the search's own
 BASELINES = {
@@ -100,7 +101,10 @@ def retrain(
             outcome = run.finished(experiment, search.fingerprint)  # the corpus was read once, for the search
             if outcome is None:
                 begin()
-                outcome = run.run(experiment, show, run_key, {"xlt.selection": rule, "xlt.search_role": name})
+                tags = {"xlt.selection": rule, "xlt.search_role": name}
+                if search.oracle:  # target labels chose the mix, whatever the run itself read
+                    tags |= {"xlt.supervision": ORACLE, "xlt.supervision.zero_shot": ORACLE}
+                outcome = run.run(experiment, show, run_key, tags)
             outcomes.append(outcome)
         folders = tuple(f"retrained/{one.folder.local.name}" for one in outcomes)
         found.append(Retrained(name, point, folders, tuple(one.scores for one in outcomes)))

@@ -7,14 +7,18 @@ No module outside this package names one of them.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from xlt_ray import supervision
 from xlt_ray.config import keys
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.errors import joined
+from xlt_ray.config.read import build as read
+from xlt_ray.errors import InputError, joined
 from xlt_ray.techniques.technique import Material, Technique
 
 if TYPE_CHECKING:
@@ -73,6 +77,47 @@ def network(
     for one in techniques:
         one.attach(built.network, built.tokenize.tokenizer, material)
     return built
+
+
+def supervised(
+    experiment: Experiment,
+    languages: Iterable[str],
+    texts: Collection[str] | None = None,
+    labelled: Collection[str] | None = None,
+) -> dict[str, str]:
+    """Return the rung of `supervision.LADDER` on which a run stands in each of its languages that is no source.
+
+    It is the highest of what its techniques say they read, of what the run of the bundle in `network.init` read, whose
+    languages are added, and of the oracle. `texts` are the languages with train or dev rows and `labelled` those with
+    train rows; None where that is not known any more, and then all may have been read.
+    """
+    targets = [code for code in languages if code not in experiment.sources]
+    found = [(code, supervision.ORACLE if experiment.oracle else supervision.ZERO_SHOT) for code in targets]
+    for one in build(experiment):
+        there = labelled if one.reads == "labels" else texts
+        read_of = one.reads_of(targets, targets if there is None else there)
+        found += [(code, supervision.BY_READING[one.reads]) for code in read_of]
+    rungs: dict[str, str] = {}
+    for code, rung in [*found, *_inherited(experiment.network.init).items()]:
+        if code not in experiment.sources:
+            rungs[code] = supervision.highest([rungs.get(code), rung]) or rung
+    return rungs
+
+
+def _inherited(init: str) -> Mapping[str, str]:
+    """Return the rungs of the run whose bundle `network.init` is, or is the encoder of; its sources had labels."""
+    folder = Path(init).parent if Path(init).name == "encoder" else Path(init)
+    file = folder / "bundle.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        earlier = read(content["experiment"], place=f"{file}: experiment")
+        rungs = content.get("supervision")  # a bundle of before has none
+        rungs = supervised(earlier, content.get("languages", ())) if rungs is None else rungs
+        return rungs | dict.fromkeys(earlier.sources, supervision.FEW_SHOT)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"network.init: {file} is damaged ({error}); copy the bundle again") from None
 
 
 def load(name: str) -> type[Technique]:

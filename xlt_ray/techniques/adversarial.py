@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from xlt_ray.errors import InputError
-from xlt_ray.techniques.technique import Available, Embed, Material, Technique
+from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -39,6 +39,7 @@ class Adversarial(Technique):
     needs: ClassVar[str] = "unlabelled train rows of sources and targets, which join every update"
     cost: ClassVar[str] = "twice the rows an update; see training.unlabelled_rows"
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
+    reads: ClassVar[Reads] = "unlabelled"
     wants_unlabelled: ClassVar[bool] = True
 
     weight: float = Field(0.1, gt=0, description="lambda at the end of training, how hard the encoder works against it")

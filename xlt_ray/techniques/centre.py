@@ -22,7 +22,7 @@ from torch import nn
 
 from xlt_ray.corpora import mixture
 from xlt_ray.errors import InputError
-from xlt_ray.techniques.technique import Available, Embed, Material, Technique
+from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
 from xlt_ray.translation.readings import is_first, language_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Centre(Technique):
         "some hundred unlabelled train (else dev) texts of every target, classes about as frequent as in the sources"
     )
     cost: ClassVar[str] = "one pass of the encoder over those texts"
+    reads: ClassVar[Reads] = "unlabelled"
     adds_languages: ClassVar[bool] = True
 
     rows: int = Field(500, ge=1, description="texts a language from which its mean is estimated; all, where fewer")

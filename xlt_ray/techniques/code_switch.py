@@ -8,7 +8,7 @@ induced from the unlabelled rows that the corpus has in parallel.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from xlt_ray.events import OnProgress
 from xlt_ray.languages import codes, lexicon
 from xlt_ray.languages.lexicon import LONGEST, Lexicon
 from xlt_ray.languages.words import replace_words
-from xlt_ray.techniques.technique import Available, Example, Material, Technique
+from xlt_ray.techniques.technique import Available, Example, Material, Reads, Technique
 from xlt_ray.translation import induced
 
 
@@ -39,6 +39,7 @@ class CodeSwitch(Technique):
     )
     cost: ClassVar[str] = "0.6 s a pair of languages once, for 700 rows, then kept in corpus.cache_dir; 0.3 ms a row"
 
+    reads: ClassVar[Reads] = "parallel"
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"lexicons": ("induced",)}
 
     rate: float = Field(0.3, ge=0, le=1, description="chance that a word or phrase that can be translated is replaced")
@@ -68,6 +69,11 @@ class CodeSwitch(Technique):
         if not languages:
             raise ValueError("no language to switch to; name some, or write targets")
         return tuple(dict.fromkeys(codes.resolve(code) for code in languages))
+
+    def reads_of(self, targets: Collection[str], there: Collection[str]) -> tuple[str, ...]:
+        """Return the targets to switch to: those named, else all that have rows or may have a dictionary."""
+        wanted = self._named or (there if self.lexicons == "induced" else targets)
+        return tuple(code for code in sorted(targets) if code in wanted)
 
     def check(self, available: Available) -> None:
         """Raise InputError where no language has what a lexicon is made of, or one that is named has none."""

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.languages import codes
-from xlt_ray.techniques.technique import Available, Material, Technique
+from xlt_ray.techniques.technique import Available, Material, Reads, Technique
 
 
 class FewShot(Technique):
@@ -29,7 +29,7 @@ class FewShot(Technique):
     paper: ClassVar[str] = "Lauscher et al. 2020, arXiv 2005.00633; Zhao et al. 2021, arXiv 2012.15682"
     needs: ClassVar[str] = "labelled train rows of the targets; the run is labelled few-shot everywhere"
     cost: ClassVar[str] = "that of training on so many more rows"
-    reads_labels: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "labels"
     shots_and_draw: ClassVar[tuple[str, str] | None] = ("shots", "draw")
 
     shots: int = Field(10, ge=1, description="rows a class and language; all, where there are fewer")
@@ -69,9 +69,9 @@ class FewShot(Technique):
         """Whether the sources' rows are left out."""
         return self.alone
 
-    def trained_on(self, targets: Collection[str]) -> tuple[str, ...]:
+    def reads_of(self, targets: Collection[str], there: Collection[str]) -> tuple[str, ...]:
         """Return the targets that shots are taken of."""
-        return super().trained_on(targets) if isinstance(self.languages, str) else self.languages
+        return super().reads_of(targets, there) if isinstance(self.languages, str) else self.languages
 
     def corpus(self, corpus: Corpus, material: Material) -> Corpus:
         """Add the shots to train."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from xlt_ray.errors import InputError
-from xlt_ray.techniques.technique import Available, Embed, Material, Technique
+from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -28,6 +28,7 @@ class LanguageId(Technique):
     needs: ClassVar[str] = "unlabelled train rows of sources and targets, which join every update"
     cost: ClassVar[str] = "twice the rows an update; see training.unlabelled_rows"
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
+    reads: ClassVar[Reads] = "unlabelled"
     wants_unlabelled: ClassVar[bool] = True
 
     weight: float = Field(0.1, gt=0, description="of its cross-entropy, beside 1 for that of the task")

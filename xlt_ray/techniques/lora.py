@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from xlt_ray.errors import InputError
-from xlt_ray.techniques.technique import Material, Technique
+from xlt_ray.techniques.technique import Material, Reads, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -37,6 +37,7 @@ class Lora(Technique):
     needs: ClassVar[str] = "nothing more; the encoder must be available where the bundle is loaded"
     cost: ClassVar[str] = "as fine-tuning; no optimiser state for the encoder"
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
+    reads: ClassVar[Reads] = "nothing"
     replaces_encoder: ClassVar[bool] = True
 
     rank: int = Field(8, ge=1, description="of the matrices")

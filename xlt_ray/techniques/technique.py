@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ Score = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
 # Maps a function that stands in a module over picklable arguments, and yields results in their order: `map` itself, or
 # the same on all of a cluster's CPUs.
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+# what is read of a target: texts, texts with their translations (or a dictionary), or labelled rows
+Reads = Literal["nothing", "unlabelled", "parallel", "labels"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Material:
     """What a technique may look at: an experiment, and texts without labels, of train (else dev) and never of test.
 
     `texts[language]` has the columns `text`, `id` and, in pair tasks, `text_pair`; sources and targets are among them.
-    `shots[language]` are labelled train rows of the targets: empty unless a technique of the run `reads_labels`, which
+    `shots[language]` are labelled train rows of the targets: empty unless a technique of the run `reads` labels, which
     makes the run few-shot in those languages.
     """
 
@@ -99,7 +102,6 @@ class Technique(Section):
     needs: ClassVar[str]  # what data
     cost: ClassVar[str]  # time and memory, as measured
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
-    reads_labels: ClassVar[bool] = False  # of targets
     wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update
     replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be available
     attaches_from_data: ClassVar[bool] = False  # what it attaches depends on the rows that are trained on
@@ -108,6 +110,21 @@ class Technique(Section):
     shots_and_draw: ClassVar[tuple[str, str] | None] = None
     # parameters that name local files, each with the values that do not
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @property
+    def reads(self) -> Reads:
+        """What is read of targets, which decides what figures of the run are called (`supervision.LADDER`).
+
+        The most that it uses with its parameters as they are; every technique says it, also where it is nothing.
+        """
+        raise NotImplementedError(f"{self.name}: say what it reads of targets: one of {get_args(Reads)}")
+
+    def reads_of(self, targets: Collection[str], there: Collection[str]) -> tuple[str, ...]:
+        """Return the targets of which it reads what `reads` says; by default all that are `there`.
+
+        That are the languages with train rows for one that reads labels, and for others those with train or dev rows.
+        """
+        return () if self.reads == "nothing" else tuple(sorted({*targets} & {*there}))
 
     @property
     def second_stage(self) -> bool:
@@ -128,10 +145,6 @@ class Technique(Section):
     def merged_when_saved(self) -> bool:
         """Whether a bundle is to hold the merged encoder, which can be `network.init` of another run."""
         return False
-
-    def trained_on(self, targets: Collection[str]) -> tuple[str, ...]:
-        """Return which of a run's targets have labels that are trained on: none, unless it `reads_labels`."""
-        return tuple(sorted(targets)) if self.reads_labels else ()
 
     def check(self, available: Available) -> None:
         """Raise InputError where the technique cannot work with what is available; called in the driver, before Ray."""

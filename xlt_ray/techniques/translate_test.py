@@ -12,7 +12,7 @@ parallel text is. A lexicon of another kind of text, such as a general dictionar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,7 +27,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages import codes, lexicon
-from xlt_ray.techniques.technique import Available, Each, Embed, Material, Score, Technique
+from xlt_ray.techniques.technique import Available, Each, Embed, Material, Reads, Score, Technique
 from xlt_ray.translation import induced
 from xlt_ray.translation import readings as reading
 from xlt_ray.translation.readings import Readings
@@ -95,6 +95,17 @@ class TranslateTest(Technique):
         if wrong := [weight for weight in weights if not 0 < weight < float("inf")]:
             raise ValueError(f"{wrong[0]}: a weight is a finite number above 0; leave a reading out instead")
         return weights
+
+    @property
+    def reads(self) -> Reads:
+        """Translations, or a dictionary."""
+        return "parallel"
+
+    def reads_of(self, targets: Collection[str], there: Collection[str]) -> tuple[str, ...]:
+        """Return the targets of which there can be a lexicon: with a dictionary, any may have a file."""
+        if self.lexicons != "induced":
+            return tuple(sorted(targets))
+        return tuple(code for code in super().reads_of(targets, there) if induced.by_words(code))
 
     def check(self, available: Available) -> None:
         """Raise InputError where no target has what a lexicon is made of, or weights are not one a reading."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from xlt_ray import techniques
+from xlt_ray import supervision, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import mixture
 from xlt_ray.corpora.corpus import Corpus, known_languages
@@ -59,7 +59,7 @@ class Setup:
         """
         chosen, codes = techniques.build(experiment), known_languages(experiment, corpus)
         targets = [code for code in codes if code not in experiment.sources and code in corpus.languages("train")]
-        reading = any(one.reads_labels for one in chosen)
+        reading = any(one.reads == "labels" for one in chosen)
         shots = {code: corpus.table("train", code) for code in targets} if reading else {}
         unlabelled: Mapping[str, pa.Table] = {}
         if chosen or experiment.training.unlabelled_rows:
@@ -144,6 +144,19 @@ class Setup:
     def zero_shot(self) -> tuple[str, ...]:
         """The measured languages that training sees no label of."""
         return tuple(code for code in self.measured if code not in (*self.experiment.sources, *self.few_shot))
+
+    @cached_property
+    def supervision(self) -> Mapping[str, str]:
+        """The rung of `supervision.LADDER` of every language that is no source, as `techniques.supervised` has it."""
+        return techniques.supervised(self.experiment, self.languages, self.material.texts, self.material.shots)
+
+    @property
+    def rungs(self) -> dict[str, str]:
+        """The highest rung of all measured languages that are no source, and that of the zero-shot ones, as tags."""
+        each = {code: self.supervision[code] for code in self.measured if code in self.supervision}
+        zero_shot = supervision.highest(each[code] for code in self.zero_shot)
+        found = {"xlt.supervision": supervision.highest(each.values()), "xlt.supervision.zero_shot": zero_shot}
+        return {tag: rung for tag, rung in found.items() if rung is not None}
 
     @property
     def updates(self) -> int:

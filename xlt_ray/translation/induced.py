@@ -31,11 +31,16 @@ class Settings:
     cache_dir: str
 
 
+def by_words(code: str) -> bool:
+    """Return whether the script of a language parts words, or syllables, so that they can be translated."""
+    return not lexicon.unsegmented(code) or lexicon.by_syllables(code)
+
+
 def fault(pair: tuple[str, str], rows: Mapping[str, pa.Table]) -> str | None:
     """Return why no lexicon can be induced from the rows of two languages, None where one can be."""
     source, code = pair
     for one in pair:
-        if lexicon.unsegmented(one) and not (one == source and lexicon.by_syllables(one)):
+        if not by_words(one) if one == source else lexicon.unsegmented(one):
             return f"{one} is written without spaces between words, so no lexicon can be induced"
     if source not in rows or code not in rows:
         return f"{code if source in rows else source} has no train or dev rows, or is neither source nor target"

@@ -104,7 +104,9 @@ def _retrained(findings: Findings) -> Group:
             over = f" ({_percent(low)} to {_percent(high)})" if seeds > 1 else ""
             cells.append(_percent(one.mean(f"accuracy/{key}")) + over)
         rows.append((one.name, *cells))
-    return _titled(title, [_words("model"), *map(_number, groups.values())], rows)
+    return _titled(
+        title, [_words("model"), *map(_number, (summary.titled(name, findings) for name in groups.values()))], rows
+    )
 
 
 def _differences(findings: Findings) -> Group:
@@ -114,7 +116,7 @@ def _differences(findings: Findings) -> Group:
         interval = f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
         by_seed = f"{100 * seeds[0]:+.1f} to {100 * seeds[1]:+.1f}" if seeds else ""
         numbers = (str(one.languages), f"{100 * one.difference:+.1f}", interval, summary.probability(one), by_seed)
-        rows.append((name, group, *numbers))
+        rows.append((name, summary.titled(group, findings), *numbers))
     return _titled(title, [_words("baseline"), _words("languages"), *map(_number, headings)], rows)
 
 
@@ -233,7 +235,8 @@ def _tested(findings: Findings) -> dict[str, Any]:
     chosen = next((one for one in findings.retrained if one.name == CHOSEN), None)
     return {
         "groups": shown,
-        "titles": {name: GROUPS[name].title for name in shown.values()},
+        "titles": {name: summary.titled(GROUPS[name].title, findings) for name in shown.values()},
+        "names": {name: summary.titled(name, findings) for name in GROUPS},
         "retrained": [
             {"name": one.name, "mix": summary.full_name(one.point, findings), "folders": one.folders,
              "seeds": len(one.scores),

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from xlt_ray import techniques
+from xlt_ray.config.experiment import Experiment
 from xlt_ray.runs.records import flat
 from xlt_ray.search.findings import Findings
 from xlt_ray.search.journal import Journal
 from xlt_ray.search.selection import Judge
 from xlt_ray.search.space import Search, describe
+from xlt_ray.supervision import ORACLE, ZERO_SHOT, highest
 from xlt_ray.tracking.outbox import Outbox
 
 
@@ -20,12 +23,17 @@ def start(outbox: Outbox, search: Search) -> None:
     """Record what is searched."""
     outbox.params(flat(search.base.model_dump(mode="json")))
     outbox.params(flat({"search": search.settings.model_dump(mode="json")}))
-    outbox.tags(_tags(search) | {"xlt.method": "search"})
+    outbox.tags(_tags(search, search.base) | {"xlt.method": "search"})
 
 
-def _tags(search: Search) -> dict[str, str]:
-    rule = search.settings.selection.languages
-    return {"xlt.selection": "oracle" if search.oracle else rule, "xlt.searcher": search.settings.searcher}
+def _tags(search: Search, experiment: Experiment) -> dict[str, str]:
+    rule, found = search.settings.selection.languages, techniques.supervised(experiment, search.base.targets)
+    rung = ORACLE if search.oracle else highest(found.values()) or ZERO_SHOT
+    return {
+        "xlt.selection": "oracle" if search.oracle else rule,
+        "xlt.searcher": search.settings.searcher,
+        "xlt.supervision": rung,
+    }
 
 
 def trials(judge: Judge, journal: Journal, folder: Path, run_key: str) -> None:
@@ -36,8 +44,9 @@ def trials(judge: Judge, journal: Journal, folder: Path, run_key: str) -> None:
     for name, one in journal.tuned().items():
         title = describe(one.point)[:200]
         outbox = Outbox.open(folder / "trials" / name, tracking, f"{run_key}-{name}", title, run_key)
-        outbox.params(flat(search.experiment(one.point).model_dump(mode="json")))
-        outbox.tags(_tags(search) | {"xlt.method": "trial", "xlt.whole": str(one.whole)})
+        experiment = search.experiment(one.point)
+        outbox.params(flat(experiment.model_dump(mode="json")))
+        outbox.tags(_tags(search, experiment) | {"xlt.method": "trial", "xlt.whole": str(one.whole)})
         kind = "oracle_dev" if search.oracle else "dev"
         found = {f"{'dev' if c in search.pool else 'oracle_dev'}/accuracy/{c}": v for c, v in one.accuracy.items()}
         for objective in search.settings.selection.objectives:

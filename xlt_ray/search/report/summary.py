@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from xlt_ray import supervision
 from xlt_ray.config.search import Objective, Rule
 from xlt_ray.evaluation.comparison import Comparison
 from xlt_ray.evaluation.groups import GROUPS, OF_TARGETS, ZERO_SHOT
@@ -71,6 +72,18 @@ def pareto(findings: Findings) -> list[Tried]:
 def rule_columns(findings: Findings) -> list[Rule]:
     """List the rules by which at least one choice was scored."""
     return [rule for rule in RULES if any(one.values.get(rule) is not None for one in findings.rules)]
+
+
+def supervised(findings: Findings) -> str | None:
+    """Return the highest rung of `supervision.LADDER` of the targets in retrained runs, None where it is not known."""
+    if findings.search.oracle:
+        return supervision.ORACLE
+    return supervision.highest(score.supervision for one in findings.retrained for score in one.scores)
+
+
+def titled(name: str, findings: Findings) -> str:
+    """Return what is shown of a group's name or title: of zero-shot languages with what was read of them."""
+    return supervision.titled(name, supervised(findings))
 
 
 def groups(findings: Findings) -> dict[str, str]:
