@@ -106,7 +106,7 @@ def test_tables_titles_and_plots_say_it(tmp_path: Path) -> None:
     found, made = scores({"fra_Latn": PARALLEL, "hin_Deva": UNLABELLED}), experiment("code_switch")
     text = printed(report.table(found, made))
     assert text.startswith("made: test scores in % (zero-shot + parallel text)")
-    assert "zero-shot + parallel text languages, mean (2)" in text
+    assert "zero-shot + parallel text, mean (2)" in text
     assert "Zero-shot + unlabelled text in 1 of 2 languages" in text
     (row,) = (line for line in text.splitlines() if "hin_Deva" in line)
     assert "+ unlabelled" in row

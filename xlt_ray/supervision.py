@@ -48,4 +48,5 @@ def titled(title: str, rung: str | None) -> str:
     >>> titled("zero-shot, seen in pre-training", "+ parallel text"), titled("source languages", "+ parallel text")
     ('zero-shot + parallel text, seen in pre-training', 'source languages')
     """
-    return title.replace(ZERO_SHOT, shown(rung))
+    whole = f"{ZERO_SHOT} languages"
+    return title.replace(whole if title == whole and rung not in (None, ZERO_SHOT) else ZERO_SHOT, shown(rung))

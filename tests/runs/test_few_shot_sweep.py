@@ -128,7 +128,7 @@ def test_the_command_prints_a_table_and_writes_files(tiny_settings: Settings, tm
     assert {one.name for one in out.iterdir()} == {"few_shot.tsv", "few_shot.png", "few_shot.svg", "results.jsonl"}
     with (out / "few_shot.tsv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
-    assert list(rows[0]) == ["k", "draw", "language", "role", "seen", "accuracy"]
+    assert list(rows[0]) == ["k", "draw", "language", "role", "supervision", "seen", "accuracy"]
     assert len(rows) == 5 * len(LANGUAGES)
     assert {row["role"] for row in rows if row["k"] == "0"} == {"source", "zero-shot"}
     assert {row["role"] for row in rows if row["k"] == "3"} == {"source", "few-shot"}

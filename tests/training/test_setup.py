@@ -57,3 +57,19 @@ def test_the_network_knows_the_languages_of_the_setup_and_the_labels_of_the_corp
     assert list(net.steps) == ["centre"], "techniques attach to it"
     assert tokenize.max_length == experiment.network.max_length
     assert identity.startswith("directory@")
+
+
+def test_what_was_read_follows_from_techniques_and_is_tagged(settings: dict[str, Any]) -> None:
+    whole = loaders.load(build(settings).corpus)
+    shots = [{"few_shot": {"languages": ["swh_Latn"]}}, "centre"]
+    expected = {
+        (): ("zero-shot", "zero-shot"),
+        ("centre",): ("+ unlabelled text", "+ unlabelled text"),
+        ("code_switch", "centre"): ("+ parallel text", "+ parallel text"),
+        "few": ("few-shot", "+ unlabelled text"),
+    }
+    for chosen, (highest, zero_shot) in expected.items():
+        found = Setup.of(build({**settings, "techniques": shots if chosen == "few" else list(chosen)}), whole)
+        assert found.rungs == {"xlt.supervision": highest, "xlt.supervision.zero_shot": zero_shot}
+    oracle = build({**settings, "training": {**settings["training"], "select": "target_dev"}})
+    assert set(Setup.of(oracle, whole).rungs.values()) == {"oracle"}

@@ -89,13 +89,17 @@ def bars(scores: Scores) -> Figure:
     with matplotlib.rc_context(STYLE):
         key = _key(scores, best)
         columns = 3 * len(panels)
-        head = _KEY * math.ceil(len(key) / columns) + 0.35
+        rows_of_key = _KEY * math.ceil(len(key) / columns)
+        head = rows_of_key + 0.35 + (_KEY if scores.supervision else 0)
         width, height = _PANEL * len(panels), head + _ROW * (max(map(len, panels)) + 0.8)
         figure = Figure(figsize=(width, height))
         figure.legend(
             handles=key, loc="upper left", ncols=columns, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8,
             columnspacing=1.2, borderaxespad=0.1, labelspacing=0.3,
         )  # fmt: skip
+        if scores.supervision:
+            told, at = f"targets: {shown(scores.supervision)}", (0.06 / width, 1 - (rows_of_key + 0.12) / height)
+            figure.text(*at, told, color=INK, fontsize=8, va="top")
         for index, rows in enumerate(panels):
             span = _ROW * (len(rows) + 0.2)
             left, wide = _PANEL * index + _NAMES, _PANEL - _NAMES - _VALUES
@@ -164,8 +168,6 @@ def _key(scores: Scores, best: float | None) -> list[Any]:
         entries.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=_DASHES, label=label))
     if any(one.seen is False for one in scores.languages.values()):
         entries.append(Line2D([], [], color=INK, marker="$†$", linestyle="none", label="unseen in pre-training"))
-    if scores.supervision is not None:
-        entries.append(Line2D([], [], linestyle="none", label=f"targets: {shown(scores.supervision)}"))
     return entries
 
 
