@@ -112,7 +112,7 @@ def test_scores_and_the_table_call_them_few_shot(tiny_settings: Settings) -> Non
     console = Console(width=120, record=True)
     console.print(report.table(scores, experiment))
     text = console.export_text()
-    assert "tiny: test scores in % (few-shot)" in text and report.FEW_SHOT.split(",")[0] in text
+    assert "tiny: test scores in % (zero-shot, few-shot)" in text and report.FEW_SHOT.split(",")[0] in text
     assert any("swh_Latn" in line and "few-shot" in line for line in text.splitlines())
     shown = {title: [one.code for one in members] for title, members in plots.groups(scores).items()}
     assert shown["Few-shot languages"] == ["swh_Latn"] and shown["Zero-shot languages"] == ["hin_Deva"]
