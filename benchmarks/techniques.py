@@ -208,7 +208,6 @@ def _probe(
     """Fit a probe; return its figures, the precision of features, seconds without these, and predictions by split."""
     precision = choose_precision("auto", net, tokenize.max_length)
     tables = frozen.training_tables(setup)
-    asked = {f"{split}/{code}": table for split, each in measured.items() for code, table in each.items()}
     read = {split: setup.readings.tables(each) if setup.readings else each for split, each in measured.items()}
     wanted = {f"{split}/{key}": table for split, each in read.items() for key, table in each.items()}
     found = _features(net, {**wanted, **tables, **frozen.texts(setup)}, tokenize, precision)
@@ -220,8 +219,11 @@ def _probe(
     fitted = frozen.refit(taught, experiment, frozen.choose(taught, experiment))
     readings = frozen.weigh(setup, net, taught, found, fitted).readings
     seconds = time.monotonic() - began
-    features = frozen.Frozen.of(asked, found, classes, net, readings)
-    predictions = {split: frozen.predict(features, fitted, split) for split in measured}
+    predictions = {}
+    for split, each in measured.items():
+        there = {key.removeprefix(f"{split}/"): rows for key, rows in found.items() if key.startswith(f"{split}/")}
+        scored = frozen.score_rows(net, there, fitted)
+        predictions[split] = evaluate.predictions(scored, each, fitted.temperature, readings)
     return figures, precision, seconds, predictions
 
 

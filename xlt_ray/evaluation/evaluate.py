@@ -87,16 +87,30 @@ def predict(
     `progress(done, total)` is called on every worker with the rows that this worker has done and has to do. With
     `readings` the logits of every row's readings are averaged.
     """
+    scored = score(network, read(tables, readings), inputs, progress)
+    return predictions(scored, tables, network.temperature, readings)
+
+
+def read(tables: Mapping[str, pa.Table], readings: Readings | None) -> Mapping[str, pa.Table]:
+    """Return tables by language as they are read, by key of their readings."""
+    return tables if readings is None else readings.tables(tables)
+
+
+def predictions(
+    scored: Mapping[str, np.ndarray],
+    tables: Mapping[str, pa.Table],
+    temperature: float,
+    readings: Readings | None = None,
+) -> dict[str, Predictions]:
+    """Return the predictions for tables by language from logits by key of a reading, (rows, classes) float32."""
     found = {}
-    read = tables if readings is None else readings.tables(tables)
-    scored = score(network, read, inputs, progress)
-    for language in tables:
+    for language, table in tables.items():
         logits = averaged(scored, language, readings)
         found[language] = Predictions(
-            gold=tables[language]["label"].to_numpy().astype(np.int64),
+            gold=table["label"].to_numpy().astype(np.int64),
             predicted=logits.argmax(1),
-            ids=np.asarray(tables[language]["id"].to_pylist(), dtype=np.str_),
-            confidence=calibration.confidence(logits, network.temperature),
+            ids=np.asarray(table["id"].to_pylist(), dtype=np.str_),
+            confidence=calibration.confidence(logits, temperature),
         )
     return found
 
@@ -121,6 +135,20 @@ def averaged(found: Mapping[str, np.ndarray], language: str, readings: Readings 
     keys = readings.keys(language)
     parts = [share * found[key].astype(np.float64) for key, share in zip(keys, readings.shares(language), strict=True)]
     return np.sum(parts, axis=0).astype(np.float32)
+
+
+def apart(
+    scored: Mapping[str, np.ndarray], tables: Mapping[str, pa.Table], readings: Readings | None
+) -> dict[str, float]:
+    """Return the accuracy of each reading by itself, by key, in languages that are read in several ways."""
+    if readings is None:
+        return {}
+    several = {code: table["label"].to_numpy() for code, table in tables.items() if readings.several(code)}
+    return {
+        key: float((scored[key].argmax(1) == gold).mean())
+        for code, gold in several.items()
+        for key in readings.keys(code)
+    }
 
 
 def embed(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import importlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
 from xlt_ray.corpora.loaders import LOADERS
-from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation import evaluate, metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
@@ -29,7 +29,7 @@ from xlt_ray.events import OnEvent, counting
 from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
 from xlt_ray.model.network import Built, Network
-from xlt_ray.reports import report
+from xlt_ray.reports import readings, report
 from xlt_ray.runs.records import record_end, record_event, record_start
 from xlt_ray.runs.storage import RunFolder, open_run
 from xlt_ray.tracking import courier
@@ -113,6 +113,7 @@ class Fitted:
     history: list[dict[str, float]]  # a row an epoch
     reported: list[dict[str, float]]  # losses between the epochs
     facts: dict[str, float]  # figures of techniques
+    apart: dict[str, float] = field(default_factory=dict)  # accuracy of each reading by itself, by key
 
 
 def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
@@ -166,7 +167,10 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
     facts, environment = corpus_facts(setup), tracking_environment.environment()
     for name, content in {"history": fitted.history, "corpus": facts, "environment": environment}.items():
         (folder.local / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return report.write(folder.local, scores, experiment, facts, fitted.history, environment)
+    files = report.write(folder.local, scores, experiment, facts, fitted.history, environment)
+    if setup.readings is not None:
+        files["readings.tsv"] = readings.write(folder.local, setup.readings, setup.material.texts, fitted.apart)
+    return files
 
 
 def _fine_tune(setup: Setup, folder: RunFolder, on_event: OnEvent) -> Fitted:
@@ -176,7 +180,7 @@ def _fine_tune(setup: Setup, folder: RunFolder, on_event: OnEvent) -> Fitted:
     model.network.temperature = trained.temperature
     model.network.eval()
     setup = setup.weighed(trained.weights_of_readings)
-    return Fitted(model, trained.predictions, setup, trained.history, trained.reported, trained.facts)
+    return Fitted(model, trained.predictions, setup, trained.history, trained.reported, trained.facts, trained.apart)
 
 
 def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
@@ -187,7 +191,9 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     features, _ = embedding.features(setup.experiment, {**tables, **test, **frozen.texts(setup)}, on_event)
     model = setup.build()
     on_event({"stage": "fit"})
-    fitted, predictions, facts, setup = fit_probe(setup, model.network, tables, features)
+    fitted, facts, setup = fit_probe(setup, model.network, tables, features)
+    scored, test = frozen.score(setup, model.network, features, fitted), setup.tables("test")
+    predictions = evaluate.predictions(scored, test, fitted.temperature, setup.readings)
     probe.install(model.network, fitted)
     model.network.eval()
     kind = "dev" if setup.experiment.training.probe_select == "source_dev" else "cross_validated"
@@ -197,16 +203,17 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     if added := frozen.refitted(setup):
         what = f"with {sum(added.values())} dev rows of the sources, at strength {fitted.strength:g}"
         on_event({"stage": "fit", "note": f"the probe was fitted once more {what}"})
-    return Fitted(model, predictions, setup, history=[], reported=[], facts=facts)
+    apart = evaluate.apart(scored, test, setup.readings)
+    return Fitted(model, predictions, setup, history=[], reported=[], facts=facts, apart=apart)
 
 
 def fit_probe(
     setup: Setup, net: Network, tables: Mapping[str, pa.Table], features: Features
-) -> tuple[probe.Fit, dict[str, Predictions], dict[str, float], Setup]:
+) -> tuple[probe.Fit, dict[str, float], Setup]:
     """Fit techniques and a probe to training tables.
 
-    Returns the probe, its test predictions, figures of techniques, and the setup with readings weighed for the probe.
-    `features` are of all rows that the probe and its techniques are fitted to and measured on, by `split/language`.
+    Returns the probe, figures of techniques, and the setup with readings weighed for the probe. `features` are of all
+    rows that the probe and its techniques are fitted to, by the names that `frozen` gives to their tables.
     """
     experiment, classes = setup.experiment, len(setup.corpus.labels)
     facts = frozen.calibrate(setup, net, features)
@@ -215,8 +222,7 @@ def fit_probe(
     fitted = frozen.fit_temperature(rows, fitted, experiment.sources)  # while dev is held out
     fitted = frozen.refit(rows, experiment, fitted)
     setup = frozen.weigh(setup, net, rows, features, fitted)
-    test = frozen.Frozen.of(frozen.test_tables(setup), features, classes, net, setup.readings)
-    return fitted, frozen.predict(test, fitted, "test"), facts, setup
+    return fitted, facts, setup
 
 
 def corpus_facts(setup: Setup) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.durable import JsonLines, records
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import groups
+from xlt_ray.evaluation import evaluate, groups
 from xlt_ray.evaluation.groups import Measured, Roles
 from xlt_ray.events import OnEvent, counting
 from xlt_ray.languages import codes as language_codes
@@ -212,7 +212,9 @@ def _probes(
         found = dict(features)
         for name, table in tables.items():
             found[name] = features[name][pc.index_in(_texts(table), value_set=places[name]).to_numpy()]
-        _, predictions, _, _ = run.fit_probe(setup, net, tables, found)
+        fitted, _, setup = run.fit_probe(setup, net, tables, found)
+        scored = frozen.score(setup, net, found, fitted)
+        predictions = evaluate.predictions(scored, setup.tables("test"), fitted.temperature, setup.readings)
         roles = Roles(experiment.sources, setup.few_shot, known, setup.supervision)
         accuracy = {code: one.accuracy for code, one in predictions.items()}
         yield _result(setup, setting, accuracy, {code: roles.place(code) for code in predictions})

@@ -31,7 +31,7 @@ from xlt_ray.techniques.technique import Available, Each, Embed, Material, Reads
 from xlt_ray.translation import induced
 from xlt_ray.translation import readings as reading
 from xlt_ray.translation.readings import Readings
-from xlt_ray.translation.translator import Lexicons, WordByWord, pack
+from xlt_ray.translation.translator import Lexicons, pack
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -188,19 +188,11 @@ class TranslateTest(Technique):
         found = material.readings
         if found is None:
             return {}
-        codes_there = [code for code in material.texts if found.several(code)]
-        figures = {"languages": float(len(codes_there))}
-        for one in found.held_out or found.translators:
-            if isinstance(one, WordByWord):
-                shares = [one.coverage(self._unseen(code, material), code) for code in codes_there]
-                figures[f"coverage_{one.score:g}"] = float(np.nanmean(shares or [np.nan]))
-        return figures
-
-    def _unseen(self, code: str, material: Material) -> list[str]:
-        assert material.readings is not None
-        table, unseen = material.texts[code], material.readings.unseen.get(code)
-        table = table if unseen is None else table.filter(pa.array(unseen))
-        return [text or "" for text in table["text"].to_pylist()]
+        shares = [found.coverage(code, table) for code, table in material.texts.items() if found.several(code)]
+        names = [*(["original"] if self.keep_original else []), *(f"coverage_{score:g}" for score in self.scores)]
+        means = dict(zip(names, np.nanmean(shares or [[np.nan] * len(names)], axis=0).tolist(), strict=True))
+        means.pop("original", None)
+        return {"languages": float(len(shares)), **means}
 
     def _of(self, into: str, lexicons: Lexicons) -> Readings:
         return reading.by_lexicon(into, self.scores, self.keep_original, lexicons, self._fixed)

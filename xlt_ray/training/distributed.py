@@ -44,6 +44,7 @@ class Trained:
     facts: dict[str, float]  # figures of techniques
     temperature: float
     weights_of_readings: dict[str, Sequence[float]]  # by language, see `Setup.weigh`
+    apart: dict[str, float]  # accuracy of each reading by itself, by key
 
 
 def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_event: OnEvent) -> Trained:
@@ -182,9 +183,12 @@ def _worker(settings: dict[str, Any]) -> None:
     dev = {code: table for code, table in setup.tables("dev").items() if code in experiment.sources}
     net.temperature = evaluate.temperature(net, dev, inputs)
     setup = setup.weigh(lambda one: lambda tables: evaluate.score(net, tables, inputs))
-    predictions = evaluate.predict(net, setup.tables("test"), inputs, counting(emit, "evaluate"), setup.readings)
+    test = setup.tables("test")
+    scored = evaluate.score(net, evaluate.read(test, setup.readings), inputs, counting(emit, "evaluate"))
+    predictions = evaluate.predictions(scored, test, net.temperature, setup.readings)
     facts = {name: getattr(progress, name) for name in ("reported", "history", "facts")}
     facts["temperature"] = net.temperature
+    facts["apart"] = evaluate.apart(scored, test, setup.readings)
     facts["weights_of_readings"] = dict(setup.readings.by_language) if setup.readings else {}
     report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
@@ -225,4 +229,5 @@ def _read_final(folder: Path) -> Trained:
         facts["facts"],
         facts.get("temperature", 1.0),  # 1 in files of before there was any
         facts.get("weights_of_readings", {}),
+        facts.get("apart", {}),
     )

@@ -26,7 +26,6 @@ from xlt_ray.training import setup as setups
 from xlt_ray.training.embedding import Features
 from xlt_ray.training.probe import Labelled
 from xlt_ray.training.setup import Setup, change_examples
-from xlt_ray.translation.readings import Readings
 
 FOLDS = 10  # of cross-validation
 
@@ -41,21 +40,16 @@ class Frozen:
     classes: int
 
     @classmethod
-    def of(
-        cls,
-        tables: Mapping[str, pa.Table],
-        found: Features,
-        classes: int,
-        net: Network | None,
-        readings: Readings | None = None,
-    ) -> Frozen:
+    def of(cls, tables: Mapping[str, pa.Table], found: Features, classes: int, net: Network | None) -> Frozen:
         """Put the labels and ids of tables beside the features that the encoder computed of them.
 
-        `net`, whose techniques are calibrated, applies its steps to the features; None leaves them as they are. With
-        `readings` a row has the mean of its readings' features, and a linear head the mean of their logits.
+        `net`, whose techniques are calibrated, applies its steps to the features; None leaves them as they are.
         """
+        features = {name: found[name] for name in tables}
+        if net is not None:
+            features = {name: _transformed(net, name.split("/")[1], rows) for name, rows in features.items()}
         return cls(
-            {name: _mean(net, name, found, readings) for name in tables},
+            features,
             {name: table["label"].to_numpy().astype(np.int64) for name, table in tables.items()},
             {name: np.asarray(table["id"].to_pylist(), dtype=np.str_) for name, table in tables.items()},
             classes,
@@ -105,15 +99,9 @@ def _changed(table: pa.Table, code: str, changing: Sequence[Technique], address:
     return plain
 
 
-def test_tables(setup: Setup) -> dict[str, pa.Table]:
-    """Return the tables that a fitted probe is measured on, by `test/language`."""
-    return _named("test", setup.tables("test"))
-
-
 def read_tables(setup: Setup) -> dict[str, pa.Table]:
-    """Return the same as the encoder reads them: by `test/key`, one table a reading."""
-    tables = setup.tables("test")
-    return _named("test", tables if setup.readings is None else setup.readings.tables(tables))
+    """Return the tables that a fitted probe is measured on as the encoder reads them, by `test/key` of a reading."""
+    return _named("test", evaluate.read(setup.tables("test"), setup.readings))
 
 
 def texts(setup: Setup) -> dict[str, pa.Table]:
@@ -153,20 +141,19 @@ def weigh(setup: Setup, net: Network, frozen: Frozen, found: Features, fitted: p
         config = setup.experiment.mixture
         fitted = probe.fit(rest, Labelled({}, {}), frozen.classes, config, (fitted.strength,), fitted)
 
-    def score(one: Technique, tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
-        rows = _named_by(texts_of(one), tables, found)
-        return {key: fitted.logits(_transformed(net, key, features)) for key, features in rows.items()}
-
-    return setup.weigh(lambda one: lambda tables: score(one, tables))
+    return setup.weigh(lambda one: lambda tables: score_rows(net, _named_by(texts_of(one), tables, found), fitted))
 
 
-def _mean(net: Network | None, name: str, found: Features, readings: Readings | None) -> np.ndarray:
-    split, language = name.split("/")
-    keys = [language] if readings is None else readings.keys(language)
-    rows = {key: found[f"{split}/{key}"] for key in keys}
-    if net is not None:
-        rows = {key: _transformed(net, key, features) for key, features in rows.items()}
-    return evaluate.averaged(rows, language, readings)
+def score(setup: Setup, net: Network, found: Features, fitted: probe.Fit) -> dict[str, np.ndarray]:
+    """Return the logits that a probe gives to the test rows, (rows, classes) float32, by key of their readings."""
+    readings = setup.readings
+    keys = [key for code in setup.measured for key in ([code] if readings is None else readings.keys(code))]
+    return score_rows(net, {key: found[f"test/{key}"] for key in keys}, fitted)
+
+
+def score_rows(net: Network, features: Features, fitted: probe.Fit) -> dict[str, np.ndarray]:
+    """Return the logits that a probe gives to features, which are not yet transformed, by key of their readings."""
+    return {key: fitted.logits(_transformed(net, key, rows)) for key, rows in features.items()}
 
 
 def _transformed(net: Network, key: str, features: np.ndarray) -> np.ndarray:

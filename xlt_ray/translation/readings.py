@@ -133,6 +133,17 @@ class Readings:
             table = table.filter(self.unseen[code])
         return dict(self._tables(code, table, self.held_out or self.translators))
 
+    def coverage(self, code: str, table: pa.Table) -> list[float]:
+        """Return for each reading of a language the share of words that are translated, in rows it has not seen.
+
+        `table` holds all of the language's unlabelled rows; the share is 0 as they stand.
+        """
+        if code in self.unseen:
+            table = table.filter(self.unseen[code])
+        texts = [text or "" for text in table["text"].to_pylist()]
+        used = (self.held_out or self.translators) if self.several(code) else (None,)
+        return [one.coverage(texts, code) if isinstance(one, WordByWord) else 0.0 for one in used]
+
     def _tables(
         self, code: str, table: pa.Table, translators: Sequence[Translator | None]
     ) -> Iterator[tuple[str, pa.Table]]:
