@@ -66,7 +66,10 @@ CEILINGS = ("onnx_float32", "onnx_int8")
 
 @dataclass(frozen=True)
 class Row:
-    """What one arm did once: milliseconds, texts a second, megabytes resident in the process that holds the model."""
+    """What one arm did once: milliseconds, texts a second, megabytes resident in the process that holds the model.
+
+    `processor` is milliseconds a text on processors, of all processes that hold the model together.
+    """
 
     arm: str
     round: int
@@ -76,6 +79,7 @@ class Row:
     p95: float
     p99: float
     memory: float
+    processor: float
     failed: int
 
 
@@ -125,6 +129,11 @@ class Served:
 
     def holders(self) -> list[int]:
         return named(family(self.process.pid), self.holder)
+
+    def processor(self) -> float:
+        """Return the seconds on processors so far."""
+        ticks = [(Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split() for pid in self.holders()]
+        return sum(int(one[11]) + int(one[12]) for one in ticks) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> float:
         return max(memory(pid) for pid in self.holders())
@@ -202,13 +211,16 @@ def closed_loops(arm: str, number: int, served: Served, texts: Sequence[tuple[st
     uvloop.run(http_load.closed(served.port, requests, 1, 8, min(5, seconds)))  # warm
     rows = []
     for clients in CLIENTS:
+        before = served.processor()
         taken = uvloop.run(http_load.closed(served.port, requests, 1, clients, seconds))
+        processor = 1000 * (served.processor() - before) / max(taken.texts, 1)
         failed = sum(count for status, count in taken.statuses.items() if status != 200)
         rows.append(
             Row(
-                arm, number, clients, taken.texts_per_second, **taken.quantiles(), memory=served.memory(), failed=failed
+                arm, number, clients, taken.texts_per_second, **taken.quantiles(), memory=served.memory(),
+                processor=processor, failed=failed,
             )
-        )
+        )  # fmt: skip
     return rows
 
 
@@ -217,13 +229,15 @@ def ceiling(arm: str, number: int, folder: Path, texts: Sequence[tuple[str, str]
     precision = arm.split("_")[1]
     engines = [engine.load(folder, precision=precision, threads=1) for _ in range(2)]
     one = _loop(engines[:1], texts, 1, seconds)
+    before = time.process_time()
     many = _loop(engines, texts, 64, seconds)
+    processor = 1000 * (time.process_time() - before) / max(1, many[0] * seconds)
     resident = memory(os.getpid())
     quantiles = Taken(seconds=one[1]).quantiles()
     nothing = {"p50": float("nan"), "p95": float("nan"), "p99": float("nan")}
     return [
-        Row(arm, number, 1, one[0], **quantiles, memory=resident, failed=0),
-        Row(arm, number, 64, many[0], **nothing, memory=resident, failed=0),
+        Row(arm, number, 1, one[0], **quantiles, memory=resident, processor=float("nan"), failed=0),
+        Row(arm, number, 64, many[0], **nothing, memory=resident, processor=processor, failed=0),
     ]
 
 
@@ -386,21 +400,23 @@ def table(rows: Sequence[Row]) -> list[str]:
         for clients in CLIENTS:
             mine = [row for row in rows if row.arm == arm and row.clients == clients]
             if mine:
-                fields = ("texts_per_second", "p50", "p95", "p99", "memory")
+                fields = ("texts_per_second", "p50", "p95", "p99", "memory", "processor")
                 cells[arm, clients] = {name: statistics.median(getattr(one, name) for one in mine) for name in fields}
-    lines = ["arm\tclients\ttexts/s\tx pipeline\tp50 ms\tp95 ms\tp99 ms\tmemory MB"]
+    lines = ["arm\tclients\ttexts/s\tx pipeline\tp50 ms\tp95 ms\tp99 ms\tmemory MB\tprocessor ms a text"]
     for (arm, clients), found in cells.items():
         peer = cells.get(("pipeline", clients), {}).get("texts_per_second", float("nan"))
         lines.append(
             f"{arm}\t{clients}\t{found['texts_per_second']:.1f}\t{found['texts_per_second'] / peer:.2f}\t"
-            f"{found['p50']:.1f}\t{found['p95']:.1f}\t{found['p99']:.1f}\t{found['memory']:.0f}"
+            f"{found['p50']:.1f}\t{found['p95']:.1f}\t{found['p99']:.1f}\t{found['memory']:.0f}\t"
+            f"{found['processor']:.1f}"
         )
     return lines
 
 
 def shown(row: Row) -> str:
     """Describe the result of an arm in a line."""
-    what = f"{row.texts_per_second:.1f} texts/s, p50 {row.p50:.1f}, p99 {row.p99:.1f} ms, {row.memory:.0f} MB"
+    what = f"{row.texts_per_second:.1f} texts/s, p50 {row.p50:.1f}, p99 {row.p99:.1f} ms, {row.memory:.0f} MB, "
+    what += f"{row.processor:.1f} ms of processor a text"
     return f"{row.arm}, {row.clients} clients: {what}, {row.failed} failed"
 
 
