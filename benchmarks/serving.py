@@ -10,6 +10,11 @@ onnxruntime called in a loop with what the server would call it with, tokenising
 rows of the model's corpus in all its languages, one a request; the same texts in the same order for every arm. Closed
 loop: 1, 8 and 64 clients that ask again as soon as they are answered. Afterwards, for ours alone: open loop at shares
 of the capacity, three times the capacity for a minute, the change of the model and a killed replica under load.
+
+    python benchmarks/serving.py runs/sib200-record-*/ --readings 1 2 4 --rounds 1 --no-trials   # two minutes a number
+
+of a run with `translate_test`: `ours_int8_read4` and so on, which read a text in the first so many of the model's ways.
+Texts are those of languages with a lexicon, and requests name their language, so that every text is read so often.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -29,7 +35,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +47,10 @@ from http_load import Taken
 from xlt_ray import config
 from xlt_ray.corpora import loaders
 from xlt_ray.export import export
-from xlt_ray.inference import engine
+from xlt_ray.inference import artefact, engine
+from xlt_ray.inference import bundle as bundles
 from xlt_ray.training import setup
+from xlt_ray.translation import readings
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = (1, 8, 64)
@@ -58,7 +66,10 @@ CEILINGS = ("onnx_float32", "onnx_int8")
 
 @dataclass(frozen=True)
 class Row:
-    """What one arm did once: milliseconds, texts a second, megabytes resident in the process that holds the model."""
+    """What one arm did once: milliseconds, texts a second, megabytes resident in the process that holds the model.
+
+    `processor` is milliseconds a text on processors, of all processes that hold the model together.
+    """
 
     arm: str
     round: int
@@ -68,6 +79,7 @@ class Row:
     p95: float
     p99: float
     memory: float
+    processor: float
     failed: int
 
 
@@ -118,6 +130,11 @@ class Served:
     def holders(self) -> list[int]:
         return named(family(self.process.pid), self.holder)
 
+    def processor(self) -> float:
+        """Return the seconds on processors so far."""
+        ticks = [(Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split() for pid in self.holders()]
+        return sum(int(one[11]) + int(one[12]) for one in ticks) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> float:
         return max(memory(pid) for pid in self.holders())
 
@@ -156,7 +173,8 @@ def _command(arm: str, bundle: Path, folder: Path, mlflow_model: Path, port: int
         options = ["-m", str(mlflow_model), "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
         return [sys.executable, "-m", "mlflow", "models", "serve", *options], "/ping", "scoring_server"
     precision = arm.split("_")[1]
-    folder = folder.with_name("twenty") if arm.endswith("_twenty") else folder
+    variant = arm.removeprefix(f"ours_{precision}").lstrip("_")
+    folder = folder.with_name(variant) if variant not in ("", "python") else folder
     proxy = ["--no-haproxy"] if arm.endswith("_python") else []
     # one thread a replica: Serve balances requests over them, and two threads of one engine wait for each other
     scaling = ["scaling.min_replicas=2", "scaling.max_replicas=2", "scaling.cpus=0.5"]
@@ -180,6 +198,8 @@ def asked(arm: str, texts: Sequence[tuple[str, str]]) -> list[bytes]:
     """Write the requests of an arm, a text each."""
     if arm == "mlflow":
         return http_load.requests("/invocations", [{"inputs": [text]} for _, text in texts])
+    if "_read" in arm:
+        return http_load.requests("/v1/classify", [{"texts": [text], "languages": [code]} for code, text in texts])
     return http_load.requests("/v1/classify", [{"texts": [text]} for _, text in texts])
 
 
@@ -191,13 +211,16 @@ def closed_loops(arm: str, number: int, served: Served, texts: Sequence[tuple[st
     uvloop.run(http_load.closed(served.port, requests, 1, 8, min(5, seconds)))  # warm
     rows = []
     for clients in CLIENTS:
+        before = served.processor()
         taken = uvloop.run(http_load.closed(served.port, requests, 1, clients, seconds))
+        processor = 1000 * (served.processor() - before) / max(taken.texts, 1)
         failed = sum(count for status, count in taken.statuses.items() if status != 200)
         rows.append(
             Row(
-                arm, number, clients, taken.texts_per_second, **taken.quantiles(), memory=served.memory(), failed=failed
+                arm, number, clients, taken.texts_per_second, **taken.quantiles(), memory=served.memory(),
+                processor=processor, failed=failed,
             )
-        )
+        )  # fmt: skip
     return rows
 
 
@@ -206,13 +229,15 @@ def ceiling(arm: str, number: int, folder: Path, texts: Sequence[tuple[str, str]
     precision = arm.split("_")[1]
     engines = [engine.load(folder, precision=precision, threads=1) for _ in range(2)]
     one = _loop(engines[:1], texts, 1, seconds)
+    before = time.process_time()
     many = _loop(engines, texts, 64, seconds)
+    processor = 1000 * (time.process_time() - before) / max(1, many[0] * seconds)
     resident = memory(os.getpid())
     quantiles = Taken(seconds=one[1]).quantiles()
     nothing = {"p50": float("nan"), "p95": float("nan"), "p99": float("nan")}
     return [
-        Row(arm, number, 1, one[0], **quantiles, memory=resident, failed=0),
-        Row(arm, number, 64, many[0], **nothing, memory=resident, failed=0),
+        Row(arm, number, 1, one[0], **quantiles, memory=resident, processor=float("nan"), failed=0),
+        Row(arm, number, 64, many[0], **nothing, memory=resident, processor=processor, failed=0),
     ]
 
 
@@ -375,21 +400,23 @@ def table(rows: Sequence[Row]) -> list[str]:
         for clients in CLIENTS:
             mine = [row for row in rows if row.arm == arm and row.clients == clients]
             if mine:
-                fields = ("texts_per_second", "p50", "p95", "p99", "memory")
+                fields = ("texts_per_second", "p50", "p95", "p99", "memory", "processor")
                 cells[arm, clients] = {name: statistics.median(getattr(one, name) for one in mine) for name in fields}
-    lines = ["arm\tclients\ttexts/s\tx pipeline\tp50 ms\tp95 ms\tp99 ms\tmemory MB"]
+    lines = ["arm\tclients\ttexts/s\tx pipeline\tp50 ms\tp95 ms\tp99 ms\tmemory MB\tprocessor ms a text"]
     for (arm, clients), found in cells.items():
         peer = cells.get(("pipeline", clients), {}).get("texts_per_second", float("nan"))
         lines.append(
             f"{arm}\t{clients}\t{found['texts_per_second']:.1f}\t{found['texts_per_second'] / peer:.2f}\t"
-            f"{found['p50']:.1f}\t{found['p95']:.1f}\t{found['p99']:.1f}\t{found['memory']:.0f}"
+            f"{found['p50']:.1f}\t{found['p95']:.1f}\t{found['p99']:.1f}\t{found['memory']:.0f}\t"
+            f"{found['processor']:.1f}"
         )
     return lines
 
 
 def shown(row: Row) -> str:
     """Describe the result of an arm in a line."""
-    what = f"{row.texts_per_second:.1f} texts/s, p50 {row.p50:.1f}, p99 {row.p99:.1f} ms, {row.memory:.0f} MB"
+    what = f"{row.texts_per_second:.1f} texts/s, p50 {row.p50:.1f}, p99 {row.p99:.1f} ms, {row.memory:.0f} MB, "
+    what += f"{row.processor:.1f} ms of processor a text"
     return f"{row.arm}, {row.clients} clients: {what}, {row.failed} failed"
 
 
@@ -412,11 +439,34 @@ def prepared(run: Path, scratch: Path) -> tuple[Path, Path, Path, Path]:
     return bundle, folder, other, model
 
 
+def prepared_readings(run: Path, scratch: Path, numbers: Sequence[int]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Export a bundle with each number of readings; return the paths of `prepared` and the languages with lexicons."""
+    found = bundles.load(run / "bundle").readings
+    if found is None or max(numbers) > len(found.translators):
+        have = "none" if found is None else len(found.translators)
+        raise SystemExit(f"{run}: --readings {max(numbers)}, but its model reads a text in {have}; give another run")
+    experiment = config.load(run / "experiment.yaml")
+    corpus, _ = loaders.load_corpus(setup.absolute(experiment))
+    seen = [text for code in found.languages for text in corpus.table("train", code)["text"].to_pylist()[:20]]
+    folder = scratch / "artefact"
+    made = export.export(run / "bundle", folder, texts=seen)
+    for number in numbers:
+        copy = Path(shutil.copytree(folder, folder.with_name(f"read{number}")))
+        cut = replace(found, translators=found.translators[:number], weights=found.weights[:number], by_language={})
+        if number > 1:
+            (copy / readings.FILE).write_text(readings.to_json(cut), encoding="utf-8")
+        else:  # as it stands, which needs no lexicon
+            (copy / readings.FILE).unlink()
+        artefact.write(replace(made, folder=copy))
+    return (run / "bundle", folder, folder, folder), found.languages
+
+
 def main() -> None:
     """Run what is asked for, printing as it goes; rows and notes are written at the end and after every round."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--arms", nargs="*", default=[*SERVERS, *CEILINGS])
+    parser.add_argument("--readings", type=int, nargs="*", default=[], help="measure these numbers of readings instead")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=12.0, help="of each closed loop")
     parser.add_argument("--overload-seconds", type=float, default=60.0)
@@ -427,7 +477,12 @@ def main() -> None:
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         texts = texts_of(options.run)
-        bundle, folder, other, model = prepared(options.run, Path(scratch))
+        if options.readings:
+            (bundle, folder, other, model), codes = prepared_readings(options.run, Path(scratch), options.readings)
+            texts = [(code, text) for code, text in texts if code in codes]
+            options.arms = [f"ours_int8_read{number}" for number in options.readings]
+        else:
+            bundle, folder, other, model = prepared(options.run, Path(scratch))
         log = Path(scratch) / "servers.log"
         for number in range(options.rounds):
             for arm in options.arms:

@@ -79,9 +79,9 @@ class Classifier:
         # what was dropped as late took no time, and would make the engine look quick just when it is not
         done = [chunk for chunk, found in zip(chunks, results, strict=True) if isinstance(found, np.ndarray)]
         if done:
-            texts = sum(len(chunk.rows) for chunk in done)
+            texts, rows = sum(chunk.texts for chunk in done), sum(len(chunk.rows) for chunk in done)
             self.service.queue.measured(texts, seconds)
-            self.service.telemetry.batch(texts, tokens_of(done), seconds)
+            self.service.telemetry.batch(texts, rows, tokens_of(done), seconds)
         self.service.telemetry.waiting(self.service.queue.waiting)
         batch: Any = self._batch
         batch.set_batch_wait_timeout_s(LINGER * seconds if len(chunks) > 1 else 0)

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from serve.http.stream import answer_lines
-from serve.replica.model import Chunk, Model
+from serve.replica.model import Chunk, Model, Wanted
 from serve.replica.service import Service, answer_all
 from serve.settings import Limits, ServeArgs
 from xlt_ray import sniff
@@ -44,13 +44,10 @@ def open_model(spec: str, tracking_uri: str | None = None) -> Model:
     return Model(running, running.artefact, found.model, found.version)
 
 
-def classify_lines(
-    model: Model, lines: Iterable[str], top_k: int, jsonl: bool, out: IO[str], min_confidence: float = 0.0
-) -> int:
+def classify_lines(model: Model, lines: Iterable[str], jsonl: bool, out: IO[str], wanted: Wanted) -> int:
     """Write a JSON object for every line, in order and as soon as it is known; return how many have an error.
 
-    `lines` are texts, or with `jsonl` what a stream's lines are. An answer repeats its text; below `min_confidence` it
-    has no label.
+    `lines` are texts, or with `jsonl` what a stream's lines are. An answer repeats its text.
     """
     limits = Limits(characters=HUGE, line_bytes=HUGE, waiting_texts=HUGE, deadline_s=FOREVER, texts=PIECE)
 
@@ -60,9 +57,9 @@ def classify_lines(
             raise found
         return found
 
-    service = Service(ServeArgs(model=model.name, limits=limits, min_confidence=min_confidence), infer)
+    service = Service(ServeArgs(model=model.name, limits=limits), infer)
     service.model = model
-    return asyncio.run(_work(service, lines, top_k, jsonl, out))
+    return asyncio.run(_work(service, lines, jsonl, out, wanted))
 
 
 def refuse_single_texts(model: Model, file: str) -> None:
@@ -75,7 +72,7 @@ def refuse_single_texts(model: Model, file: str) -> None:
         )
 
 
-async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool, out: IO[str]) -> int:
+async def _work(service: Service, lines: Iterable[str], jsonl: bool, out: IO[str], wanted: Wanted) -> int:
     asked: dict[int, str] = {}
     faults = 0
 
@@ -87,7 +84,7 @@ async def _work(service: Service, lines: Iterable[str], top_k: int, jsonl: bool,
             raws = (line if jsonl else json.dumps(line if line.strip() else None) for _, line in piece)
             yield "".join(raw + "\n" for raw in raws).encode()
 
-    async for answers in answer_lines(service, body(), top_k, lambda texts: None):
+    async for answers in answer_lines(service, body(), lambda texts: None, wanted):
         for answer in answers.splitlines():
             found: dict[str, Any] = json.loads(answer)
             text = {} if jsonl else {"text": asked.pop(found["line"])}

@@ -40,7 +40,7 @@ def service(model: Model | None, **settings: Any) -> Service:
     async def infer(chunk: Chunk) -> Any:
         began = time.perf_counter()
         (found,) = await asyncio.to_thread(answer_all, [chunk])
-        made.queue.measured(len(chunk.rows), time.perf_counter() - began)
+        made.queue.measured(chunk.texts, time.perf_counter() - began)
         if isinstance(found, Exception):
             raise found
         return found

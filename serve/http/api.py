@@ -21,12 +21,13 @@ from serve.http.guard import Guard, respond
 from serve.http.stream import answer_lines
 from serve.replica.admission import Keys
 from serve.replica.measured import expected
-from serve.replica.model import Question
+from serve.replica.model import DIGITS, Question, Wanted
 from serve.replica.refusals import Refusal, not_ready, plain, unfit
 from serve.replica.service import Service, shown
 from serve.settings import ServeArgs
 from xlt_ray.languages import codes
 from xlt_ray.tracking import environment
+from xlt_ray.translation.readings import ORIGINAL, Readings
 
 NO_JSON = unfit("body", "is not JSON in UTF-8")
 PAGE = {"page.js": "text/javascript", "page.css": "text/css"}
@@ -38,6 +39,7 @@ MinConfidence = Annotated[
     Query(ge=0, le=1, description="no label where the confidence is lower; default: what the server is set to"),
 ]
 TopK = Annotated[int, Query(ge=1, le=1000, description="labels to return for each text, the most probable first")]
+AsRead = Annotated[bool, Query(description="return every text as it was read too")]
 
 
 class Lines(Response):
@@ -137,17 +139,19 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         with keys.charged(request.scope["state"]["client"], len(asked.texts)):
             answer = await service().classify(question, deadline, asked.min_confidence)
         service().follow_up(answer)
-        return JSONResponse({"model": answer.model.shown, "results": shown(answer, asked.top_k)})
+        return JSONResponse({"model": answer.model.shown, "results": shown(answer, asked.top_k, asked.readings)})
 
     @app.post("/v1/classify/stream", tags=["classify"], response_class=Lines, **document.STREAMING)
-    async def stream(request: Request, top_k: TopK = 1, min_confidence: MinConfidence = None) -> Response:
+    async def stream(
+        request: Request, top_k: TopK = 1, min_confidence: MinConfidence = None, readings: AsRead = False
+    ) -> Response:
         """Label lines of JSON, each a string or `{"text": ..., "pair"?: ..., "language"?: ..., "id"?: ...}`, in order.
 
         A line that cannot be answered gets a line with `error`; the others go on. Waits instead of refusing.
         """
         service().ready()
         spend = functools.partial(keys.spend, request.scope["state"]["client"])
-        return Lines(answer_lines(service(), request.stream(), top_k, spend, min_confidence))
+        return Lines(answer_lines(service(), request.stream(), spend, Wanted(top_k, min_confidence, readings)))
 
     @app.post("/v1/feedback", response_model=schemas.FeedbackResponse, tags=["classify"], **document.CLASSIFYING)
     async def feedback(request: Request, body: Annotated[feedback_form, Body()]) -> Response:  # type: ignore[valid-type]
@@ -208,6 +212,7 @@ def describe(service: Service) -> dict[str, Any]:
         "pairs": artefact.pairs,
         "max_length": artefact.max_length,
         "min_confidence": service.args.min_confidence,
+        "readings": describe_readings(model.engine.readings),
         "languages": sorted(table, key=lambda row: -(row["expected_accuracy"] or {}).get("accuracy", 0)),
         "provenance": dict(artefact.provenance),
         "vocabulary": dict(artefact.vocabulary),
@@ -218,6 +223,20 @@ def describe(service: Service) -> dict[str, Any]:
         "loading": service.loading,
         "problem": plain(service.problem),
         "challenger": service.challenge.tally() if service.challenge else None,
+    }
+
+
+def describe_readings(readings: Readings | None) -> dict[str, Any] | None:
+    """Describe how texts are read in the languages that have a lexicon; None where all are read as they stand."""
+    if readings is None:
+        return None
+    weights = [weight / sum(readings.weights) for weight in readings.weights]
+    names = [ORIGINAL if one is None else one.name for one in readings.translators]
+    return {
+        "into": readings.into,
+        "into_name": codes.name(readings.into),
+        "each": [{"name": name, "weight": round(one, DIGITS)} for name, one in zip(names, weights, strict=True)],
+        "languages": len(readings.languages),
     }
 
 

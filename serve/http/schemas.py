@@ -60,6 +60,13 @@ class Reliability(BaseModel):
     )
 
 
+class Reading(BaseModel):
+    name: str = Field(description="`original`, or how it was translated")
+    weight: float = Field(description="of its scores in the mean over the text's readings, 0 to 1; they sum to 1")
+    text: str
+    pair: str | None = Field(None, description="second text, where the model classifies pairs")
+
+
 class Result(BaseModel):
     label: str | None = Field(description="null: abstained, as the confidence is below `min_confidence`")
     confidence: float = Field(
@@ -73,6 +80,11 @@ class Result(BaseModel):
     reliability: Reliability | None = Field(
         description="how often answers as confident as this one were right on test rows; null: not measured"
     )
+    read: str = Field(
+        description="how the text was read, such as `original + 3 word-by-word English readings`, whose scores are "
+        "averaged; `original` where its language is unknown or has no lexicon"
+    )
+    readings: list[Reading] | None = Field(None, description="the text as it was read; where `readings` is asked for")
 
 
 class AnsweringModel(BaseModel):
@@ -90,12 +102,25 @@ class FeedbackResponse(BaseModel):
     models: dict[str, dict[str, Any]]
 
 
+class WeighedReading(BaseModel):
+    name: str
+    weight: float = Field(description="0 to 1; single languages may weigh them otherwise, which their answers show")
+
+
+class ModelReadings(BaseModel):
+    into: str = Field(description="code of the language that texts are translated into")
+    into_name: str
+    each: list[WeighedReading] = Field(description="the readings of a text in a language that has a lexicon")
+    languages: int = Field(description="how many languages have a lexicon; texts in others are read as they stand")
+
+
 class ModelResponse(BaseModel):
     model: AnsweringModel
     labels: list[str]
     pairs: bool
     max_length: int
     min_confidence: float = Field(description="below it an answer has no label, unless the request asks otherwise")
+    readings: ModelReadings | None = Field(description="null: texts are read as they stand")
     languages: list[dict[str, Any]]
     provenance: dict[str, Any]
     vocabulary: dict[str, Any]
@@ -129,6 +154,7 @@ def requests(limits: Limits) -> tuple[type[Request], type[Request]]:
             le=1,
             description="no label where the confidence is lower; default: what the server is set to",
         )
+        readings: bool = Field(False, description="return every text as it was read too")
 
     class FeedbackRequest(Request):
         texts: list[text] = many  # type: ignore[valid-type]

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.replica.model import Question
+from serve.replica.model import Question, Wanted
 from serve.replica.refusals import Refusal, unfit
 from serve.replica.service import Service, shown
 from xlt_ray.languages import codes as language_codes
@@ -32,21 +32,19 @@ class Line:
 async def answer_lines(
     service: Service,
     body: AsyncIterator[bytes],
-    top_k: int,
     spend: Callable[[int], None],
-    min_confidence: float | None = None,
+    wanted: Wanted,
 ) -> AsyncIterator[bytes]:
     """Yield a line of JSON for every line of the body, in order, several at once, as soon as they are answered.
 
     `spend` takes lines from the client's allowance; where it is used up, the stream waits until it is not.
-    `min_confidence` is as for `Service.classify`.
     """
     number = 0
     async for lines in _pieces(body, service.args.limits.line_bytes):
-        for window in _windows(lines, service.args.limits.texts):
+        for window in _windows(lines, service):
             read = [parse(raw, number + i, service) for i, raw in enumerate(window, 1) if raw.strip()]
             number += len(window)
-            answers = await _answered(service, read, top_k, spend, min_confidence)
+            answers = await _answered(service, read, spend, wanted)
             if answers:
                 yield "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode()
             await asyncio.sleep(0)  # a turn for others: nothing above waits where all lines are at fault
@@ -64,10 +62,11 @@ async def _pieces(body: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[
         yield [rest]
 
 
-def _windows(lines: Sequence[bytes], most: int) -> Iterator[Sequence[bytes]]:
+def _windows(lines: Sequence[bytes], service: Service) -> Iterator[Sequence[bytes]]:
+    most, bytes_ = service.args.limits.texts, WINDOW_BYTES // service.rows_a_text
     start = size = 0
     for i, line in enumerate(lines):
-        if i > start and (i - start == most or size + len(line) > WINDOW_BYTES):
+        if i > start and (i - start == most or size + len(line) > bytes_):
             yield lines[start:i]
             start, size = i, 0
         size += len(line)
@@ -105,7 +104,7 @@ def parse(raw: bytes, number: int, service: Service) -> Line:
 
 
 async def _answered(
-    service: Service, lines: Sequence[Line], top_k: int, spend: Callable[[int], None], min_confidence: float | None
+    service: Service, lines: Sequence[Line], spend: Callable[[int], None], wanted: Wanted
 ) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {line.number: {"error": line.fault} for line in lines if line.fault}
     sound = [line for line in lines if not line.fault]
@@ -118,12 +117,12 @@ async def _answered(
             _refuse_other_kind(service, paired)
             await _spent(spend, len(mine))
             question = Question(texts, pairs, [line.language for line in mine])
-            answer = await service.classify(question, min_confidence=min_confidence, patient=True)
+            answer = await service.classify(question, min_confidence=wanted.min_confidence, patient=True)
         except Refusal as refusal:
             results |= {line.number: {"error": refusal.message} for line in mine}
             continue
         service.follow_up(answer)
-        for line, result in zip(mine, shown(answer, top_k), strict=True):
+        for line, result in zip(mine, shown(answer, wanted.top_k, wanted.readings), strict=True):
             results[line.number] = result | {"model_version": answer.model.version}
     ids = {line.number: {"id": line.id} for line in lines if line.id is not None}
     return [{"line": line.number, **ids.get(line.number, {}), **results[line.number]} for line in lines]

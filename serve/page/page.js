@@ -105,6 +105,19 @@ function quoted(text, code) {
   return quote;
 }
 
+// How the text was read, and behind it the texts that were: nothing where the model reads every text as it stands.
+function read({ language, read: how, readings }) {
+  if (!readings || !told?.readings) return [];
+  if (how === "original") return [element("p", { className: "quiet" }, "Read as it stands.")];
+  const made = element("details", {}, element("summary", {}, "Read as " + how));
+  for (const { name, weight, text, pair } of readings) {
+    const code = name === "original" ? language.code : told.readings.into;
+    made.append(element("p", { className: "quiet" }, name + ", weight " + Math.round(100 * weight) + "%"), ...[text, pair ?? []].flat().map((part) => quoted(part, code)));
+  }
+  made.addEventListener("toggle", () => reachable(made));
+  return [made];
+}
+
 function answer(text, result) {
   const scores = element("ul", { className: "scores", ariaLabel: "Probabilities", role: "list" });
   for (const { label, score } of result.scores) {
@@ -115,7 +128,7 @@ function answer(text, result) {
   const said = [].concat(text).map((part) => quoted(part, result.language.code));
   const label = element("h3", { className: "label", dir: "auto" },
     ...(result.abstained ? ["No label: not sure enough"] : breakable(result.label)));
-  return element("li", { className: "answer" }, element("div", {}, ...said, label, trust(result)), scores);
+  return element("li", { className: "answer" }, element("div", {}, ...said, label, trust(result), ...read(result)), scores);
 }
 
 // Give the texts and their second texts; throws what is wrong with them.
@@ -151,7 +164,8 @@ async function results({ texts, pairs }) {
       if (end > start && size > (told?.limits.body_bytes ?? 1e5) / 2) break;
     }
     const part = texts.slice(start, end);
-    const body = { texts: part, pairs, top_k: 5, ...(code && { languages: part.map(() => code) }) };
+    const languages = code && { languages: part.map(() => code) };
+    const body = { texts: part, pairs, top_k: 5, ...languages, ...(told?.readings && { readings: true }) };
     const one = await call("v1/classify", { method: "POST", body: JSON.stringify(body) });
     found.results.push(...one.results);
     found.models.set(one.model.version, one.model); // it may change in between
@@ -179,17 +193,21 @@ async function classify(event) {
   }
 }
 
-function show({ texts, pairs }, { results, models }) {
-  byId("by").textContent = "Answered by " + [...models.values()].map(named).join(" and by ") + ".";
-  byId("results").replaceChildren(...results.map((one, i) => answer(pairs ? [texts[i], pairs[i]] : texts[i], one)));
-  byId("answered").hidden = false;
-  // long texts scroll within their box, which keys must be able to reach
-  for (const quote of document.querySelectorAll("blockquote")) {
+// Long texts scroll within their box, which keys must be able to reach.
+function reachable(within) {
+  for (const quote of within.querySelectorAll("blockquote")) {
     if (quote.scrollHeight > quote.clientHeight) {
       quote.tabIndex = 0;
       quote.setAttribute("aria-label", "The text");
     }
   }
+}
+
+function show({ texts, pairs }, { results, models }) {
+  byId("by").textContent = "Answered by " + [...models.values()].map(named).join(" and by ") + ".";
+  byId("results").replaceChildren(...results.map((one, i) => answer(pairs ? [texts[i], pairs[i]] : texts[i], one)));
+  byId("answered").hidden = false;
+  reachable(document);
   const first = byId("results").firstChild;
   byId("said").textContent = (results.length > 1 ? plural(results.length, "answer") + ". The first: " : "")
     + (results[0].label ?? "No label, not sure enough") + ", " + percent(results[0].confidence) + ". " + first.querySelector(".trust").textContent;

@@ -25,7 +25,7 @@ class Queue:
     def __init__(self, most: int) -> None:
         self.most, self.waiting, self.speed = most, 0, 0.0
 
-    def measured(self, texts: int, seconds: float) -> None:
+    def measured(self, texts: float, seconds: float) -> None:
         """Note that so many texts took so long in the engine."""
         found = texts / max(seconds, 1e-6)
         self.speed = found if not self.speed else (1 - NEWEST) * self.speed + NEWEST * found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from xlt_ray.evaluation.calibration import Reliability
 from xlt_ray.inference.artefact import Artefact
 from xlt_ray.inference.engine import Engine, Row
 from xlt_ray.languages.identify import Guess
+from xlt_ray.translation.readings import ORIGINAL, Asked
 
 DIGITS = 4  # of a probability that is shown
 
@@ -41,13 +43,20 @@ class Model:
 class Chunk:
     """Rows of one request that go into one batch; `until` is a time of `time.monotonic` after which nobody waits.
 
-    `codes` are the languages of the rows, None where one is unknown; empty where all are.
+    `codes` are the languages of the rows, or keys of their readings, None where one is unknown; empty where all are.
+    `parts` say what part of its text's rows each row is; empty where each is a text.
     """
 
     model: Model
     rows: Sequence[Row]
     until: float
     codes: Sequence[str | None] = ()
+    parts: Sequence[float] = ()
+
+    @property
+    def texts(self) -> float:
+        """How many texts the rows are."""
+        return float(sum(self.parts)) if self.parts else float(len(self.rows))
 
     @property
     def tokens(self) -> int:
@@ -64,6 +73,18 @@ class Question:
     languages: Sequence[str | None] | None = None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a client wants of answers: labels a text, the least confidence of one, and the texts as they were read.
+
+    Without `min_confidence` the server's own holds.
+    """
+
+    top_k: int = 1
+    min_confidence: float | None = None
+    readings: bool = False
+
+
 Infer = Callable[[Chunk], Awaitable[np.ndarray]]
 
 
@@ -71,13 +92,14 @@ Infer = Callable[[Chunk], Awaitable[np.ndarray]]
 class Answer:
     """The answer to a question: (texts, labels) probabilities, and for each text its language, guessed or named.
 
-    Texts answered with less confidence than `least` get no label.
+    `asked` are the texts as the model read them. Texts answered with less confidence than `least` get no label.
     """
 
     question: Question
     model: Model
     probabilities: np.ndarray
     guesses: Sequence[Guess]
+    asked: Asked
     least: float = 0.0
 
     @cached_property
@@ -90,3 +112,24 @@ class Answer:
         """The label that the client gets for every text, None where the answer abstains."""
         sure = self.probabilities.max(1).round(DIGITS) >= self.least  # by what is shown
         return [label if one else None for label, one in zip(self.labels.tolist(), sure, strict=True)]
+
+    @property
+    def read(self) -> list[str]:
+        """How every text was read, in words."""
+        readings = self.model.engine.readings
+        return [ORIGINAL if readings is None else readings.describe(guess.code) for guess in self.guesses]
+
+    @property
+    def readings(self) -> list[list[dict[str, Any]]]:
+        """Every text as it was read: the name, the weight and the text of each reading, and its pair where it has one.
+
+        The weights of a text's readings sum to 1.
+        """
+        readings, asked = self.model.engine.readings, self.asked
+        names = [[ORIGINAL] if readings is None else readings.named(guess.code) for guess in self.guesses]
+        found: list[list[dict[str, Any]]] = [[] for _ in self.guesses]
+        for i, owner in enumerate(asked.owners.tolist()):
+            one = {"name": names[owner][len(found[owner])], "weight": round(float(asked.shares[i]), DIGITS)}
+            pair = {} if asked.pairs is None else {"pair": asked.pairs[i]}
+            found[owner].append(one | {"text": asked.texts[i]} | pair)
+        return found

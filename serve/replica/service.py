@@ -1,4 +1,5 @@
-"""Answer requests: tokenise, guess languages, wait for a place in a batch, and return how far to trust the answer.
+"""Answer requests: guess languages, read texts as the model does, tokenise, wait for a place in a batch, and return how
+far to trust the answer.
 
 Nothing here knows of HTTP or Ray, so that the same code runs behind Ray Serve and in a test's own event loop.
 """
@@ -27,6 +28,7 @@ from xlt_ray.inference.engine import Row
 from xlt_ray.languages import codes
 from xlt_ray.languages.identify import UNKNOWN, Guess, Identifier
 from xlt_ray.model import batching
+from xlt_ray.translation.readings import Asked, asked
 
 logger = logging.getLogger("ray.serve")
 PATIENCE = 600.0  # seconds: nobody watches a stream's single lines, and the next are not read before these are answered
@@ -91,6 +93,12 @@ class Service:
         """Return the most tokens of a model's chunk; what is batched together are two chunks' worth."""
         return max(self.args.tokens_per_batch or CHUNK_TOKENS[model.engine.device], model.engine.max_length)
 
+    @property
+    def rows_a_text(self) -> int:
+        """The most rows that the model computes for a text; 1 where texts are read as they stand."""
+        readings = self.ready().engine.readings
+        return 1 if readings is None else len(readings.translators)
+
     async def classify(
         self,
         question: Question,
@@ -125,15 +133,17 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
-                rows, guesses = await loop.run_in_executor(self._tokenisers, self._prepare, model, question)
+                rows, read, guesses = await loop.run_in_executor(self._tokenisers, self._prepare, model, question)
                 groups = batching.steps([len(row) for row in rows], self.chunk_tokens(model))
+                parts = read.parts
                 chunks = [
-                    Chunk(model, [rows[i] for i in group], until, [guesses[i].code for i in group]) for group in groups
+                    Chunk(model, [rows[i] for i in group], until, [read.keys[i] for i in group], parts[group].tolist())
+                    for group in groups
                 ]
                 if len(chunks) == 1:  # as a rule, and without a task of its own
-                    parts = [await self.infer(chunks[0])]
+                    found = [await self.infer(chunks[0])]
                 else:
-                    parts = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
+                    found = await asyncio.gather(*(self.infer(chunk) for chunk in chunks))
         except TimeoutError:
             message = f"no answer within {deadline:g} s; ask for fewer texts at once, or try again later"
             raise Refusal(503, "deadline_exceeded", message, 1) from None
@@ -145,14 +155,15 @@ class Service:
             message = "the model failed at this; whoever runs the server finds why in its log"
             raise Refusal(503, "model_failed", message, 5) from None
         order = np.concatenate([np.asarray(group) for group in groups])
-        return Answer(question, model, np.concatenate(parts)[np.argsort(order)], guesses)
+        return Answer(question, model, read.joined(np.concatenate(found)[np.argsort(order)]), guesses, read)
 
-    def _prepare(self, model: Model, question: Question) -> tuple[list[Row], list[Guess]]:
-        """Tokenise texts and guess the languages that are not named. Blocks: runs in a thread."""
+    def _prepare(self, model: Model, question: Question) -> tuple[list[Row], Asked, list[Guess]]:
+        """Guess the languages that are not named, read texts by their languages, tokenise. Blocks: runs in a thread."""
         guess = self._identifier.guess if self._identifier else lambda text: UNKNOWN
         named = zip(question.texts, question.languages or [None] * len(question.texts), strict=True)
         guesses = [guess(text) if code is None else Guess(code, 1.0) for text, code in named]
-        return model.engine.encode(question.texts, question.pairs), guesses
+        read = asked(model.engine.readings, question.texts, question.pairs, [guess.code for guess in guesses])
+        return model.engine.encode(read.texts, read.pairs), read, guesses
 
     def _count(self, answer: Answer) -> None:
         measured = answer.model.artefact.languages
@@ -221,13 +232,14 @@ def _log(answer: Answer) -> None:
         logger.info(json.dumps(line, ensure_ascii=False))
 
 
-def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
-    """Write an answer as the list of results that a response holds, one a text."""
+def shown(answer: Answer, top_k: int, readings: bool = False) -> list[dict[str, Any]]:
+    """Write an answer as the list of results that a response holds, one a text; with `readings` as it was read."""
     labels, measured = answer.model.artefact.labels, answer.model.artefact.languages
     others = answer.model.zero_shot
     best = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :top_k]
-    results = []
-    for row, ranked, guess, label in zip(answer.probabilities, best, answer.guesses, answer.returned, strict=True):
+    results: list[dict[str, Any]] = []
+    each = zip(answer.probabilities, best, answer.guesses, answer.returned, answer.read, strict=True)
+    for row, ranked, guess, label, read in each:
         name = guess.code and codes.name(guess.code)
         scores = [{"label": labels[i], "score": round(float(row[i]), DIGITS)} for i in ranked]
         results.append(
@@ -239,6 +251,9 @@ def shown(answer: Answer, top_k: int) -> list[dict[str, Any]]:
                 "language": {"code": guess.code, "name": name, "confidence": guess.confidence},
                 "expected_accuracy": expected(measured.get(guess.code or "")),
                 "reliability": reliability(measured, others, guess.code, float(row[ranked[0]])),
+                "read": read,
             }
         )
+    if readings:
+        results = [one | {"readings": read} for one, read in zip(results, answer.readings, strict=True)]
     return results

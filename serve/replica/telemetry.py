@@ -22,8 +22,8 @@ class Telemetry:
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered or refused."""
 
-    def batch(self, texts: int, tokens: int, seconds: float) -> None:
-        """Count a batch that the engine worked on."""
+    def batch(self, texts: float, rows: int, tokens: int, seconds: float) -> None:
+        """Count a batch that the engine worked on: its `rows` are readings, of which a text may have several."""
 
     def texts(self, version: str, languages: Sequence[str], labels: Sequence[str | None]) -> None:
         """Count texts by language and by the label they got, None for none, so that a drift of either shows."""
@@ -47,6 +47,7 @@ class ServeTelemetry(Telemetry):
         self._requests = Counter("xlt_requests", "Requests by route and status", ("route", "status"))
         self._seconds = Histogram("xlt_request_seconds", "Time to answer a request", SECOND_BUCKETS, ("route",))
         self._batch_texts = Histogram("xlt_batch_texts", "Texts of a batch", TEXT_BUCKETS)
+        self._batch_rows = Histogram("xlt_batch_rows", "Readings of the texts of a batch", TEXT_BUCKETS)
         self._batch_tokens = Histogram("xlt_batch_tokens", "Tokens of a batch", TOKEN_BUCKETS)
         self._batch_seconds = Histogram("xlt_batch_seconds", "Time of a batch in the engine", SECOND_BUCKETS)
         self._texts = Counter("xlt_texts", "Texts by language", ("version", "language"))
@@ -69,8 +70,9 @@ class ServeTelemetry(Telemetry):
         self._hold(self._requests, 1, route=route, status=str(status))
         self._seconds.observe(seconds, {"route": route})
 
-    def batch(self, texts: int, tokens: int, seconds: float) -> None:
+    def batch(self, texts: float, rows: int, tokens: int, seconds: float) -> None:
         self._batch_texts.observe(texts)
+        self._batch_rows.observe(rows)
         self._batch_tokens.observe(tokens)
         self._batch_seconds.observe(seconds)
 

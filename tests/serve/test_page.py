@@ -11,10 +11,12 @@ from pathlib import Path
 import chromium
 import local_server
 import pytest
+from artefacts import changed, word_by_word
 from chromium import Page
 
 from serve.replica.model import Model
 from serve.replica.service import Service
+from xlt_ray.export import export
 
 pytestmark = [
     pytest.mark.slow,
@@ -277,6 +279,46 @@ def test_pairs_are_asked_as_pairs_and_a_log_is_owned_up_to(tab: Page, tiny_encod
             "eng1 eng2",
             "eng3",
         ]
+
+
+# readings
+
+
+def test_how_a_text_was_read_is_said_and_its_readings_open_by_a_key(
+    tab: Page, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    known = ("eng_Latn", "swh_Latn")
+    changed(tmp_path / "bundle", tiny_encoder, ["translate_test"], known, word_by_word())
+    folder = export.export(tmp_path / "bundle", tmp_path / "artefact", precisions=["float32"]).folder
+    service = local_server.service(local_server.loaded(folder))
+    service._identifier = None  # whatever is guessed of made-up words
+    tab.faults.clear()
+    with local_server.running(service) as address:
+        tab.open(address + "/", "told")
+        ask(tab, "eng1 eng2")
+        assert "Read as it stands." in tab.js("document.querySelector('.answer').innerText")
+        assert not tab.js("document.querySelector('.answer details')")
+        # no language was measured here, so that none can be chosen
+        tab.js("document.getElementById('language').append(new Option('Swahili', 'swh_Latn', true, true))")
+        markup = "swh2 <img src=x onerror=\"document.title='x'\"> swh3"
+        said = ask(tab, markup)
+        assert "Read as original + 2 word-by-word English readings" in said and "eng14" not in said
+        assert tab.js("document.querySelectorAll('.answer details').length") == 1
+        tab.js("document.querySelector('.answer summary').focus()")
+        tab.press("Enter")
+        tab.wait("document.querySelector('.answer details').open")
+        quotes = tab.js("[...document.querySelectorAll('.answer details blockquote')].map((one) => one.innerText)")
+        assert quotes == [
+            markup,
+            markup.replace("swh2", "eng14"),
+            markup.replace("swh2", "eng14").replace("swh3", "eng21"),
+        ]
+        names = tab.js("[...document.querySelectorAll('.answer details p')].map((one) => one.innerText)")
+        assert names == [
+            f"{name}, weight 33%" for name in ("original", *(f"word by word, score {s}" for s in (0.3, 0.05)))
+        ]
+        assert tab.js("document.querySelectorAll('#results :is(script, img)').length") == 0
+        assert tab.js(CONTRASTS) == [] and tab.js("document.title") != "x" and not tab.faults
 
 
 # for everybody

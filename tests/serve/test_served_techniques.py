@@ -13,47 +13,19 @@ import local_server
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
-from artefacts import LABELS, TEXTS
+from artefacts import LABELS, TEXTS, changed
 
 from serve.replica.model import Question
-from xlt_ray import techniques
-from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
 from xlt_ray.export import agreement, export
 from xlt_ray.inference import artefact, bundle, engine
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.languages import identify
-from xlt_ray.model import collate
 from xlt_ray.registry import publish
-from xlt_ray.techniques.centre import Shift
 
 KNOWN = ("deu_Latn", "eng_Latn", "swh_Latn")
 GERMAN = "Bitte mach sofort das Licht in der Küche an"
 BOTH = ["lora", {"centre": {"remove": 1}}]
-
-
-def made(folder: Path, encoder: Path, chosen: list[Any], answers: str = "text") -> Path:
-    """Save a bundle of an untrained network whose techniques changed it: nothing is zero that training would move."""
-    settings = {"name": "tiny", "sources": ["eng_Latn"], "network": {"init": str(encoder), "max_length": 32}}
-    experiment = build({**settings, "techniques": chosen})
-    net, tokenize, identity = techniques.network(techniques.build(experiment), experiment, len(LABELS), KNOWN)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in net.encoder.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.2, generator=generator)
-        net.head.weight *= 100
-        batch = collate.pad(tokenize(TEXTS), tokenize.tokenizer.pad_token_id)
-        features = net.eval().features(batch)
-        net.head.bias -= net.head.weight @ features.mean(0)
-    step = dict(net.steps.items()).get("centre")
-    if isinstance(step, Shift):
-        rng = np.random.default_rng(0)
-        means = {code: rng.normal(scale=float(features.std(0).mean()), size=net.head.in_features) for code in KNOWN}
-        step.estimate(KNOWN, means, means["eng_Latn"], ["eng_Latn"])
-    bundle.save(folder, Bundle(net.eval(), tokenize, LABELS, experiment, None), identity)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     """Bundles with each technique and with both, and their artefacts."""
     folder = tmp_path_factory.mktemp("served")
     for name, chosen in {"lora": ["lora"], "centre": ["centre"], "both": BOTH}.items():
-        made(folder / name / "bundle", tiny_encoder, chosen)
+        changed(folder / name / "bundle", tiny_encoder, chosen, KNOWN)
         export.export(folder / name / "bundle", folder / name / "artefact", texts=TEXTS)
     return folder
 
@@ -90,7 +62,7 @@ def test_matrices_that_are_merged_change_answers_and_no_file(place: Path, tiny_e
     export.export(folder, tmp_path / "artefact", precisions=["float32"])
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert "changes.safetensors" in before and not (folder / "encoder").exists()
-    made(tmp_path / "bundle", tiny_encoder, [])
+    changed(tmp_path / "bundle", tiny_encoder, [], KNOWN)
     other = bundle.load(tmp_path / "bundle").probabilities(TEXTS)
     assert np.abs(other - bundle.load(folder).probabilities(TEXTS)).max() > 0.01
 

@@ -16,7 +16,7 @@ import pytest
 from serve.replica import challenge
 from serve.replica.challenge import Challenge, ChallengeArgs
 from serve.replica.measured import expected, reliability, zero_shot
-from serve.replica.model import Chunk, Model, Question
+from serve.replica.model import Chunk, Model, Question, Wanted
 from serve.replica.refusals import Refusal
 from serve.replica.service import Service, answer_all, shown
 from serve.replica.telemetry import Telemetry
@@ -386,7 +386,7 @@ def test_streams_count_for_the_challenger_as_well(two: tuple[Model, Model]) -> N
         async def body() -> Any:
             yield b'"eng1"\n"eng2"\n'
 
-        found = [piece async for piece in answer_lines(service, body(), 1, lambda texts: None)]
+        found = [piece async for piece in answer_lines(service, body(), lambda texts: None, Wanted())]
         assert b"".join(found).count(b"\n") == 2
         await asyncio.gather(*service._background)
 

@@ -19,8 +19,12 @@ from typing import Any
 
 import httpx
 import pytest
+from artefacts import word_by_word
 from local_server import artefact_of
 from ray_runs import ROOT, Process, environment, free_ports, offspring, until
+
+from xlt_ray.inference import artefact
+from xlt_ray.translation import readings
 
 REPLICA = "ServeReplica:xlt"
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net writes them
@@ -74,9 +78,12 @@ class Running:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
-    """Two artefacts that answer, and one whose tokenizer was changed after it was exported."""
+    """Two artefacts that answer, by readings in Swahili, and one whose tokenizer was changed after its export."""
     folder = tmp_path_factory.mktemp("models")
-    artefact_of(tiny_encoder, folder).rename(folder / "first")
+    made = artefact_of(tiny_encoder, folder)
+    (made / readings.FILE).write_text(readings.to_json(word_by_word()), encoding="utf-8")
+    artefact.write(artefact.read(made))
+    made.rename(folder / "first")
     for name in ("second", "broken"):
         shutil.copytree(folder / "first", folder / name)
     with (folder / "broken" / "tokenizer.json").open("a") as file:
@@ -141,6 +148,10 @@ def test_it_answers_and_says_what_it_is(server: Running, models: Path) -> None:
         assert (
             client.get("/readyz").status_code == client.get("/").status_code == client.get("/docs").status_code == 200
         )
+        asked = {"texts": ["swh2 swh4", "eng1"], "languages": ["sw", "en"], "readings": True}
+        several, one = client.post("/v1/classify", json=asked).json()["results"]
+        assert several["read"] == "original + 2 word-by-word English readings" and one["read"] == "original"
+        assert [reading["text"] for reading in several["readings"]] == ["swh2 swh4"] + ["eng14 eng28"] * 2
         lines = "".join(json.dumps(f"eng{i}") + "\n" for i in range(300))
         streamed = client.post("/v1/classify/stream", content=lines, headers={"content-type": "application/x-ndjson"})
         assert [json.loads(line)["line"] for line in streamed.text.splitlines()] == list(range(1, 301))
@@ -227,6 +238,7 @@ def test_what_it_counted_is_there_for_prometheus(server: Running) -> None:
 
     until(counted, "the metrics", 60)
     told = httpx.get(f"{server.url}/metrics", timeout=10).text
+    assert "ray_xlt_batch_rows_bucket" in told
     assert "ray_xlt_labels" in told and "ray_xlt_requests" in told and "eng1" not in told
 
 

@@ -51,16 +51,18 @@ def predict(
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, help="return no label where the confidence is lower")
     ] = 0.0,
+    readings: Annotated[bool, typer.Option("--readings", help="return every text as it was read too")] = False,
     uri: Annotated[str | None, typer.Option(help="MLflow server of a registered model")] = None,
 ) -> None:
     """Classify the lines of a file without a server; a JSON object a line, the same that a server answers."""
     from serve import offline
+    from serve.replica.model import Wanted
 
     lines = offline.lines_of(file, jsonl)
     opened = offline.open_model(model, uri)
     if not jsonl:
         offline.refuse_single_texts(opened, file)
-    faults = offline.classify_lines(opened, lines, top, jsonl, sys.stdout, min_confidence)
+    faults = offline.classify_lines(opened, lines, jsonl, sys.stdout, Wanted(top, min_confidence, readings))
     if faults:
         typer.echo(f"{faults} lines could not be answered; each says why", err=True)
         raise typer.Exit(1)

@@ -65,6 +65,11 @@ class Asked:
     owners: np.ndarray
     shares: np.ndarray
 
+    @property
+    def parts(self) -> np.ndarray:
+        """What part of its text's rows each row is, (rows,): they sum to the number of texts."""
+        return np.asarray(1 / np.bincount(self.owners)[self.owners])
+
     def joined(self, probabilities: np.ndarray) -> np.ndarray:
         """Return the probabilities of texts (texts, labels) from those of rows (rows, labels), float32.
 
@@ -94,6 +99,11 @@ class Readings:
     by_language: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     held_out: tuple[Translator | None, ...] = ()
     unseen: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that have a lexicon, sorted."""
+        return tuple(sorted(_lexicons(self).packed))
 
     def several(self, code: str | None) -> bool:
         """Return whether texts of a language are read otherwise than as they stand."""
