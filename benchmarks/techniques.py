@@ -187,9 +187,8 @@ def _run(experiment: Experiment, folder: str) -> None:
         progress = loop.fit(Run(setup, net, tokenize))
         figures, precision, seconds = progress.facts, progress.precision, time.monotonic() - began
         inputs = evaluate.Inputs(tokenize, precision)
-        readings = setup.weigh(lambda one: lambda tables: evaluate.score(net, tables, inputs)).readings
         predictions = {
-            split: evaluate.predict(net, each, inputs, readings=readings) for split, each in measured.items()
+            split: evaluate.predict(net, each, inputs, readings=setup.readings) for split, each in measured.items()
         }
     for split, each in predictions.items():
         save_predictions(Path(folder) / f"{split}.npz", each)

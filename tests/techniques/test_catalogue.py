@@ -33,7 +33,7 @@ Settings = dict[str, Any]
 TEXTS = ["eng1 eng2 eng3", "swh4 swh50 swh7", "hin30"]
 # what a technique needs besides its defaults to work on a corpus of some hundred made-up rows
 PARAMETERS: dict[str, Settings] = {"code_switch": {"score": 0.01, "rate": 0.9}, "few_shot": {"shots": 2}}
-PARAMETERS["translate_test"] = {"weights": "agreement"}
+PARAMETERS["translate_test"] = {"scores": [0.5, 0.1]}
 
 
 @pytest.fixture(params=sorted(CATALOGUE))

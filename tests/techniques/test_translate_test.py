@@ -26,8 +26,9 @@ from xlt_ray.inference.bundle import Bundle
 from xlt_ray.languages import lexicon
 from xlt_ray.model import network as networks
 from xlt_ray.runs import measure, run
+from xlt_ray.techniques.technique import Material, Score
 from xlt_ray.techniques.translate_test import agreement
-from xlt_ray.training import checks, loop
+from xlt_ray.training import checks, frozen, loop
 from xlt_ray.training.setup import Setup
 from xlt_ray.translation import induced
 
@@ -97,6 +98,9 @@ def test_what_is_estimated_is_read_by_a_lexicon_that_has_not_seen_it(settings: S
     unseen = setup.readings.unseen["swh_Latn"]
     assert 0 < unseen.sum() < len(unseen) / 2
     for key, table in setup.material.to_estimate("swh_Latn", rows).items():
+        if key == "swh_Latn":
+            assert table.equals(rows), "no lexicon is needed to read a text as it stands"
+            continue
         assert table["id"].to_pylist() == rows.filter(pa.array(unseen))["id"].to_pylist(), key
         # swhrow17 stands in row 17 alone, so a lexicon that has not seen that row cannot know it
         assert not any("engrow" in text for text in table["text"].to_pylist()), key
@@ -261,15 +265,97 @@ def test_agreement_weighs_what_predicts_and_not_what_does_not() -> None:
     assert few[1] > useless, "few rows decide less"
 
 
-def test_readings_are_weighed_by_agreement_in_each_language(settings: Settings) -> None:
+def test_agreement_is_asked_of_a_head_that_has_not_seen_the_rows(settings: Settings) -> None:
     settings = translated(settings, weights="agreement")
-    made, setup = trained(settings)
-    inputs = evaluate.Inputs(made.tokenize, "float32")
-    weighed = setup.weigh(lambda one: lambda tables: evaluate.score(made.network, tables, inputs)).readings
-    assert weighed is not None and set(weighed.by_language) <= {"swh_Latn", "hin_Deva"}
-    for code, weights in weighed.by_language.items():
+    settings["training"] |= {"method": "probe", "probe_strengths": [100.0]}
+    experiment = build(settings)
+    setup = Setup.of(experiment, loaders.load(experiment.corpus)).read()
+    assert setup.readings is not None
+    asked = {**frozen.training_tables(setup), **frozen.texts(setup)}
+    net = setup.build().network
+    rng = np.random.default_rng(0)  # features of noise, which can only be remembered
+    known = {
+        text: rng.normal(size=32).astype(np.float32) for table in asked.values() for text in table["text"].to_pylist()
+    }
+    found = {name: np.stack([known[text] for text in table["text"].to_pylist()]) for name, table in asked.items()}
+    frozen.calibrate(setup, net, found)
+    rows = frozen.Frozen.of(frozen.training_tables(setup), found, 3, net)
+    fitted = frozen.choose(rows, experiment)
+    told: dict[str, np.ndarray] = {}
+
+    class Listening(type(setup.techniques[0])):  # type: ignore[misc]
+        def weigh(self, material: Material, score: Score) -> Any:
+            told.update(score(self.texts(material)))
+            return super().weigh(material, score)
+
+    listening = Listening(**setup.techniques[0].model_dump())
+    weighed = frozen.weigh(replace(setup, techniques=(listening, *setup.techniques[1:])), net, rows, found, fitted)
+    table = setup.techniques[0].texts(setup.material)["eng_Latn"]
+    labels = dict(
+        zip(
+            *(rows_.to_pylist() for rows_ in setup.corpus.table("train", "eng_Latn").select(["id", "label"])),
+            strict=True,
+        )
+    )
+    gold = np.array([labels[one] for one in table["id"].to_pylist()])
+    remembered = fitted.predict(rows.features["train/eng_Latn"]) == rows.labels["train/eng_Latn"]
+    assert remembered.mean() > 0.9 and (told["eng_Latn"].argmax(1) == gold).mean() < 0.7
+    assert weighed.readings is not None and set(weighed.readings.by_language) == {"swh_Latn", "hin_Deva"}
+    for weights in weighed.readings.by_language.values():
         assert sum(weights) == pytest.approx(1) and min(weights) > 0
-        assert weighed.shares(code).tolist() == pytest.approx(list(weights))
+
+
+def test_a_fine_tuned_model_is_not_asked_to_weigh(settings: Settings) -> None:
+    with pytest.raises(InputError, match=r"translate_test\.weights: agreement .* set training\.method to probe"):
+        checks.prepare(build(translated(settings, weights="agreement")))
+
+
+def test_without_the_original_a_language_keeps_a_mean_of_its_texts_as_they_stand(settings: Settings) -> None:
+    made, setup = trained(translated(settings, keep_original=False))
+    assert setup.readings is not None and setup.readings.keys("swh_Latn") == ["swh_Latn/1", "swh_Latn/2"]
+    features = evaluate.embed(
+        made.network, {"swh_Latn": setup.material.texts["swh_Latn"]}, evaluate.Inputs(made.tokenize, "float32")
+    )
+    step = made.network.steps["centre"]
+    mean = step.get_buffer("shift")[made.network.index("swh_Latn")] + step.get_buffer("origin")
+    np.testing.assert_allclose(mean.numpy(), features["swh_Latn"].mean(0), atol=1e-4)
+
+
+def test_a_target_without_a_lexicon_is_named_and_owes_nothing_to_parallel_text(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "swh_Latn-eng_Latn.tsv").write_text("swh4\teng4\n")
+    chosen = translated(settings, lexicons=str(tmp_path))
+    with pytest.warns(UserWarning, match=r"1 of 2 targets are read as they stand\n  hin_Deva: no file of it"):
+        checks.prepare(build(chosen))
+    rungs = setup_of(chosen).read().supervision
+    assert rungs == {"swh_Latn": "+ parallel text", "hin_Deva": "+ unlabelled text"}
+
+
+def test_a_dictionary_of_the_wrong_direction_or_of_nothing_is_refused(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "swh_Latn-eng_Latn.tsv"
+    for content, message in (
+        ("eng_Latn\tswh_Latn\neng4\tswh4\n", "its header names eng_Latn for swh_Latn"),
+        ("", "is empty"),
+    ):
+        file.write_text(content)
+        with pytest.raises(InputError, match=message):
+            checks.prepare(build(translated(settings, lexicons=str(tmp_path))))
+
+
+def test_heads_that_tell_languages_apart_do_not_count_readings(settings: Settings) -> None:
+    run = run_of(build({**settings, "techniques": [*settings["techniques"], "language_id"]}))
+    term: Any = run.setup.techniques[-1].loss_term(run.network, run.setup.material, lambda tables: {})
+    assert term.layer.out_features == 3 < len(run.network.languages)
+
+
+def test_no_lexicon_of_a_source_is_added(settings: Settings, tmp_path: Path) -> None:
+    made, _ = trained(settings)
+    bundle.save(tmp_path / "bundle", made, networks.build(made.experiment.network, 3, 0).identity)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"eng{i} eng{i + 1}\n" for i in range(29)))
+    with pytest.raises(InputError, match="eng_Latn is a source"):
+        adapt.adapt(tmp_path / "bundle", "en", texts, tmp_path / "words.tsv")
 
 
 @pytest.mark.slow
@@ -277,7 +363,8 @@ def test_readings_are_weighed_by_agreement_in_each_language(settings: Settings) 
 def test_a_run_on_ray_measures_what_its_bundle_answers(
     settings: Settings, tmp_path: Path, method: str, one_ray: None
 ) -> None:
-    settings = translated(settings, weights="agreement") | {"storage": str(tmp_path / "runs")}
+    weights = "agreement" if method == "probe" else []
+    settings = translated(settings, weights=weights) | {"storage": str(tmp_path / "runs")}
     settings["tracking"] = {"uri": "off"}
     settings["corpus"]["cache_dir"] = str(tmp_path / "cache")
     settings["training"] |= {"method": method, "epochs": 2}

@@ -31,6 +31,7 @@ def test_a_language_with_a_lexicon_is_read_in_all_ways_and_others_as_they_stand(
     assert found.texts(["bahari"], "deu_Latn") == found.texts(["bahari"], None) == [["bahari"]]
     assert found.keys("swh_Latn") == ["swh_Latn", "swh_Latn/1", "swh_Latn/2"] and found.keys("deu_Latn") == ["deu_Latn"]
     assert made(original=False).texts(["bahari"], "swh_Latn") == [["bahari"], ["sea"]]
+    assert made(original=False).keys("swh_Latn") == ["swh_Latn/1", "swh_Latn/2"], "the language's own is as it stands"
     assert found.describe("swh_Latn") == "original + 2 word-by-word English readings"
     assert made(original=False).describe("swh_Latn") == "2 word-by-word English readings"
     assert found.describe("deu_Latn") == found.describe(None) == "original"
@@ -121,9 +122,11 @@ def test_rows_to_estimate_from_are_those_that_the_lexicon_has_not_seen() -> None
     found = replace(made(), held_out=part, unseen={"swh_Latn": np.array([True, False, True])})
     read = found.to_estimate("swh_Latn", table)
     assert read["swh_Latn/2"]["text"].to_pylist() == ["bahari and", "bahari"]
-    assert {key: one["id"].to_pylist() for key, one in read.items()} == {
-        key: ["1", "3"] for key in found.keys("swh_Latn")
-    }
+    assert read["swh_Latn"].equals(table), "no lexicon is needed to read a text as it stands"
+    alike = found.to_estimate("swh_Latn", table, alike=True)
+    assert {key: one["id"].to_pylist() for key, one in alike.items()} == dict.fromkeys(
+        found.keys("swh_Latn"), ["1", "3"]
+    )
     assert found.to_estimate("deu_Latn", table) == {"deu_Latn": table}
 
 

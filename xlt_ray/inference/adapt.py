@@ -58,7 +58,7 @@ def adapt(folder: Path, language: str, file: Path, lexicon: Path | None = None) 
         model = _with_lexicon(model, code, lexicon)
     tables = {code: pa.table({"text": pa.array(texts, pa.string())})}
     if model.readings is not None:
-        tables = model.readings.tables(tables)
+        tables = model.readings.to_estimate(code, tables[code])
     features = evaluate.embed(model.network, tables, evaluate.Inputs(model.tokenize, model.precision))
     known = model.network.languages
     model.network.languages = (*known, *(key for key in tables if key not in known))
@@ -76,6 +76,11 @@ def adapt(folder: Path, language: str, file: Path, lexicon: Path | None = None) 
 
 
 def _with_lexicon(model: Bundle, code: str, file: Path) -> Bundle:
+    if model.readings is not None and code in (model.readings.into, *model.experiment.sources):
+        raise InputError(
+            f"--lexicon {file}: {code} is a source or what texts are translated into, and is read as it stands; leave "
+            "it out"
+        )
     if model.readings is None:
         raise InputError(
             f"--lexicon {file}: the bundle reads texts as they stand; leave it out, or train with a technique that "

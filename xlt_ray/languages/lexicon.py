@@ -184,6 +184,15 @@ def read_table(path: str | Path, source: str = UNKNOWN, target: str = UNKNOWN) -
             if not any(cells):
                 continue
             if not pairs and (codes := _header(cells)):
+                if wrong := [
+                    f"{code} for {named}"
+                    for named, code in zip((source, target), codes, strict=True)
+                    if UNKNOWN not in (named, code) and named != code
+                ]:
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: its header names {wrong[0]}; exchange the columns, or give "
+                        "the file of these languages"
+                    )
                 source, target = (
                     given if given != UNKNOWN else code for given, code in zip((source, target), codes, strict=True)
                 )

@@ -37,7 +37,7 @@ FEW_SHOT = (
     "results."
 )
 REFIT = (
-    "After dev of the sources had chosen the penalty, the probe was fitted once more with those rows, so no score on "
+    "After the penalty was chosen, the probe was fitted once more with dev of the sources, so no score on "
     "them is held out; confidences were calibrated on them before that."
 )
 _SUMMARY = (groups.ZERO_SHOT, groups.ZERO_SHOT_SEEN, groups.ZERO_SHOT_UNSEEN, groups.FEW_SHOT, groups.SOURCE)

@@ -179,7 +179,6 @@ def _fine_tune(setup: Setup, folder: RunFolder, on_event: OnEvent) -> Fitted:
     network.restore_weights(model.network, trained.weights)
     model.network.temperature = trained.temperature
     model.network.eval()
-    setup = setup.weighed(trained.weights_of_readings)
     return Fitted(model, trained.predictions, setup, trained.history, trained.reported, trained.facts, trained.apart)
 
 
@@ -196,7 +195,9 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     predictions = evaluate.predictions(scored, test, fitted.temperature, setup.readings)
     probe.install(model.network, fitted)
     model.network.eval()
-    kind = "dev" if setup.experiment.training.probe_select == "source_dev" else "cross_validated"
+    training = setup.experiment.training
+    crossed = training.probe_select == "cross_validation" and len(training.probe_strengths) > 1
+    kind = "cross_validated" if crossed else "dev"
     for number, strength in enumerate(fitted.dev_loss):
         found = {f"{kind}/loss": fitted.dev_loss[strength], f"{kind}/accuracy": fitted.dev_accuracy[strength]}
         on_event({"stage": "fit", "step": number, "strength": strength, **found})

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from xlt_ray.errors import InputError
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.translation.readings import is_first
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -59,7 +60,7 @@ class Adversarial(Technique):
 
     def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module:
         """Return the discriminator, after measuring language separability before training with a linear probe."""
-        width, languages = network.head.in_features, len(network.languages)
+        width, languages = network.head.in_features, sum(map(is_first, network.languages))
         term = Discriminator(width, self.hidden, languages, self.weight, self.gamma, network.seed)
         term.before = language_accuracy(embed(_sample(material)))
         return term

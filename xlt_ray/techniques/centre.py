@@ -147,7 +147,7 @@ class Shift(nn.Module):
         self.shift.copy_(torch.from_numpy(np.stack([*rows, everywhere])))
         self.origin.copy_(torch.from_numpy(np.asarray(origin)))
         if len(self.directions):
-            spread = np.stack(list(shifts.values())) - everywhere
+            spread = np.stack([shift for code, shift in shifts.items() if is_first(code)]) - everywhere
             self.directions.copy_(
                 torch.from_numpy(np.linalg.svd(spread, full_matrices=False)[2][: len(self.directions)])
             )

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from xlt_ray.errors import InputError
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.translation.readings import is_first
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
@@ -40,7 +41,8 @@ class LanguageId(Technique):
 
     def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module:
         """Return the second head."""
-        return LanguageHead(network.head.in_features, len(network.languages), self.weight, network.seed)
+        languages = sum(map(is_first, network.languages))
+        return LanguageHead(network.head.in_features, languages, self.weight, network.seed)
 
 
 class LanguageHead(nn.Module):

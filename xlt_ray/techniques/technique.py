@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # fine-tuning computed with the network as it is then, on all workers together; for a probe looked up.
 Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
 
-# Maps tables of texts by key of their reading to a finished model's logits by key, (rows, classes) float32.
+# Maps tables of texts by key of their reading to a probe's logits by key, (rows, classes) float32.
 Score = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
 
 # Maps a function that stands in a module over picklable arguments, and yields results in their order: `map` itself, or
@@ -83,6 +83,7 @@ class Material:
     shots: Mapping[str, pa.Table]
     trained: tuple[str, ...] = ()  # languages with labelled rows to train on, known once techniques made the corpus
     readings: Readings | None = None  # how texts are read where they are measured or served, once that is known
+    languages: tuple[str, ...] = ()  # sources and targets, also those without texts
 
     def to_estimate(self, code: str, table: pa.Table) -> dict[str, pa.Table]:
         """Return rows of a language's `texts` as its texts are read: by key of each reading, see `Readings`."""
@@ -142,6 +143,11 @@ class Technique(Section):
         return type(self).readings is not Technique.readings
 
     @property
+    def weighs_readings(self) -> bool:
+        """Whether there is anything to call `weigh` for."""
+        return False
+
+    @property
     def merged_when_saved(self) -> bool:
         """Whether a bundle is to hold the merged encoder, which can be `network.init` of another run."""
         return False
@@ -168,10 +174,10 @@ class Technique(Section):
         return None
 
     def weigh(self, material: Material, score: Score) -> Readings | None:
-        """Return `material.readings` with the weights that suit a finished model, fitted on texts without labels.
+        """Return `material.readings` with the weights that suit a probe, fitted on texts without labels.
 
-        Called once where `changes_readings`, after the head is fitted: in every worker, all of which must ask `score`
-        for the same, or for a probe in the driver. A probe scores no other tables than those of `texts`.
+        Called in the driver where it `weighs_readings`, after a probe is fitted. `score` knows no other tables than
+        those of `texts`, and asks a probe that was fitted without the rows of `Readings.unseen`.
         """
         return material.readings
 

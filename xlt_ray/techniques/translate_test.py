@@ -12,6 +12,7 @@ parallel text is. A lexicon of another kind of text, such as a general dictionar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, field_validator
 from scipy.optimize import minimize
 from scipy.special import log_softmax
@@ -27,6 +29,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages import codes, lexicon
+from xlt_ray.languages.lexicon import Lexicon
 from xlt_ray.techniques.technique import Available, Each, Embed, Material, Reads, Score, Technique
 from xlt_ray.translation import induced
 from xlt_ray.translation import readings as reading
@@ -36,7 +39,7 @@ from xlt_ray.translation.translator import Lexicons, pack
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
 
-FEWEST_WEIGHED = 50  # rows by which the readings of a language are weighed
+FEWEST_WEIGHED = 20  # rows by which the readings of a language are weighed
 
 
 class TranslateTest(Technique):
@@ -64,7 +67,7 @@ class TranslateTest(Technique):
     weights: tuple[float, ...] | Literal["agreement"] = Field(
         (),
         description="of the readings, original first; default: all alike. agreement: in each language by how well they "
-        "agree with the scores of the parallel texts in `into`, which needs no label",
+        "agree with what a probe says of the parallel texts in `into`, where there are 80 or more",
     )
     lexicons: str = Field(
         "induced",
@@ -86,6 +89,13 @@ class TranslateTest(Technique):
         if len(set(scores)) < len(scores):
             raise ValueError("one of them stands there twice; weigh it by weights instead")
         return scores
+
+    @field_validator("scores", "weights", mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        if isinstance(given, str) and given != "agreement":
+            raise ValueError(f"{given!r}: write numbers in brackets, such as [0.3, 0.1]")
+        return (given,) if isinstance(given, int | float) else given
 
     @field_validator("weights")
     @classmethod
@@ -115,14 +125,28 @@ class TranslateTest(Technique):
                 f"techniques.translate_test.weights: {len(self._fixed)} of them for {count} readings; give one a "
                 "reading, that of the original first"
             )
-        into, targets = self._into(available.experiment), available.targets
-        faults = {code: self._fault(code, into, available.texts, available.experiment) for code in targets}
-        if all(faults.values()):
-            shown = "".join(f"\n  {code}: {fault}" for code, fault in list(faults.items())[:20])
+        experiment = available.experiment
+        if self.weighs_readings and experiment.training.method == "fine_tune":
             raise InputError(
-                f"techniques.translate_test: no target has a lexicon into {into}; give parallel rows (equal ids, "
-                "corpus.id), dictionaries by techniques.translate_test.lexicons, or another language by "
-                f"techniques.translate_test.into{shown}"
+                "techniques.translate_test.weights: agreement asks what a model says of texts that it was not trained "
+                "on, of which a fine-tuned one has none; leave weights out, or set training.method to probe"
+            )
+        into, targets = self._into(experiment), available.targets
+        # those of `Material.texts`, from which lexicons are made later
+        rows = {code: table for code, table in available.texts.items() if code in available.languages}
+        faults = {code: self._fault(code, into, rows) for code in targets if code != into}
+        lacking = {code: fault for code, fault in faults.items() if fault}
+        shown = "".join(f"\n  {code}: {fault}" for code, fault in list(lacking.items())[:20])
+        if len(lacking) == len(faults):
+            raise InputError(
+                f"techniques.translate_test: no target has a lexicon into {into}; give parallel rows of {into} "
+                "(equal ids, corpus.id), name a language that has some in techniques.translate_test.into, or give "
+                f"dictionaries by techniques.translate_test.lexicons{shown}"
+            )
+        if lacking:
+            warnings.warn(
+                f"techniques.translate_test: {len(lacking)} of {len(faults)} targets are read as they stand{shown}",
+                stacklevel=2,
             )
 
     def readings(
@@ -134,40 +158,42 @@ class TranslateTest(Technique):
         """
         experiment = material.experiment
         into, texts = self._into(experiment), material.texts
-        others = [code for code in sorted(self._targets(material)) if code != into]
-        able = [code for code in others if self._fault(code, into, texts, experiment) is None]
+        others = [code for code in material.languages if code not in (*experiment.sources, into)]
+        able = [code for code in others if self._fault(code, into, texts) is None]
+        unseen = {code: induced.held_out(texts[code]) for code in able if code in texts}
+        if self.lexicons != "induced":
+            return replace(self._of(into, {code: pack(self._read(code, into)) for code in able}), unseen=unseen)
         whole, part = {}, {}
-        if self.lexicons == "induced":
-            settings = induced.Settings(min(self.scores), self.phrases, experiment.corpus.cache_dir)
-            jobs = (((code, into), (texts[code], texts[into]), settings) for code in able)
-            for number, (code, packed) in enumerate(zip(able, each(induced.both, jobs), strict=True), start=1):
-                whole[code], part[code] = packed
-                on_progress(number, len(able))
-        else:
-            for code in able:
-                whole[code] = pack(lexicon.read(self._file(code, into) or "", code, into))
-        found = self._of(into, Lexicons(whole))
-        if not part:
-            return found
-        held_out = self._of(into, Lexicons(part)).translators
-        unseen = {code: induced.held_out(texts[code]) for code in part}
-        return replace(found, held_out=held_out, unseen=unseen)
+        settings = induced.Settings(min(self.scores), self.phrases, experiment.corpus.cache_dir)
+        jobs = (((code, into), (texts[code], texts[into]), settings) for code in able)
+        for number, (code, packed) in enumerate(zip(able, each(induced.both, jobs), strict=True), start=1):
+            whole[code], part[code] = packed
+            on_progress(number, len(able))
+        return replace(self._of(into, whole), held_out=self._of(into, part).translators, unseen=unseen)
 
     def texts(self, material: Material) -> Mapping[str, pa.Table]:
         """Return the rows by which readings are weighed, in each reading, and those of `into`."""
         readings = material.readings
-        if readings is None or self.weights != "agreement" or readings.into not in material.texts:
+        if readings is None or not self.weighs_readings or readings.into not in material.texts:
             return {}
-        found = {readings.into: material.texts[readings.into]}
+        found: dict[str, pa.Table] = {}
         for code, table in material.texts.items():
             if readings.several(code):
-                found |= readings.to_estimate(code, table)
-        return found
+                found |= readings.to_estimate(code, table, alike=True)
+        ids = pa.chunked_array([chunk for table in found.values() for chunk in table["id"].chunks]).unique()
+        into = material.texts[readings.into]
+        return found | {readings.into: into.filter(pc.is_in(into["id"], value_set=ids))}
+
+    @property
+    def weighs_readings(self) -> bool:
+        """Whether they are weighed by agreement."""
+        return self.weights == "agreement"
 
     def weigh(self, material: Material, score: Score) -> Readings | None:
-        """Weigh the readings of each language by how well they predict what the model says of the translations.
+        """Weigh the readings of each language by how well they predict what a head says of the translations.
 
-        The rows are parallel, and lexicons were not induced from them; no label is read.
+        The rows are parallel, and neither lexicons nor the head were made from them: what a head says of rows that it
+        was fitted to is close to their labels, which are those of their translations. No label is read.
         """
         tables, readings = self.texts(material), material.readings
         if readings is None or not tables:
@@ -176,7 +202,7 @@ class TranslateTest(Technique):
         known = dict(zip(tables[into]["id"].to_pylist(), scores[into].argmax(1), strict=True))
         found = {}
         for code in filter(readings.several, material.texts):
-            ids = tables[code]["id"].to_pylist()
+            ids = tables[readings.keys(code)[0]]["id"].to_pylist()
             places = [place for place, one in enumerate(ids) if one in known]
             if len(places) >= FEWEST_WEIGHED:
                 mine = np.stack([scores[key][places] for key in readings.keys(code)])
@@ -194,8 +220,8 @@ class TranslateTest(Technique):
         means.pop("original", None)
         return {"languages": float(len(shares)), **means}
 
-    def _of(self, into: str, lexicons: Lexicons) -> Readings:
-        return reading.by_lexicon(into, self.scores, self.keep_original, lexicons, self._fixed)
+    def _of(self, into: str, packed: Mapping[str, bytes]) -> Readings:
+        return reading.by_lexicon(into, self.scores, self.keep_original, Lexicons(packed), self._fixed)
 
     @property
     def _fixed(self) -> tuple[float, ...]:
@@ -204,19 +230,22 @@ class TranslateTest(Technique):
     def _into(self, experiment: Experiment) -> str:
         return self.into or experiment.sources[0]
 
-    def _targets(self, material: Material) -> set[str]:
-        named = material.experiment.targets
-        return {*material.texts, *(named if not isinstance(named, str) else ())} - {*material.experiment.sources}
-
-    def _fault(self, code: str, into: str, rows: Mapping[str, Any], experiment: Experiment) -> str | None:
-        """Return why there is no lexicon of a language, None where there is one."""
+    def _fault(self, code: str, into: str, rows: Mapping[str, pa.Table]) -> str | None:
+        """Return why there is no lexicon of a language, None where there is one; InputError for one that is damaged."""
         if self.lexicons == "induced":
             return induced.fault((code, into), rows)
-        return None if self._file(code, into) else "no such file under techniques.translate_test.lexicons"
+        if self._file(code, into) is None:
+            return "no file of it under techniques.translate_test.lexicons"
+        return None if self._read(code, into).entries else "its file under techniques.translate_test.lexicons is empty"
 
     def _file(self, code: str, into: str) -> Path | None:
-        names = [f"{code}-{into}", code]
+        names = [f"{code}-{into}"]
         return induced.file("techniques.translate_test.lexicons", self.lexicons, names, language=code, into=into)
+
+    def _read(self, code: str, into: str) -> Lexicon:
+        file = self._file(code, into)
+        assert file is not None, "_fault finds a file that is missing"
+        return lexicon.read(file, code, into)
 
 
 def agreement(logits: np.ndarray, wanted: np.ndarray) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ class Trained:
     history: list[dict[str, float]]  # a row an epoch
     facts: dict[str, float]  # figures of techniques
     temperature: float
-    weights_of_readings: dict[str, Sequence[float]]  # by language, see `Setup.weigh`
     apart: dict[str, float]  # accuracy of each reading by itself, by key
 
 
@@ -182,14 +181,12 @@ def _worker(settings: dict[str, Any]) -> None:
     inputs = run.inputs(progress.precision)
     dev = {code: table for code, table in setup.tables("dev").items() if code in experiment.sources}
     net.temperature = evaluate.temperature(net, dev, inputs)
-    setup = setup.weigh(lambda one: lambda tables: evaluate.score(net, tables, inputs))
     test = setup.tables("test")
     scored = evaluate.score(net, evaluate.read(test, setup.readings), inputs, counting(emit, "evaluate"))
     predictions = evaluate.predictions(scored, test, net.temperature, setup.readings)
     facts = {name: getattr(progress, name) for name in ("reported", "history", "facts")}
     facts["temperature"] = net.temperature
     facts["apart"] = evaluate.apart(scored, test, setup.readings)
-    facts["weights_of_readings"] = dict(setup.readings.by_language) if setup.readings else {}
     report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
 
 
@@ -228,6 +225,5 @@ def _read_final(folder: Path) -> Trained:
         facts["history"],
         facts["facts"],
         facts.get("temperature", 1.0),  # 1 in files of before there was any
-        facts.get("weights_of_readings", {}),
         facts.get("apart", {}),
     )

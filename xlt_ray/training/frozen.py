@@ -132,13 +132,15 @@ def weigh(setup: Setup, net: Network, frozen: Frozen, found: Features, fitted: p
     The probe is one without the rows that readings are weighed by. What `fitted` says of rows that it was fitted to is
     close to their labels, and those of their translations in the targets are the same.
     """
-    if setup.readings is None:
+    if setup.readings is None or not any(one.weighs_readings for one in setup.techniques):
         return setup
     unseen, texts = setup.readings.unseen, setup.material.texts
     left = {one for code, rows in unseen.items() for one in texts[code].filter(pa.array(rows))["id"].to_pylist()}
     if left:
         rest = frozen.without(left).part("train", None)
         config = setup.experiment.mixture
+        if len(np.unique(np.concatenate([np.empty(0), *rest.labels.values()]))) < 2:
+            return setup  # nothing can be fitted to so few rows, so readings weigh alike
         fitted = probe.fit(rest, Labelled({}, {}), frozen.classes, config, (fitted.strength,), fitted)
 
     return setup.weigh(lambda one: lambda tables: score_rows(net, _named_by(texts_of(one), tables, found), fitted))

@@ -126,13 +126,19 @@ def cross_validate(
     for fold in np.unique(np.concatenate(list(folds.values()))):
         rest = rows.where({code: folds[code] != fold for code in rows.labels})
         asked = rows.where({code: (folds[code] == fold) & (code in scored) for code in rows.labels})
+        labels = np.unique(np.concatenate([np.empty(0), *rest.labels.values()]))
         start: Fit | None = None
-        for strength in losses if asked.labels else ():
+        for strength in losses if asked.labels and len(labels) > 1 else ():
             start = fit(rest, Labelled({}, {}), classes, mixture_config, (strength,), start)
             scores = {code: log_softmax(start.logits(of), axis=1) for code, of in asked.features.items()}
             gold = asked.labels
             losses[strength].append(np.mean([-scores[c][np.arange(len(gold[c])), gold[c]].mean() for c in gold]))
             right[strength].append(np.mean([(scores[c].argmax(1) == gold[c]).mean() for c in gold]))
+    if not right[min(strengths)]:
+        raise InputError(
+            "training.probe_select: cross_validation finds no rows of two labels beside those it would measure; add "
+            "rows of the sources, or give one strength in training.probe_strengths"
+        )
     loss, accuracy = ({strength: float(np.mean(found)) for strength, found in of.items()} for of in (losses, right))
     best = max(accuracy, key=lambda strength: (accuracy[strength], -loss[strength]))
     error = float(np.std(right[best], ddof=1) / np.sqrt(len(right[best]))) if len(right[best]) > 1 else 0.0

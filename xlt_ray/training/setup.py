@@ -64,7 +64,8 @@ class Setup:
         unlabelled: Mapping[str, pa.Table] = {}
         if chosen or experiment.training.unlabelled_rows:
             unlabelled = corpus.unlabelled(codes, ids=True) | {c: t for c, t in (texts or {}).items() if c in codes}
-        material = Material(experiment, {code: unlabelled[code] for code in codes if code in unlabelled}, shots)
+        texts = {code: unlabelled[code] for code in codes if code in unlabelled}
+        material = Material(experiment, texts, shots, languages=codes)
         visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
         for one in chosen:
             visible = one.corpus(visible, material)
@@ -83,21 +84,14 @@ class Setup:
         return self
 
     def weigh(self, score: Callable[[Technique], Score]) -> Setup:
-        """Return the setup with readings weighed by a finished model's scores of unlabelled texts.
+        """Return the setup with readings weighed by a probe's scores of unlabelled texts.
 
-        `score` returns the `Score` of a technique, where features were computed before and are looked up.
+        `score` returns the `Score` of a technique, whose features were computed before and are looked up.
         """
         for one in self.techniques:
-            if one.changes_readings and self.readings is not None:
+            if one.weighs_readings and self.readings is not None:
                 return replace(self, material=replace(self.material, readings=one.weigh(self.material, score(one))))
         return self
-
-    def weighed(self, weights: Mapping[str, Sequence[float]]) -> Setup:
-        """Return the setup with the weights of readings, by language, that `weigh` found elsewhere."""
-        if self.readings is None:
-            return self
-        found = replace(self.readings, by_language={code: tuple(one) for code, one in weights.items()})
-        return replace(self, material=replace(self.material, readings=found))
 
     @property
     def readings(self) -> Readings | None:
@@ -148,7 +142,10 @@ class Setup:
     @cached_property
     def supervision(self) -> Mapping[str, str]:
         """The rung of `supervision.LADDER` of every language that is no source, as `techniques.supervised` has it."""
-        return techniques.supervised(self.experiment, self.languages, self.material.texts, self.material.shots)
+        readings = self.readings
+        stand = () if readings is None else [code for code in self.languages if not readings.several(code)]
+        texts, shots = self.material.texts, self.material.shots
+        return techniques.supervised(self.experiment, self.languages, texts, shots, stand)
 
     @property
     def rungs(self) -> dict[str, str]:

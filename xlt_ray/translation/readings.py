@@ -29,7 +29,7 @@ ORIGINAL = "original"
 
 
 def key(code: str, number: int) -> str:
-    """Return the name of a language's reading among the languages of a network: the first has that of the language.
+    """Return the name of a language's reading among the languages of a network: 0, as it stands, has the language's.
 
     >>> key("swh_Latn", 0), key("swh_Latn", 2)
     ('swh_Latn', 'swh_Latn/2')
@@ -110,8 +110,11 @@ class Readings:
         return code is not None and any(one and one.translates(code, self.into) for one in self.translators)
 
     def keys(self, code: str) -> list[str]:
-        """Return the keys of a language's readings."""
-        return [key(code, number) for number in range(len(self.translators))] if self.several(code) else [code]
+        """Return the keys of a language's readings; that of the language itself is of the text as it stands alone."""
+        if not self.several(code):
+            return [code]
+        first = 0 if self.translators[0] is None else 1
+        return [key(code, number) for number in range(first, first + len(self.translators))]
 
     def shares(self, code: str) -> np.ndarray:
         """Return the weights of a language's readings, in the order of `keys`, which sum to 1."""
@@ -137,11 +140,15 @@ class Readings:
             name: read for code, table in tables.items() for name, read in self._tables(code, table, self.translators)
         }
 
-    def to_estimate(self, code: str, table: pa.Table) -> dict[str, pa.Table]:
-        """Return the readings, by `key`, of rows of a corpus' unlabelled texts that are read as unseen texts are."""
-        if code in self.unseen:
-            table = table.filter(self.unseen[code])
-        return dict(self._tables(code, table, self.held_out or self.translators))
+    def to_estimate(self, code: str, table: pa.Table, alike: bool = False) -> dict[str, pa.Table]:
+        """Return rows of a corpus' unlabelled texts, by `key`, read as texts are that no lexicon was induced from.
+
+        Texts as they stand are always among them, with all rows. Where they are to be `alike`, every reading has the
+        same rows, and there are none but the readings of the language.
+        """
+        unseen = table.filter(self.unseen[code]) if code in self.unseen else table
+        found = dict(self._tables(code, unseen, self.held_out or self.translators))
+        return found if alike else found | {code: table}
 
     def coverage(self, code: str, table: pa.Table) -> list[float]:
         """Return for each reading of a language the share of words that are translated, in rows it has not seen.
@@ -164,11 +171,14 @@ class Readings:
         read = {
             name: self._read([text or "" for text in table[name].to_pylist()], code, translators) for name in columns
         }
+        import pyarrow as pa  # here, because a server reads texts alone
+
         for number, name in enumerate(self.keys(code)):
             found = table.replace_schema_metadata(None)
             for column in columns:
                 at = found.schema.get_field_index(column)
-                found = found.set_column(at, found.schema.field(column), [read[column][number]])
+                kind = found.schema.field(column)
+                found = found.set_column(at, kind, pa.array(read[column][number], kind.type))
             yield name, found
 
     def describe(self, code: str | None) -> str:
@@ -193,7 +203,12 @@ class Readings:
     def with_lexicon(self, code: str, packed: bytes) -> Readings:
         """Return readings that know one more language, or another lexicon of a known one; `packed` is of `pack`."""
         lexicons = Lexicons({**_lexicons(self).packed, code: packed})
-        return replace(self, translators=tuple(one and replace(one, lexicons=lexicons) for one in _words(self)))
+        weights = {one: kept for one, kept in self.by_language.items() if one != code}  # they suited another lexicon
+        return replace(
+            self,
+            by_language=weights,
+            translators=tuple(one and replace(one, lexicons=lexicons) for one in _words(self)),
+        )
 
 
 def by_lexicon(
@@ -254,17 +269,16 @@ def asked(
     if readings is None or not any(map(readings.several, set(known))):
         places = np.arange(len(texts))
         return Asked(list(texts), None if pairs is None else list(pairs), known, places, np.ones(len(texts)))
-    found: list[str] = []
-    seconds: list[str] = []
-    keys: list[str | None] = []
-    owners: list[int] = []
-    shares: list[float] = []
-    for place, code in enumerate(known):
-        read = [one for (one,) in readings.texts([texts[place]], code)]
-        found += read
-        if pairs is not None:
-            seconds += [one for (one,) in readings.texts([pairs[place]], code)]
-        keys += [None] if code is None else readings.keys(code)
-        owners += [place] * len(read)
-        shares += readings.shares(code or "").tolist()
-    return Asked(found, None if pairs is None else seconds, keys, np.array(owners), np.array(shares))
+    read: list[list[str]] = [[] for _ in texts]
+    seconds: list[list[str]] = [[] for _ in texts]
+    for code in dict.fromkeys(known):  # a language at a time, since its lexicon has to be unpacked
+        mine = [place for place, one in enumerate(known) if one == code]
+        for of, into in ((texts, read), *([] if pairs is None else [(pairs, seconds)])):
+            for column in readings.texts([of[place] for place in mine], code):
+                for place, text in zip(mine, column, strict=True):
+                    into[place].append(text)
+    keys = [name for code in known for name in ([None] if code is None else readings.keys(code))]
+    shares = np.concatenate([readings.shares(code or "") for code in known])
+    owners = np.repeat(np.arange(len(texts)), [len(one) for one in read])
+    found, second = ([text for one in of for text in one] for of in (read, seconds))
+    return Asked(found, None if pairs is None else second, keys, owners, shares)
