@@ -375,5 +375,5 @@ def test_a_report_is_written_again_from_what_a_run_kept(xlt: Call, trained: Path
 def test_a_run_is_not_better_than_itself(xlt: Call, trained: Path, tmp_path: Path) -> None:
     done = xlt("compare", trained, trained)
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("all (4): +0.0 points [0.0, 0.0], p = 1.000\n")
+    assert done.stdout.startswith("all (4): +0.0 points [0.0, 0.0], p = 1.000, zero-shot\n")
     refused(xlt("compare", trained, tmp_path), "no scores.json; give the folder of a finished run")

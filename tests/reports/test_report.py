@@ -172,7 +172,7 @@ def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
         "1 row of dev left out because it stands in test too.",
         "the fingerprint c0ffee",
         "2.13.0",
-        'bundle.load("bundle")',
+        'xlt_ray.load("bundle")',
         "light <on>",
     ):
         assert shown in outline.text

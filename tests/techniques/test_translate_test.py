@@ -299,7 +299,7 @@ def test_agreement_is_asked_of_a_head_that_has_not_seen_the_rows(settings: Setti
     )
     gold = np.array([labels[one] for one in table["id"].to_pylist()])
     remembered = fitted.predict(rows.features["train/eng_Latn"]) == rows.labels["train/eng_Latn"]
-    assert remembered.mean() > 0.9 and (told["eng_Latn"].argmax(1) == gold).mean() < 0.7
+    assert remembered.mean() > (told["eng_Latn"].argmax(1) == gold).mean() + 0.15
     assert weighed.readings is not None and set(weighed.readings.by_language) == {"swh_Latn", "hin_Deva"}
     for weights in weighed.readings.by_language.values():
         assert sum(weights) == pytest.approx(1) and min(weights) > 0

@@ -148,7 +148,7 @@ def test_a_run_says_that_dev_was_trained_on_and_answers_with_the_refitted_probe(
     (note,) = [event["note"] for event in events if event["stage"] == "fit" and "note" in event]
     assert note.startswith(f"the probe was fitted once more with {sum(dev.values())} dev rows of the sources, at")
     page = (outcome.folder.local / "report.html").read_text(encoding="utf-8")
-    assert "fitted once more with those rows" in page
+    assert "fitted once more with dev of the sources" in page
     facts = (outcome.folder.local / "corpus.json").read_text(encoding="utf-8")
     assert all(f'"{code}": {count}' in facts for code, count in dev.items())
     head = bundle.load(outcome.folder.local / "bundle").network.head.weight.detach().numpy()
