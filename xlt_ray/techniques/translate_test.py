@@ -180,6 +180,8 @@ class TranslateTest(Technique):
         for code, table in material.texts.items():
             if readings.several(code):
                 found |= readings.to_estimate(code, table, alike=True)
+        if not found:
+            return {}
         ids = pa.chunked_array([chunk for table in found.values() for chunk in table["id"].chunks]).unique()
         into = material.texts[readings.into]
         return found | {readings.into: into.filter(pc.is_in(into["id"], value_set=ids))}
