@@ -78,6 +78,7 @@ def test_the_layout_of_masakhanews_is_sound(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_afrisenti_trains_by_configuration_alone(tmp_path: Path, tiny_encoder: Path) -> None:
     folder = _afrisenti(tmp_path / "afrisenti")
     overrides = [

@@ -311,6 +311,7 @@ def test_a_ranking_depends_on_no_label_and_no_row_of_test(tiny_experiment: Exper
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_verb_ranks_a_search_file_through_a_pipe(tiny_settings: dict[str, object], tmp_path: Path) -> None:
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump({**tiny_settings, "search": {"anything": 1}}), encoding="utf-8")

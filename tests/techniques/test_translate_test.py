@@ -359,7 +359,7 @@ def test_no_lexicon_of_a_source_is_added(settings: Settings, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["probe", "fine_tune"])
+@pytest.mark.parametrize("method", ["probe", pytest.param("fine_tune", marks=pytest.mark.long)])
 def test_a_run_on_ray_measures_what_its_bundle_answers(
     settings: Settings, tmp_path: Path, method: str, one_ray: None
 ) -> None:
