@@ -10,10 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
+import ray
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.loaders import load_corpus
@@ -41,6 +44,16 @@ def settings(encoder: Path, corpus: Path, folder: Path, **sections: Any) -> Sett
     for name, value in sections.items():
         data[name] = {**data.get(name, {}), **value} if isinstance(value, Mapping) else value
     return data
+
+
+@contextlib.contextmanager
+def local_ray() -> Iterator[None]:
+    """Start one local Ray of two CPUs, however many the machine has and whatever RAY_ADDRESS names, and stop it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+        yield
+        ray.shutdown()
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from conftest import LANGUAGES
+from ray_runs import local_ray
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -31,11 +31,8 @@ TARGETS = ("hin_Deva", "swh_Latn")
 
 @pytest.fixture(scope="module", autouse=True)
 def _local_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+    with local_ray():
         yield
-        ray.shutdown()
 
 
 def settings(data: Settings, method: str, **sections: Any) -> Settings:

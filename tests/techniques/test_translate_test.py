@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
+from ray_runs import local_ray
 from test_catalogue import parallel_corpus, run_of
 
 from xlt_ray import techniques
@@ -49,11 +49,8 @@ def settings(tiny_settings: Settings, parallel_corpus: Path) -> Settings:
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
     """One local Ray of two CPUs for all runs of this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+    with local_ray():
         yield
-        ray.shutdown()
 
 
 def translated(settings: Settings, **parameters: Any) -> Settings:

@@ -69,6 +69,7 @@ def _induce(
     from xlt_ray.config import load
     from xlt_ray.corpora import loaders
     from xlt_ray.languages import codes, lexicon
+    from xlt_ray.languages.words import unsegmented
     from xlt_ray.training import setup
 
     source = codes.resolve(source)
@@ -84,7 +85,7 @@ def _induce(
         try:
             found = lexicon.induce_tables(rows, corpus.table("train", code), (source, code), score)
         except InputError as error:
-            if named or lexicon.unsegmented(source):
+            if named or unsegmented(source):
                 raise
             typer.echo(f"[{number}/{len(wanted)}] {code}: left out: {error}")
             continue

@@ -129,7 +129,7 @@ def score(
 
 
 def averaged(found: Mapping[str, np.ndarray], language: str, readings: Readings | None) -> np.ndarray:
-    """Return the weighted mean over a language's readings of arrays by key, such as logits or features: float32."""
+    """Return the weighted mean over a language's readings of logits by key: (rows, classes) float32."""
     if readings is None or not readings.several(language):
         return found[language]
     keys = readings.keys(language)

@@ -25,12 +25,9 @@ from xlt_ray import durable, sniff
 from xlt_ray.errors import InputError
 from xlt_ray.languages import word_alignment
 from xlt_ray.languages.word_alignment import forms_of, shared
-from xlt_ray.languages.words import WORD, fold, words
+from xlt_ray.languages.words import LONGEST, WORD, fold, without_words, words
 
-UNSEGMENTED = ("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Hans", "Hant", "Hani", "Jpan")
-SYLLABLES = ("Tibt",)  # of these, scripts that part syllables, which are enough of a word to be translated
 UNKNOWN = "und"  # the code of ISO 639 for a language that nobody has named
-LONGEST = 5  # words of a phrase that is looked up, and of a translation in a dictionary that is no explanation
 FEWEST_PAIRS = 100
 PREFIX = 5  # letters that two forms of one word share, by which `precision` goes
 
@@ -76,20 +73,6 @@ def key_of(text: str) -> str:
     return " ".join(fold(word) for word in WORD.findall(text))
 
 
-def unsegmented(code: str) -> bool:
-    """Return whether a language is written without spaces between words, by the script of its code.
-
-    >>> unsegmented("tha_Thai"), unsegmented("swh_Latn")
-    (True, False)
-    """
-    return code.rpartition("_")[2] in UNSEGMENTED
-
-
-def by_syllables(code: str) -> bool:
-    """Return whether the script of a language's code parts syllables where it does not part words."""
-    return code.rpartition("_")[2] in SYLLABLES
-
-
 def of_pairs(pairs: Iterable[tuple[str, str, float]], source: str, target: str) -> Lexicon:
     """Make a lexicon of (word, translation, score); of a pair that comes twice the better score counts."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
@@ -124,16 +107,12 @@ def induce_tables(
 
 
 def for_words(source: str, target: str) -> None:
-    """Raise InputError where a language's words are not separated by spaces, which induction needs.
-
-    Syllables will do where they are translated, but a text cannot be written in them.
-    """
-    for code in (source, target):
-        if unsegmented(code) and not (code == source and by_syllables(code)):
-            raise InputError(
-                f"lexicon {source} -> {target}: {code} is written without spaces between words, so none can be "
-                "induced; give a table or a FreeDict dictionary, or leave the language out"
-            )
+    """Raise InputError where a language's words are not separated by spaces, which induction needs."""
+    if code := without_words(source, target):
+        raise InputError(
+            f"lexicon {source} -> {target}: {code} is written without spaces between words, so none can be "
+            "induced; give a table or a FreeDict dictionary, or leave the language out"
+        )
 
 
 def induce(

@@ -1,4 +1,4 @@
-"""Cut texts into words, and replace words and phrases in them; needs nothing but a regular expression."""
+"""Cut texts into words where their script allows it, and replace words and phrases in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 TSHEG = "\u0f0b"  # between the syllables of Tibetan
 GAP = regex.compile(rf"[\s\-{TSHEG}]+")  # what may stand between the words of a phrase
 APOSTROPHES = ("'", "’")
+LONGEST = 5  # words of a phrase that is looked up, and of a translation in a dictionary that is no explanation
 ENDING = 2  # letters; after an apostrophe so few are part of a word, as in it's and we'll
+
+UNSEGMENTED = ("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Hans", "Hant", "Hani", "Jpan")
+SYLLABLES = ("Tibt",)  # of these, scripts that part syllables, which are enough of a word to be translated
 
 Found = TypeVar("Found")
 
@@ -26,6 +30,32 @@ def fold(word: str) -> str:
 def words(text: str) -> list[str]:
     """Cut a text into its words, composed."""
     return WORD.findall(unicodedata.normalize("NFC", text))
+
+
+def unsegmented(code: str) -> bool:
+    """Return whether a language is written without spaces between words, by the script of its code.
+
+    >>> unsegmented("tha_Thai"), unsegmented("swh_Latn")
+    (True, False)
+    """
+    return code.rpartition("_")[2] in UNSEGMENTED
+
+
+def translatable(code: str) -> bool:
+    """Return whether a language's texts can be translated word by word: its script parts words, or else syllables.
+
+    >>> translatable("tha_Thai"), translatable("bod_Tibt"), translatable("swh_Latn")
+    (False, True, True)
+    """
+    return not unsegmented(code) or code.rpartition("_")[2] in SYLLABLES
+
+
+def without_words(source: str, target: str) -> str | None:
+    """Return which of two languages has no words to induce a lexicon from, None where both have.
+
+    Syllables will do where they are translated, but a text cannot be written in them.
+    """
+    return source if not translatable(source) else target if unsegmented(target) else None
 
 
 def replace_words(

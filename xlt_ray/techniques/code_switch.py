@@ -23,8 +23,8 @@ from xlt_ray.corpora.mixture import shares
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages import codes, lexicon
-from xlt_ray.languages.lexicon import LONGEST, Lexicon
-from xlt_ray.languages.words import replace_words
+from xlt_ray.languages.lexicon import Lexicon
+from xlt_ray.languages.words import LONGEST, replace_words
 from xlt_ray.techniques.technique import Available, Example, Material, Reads, Technique
 from xlt_ray.translation import induced
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages import codes, lexicon
 from xlt_ray.languages.lexicon import Lexicon
+from xlt_ray.languages.words import translatable
 from xlt_ray.techniques.technique import Available, Each, Embed, Material, Reads, Score, Technique
 from xlt_ray.translation import induced
 from xlt_ray.translation import readings as reading
@@ -115,7 +115,7 @@ class TranslateTest(Technique):
         """Return the targets of which there can be a lexicon: with a dictionary, any may have a file."""
         if self.lexicons != "induced":
             return tuple(sorted(targets))
-        return tuple(code for code in super().reads_of(targets, there) if induced.by_words(code))
+        return tuple(code for code in super().reads_of(targets, there) if translatable(code))
 
     def check(self, available: Available) -> None:
         """Raise InputError where no target has what a lexicon is made of, or weights are not one a reading."""
@@ -159,16 +159,19 @@ class TranslateTest(Technique):
         experiment = material.experiment
         into, texts = self._into(experiment), material.texts
         others = [code for code in material.languages if code not in (*experiment.sources, into)]
-        able = [code for code in others if self._fault(code, into, texts) is None]
-        unseen = {code: induced.held_out(texts[code]) for code in able if code in texts}
-        if self.lexicons != "induced":
-            return replace(self._of(into, {code: pack(self._read(code, into)) for code in able}), unseen=unseen)
         whole, part = {}, {}
+        if self.lexicons != "induced":
+            read = {code: self._read(code, into) for code in others}
+            whole = {code: pack(one) for code, one in read.items() if one is not None and one.entries}
+            unseen = {code: induced.held_out(texts[code]) for code in whole if code in texts}
+            return replace(self._of(into, whole), unseen=unseen)
+        able = [code for code in others if self._fault(code, into, texts) is None]
         settings = induced.Settings(min(self.scores), self.phrases, experiment.corpus.cache_dir)
         jobs = (((code, into), (texts[code], texts[into]), settings) for code in able)
         for number, (code, packed) in enumerate(zip(able, each(induced.both, jobs), strict=True), start=1):
             whole[code], part[code] = packed
             on_progress(number, len(able))
+        unseen = {code: induced.held_out(texts[code]) for code in able}
         return replace(self._of(into, whole), held_out=self._of(into, part).translators, unseen=unseen)
 
     def texts(self, material: Material) -> Mapping[str, pa.Table]:
@@ -236,18 +239,16 @@ class TranslateTest(Technique):
         """Return why there is no lexicon of a language, None where there is one; InputError for one that is damaged."""
         if self.lexicons == "induced":
             return induced.fault((code, into), rows)
-        if self._file(code, into) is None:
+        found = self._read(code, into)
+        if found is None:
             return "no file of it under techniques.translate_test.lexicons"
-        return None if self._read(code, into).entries else "its file under techniques.translate_test.lexicons is empty"
+        return None if found.entries else "its file under techniques.translate_test.lexicons is empty"
 
-    def _file(self, code: str, into: str) -> Path | None:
+    def _read(self, code: str, into: str) -> Lexicon | None:
+        """Read the dictionary of a language, None where there is no file of it."""
         names = [f"{code}-{into}"]
-        return induced.file("techniques.translate_test.lexicons", self.lexicons, names, language=code, into=into)
-
-    def _read(self, code: str, into: str) -> Lexicon:
-        file = self._file(code, into)
-        assert file is not None, "_fault finds a file that is missing"
-        return lexicon.read(file, code, into)
+        file = induced.file("techniques.translate_test.lexicons", self.lexicons, names, language=code, into=into)
+        return None if file is None else lexicon.read(file, code, into)
 
 
 def agreement(logits: np.ndarray, wanted: np.ndarray) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from xlt_ray.corpora.arrow import column_digest
 from xlt_ray.errors import InputError
 from xlt_ray.languages import lexicon, word_alignment
 from xlt_ray.languages.lexicon import FEWEST_PAIRS, Lexicon
+from xlt_ray.languages.words import without_words
 from xlt_ray.translation import translator
 
 VERSION = 1  # of how lexicons are induced; part of the name of a cached one
@@ -32,17 +33,11 @@ class Settings:
     cache_dir: str
 
 
-def by_words(code: str) -> bool:
-    """Return whether the script of a language parts words, or syllables, so that they can be translated."""
-    return not lexicon.unsegmented(code) or lexicon.by_syllables(code)
-
-
 def fault(pair: tuple[str, str], rows: Mapping[str, pa.Table]) -> str | None:
     """Return why no lexicon can be induced from the rows of two languages, None where one can be."""
     source, code = pair
-    for one in pair:
-        if not by_words(one) if one == source else lexicon.unsegmented(one):
-            return f"{one} is written without spaces between words, so no lexicon can be induced"
+    if one := without_words(source, code):
+        return f"{one} is written without spaces between words, so no lexicon can be induced"
     if source not in rows or code not in rows:
         return f"{code if source in rows else source} has no train or dev rows, or is neither source nor target"
     common = word_alignment.shared(rows[source].select(["id"]), rows[code].select(["id"]))[0].num_rows

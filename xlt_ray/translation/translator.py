@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from xlt_ray.languages.words import TSHEG, WORD, replace_words
+from xlt_ray.languages.words import LONGEST, TSHEG, WORD, replace_words
 
 if TYPE_CHECKING:
     from xlt_ray.languages.lexicon import Lexicon
 
-LONGEST = 5  # words of a phrase that is looked up
 UNPACKED = 64  # lexicons held as dictionaries, a megabyte or two each; the others stay packed
 
 Best = Mapping[str, tuple[str, float]]  # key -> its best translation and that one's score
