@@ -171,15 +171,15 @@ def _experiment(args: argparse.Namespace, method: str, name: str, seed: int, tar
     )
 
 
-def _run(experiment: Experiment, folder: str) -> None:
-    """Train, predict dev and test of all languages, and write both with what it cost."""
+def _run(experiment: Experiment, folder: str, splits: Sequence[str] = ("dev", "test")) -> None:
+    """Train, predict dev and test of all languages, or one of them, and write these with what it cost."""
     setup = prepare(experiment).read()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     net, tokenize, _ = setup.build()
     net.to(device)
-    measured = {split: {code: setup.corpus.table(split, code) for code in setup.languages} for split in ("dev", "test")}
+    measured = {split: {code: setup.corpus.table(split, code) for code in setup.languages} for split in splits}
     began = time.monotonic()
     if experiment.training.method == "probe":
         figures, precision, seconds, predictions = _probe(setup, net, tokenize, measured)

@@ -380,3 +380,65 @@ def test_a_run_on_ray_measures_what_its_bundle_answers(
     for code, one in again.languages.items():
         assert one.accuracy == pytest.approx(outcome.scores.languages[code].accuracy, abs=0.1)
         assert one.role == outcome.scores.languages[code].role
+
+
+def apart(folder: Path, parallel_corpus: Path, ids: dict[str, Any]) -> Settings:
+    """Settings of the corpus with other ids in train, `ids[language](row)`, and its own rows as corpus.parallel."""
+    columns: dict[str, list[str]] = {}
+    for language in ("eng_Latn", "swh_Latn", "hin_Deva"):
+        (folder / "data" / language).mkdir(parents=True, exist_ok=True)
+        for split in ("train", "dev", "test"):
+            text = (parallel_corpus / language / f"{split}.tsv").read_text(encoding="utf-8")
+            head, *lines = text.splitlines()
+            if split == "train":
+                columns[language] = [line.split("\t")[1] for line in lines]
+                renamed = ids.get(language, str)
+                lines = [f"{renamed(row)}\t{line.partition(chr(9))[2]}" for row, line in enumerate(lines)]
+            (folder / "data" / language / f"{split}.tsv").write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    rows = zip(*columns.values(), strict=True)
+    (folder / "beside.tsv").write_text("\n".join(["\t".join(columns), *map("\t".join, rows)]), encoding="utf-8")
+    return {"path": str(folder / "data"), "parallel": str(folder / "beside.tsv")}
+
+
+def test_parallel_text_of_its_own_stands_in_for_rows_of_equal_ids(
+    settings: Settings, parallel_corpus: Path, tmp_path: Path
+) -> None:
+    ids = {code: (lambda row, code=code: f"{code}{row}") for code in ("swh_Latn", "hin_Deva")}
+    given = apart(tmp_path, parallel_corpus, ids)
+    alone = {**settings, "corpus": {**settings["corpus"], "path": given["path"]}}
+    with pytest.raises(InputError, match="no target has a lexicon into eng_Latn; .*corpus.parallel"):
+        checks.prepare(build(alone))
+    both = {**settings, "corpus": {**settings["corpus"], **given}}
+    setup = checks.prepare(build(both)).read()
+    assert setup.readings is not None
+    assert setup.readings.texts(SWAHILI[:1], "swh_Latn")[-1] == ["eng4 eng5 eng6"]
+    assert setup.readings.unseen["swh_Latn"].all(), "no row of the corpus is in the parallel text"
+    assert min(setup.readings.match_rates.values()) > 0.9
+    assert set(setup.supervision.values()) == {"+ parallel text"}
+
+
+def test_rows_that_share_an_id_and_nothing_else_are_read_as_they_stand(
+    settings: Settings, parallel_corpus: Path, tmp_path: Path
+) -> None:
+    order = np.random.default_rng(3).permutation(120)
+
+    def moved(row: int) -> str:
+        return str(order[row])
+
+    given = apart(tmp_path, parallel_corpus, {"hin_Deva": moved})
+    one = {**settings, "corpus": {**settings["corpus"], "path": given["path"]}}
+    setup = checks.prepare(build(one))
+    with pytest.warns(UserWarning, match=r"1 of 2 languages are read as they stand.*\n  rows of hin_Deva and eng_Latn"):
+        setup = setup.read()
+    assert setup.readings is not None
+    assert setup.readings.languages == ("swh_Latn",)
+    assert setup.supervision == {"swh_Latn": "+ parallel text", "hin_Deva": "+ unlabelled text"}
+    none = apart(tmp_path / "none", parallel_corpus, {"hin_Deva": moved, "swh_Latn": moved})
+    with pytest.raises(
+        InputError, match=r"no language has rows that translate those of eng_Latn; leave out corpus\.id"
+    ):
+        checks.prepare(build({**settings, "corpus": {**settings["corpus"], "path": none["path"]}})).read()
+    code_switch = {**settings, "techniques": ["code_switch"]}
+    switching = checks.prepare(build({**code_switch, "corpus": one["corpus"]}))
+    with pytest.warns(UserWarning, match="code_switch: left out 1 pairs of languages\n  rows of eng_Latn and hin_Deva"):
+        switching.prepare_techniques(lambda done, total: None)

@@ -21,7 +21,9 @@ app = typer.Typer(
 
 @app.command()
 def build(
-    config: Annotated[str | None, typer.Argument(help="YAML file with a corpus of parallel train rows")] = None,
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file with a corpus of parallel train rows, or corpus.parallel")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as corpus.id=index_id")
     ] = None,
@@ -68,22 +70,24 @@ def _induce(
 ) -> None:
     from xlt_ray.config import load
     from xlt_ray.corpora import loaders
+    from xlt_ray.corpora.corpus import bitext
     from xlt_ray.languages import codes, lexicon
     from xlt_ray.languages.words import unsegmented
     from xlt_ray.training import setup
 
     source = codes.resolve(source)
     corpus, _ = loaders.load_corpus(setup.absolute(load(config, overrides)))
-    rows = corpus.table("train", source)
+    rows = bitext(corpus.unlabelled(corpus.languages("train"), ids=True), corpus.parallel)
     named = [codes.resolve(code) for code in dict.fromkeys(targets)]
-    for code in named:
-        corpus.table("train", code)  # a mistyped one is refused before any work
+    for code in (source, *named):
+        if code not in rows:
+            corpus.table("train", code)  # a mistyped one is refused before any work
         lexicon.for_words(source, code)
-    wanted = named or [code for code in corpus.languages("train") if code != source]
+    wanted = named or [code for code in rows if code != source]
     for number, code in enumerate(wanted, 1):
         began = time.monotonic()
         try:
-            found = lexicon.induce_tables(rows, corpus.table("train", code), (source, code), score)
+            found = lexicon.induce_tables(rows[source], rows[code], (source, code), score)
         except InputError as error:
             if named or unsegmented(source):
                 raise

@@ -56,6 +56,11 @@ class CorpusConfig(Section):
     overlap: Literal["refuse", "drop_train"] = Field(
         "refuse", description="same id or text in train/dev and test: refuse, or drop the row from train/dev"
     )
+    parallel: str | None = Field(
+        None,
+        description="parallel text beside the rows, of which no label is known: .tsv files with a column a language, "
+        ".tmx files, or files aligned by line whose suffixes are languages; a folder, a file or a pattern with *",
+    )
     cache_dir: str = Field(default_factory=_cache_dir, description="Arrow files and frozen features, keyed by content")
 
     @field_validator("splits", mode="before")
@@ -271,6 +276,8 @@ class Experiment(Section):
         deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
         deciding["resources"].pop("max_failures")
         deciding["corpus"].pop("cache_dir")
+        if deciding["corpus"]["parallel"] is None:
+            del deciding["corpus"]["parallel"]  # so that a run made before there was any is found again
         for name, before in (("refit", "none"), ("probe_select", "source_dev")):
             if deciding["training"][name] == before:
                 del deciding["training"][name]  # so that a run made before there was a choice is found again

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NoReturn
@@ -34,6 +34,8 @@ class Corpus:
     name: str
     labels: tuple[str, ...]
     splits: Mapping[str, Mapping[str, pa.Table]] = field(repr=False)
+    # parallel text beside the splits, without labels: by language `id`, which translations share, and `text`
+    parallel: Mapping[str, pa.Table] = field(default_factory=dict, repr=False)
     licence: str = ""
     # the user or the loader listed the labels, so one that only some languages have is intended
     labels_stated: bool = False
@@ -107,12 +109,27 @@ class Corpus:
     def fingerprint(self) -> str:
         """The SHA-256 of labels and rows in their order, the same in any place and however they are chunked."""
         digest = hashlib.sha256(json.dumps([self.labels, self.unknown_labels]).encode())
-        for split, language, table in self.tables():
+        beside = [("parallel", language, table) for language, table in sorted(self.parallel.items())]
+        for split, language, table in (*self.tables(), *beside):
             digest.update(json.dumps([split, language, table.num_rows]).encode())
             for column in ("text", "text_pair", "id", "label"):
                 if column in table.column_names:
                     digest.update(column.encode() + column_digest(table[column]))
         return digest.hexdigest()
+
+
+def bitext(
+    texts: Mapping[str, pa.Table], parallel: Mapping[str, pa.Table], languages: Collection[str] = ()
+) -> dict[str, pa.Table]:
+    """Return unlabelled rows and those of parallel text end to end, by language, of some languages or of all.
+
+    Rows of equal ids are translations of each other.
+    """
+    found = {}
+    for code in sorted({*texts, *parallel} & {*(languages or (*texts, *parallel))}):
+        both = [of[code].replace_schema_metadata(None) for of in (texts, parallel) if code in of]
+        found[code] = pa.concat_tables(both, promote_options="permissive") if len(both) > 1 else both[0]
+    return found
 
 
 def taken_from(table: pa.Table, rows: pa.Table) -> pa.Table:

@@ -42,6 +42,14 @@ def overlaps(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
                 fault = f"{what} {_short(value.as_py())} is in test too, at {_find(corpus, tested, what, value)}"
                 restarts = ", or unset corpus.id if ids restart in every split" if what == "id" else ""
                 yield from first_of(corpus, split, language, both, fault, remedy + restarts)
+    for language, table in corpus.parallel.items() if tested else ():
+        (both,) = _in_test(corpus, tested, [table], "text")
+        row = pc.index(both, True).as_py()
+        if row >= 0:
+            value = _texts(table.slice(row, 1))[0]
+            fault = f"text {_short(value.as_py())} is in test too, at {_find(corpus, tested, 'text', value)}"
+            more = f" (and {pc.sum(both).as_py() - 1} more rows of {language})" if pc.sum(both).as_py() > 1 else ""
+            yield f"corpus.parallel, {language}, {table['id'][row]}: {fault}{more}; {remedy}"
 
 
 def as_seen(texts: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -142,8 +150,9 @@ def _repeated(table: pa.Table) -> dict[str, tuple[int, int, int]]:
 def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:
     """Drop from train and dev every row whose id or text stands in the test split of any language.
 
-    Returns the smaller corpus and split -> language -> number of rows dropped, where any were. Whole batches without
-    such a row stay memory-mapped.
+    Of parallel text, rows of such a text are dropped with their translations. Returns the smaller corpus and split ->
+    language -> number of rows dropped, where any were; those of parallel text stand under "parallel". Whole batches
+    without such a row stay memory-mapped.
     """
     tested = corpus.languages("test")
     kept: dict[str, dict[str, pa.Table]] = {"train": {}, "dev": {}, "test": dict(corpus.splits.get("test", {}))}
@@ -156,7 +165,21 @@ def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:
         count = table.num_rows - kept[split][language].num_rows
         if count:
             dropped.setdefault(split, {})[language] = count
-    return replace(corpus, splits=kept), dropped
+    parallel = _untested(corpus, tested)
+    beside = {code: table.num_rows - parallel[code].num_rows for code, table in corpus.parallel.items()}
+    dropped |= {"parallel": fewer} if (fewer := {code: count for code, count in beside.items() if count}) else {}
+    return replace(corpus, splits=kept, parallel=parallel), dropped
+
+
+def _untested(corpus: Corpus, tested: Sequence[str]) -> dict[str, pa.Table]:
+    """Return parallel text without texts that stand in test, and without their translations."""
+    parallel = dict(corpus.parallel)
+    if not parallel or not tested:
+        return parallel
+    marks = _in_test(corpus, tested, [*parallel.values()], "text")
+    ids = [table["id"].filter(both) for table, both in zip(parallel.values(), marks, strict=True)]
+    leaked = pa.chunked_array([chunk for one in ids for chunk in one.chunks], pa.string()).unique()
+    return {code: table.filter(pc.invert(pc.is_in(table["id"], value_set=leaked))) for code, table in parallel.items()}
 
 
 def _without(table: pa.Table, unwanted: pa.ChunkedArray) -> pa.Table:

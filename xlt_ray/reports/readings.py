@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xlt_ray.translation.readings import Readings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMNS = ("language", "reading", "weight", "words_translated", "accuracy")
+COLUMNS = ("language", "reading", "weight", "words_translated", "accuracy", "match_rate")
 
 
 def write(folder: Path, readings: Readings, texts: Mapping[str, pa.Table], apart: Mapping[str, float]) -> Path:
     """Write readings.tsv, one line a language and reading, and return the file.
 
     `texts` are all unlabelled rows by language, of which those that lexicons have not seen show what share of words is
-    translated; `apart` is the accuracy of each reading by itself on test, by key.
+    translated; `apart` is the accuracy of each reading by itself on test, by key. The match rate is of the language,
+    see `induced.match_rate`, and nan where its lexicon was not induced.
     """
     file = folder / "readings.tsv"
     with file.open("w", encoding="utf-8", newline="") as stream:
@@ -30,5 +33,6 @@ def write(folder: Path, readings: Readings, texts: Mapping[str, pa.Table], apart
             for (key, name, share), words in zip(
                 zip(*columns, strict=True), readings.coverage(code, texts[code]), strict=True
             ):
-                writer.writerow([code, name, f"{share:.4f}", f"{words:.4f}", f"{apart.get(key, float('nan')):.4f}"])
+                figures = (share, words, apart.get(key, np.nan), readings.match_rates.get(code, np.nan))
+                writer.writerow([code, name, *(f"{figure:.4f}" for figure in figures)])
     return file

@@ -84,19 +84,21 @@ def supervised(
     languages: Iterable[str],
     texts: Collection[str] | None = None,
     labelled: Collection[str] | None = None,
+    parallel: Collection[str] | None = None,
     as_they_stand: Collection[str] = (),
 ) -> dict[str, str]:
     """Return the rung of `supervision.LADDER` on which a run stands in each of its languages that is no source.
 
     It is the highest of what its techniques say they read, of what the run of the bundle in `network.init` read, whose
-    languages are added, and of the oracle. `texts` are the languages with train or dev rows and `labelled` those with
-    train rows; None where that is not known any more, and then all may have been read. Languages whose texts turned out
+    languages are added, and of the oracle. `texts` are the languages with train or dev rows, `labelled` those with
+    train rows and `parallel` those with either or with parallel text; None where that is not known any more, and then
+    all may have been read. Languages whose texts turned out
     to be read `as_they_stand` owe nothing to a technique that changes how texts are read.
     """
     targets = [code for code in languages if code not in experiment.sources]
     found = [(code, supervision.ORACLE if experiment.oracle else supervision.ZERO_SHOT) for code in targets]
     for one in build(experiment):
-        there = labelled if one.reads == "labels" else texts
+        there = {"labels": labelled, "parallel": parallel}.get(one.reads, texts)
         read_of = one.reads_of(targets, targets if there is None else there)
         if one.changes_readings:
             read_of = tuple(code for code in read_of if code not in as_they_stand)

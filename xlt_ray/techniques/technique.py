@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from xlt_ray.config.experiment import Experiment, Section
-from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.corpora.corpus import Corpus, bitext, known_languages
 from xlt_ray.events import OnProgress
 
 if TYPE_CHECKING:
@@ -55,18 +55,25 @@ class Available:
     measured: tuple[str, ...]  # of these the ones whose test rows are predicted
     labelled: tuple[str, ...]  # languages with train rows
     texts: Mapping[str, pa.Table]
+    parallel: Mapping[str, pa.Table] = field(default_factory=dict)  # as of `Corpus`
 
     @classmethod
     def of(cls, experiment: Experiment, corpus: Corpus) -> Available:
         """Look up what a whole corpus has."""
         measured, labelled = corpus.measured(experiment.sources, experiment.targets), corpus.languages("train")
         texts = corpus.unlabelled({*labelled, *corpus.languages("dev")}, ids=True)
-        return cls(experiment, known_languages(experiment, corpus), measured, labelled, texts)
+        codes = known_languages(experiment, corpus)
+        return cls(experiment, codes, measured, labelled, texts, corpus.parallel)
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The languages to measure that are no sources."""
         return tuple(code for code in self.measured if code not in self.experiment.sources)
+
+    @property
+    def bitext(self) -> dict[str, pa.Table]:
+        """What `Material.bitext` will be."""
+        return bitext(self.texts, self.parallel, self.languages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +91,12 @@ class Material:
     trained: tuple[str, ...] = ()  # languages with labelled rows to train on, known once techniques made the corpus
     readings: Readings | None = None  # how texts are read where they are measured or served, once that is known
     languages: tuple[str, ...] = ()  # sources and targets, also those without texts
+    parallel: Mapping[str, pa.Table] = field(default_factory=dict)  # as of `Corpus`
+
+    @property
+    def bitext(self) -> dict[str, pa.Table]:
+        """Unlabelled rows of sources and targets, of `texts` and of `parallel`: those of equal ids are translations."""
+        return bitext(self.texts, self.parallel, self.languages)
 
     def to_estimate(self, code: str, table: pa.Table) -> dict[str, pa.Table]:
         """Return rows of a language's `texts` as its texts are read: by key of each reading, see `Readings`."""

@@ -132,16 +132,15 @@ class TranslateTest(Technique):
                 "on, of which a fine-tuned one has none; leave weights out, or set training.method to probe"
             )
         into, targets = self._into(experiment), available.targets
-        # those of `Material.texts`, from which lexicons are made later
-        rows = {code: table for code, table in available.texts.items() if code in available.languages}
+        rows = available.bitext
         faults = {code: self._fault(code, into, rows) for code in targets if code != into}
         lacking = {code: fault for code, fault in faults.items() if fault}
         shown = "".join(f"\n  {code}: {fault}" for code, fault in list(lacking.items())[:20])
         if len(lacking) == len(faults):
             raise InputError(
                 f"techniques.translate_test: no target has a lexicon into {into}; give parallel rows of {into} "
-                "(equal ids, corpus.id), name a language that has some in techniques.translate_test.into, or give "
-                f"dictionaries by techniques.translate_test.lexicons{shown}"
+                "(equal ids, corpus.id), parallel text (corpus.parallel), name a language that has some in "
+                f"techniques.translate_test.into, or give dictionaries by techniques.translate_test.lexicons{shown}"
             )
         if lacking:
             warnings.warn(
@@ -154,39 +153,68 @@ class TranslateTest(Technique):
     ) -> Readings:
         """Induce or read the lexicons of all languages but the sources and `into`; the others are read as they stand.
 
-        What is induced is induced twice: `Readings.held_out` reads rows that its lexicons were not induced from.
+        What is induced is induced twice: `Readings.held_out` reads rows that its lexicons were not induced from. A
+        language whose rows do not look like translations is read as it stands, with a warning; raises InputError where
+        none is left.
         """
         experiment = material.experiment
-        into, texts = self._into(experiment), material.texts
+        into, texts, rows = self._into(experiment), material.texts, material.bitext
         others = [code for code in material.languages if code not in (*experiment.sources, into)]
-        whole, part = {}, {}
+        whole, part, rates = {}, {}, {}
         if self.lexicons != "induced":
             read = {code: self._read(code, into) for code in others}
             whole = {code: pack(one) for code, one in read.items() if one is not None and one.entries}
             unseen = {code: induced.held_out(texts[code]) for code in whole if code in texts}
             return replace(self._of(into, whole), unseen=unseen)
-        able = [code for code in others if self._fault(code, into, texts) is None]
+        able = [code for code in others if self._fault(code, into, rows) is None]
+        unseen = {code: induced.held_out(texts[code], rows[into]) for code in able if code in texts}
+        held = {code: texts[code]["id"].filter(pa.array(those)) for code, those in unseen.items()}
+        for code in {*able} & {*material.parallel}:
+            beside = material.parallel[code]
+            more = beside["id"].filter(pa.array(induced.held_out(beside, rows[into])))
+            held[code] = pa.chunked_array([*(held[code].chunks if code in held else ()), *more.chunks])
         settings = induced.Settings(min(self.scores), self.phrases, experiment.corpus.cache_dir)
-        jobs = (((code, into), (texts[code], texts[into]), settings) for code in able)
-        for number, (code, packed) in enumerate(zip(able, each(induced.both, jobs), strict=True), start=1):
-            whole[code], part[code] = packed
+        jobs = (((code, into), (rows[code], rows[into]), held[code].combine_chunks(), settings) for code in able)
+        for number, (code, found) in enumerate(zip(able, each(induced.packed, jobs), strict=True), start=1):
+            whole[code], part[code], rates[code] = found
             on_progress(number, len(able))
-        unseen = {code: induced.held_out(texts[code]) for code in able}
-        return replace(self._of(into, whole), held_out=self._of(into, part).translators, unseen=unseen)
+        for code in self._unlike(into, rates):
+            del whole[code], part[code]
+        unseen = {code: those for code, those in unseen.items() if code in whole}
+        held_out = self._of(into, part).translators
+        return replace(self._of(into, whole), held_out=held_out, unseen=unseen, match_rates=rates)
+
+    def _unlike(self, into: str, rates: Mapping[str, float]) -> list[str]:
+        """Return the languages whose rows of equal ids are no translations, after a warning of them."""
+        faults = {code: why for code, rate in rates.items() if (why := induced.unlike((code, into), rate))}
+        if not faults:
+            return []
+        shown = "".join(f"\n  {why}" for why in list(faults.values())[:20])
+        place, remedy = "techniques.translate_test", "leave out corpus.id, and give parallel text by corpus.parallel"
+        if len(faults) == len(rates):
+            raise InputError(
+                f"{place}: no language has rows that translate those of {into}; {remedy}, or take it out{shown}"
+            )
+        warnings.warn(
+            f"{place}: {len(faults)} of {len(rates)} languages are read as they stand, since their rows do not "
+            f"translate those of {into}; if that is so in others too, {remedy}{shown}",
+            stacklevel=2,
+        )
+        return list(faults)
 
     def texts(self, material: Material) -> Mapping[str, pa.Table]:
         """Return the rows by which readings are weighed, in each reading, and those of `into`."""
         readings = material.readings
         if readings is None or not self.weighs_readings or readings.into not in material.texts:
             return {}
-        found: dict[str, pa.Table] = {}
+        into, found = material.texts[readings.into], {}
         for code, table in material.texts.items():
-            if readings.several(code):
-                found |= readings.to_estimate(code, table, alike=True)
+            for key, rows in readings.to_estimate(code, table, alike=True).items() if readings.several(code) else ():
+                found[key] = rows.filter(pc.is_in(rows["id"], value_set=into["id"].combine_chunks()))
+        found = {key: rows for key, rows in found.items() if rows.num_rows >= FEWEST_WEIGHED}
         if not found:
             return {}
         ids = pa.chunked_array([chunk for table in found.values() for chunk in table["id"].chunks]).unique()
-        into = material.texts[readings.into]
         return found | {readings.into: into.filter(pc.is_in(into["id"], value_set=ids))}
 
     @property
@@ -207,11 +235,10 @@ class TranslateTest(Technique):
         known = dict(zip(tables[into]["id"].to_pylist(), scores[into].argmax(1), strict=True))
         found = {}
         for code in filter(readings.several, material.texts):
-            ids = tables[readings.keys(code)[0]]["id"].to_pylist()
-            places = [place for place, one in enumerate(ids) if one in known]
-            if len(places) >= FEWEST_WEIGHED:
-                mine = np.stack([scores[key][places] for key in readings.keys(code)])
-                found[code] = agreement(mine, np.array([known[ids[place]] for place in places]))
+            keys = readings.keys(code)
+            if keys[0] in tables:
+                wanted = np.array([known[one] for one in tables[keys[0]]["id"].to_pylist()])
+                found[code] = agreement(np.stack([scores[key] for key in keys]), wanted)
         return replace(readings, by_language=found)
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:

@@ -65,7 +65,7 @@ class Setup:
         if chosen or experiment.training.unlabelled_rows:
             unlabelled = corpus.unlabelled(codes, ids=True) | {c: t for c, t in (texts or {}).items() if c in codes}
         texts = {code: unlabelled[code] for code in codes if code in unlabelled}
-        material = Material(experiment, texts, shots, languages=codes)
+        material = Material(experiment, texts, shots, languages=codes, parallel=corpus.parallel)
         visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
         for one in chosen:
             visible = one.corpus(visible, material)
@@ -144,8 +144,8 @@ class Setup:
         """The rung of `supervision.LADDER` of every language that is no source, as `techniques.supervised` has it."""
         readings = self.readings
         stand = () if readings is None else [code for code in self.languages if not readings.several(code)]
-        texts, shots = self.material.texts, self.material.shots
-        return techniques.supervised(self.experiment, self.languages, texts, shots, stand)
+        texts, shots, both = self.material.texts, self.material.shots, self.material.bitext
+        return techniques.supervised(self.experiment, self.languages, texts, shots, both, stand)
 
     @property
     def rungs(self) -> dict[str, str]:
@@ -174,13 +174,14 @@ def absolute(experiment: Experiment) -> Experiment:
         path = str(Path(path).expanduser().absolute())  # not resolved: a pattern with {language} exists nowhere
     elif path is not None and experiment.corpus.loader == "hub":
         path = resolved(path)
+    parallel = experiment.corpus.parallel and str(Path(experiment.corpus.parallel).expanduser().absolute())
     cache = experiment.corpus.cache_dir  # one that begins with ~ is meant for whatever home a worker has
     cache = cache if cache.startswith("~") else str(Path(cache).absolute())
     return experiment.model_copy(
         update={
             "techniques": _absolute(experiment.techniques),
             "network": experiment.network.model_copy(update={"init": resolved(experiment.network.init)}),
-            "corpus": experiment.corpus.model_copy(update={"path": path, "cache_dir": cache}),
+            "corpus": experiment.corpus.model_copy(update={"path": path, "parallel": parallel, "cache_dir": cache}),
         }
     )
 

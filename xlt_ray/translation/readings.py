@@ -90,7 +90,8 @@ class Readings:
 
     A language that a translator does not translate, or an unknown one, is read as it stands. `weights` are one a
     translator, `by_language` those of single languages. `held_out` are translators that have not seen the rows of
-    `unseen`, by language (rows,) bool, for what is estimated on a corpus' own texts; a bundle does not keep them.
+    `unseen`, by language (rows,) bool, for what is estimated on a corpus' own texts, and `match_rates` say how well
+    they do on these, see `induced.match_rate`; a bundle keeps neither.
     """
 
     into: str
@@ -99,6 +100,7 @@ class Readings:
     by_language: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     held_out: tuple[Translator | None, ...] = ()
     unseen: Mapping[str, np.ndarray] = field(default_factory=dict)
+    match_rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def languages(self) -> tuple[str, ...]:

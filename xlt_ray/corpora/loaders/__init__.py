@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 from xlt_ray.config.experiment import CorpusConfig, Experiment
-from xlt_ray.corpora import overlap
+from xlt_ray.corpora import overlap, parallel
 from xlt_ray.corpora.corpus import Corpus
 
 LOADERS = {
@@ -18,7 +19,10 @@ LOADERS = {
 def load(config: CorpusConfig) -> Corpus:
     """Load the corpus a configuration describes; raise InputError with place, value and remedy where it cannot be."""
     loaded: Corpus = importlib.import_module(f"xlt_ray.corpora.loaders.{config.loader}").load(config)
-    return loaded
+    if config.parallel is None:
+        return loaded
+    known = {code for tables in loaded.splits.values() for code in tables}
+    return replace(loaded, parallel=parallel.read(config.parallel, known))
 
 
 def load_corpus(experiment: Experiment) -> tuple[Corpus, dict[str, dict[str, int]]]:

@@ -37,7 +37,7 @@ Note = tuple[str, str]  # what should be known of a file, and the file
 
 def key(config: CorpusConfig, origin: Any) -> str:
     """Name a conversion by the columns asked for and by `origin`, JSON data that changes whenever the rows may."""
-    asked = config.model_dump(mode="json", exclude={"cache_dir", "overlap"})
+    asked = config.model_dump(mode="json", exclude={"cache_dir", "overlap", "parallel"})
     text = json.dumps([VERSION, asked, origin], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
