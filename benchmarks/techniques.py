@@ -70,7 +70,10 @@ ARMS: dict[str, Techniques] = {
     "score 0.1 alone": {"translate_test": {"scores": [0.1], "keep_original": False}, "centre": {}},
     "original and score 0.1": {"translate_test": {"scores": [0.1]}, "centre": {}},
     "weighed by agreement": {"translate_test": {"weights": "agreement"}, "centre": {}},
+    "translate_train": {"translate_train": {}},
+    "translate_train + centre": {"translate_train": {}, "centre": {}},
     "centre, cross-validated": {"centre": {}},
+    "translate_train + centre, cross-validated": {"translate_train": {}, "centre": {}},
     "translate_test + centre, cross-validated": {"translate_test": {}, "centre": {}},
     "weighed by agreement, cross-validated": {"translate_test": {"weights": "agreement"}, "centre": {}},
 }

@@ -30,9 +30,11 @@ EXPECTED = {
     ("adversarial",): UNLABELLED,
     ("language_id",): UNLABELLED,
     ("code_switch",): PARALLEL,
+    ("translate_train",): PARALLEL,
     ("few_shot",): FEW_SHOT,
     ("centre", "code_switch", "lora"): PARALLEL,
     ("few_shot", "code_switch"): FEW_SHOT,
+    ("translate_train", "centre"): PARALLEL,
 }
 
 
@@ -73,6 +75,10 @@ def test_a_language_of_which_nothing_was_read_stays_zero_shot() -> None:
     assert rungs({"code_switch": {"languages": ["hin_Deva"]}}) == {"fra_Latn": ZERO_SHOT, "hin_Deva": PARALLEL}
     with_files = experiment({"code_switch": {"lexicons": "dictionaries"}})
     assert techniques.supervised(with_files, TARGETS, (), ()) == dict.fromkeys(TARGETS, PARALLEL)
+    translated = experiment("translate_train")
+    assert techniques.supervised(translated, ("tha_Thai", "hin_Deva"), ("tha_Thai", "hin_Deva"), ()) == {
+        "tha_Thai": ZERO_SHOT, "hin_Deva": PARALLEL
+    }  # fmt: skip
 
 
 def test_a_run_from_a_bundle_inherits_what_its_run_read(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def test_check_says_that_a_corpus_is_sound(xlt: Call, config: Path) -> None:
     assert (
         done.stdout == "sound: 2 sources with 200 train rows, 3 labels, 4 languages to measure, 2 of them zero-shot\n"
     )
+    few = xlt("check", config, "techniques=[{few_shot: {shots: 1}}]").stdout
+    assert few.startswith("sound: 2 sources, 2 few-shot with 206 train rows, 6 of them by few_shot, 3 labels"), few
 
 
 def test_check_lists_all_faults_of_a_corpus_at_once(xlt: Call, config: Path, tiny_corpus: Path, tmp_path: Path) -> None:

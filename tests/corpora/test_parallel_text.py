@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from xlt_ray.config.read import build
-from xlt_ray.corpora import loaders, parallel, soundness
+from xlt_ray.corpora import loaders, soundness
 from xlt_ray.corpora.corpus import bitext
+from xlt_ray.corpora.loaders import parallel
 from xlt_ray.errors import InputError
 from xlt_ray.training.setup import absolute
 

@@ -191,6 +191,13 @@ def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
     assert files["languages.png"].read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_tells_rows_that_were_added_from_labelled_ones(tmp_path):
+    facts = FACTS | {"added": {"one": {"swh_Latn": 500, "hin_Deva": 200}, "another": {"swh_Latn": 1}}}
+    text = Outline(page(tmp_path, scores(4), facts=facts)[1]).text
+    told = "700 rows that one added in 2 languages and 1 rows that another added in 1 language. In"
+    assert f"trained on 1,000 labelled rows in English and {told}" in text
+
+
 def test_the_page_can_be_used_without_seeing_it(tmp_path):
     outline = Outline(page(tmp_path, scores(30))[1])
     headings = [attributes for tag, attributes in outline.tags if tag == "th"]

@@ -126,9 +126,39 @@ def test_no_label_of_a_target_reaches_it_unless_it_reads_labels(name: str, setti
     visible, material = found.visible, found.material
     assert all("label" not in table.column_names for table in material.texts.values())
     assert bool(material.shots) is (made.reads == "labels")
-    if made.reads != "labels":
-        assert visible.languages("train") == visible.languages("dev") == ("eng_Latn",)
     assert not visible.splits["test"]
+    if made.reads == "labels":
+        return
+    assert visible.languages("dev") == ("eng_Latn",) and not found.few_shot
+    blind = Setup.of(experiment, mislabelled(found.corpus, ("swh_Latn", "hin_Deva"))).visible
+    assert blind.splits["train"].keys() == visible.splits["train"].keys()
+    for code, table in visible.splits["train"].items():
+        assert table.equals(blind.table("train", code)), "other labels of the targets change nothing"
+
+
+def mislabelled(corpus: Corpus, languages: tuple[str, ...]) -> Corpus:
+    """Give every row of train and dev of these languages another label."""
+    splits = {split: dict(tables) for split, tables in corpus.splits.items()}
+    for split in ("train", "dev"):
+        for code in languages:
+            table = splits[split][code]
+            turned = pa.array((table["label"].to_numpy() + 1) % len(corpus.labels), pa.int32())
+            splits[split][code] = table.set_column(table.schema.get_field_index("label"), "label", turned)
+    return replace(corpus, splits=splits)
+
+
+def test_every_row_that_it_adds_is_counted_and_makes_a_language_few_shot_where_labels_are_read(
+    name: str, settings: Settings
+) -> None:
+    experiment = build(settings)
+    found = Setup.of(experiment, loaders.load(experiment.corpus))
+    before = found.corpus.for_training(experiment.sources).sizes("train")
+    now = found.visible.sizes("train")
+    more = {code: rows - before.get(code, 0) for code, rows in now.items()}
+    assert found.added == {name: {code: rows for code, rows in more.items() if rows}}
+    others = tuple(code for code in now if code != "eng_Latn")
+    assert found.few_shot == (others if found.techniques[0].reads == "labels" else ())
+    assert set(found.zero_shot) == {"swh_Latn", "hin_Deva"} - {*found.few_shot}
 
 
 def test_it_says_the_most_that_it_reads_of_targets(name: str, settings: Settings) -> None:

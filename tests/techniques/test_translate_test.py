@@ -440,5 +440,5 @@ def test_rows_that_share_an_id_and_nothing_else_are_read_as_they_stand(
         checks.prepare(build({**settings, "corpus": {**settings["corpus"], "path": none["path"]}})).read()
     code_switch = {**settings, "techniques": ["code_switch"]}
     switching = checks.prepare(build({**code_switch, "corpus": one["corpus"]}))
-    with pytest.warns(UserWarning, match="code_switch: left out 1 pairs of languages\n  rows of eng_Latn and hin_Deva"):
+    with pytest.warns(UserWarning, match="code_switch: left out 1 of 2 lexicons\n  eng_Latn -> hin_Deva: rows of"):
         switching.prepare_techniques(lambda done, total: None)

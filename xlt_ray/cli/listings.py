@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from xlt_ray.cli import progress
+from xlt_ray.events import counting
 from xlt_ray.supervision import shown
 
 if TYPE_CHECKING:
@@ -40,9 +42,11 @@ def plan(experiment: Experiment) -> None:
     from xlt_ray import config
     from xlt_ray.training.checks import prepare
 
-    prepared, console = prepare(experiment), Console(highlight=False)
+    console = Console(highlight=False)
+    with progress.shown(console) as on_event:
+        prepared = prepare(experiment, on_progress=counting(on_event, "prepare"))
     console.print(config.dump(experiment), markup=False)
-    mixture = Table("source", "rows", "weight", "share", "draws an epoch", "repeats of a row", title="mixture")
+    mixture = Table("language", "rows", "weight", "share", "draws an epoch", "repeats of a row", title="mixture")
     for share in prepared.mixture:
         cells = (share.rows, f"{share.weight:g}", f"{share.share:.3f}", f"{share.draws:.0f}", f"{share.repeats:.2f}")
         mixture.add_row(share.language, *map(str, cells))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from xlt_ray.cli import listings, progress
 from xlt_ray.errors import InputError
+from xlt_ray.events import counting
 
 UNSENT = 3  # exit code of what is done while MLflow has not all of it
 Config = Annotated[str, typer.Argument(help="YAML file; ready ones are under jobs/configs/")]
@@ -78,11 +79,13 @@ def check(config: Config, overrides: Overrides = None) -> None:
     from xlt_ray.config import load
     from xlt_ray.training.checks import prepare
 
-    prepared = prepare(load(config, overrides or ()))
+    with progress.shown(Console(highlight=False)) as on_event:
+        prepared = prepare(load(config, overrides or ()), on_progress=counting(on_event, "prepare"))
     rows = sum(share.rows for share in prepared.mixture)
     few = f", {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
+    more = "".join(f", {sum(each.values())} of them by {name}" for name, each in prepared.added.items() if each)
     typer.echo(
-        f"sound: {len(prepared.experiment.sources)} sources{few} with {rows} train rows, "
+        f"sound: {len(prepared.experiment.sources)} sources{few} with {rows} train rows{more}, "
         f"{len(prepared.corpus.labels)} labels, {len(prepared.measured)} languages to measure, "
         f"{len(prepared.zero_shot)} of them zero-shot"
     )

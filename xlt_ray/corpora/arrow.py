@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,6 +33,17 @@ def column_digest(column: pa.ChunkedArray) -> bytes:
             offsets = memoryview(solid.buffers()[1]).cast("q")
             values.update(memoryview(solid.buffers()[2])[offsets[solid.offset] : offsets[solid.offset + len(solid)]])
     return values.digest() + lengths.digest()
+
+
+def with_texts(table: pa.Table, texts: Mapping[str, Sequence[str] | pa.ChunkedArray]) -> pa.Table:
+    """Return a table with other texts, one a row, in some of its columns, and without the places of its rows."""
+    found = table.replace_schema_metadata(None)
+    for name, values in texts.items():
+        at = found.schema.get_field_index(name)
+        kind = found.schema.field(at)
+        column = values if isinstance(values, pa.ChunkedArray) else pa.array(values, kind.type)
+        found = found.set_column(at, kind, column)
+    return found
 
 
 def with_origin(table: pa.Table, file: str, line: int | None) -> pa.Table:

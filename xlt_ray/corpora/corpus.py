@@ -95,6 +95,14 @@ class Corpus:
                 texts[language] = table.select([c for c in columns if c in table.column_names])
         return texts
 
+    def adding(self, split: str, tables: Mapping[str, pa.Table]) -> Corpus:
+        """Return the corpus with rows added to a split, behind the rows of their language that are there."""
+        there = dict(self.splits.get(split, {}))
+        for code, table in tables.items():
+            both = [one.replace_schema_metadata(None) for one in (there[code], table)] if code in there else []
+            there[code] = pa.concat_tables(both) if both else table
+        return replace(self, splits={**self.splits, split: there})
+
     def _only(self, split: str, languages: Iterable[str]) -> dict[str, pa.Table]:
         tables = self.splits.get(split, {})
         return {language: tables[language] for language in languages if language in tables}

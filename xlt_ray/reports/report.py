@@ -215,9 +215,10 @@ def write(
     """Write report.html, scores.json, scores.tsv and the pictures; return file name -> path.
 
     `corpus_facts` may hold `name`, `description`, `licence`, `fingerprint`, `mixture` (a list of {language, rows,
-    weight, share, draws, repeats}), `refit` (source -> dev rows that were trained on) and `dropped` (split -> language
-    -> rows also found in test). `environment` holds versions and the like, shown as they are. Without `history`, as
-    after a probe, there is no picture of training. Names and passwords in URLs are left out.
+    weight, share, draws, repeats}), `added` (technique -> language -> rows that it added, which `mixture` counts too),
+    `refit` (source -> dev rows that were trained on) and `dropped` (split -> language -> rows also found in test).
+    `environment` holds versions and the like, shown as they are. Without `history`, as after a probe, there is no
+    picture of training. Names and passwords in URLs are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in ("report.html", "scores.json", "scores.tsv")}
@@ -253,12 +254,15 @@ def _page(
 ) -> dict[str, Any]:
     mixture = [{**row, "name": codes.name(row["language"])} for row in facts.get("mixture", ())]
     rungs = {one.supervision for one in scores.languages.values()}
+    added = {name: (sum(rows.values()), len(rows)) for name, rows in facts.get("added", {}).items()}
+    trained = sum(row["rows"] for row in mixture) + sum(facts.get("refit", {}).values())
     return {
         "experiment": experiment,
         "facts": dict.fromkeys(("name", "description", "licence", "fingerprint"), "") | dict(facts),
         "dropped": {split: sum(rows.values()) for split, rows in facts.get("dropped", {}).items()},
         "mixture": mixture,
-        "rows_trained": sum(row["rows"] for row in mixture) + sum(facts.get("refit", {}).values()),
+        "rows_trained": trained - sum(rows for rows, _ in added.values()),
+        "added": added,
         "sources": [codes.name(code) for code in experiment.sources],
         "labels": scores.labels,
         "temperature": scores.temperature,

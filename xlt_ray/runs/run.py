@@ -68,7 +68,7 @@ def run(
     loaded = checks.load(experiment)
     if loaded.corpus and (done := finished(experiment, loaded.corpus.fingerprint)):
         return done
-    setup = checks.prepare(experiment, loaded)
+    setup = checks.prepare(experiment, loaded, counting(on_event, "prepare"))
     folder = open_run(experiment, setup.corpus.fingerprint)
     folder.download("outbox.jsonl", "outbox.sent")
     durable.write(folder.local / "experiment.yaml", dump(experiment))
@@ -236,6 +236,7 @@ def corpus_facts(setup: Setup) -> dict[str, Any]:
         "labels": list(corpus.labels),
         "fingerprint": corpus.fingerprint,
         "mixture": [asdict(share) for share in setup.mixture],
+        "added": {name: dict(rows) for name, rows in setup.added.items() if rows},
         "refit": frozen.refitted(setup),
         "dropped": setup.dropped,
     }

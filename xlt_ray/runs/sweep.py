@@ -128,7 +128,7 @@ def sweep(
     """Measure the settings that have no result yet, and write table and picture; raise InputError before any work."""
     wanted = settings(experiment, shots, draws)
     on_event({"stage": "check"})
-    prepared = prepare(at(experiment, max(shots), 0))
+    prepared = prepare(at(experiment, max(shots), 0), on_progress=counting(on_event, "prepare"))
     folder = _folder(experiment, out)
     folder.download(RESULTS)
     file, corpus = folder.local / RESULTS, _corpus(prepared)
@@ -182,7 +182,7 @@ def _result(setup: Setup, setting: Setting, accuracy: Mapping[str, float], place
         accuracy=accuracy,
         role={code: str(one.role) for code, one in places.items()},
         seen={code: one.seen for code, one in places.items()},
-        rows={code: setup.visible.table("train", code).num_rows for code in setup.few_shot},
+        rows=setup.shots,
         supervision={code: setup.supervision.get(code) for code in places},
     )
 

@@ -11,6 +11,7 @@ from xlt_ray.config import plain_yaml
 from xlt_ray.config.masking import public
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
+from xlt_ray.events import OnProgress
 from xlt_ray.search.space import Search
 from xlt_ray.training import checks
 from xlt_ray.training.checks import prepare
@@ -55,9 +56,9 @@ def texts(search: Search, corpus: Corpus) -> dict[str, pa.Table]:
     return corpus.unlabelled((*search.pool, *search.base.targets), ids=True) if wanted else {}
 
 
-def prepared(search: Search) -> tuple[Search, Corpus]:
+def prepared(search: Search, on_progress: OnProgress = lambda done, total: None) -> tuple[Search, Corpus]:
     """Return a checked search with paths, targets and draws made explicit, and its corpus without test rows."""
-    found = prepare(search.base)
+    found = prepare(search.base, on_progress=on_progress)
     base, corpus = found.experiment, found.corpus
     targets = tuple(code for code in corpus.measured((), base.targets) if code not in base.sources)
     if not targets:

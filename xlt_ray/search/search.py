@@ -19,7 +19,7 @@ from typing import Any
 from xlt_ray import durable
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
-from xlt_ray.events import OnEvent
+from xlt_ray.events import OnEvent, counting
 from xlt_ray.runs.run import RESULT
 from xlt_ray.runs.storage import RunFolder, open_folder
 from xlt_ray.search import prepare as search_prepare
@@ -53,7 +53,7 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
     """Run a search, resume it, or read its findings if done; raise InputError before any work where it is not valid."""
     began = time.monotonic()
     on_event({"stage": "check"})
-    session = SearchSession.open(*prepared(search), on_event, began)
+    session = SearchSession.open(*prepared(search, counting(on_event, "prepare")), on_event, began)
     search, folder = session.search, session.folder
     if (folder.local / RESULT).is_file():  # it is recorded, and what is unsent waits for `xlt sync`
         with session:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CATALOGUE = {
     "few_shot": "xlt_ray.techniques.few_shot.FewShot",
     "code_switch": "xlt_ray.techniques.code_switch.CodeSwitch",
+    "translate_train": "xlt_ray.techniques.translate_train.TranslateTrain",
     "lora": "xlt_ray.techniques.lora.Lora",
     "adversarial": "xlt_ray.techniques.adversarial.Adversarial",
     "translate_test": "xlt_ray.techniques.translate_test.TranslateTest",

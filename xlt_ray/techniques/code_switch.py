@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,15 +20,13 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.mixture import shares
-from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
-from xlt_ray.languages import codes, lexicon
+from xlt_ray.languages import codes
 from xlt_ray.languages.lexicon import Lexicon
 from xlt_ray.languages.words import LONGEST, replace_words
 from xlt_ray.techniques.technique import Available, Example, Material, Reads, Technique
 from xlt_ray.translation import induced
-
-EMPTY = "its lexicon has no entry"
+from xlt_ray.translation.lexicons import FromSources, shown
 
 
 class CodeSwitch(Technique):
@@ -81,26 +78,25 @@ class CodeSwitch(Technique):
     def check(self, available: Available) -> None:
         """Raise InputError where no language has what a lexicon is made of, or one that is named has none."""
         experiment = available.experiment
-        rows = available.bitext
-        faults = {pair: self._fault(pair, rows, experiment) for pair in self._pairs(experiment, rows)}
-        self._refuse(experiment, faults)
+        lexicons, rows = self._lexicons(experiment, available.bitext), available.bitext
+        lexicons.refuse({pair: lexicons.fault(pair) for pair in self._pairs(experiment, rows)}, self._named)
 
     def prepare(self, material: Material, on_progress: OnProgress = lambda done, total: None) -> CodeSwitch:
         """Return the technique with its lexicons: read, taken from the cache, or induced and put there."""
         experiment, rows, found = material.experiment, material.bitext, {}
-        pairs = self._pairs(experiment, rows)
-        faults = {pair: self._fault(pair, rows, experiment) for pair in pairs}
-        able = [pair for pair in pairs if faults[pair] is None]
+        lexicons = self._lexicons(experiment, rows)
+        faults = {pair: lexicons.fault(pair) for pair in self._pairs(experiment, rows)}
+        able = [pair for pair, fault in faults.items() if fault is None]
         # each worker in an order of its own, so that they seldom induce the same one and find the others' in the cache
         for number, place in enumerate(np.random.default_rng(os.getpid()).permutation(len(able))):
-            found[able[place]], why = self._lexicon(able[place], rows, experiment)
-            faults[able[place]] = why
+            found[able[place]], faults[able[place]] = lexicons.judged(able[place])
             on_progress(number + 1, len(able))
         found = {pair: found[pair] for pair in able if faults[pair] is None}  # in their order, wherever the work began
-        self._refuse(experiment, faults)
-        if unlike := [why for pair in able if pair not in found and (why := faults[pair]) != EMPTY]:
-            shown = "".join(f"\n  {why}" for why in unlike[:20])
-            warnings.warn(f"techniques.code_switch: left out {len(unlike)} pairs of languages{shown}", stacklevel=2)
+        lexicons.refuse(faults, self._named)
+        if useless := {f"{' -> '.join(pair)}": why for pair in able if (why := faults[pair])}:
+            warnings.warn(
+                f"techniques.code_switch: left out {len(useless)} of {len(able)} lexicons{shown(useless)}", stacklevel=2
+            )
         alpha = experiment.mixture.alpha if self.alpha is None else self.alpha
         ready = self.model_copy()
         ready._vocabularies = {
@@ -145,55 +141,9 @@ class CodeSwitch(Technique):
         wanted = self._named or others
         return [(source, code) for source in experiment.sources for code in wanted if code != source]
 
-    def _fault(self, pair: tuple[str, str], rows: Mapping[str, pa.Table], experiment: Experiment) -> str | None:
-        """Return why there is no lexicon from a source into a language, None where there is one."""
-        source, code = pair
-        if self.lexicons != "induced":
-            missing = "no file of {} under techniques.code_switch.lexicons"
-            return None if self._file(pair, experiment) else missing.format(" -> ".join(pair))
-        return induced.fault(pair, rows)
-
-    def _refuse(self, experiment: Experiment, faults: Mapping[tuple[str, str], str | None]) -> None:
-        """Raise InputError where a named language has a lexicon from no source, or no language has one at all."""
-        able = {code for (_, code), fault in faults.items() if fault is None}
-        lacking = {code: fault for (_, code), fault in faults.items() if fault and code not in able}
-        named = {code: fault for code, fault in lacking.items() if code in self._named}
-        if named or not able:
-            shown = "".join(f"\n  {code}: {fault}" for code, fault in list((named or lacking).items())[:20])
-            what = "" if self.languages == "targets" else f": {', '.join(named or self._named)}"
-            raise InputError(
-                f"techniques.code_switch.languages{what}: no lexicon from {', '.join(experiment.sources)}; give "
-                f"dictionaries by techniques.code_switch.lexicons, rows with equal ids (corpus.id), or other languages"
-                f"{shown}"
-            )
-
-    def _file(self, pair: tuple[str, str], experiment: Experiment) -> Path | None:
-        """Find the file of a pair; one named by the language alone serves only where there is one source."""
-        source, code = pair
-        alone = len(experiment.sources) == 1
-        place = "techniques.code_switch.lexicons"
-        if not alone and "{language}" in self.lexicons and "{source}" not in self.lexicons:
-            raise InputError(
-                f"{place}: {self.lexicons} has no {{source}}, and there are {len(experiment.sources)} sources; write "
-                "both, as in {source}-{language}.tsv"
-            )
-        names = [f"{source}-{code}", *([code] if alone else [])]
-        return induced.file(place, self.lexicons, names, source=source, language=code)
-
-    def _lexicon(
-        self, pair: tuple[str, str], rows: Mapping[str, pa.Table], experiment: Experiment
-    ) -> tuple[Lexicon, str | None]:
-        """Return the lexicon of a pair, and why it is of no use, None where it is."""
-        if self.lexicons != "induced":
-            file = self._file(pair, experiment)
-            assert file is not None, "_fault finds a file that is missing"
-            found = lexicon.read(file, *pair)
-            return found, None if found.entries else EMPTY
+    def _lexicons(self, experiment: Experiment, rows: Mapping[str, pa.Table]) -> FromSources:
         settings = induced.Settings(self.score, self.phrases, experiment.corpus.cache_dir)
-        source, target = (rows[code] for code in pair)
-        held = source["id"].filter(pa.array(induced.held_out(source, target))).combine_chunks()
-        judged = induced.judge(pair, (source, target), held, settings)
-        return judged.whole, judged.unlike or (None if judged.whole.entries else EMPTY)
+        return FromSources(f"techniques.{self.name}", self.lexicons, experiment.sources, rows, settings)
 
 
 @dataclass(frozen=True, eq=False)

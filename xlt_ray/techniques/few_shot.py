@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
+from xlt_ray.events import OnProgress
 from xlt_ray.languages import codes
 from xlt_ray.techniques.technique import Available, Material, Reads, Technique
 
@@ -73,12 +74,12 @@ class FewShot(Technique):
         """Return the targets that shots are taken of."""
         return super().reads_of(targets, there) if isinstance(self.languages, str) else self.languages
 
-    def corpus(self, corpus: Corpus, material: Material) -> Corpus:
+    def corpus(self, corpus: Corpus, material: Material, on_progress: OnProgress = lambda done, total: None) -> Corpus:
         """Add the shots to train."""
         wanted = material.shots if isinstance(self.languages, str) else self.languages
         shots = {code: self.of(material.shots[code], code) for code in wanted}
-        train = {} if self.alone else dict(corpus.splits.get("train", {}))
-        return replace(corpus, splits={**corpus.splits, "train": train | shots})
+        rest = replace(corpus, splits={**corpus.splits, "train": {}}) if self.alone else corpus
+        return rest.adding("train", shots)
 
     def of(self, table: pa.Table, code: str) -> pa.Table:
         """Draw the shots of a language: the first `shots` rows of each class in a seeded order."""

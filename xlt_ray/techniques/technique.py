@@ -88,7 +88,7 @@ class Material:
     experiment: Experiment
     texts: Mapping[str, pa.Table]
     shots: Mapping[str, pa.Table]
-    trained: tuple[str, ...] = ()  # languages with labelled rows to train on, known once techniques made the corpus
+    trained: tuple[str, ...] = ()  # languages with rows to train on, known once techniques made the corpus
     readings: Readings | None = None  # how texts are read where they are measured or served, once that is known
     languages: tuple[str, ...] = ()  # sources and targets, also those without texts
     parallel: Mapping[str, pa.Table] = field(default_factory=dict)  # as of `Corpus`
@@ -168,10 +168,12 @@ class Technique(Section):
     def check(self, available: Available) -> None:
         """Raise InputError where the technique cannot work with what is available; called in the driver, before Ray."""
 
-    def corpus(self, corpus: Corpus, material: Material) -> Corpus:
+    def corpus(self, corpus: Corpus, material: Material, on_progress: OnProgress = lambda done, total: None) -> Corpus:
         """Return what is trained on, made of train and dev of the sources, as the techniques before it left them.
 
-        Called wherever a `Setup` is made, in the driver and in every worker, before rows are drawn.
+        Called wherever a `Setup` is made, in the driver and in every worker, before rows are drawn: cache what takes
+        seconds. Rows that it adds in a target make that language few-shot where it `reads` labels, and leave it
+        zero-shot where it does not; those that also stand in test are dropped.
         """
         return corpus
 

@@ -22,6 +22,7 @@ from xlt_ray.corpora import soundness
 from xlt_ray.corpora.corpus import Corpus, known_languages, refuse
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, collecting, joined
+from xlt_ray.events import OnProgress
 from xlt_ray.model import collate
 from xlt_ray.techniques.technique import Available, Technique
 from xlt_ray.tracking import preflight
@@ -48,11 +49,13 @@ def load(experiment: Experiment) -> Loaded:
     return Loaded(None, {}, faults)
 
 
-def prepare(experiment: Experiment, loaded: Loaded | None = None) -> Setup:
+def prepare(
+    experiment: Experiment, loaded: Loaded | None = None, on_progress: OnProgress = lambda done, total: None
+) -> Setup:
     """Load and check everything that can be known without Ray; raise one InputError that lists all faults found.
 
     This is the one place where a run is refused before it begins, by `xlt train` and `xlt check` alike. `loaded` is its
-    corpus, where that is loaded already.
+    corpus, where that is loaded already; `on_progress` is for `Setup.of`.
     """
     experiment = absolute(experiment)
     chosen: tuple[Technique, ...] = ()
@@ -76,7 +79,7 @@ def prepare(experiment: Experiment, loaded: Loaded | None = None) -> Setup:
         raise InputError(faults[0])  # needs no list
     if faults or corpus is None:
         refuse(f"experiment {experiment.name}", faults)
-    return Setup.of(experiment, corpus, dropped=loaded.dropped)
+    return Setup.of(experiment, corpus, dropped=loaded.dropped, on_progress=on_progress)
 
 
 def check_resources(experiment: Experiment) -> None:

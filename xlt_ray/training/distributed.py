@@ -172,7 +172,8 @@ def _worker(settings: dict[str, Any]) -> None:
             return  # everything is done; the driver reads this checkpoint
         emit({"stage": "load"})
         corpus, _ = load_corpus(experiment)
-        setup = Setup.of(experiment, corpus).read(on_progress=counting(emit, "prepare"))
+        prepared = counting(emit, "prepare")
+        setup = Setup.of(experiment, corpus, on_progress=prepared).read(on_progress=prepared)
         net, tokenize, _ = setup.build()
         net.to(get_device())
         report = _reporter(rank)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.arrow import with_texts
 from xlt_ray.evaluation import calibration, evaluate
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.events import OnProgress
@@ -90,13 +91,9 @@ def _named(split: str, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
 
 
 def _changed(table: pa.Table, code: str, changing: Sequence[Technique], address: tuple[int, int]) -> pa.Table:
-    plain, rows = table.replace_schema_metadata(None), np.arange(table.num_rows)
-    texts, pairs = change_examples(changing, *collate.texts_of(plain, rows), code, address, rows)
-    for name, values in {"text": texts, "text_pair": pairs}.items():
-        if values is not None:
-            at = plain.schema.get_field_index(name)
-            plain = plain.set_column(at, name, pa.array(values, plain.schema.field(name).type))
-    return plain
+    rows = np.arange(table.num_rows)
+    texts, pairs = change_examples(changing, *collate.texts_of(table, rows), code, address, rows)
+    return with_texts(table, {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs})
 
 
 def read_tables(setup: Setup) -> dict[str, pa.Table]:

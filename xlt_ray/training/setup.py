@@ -6,6 +6,7 @@ which order techniques, languages, rows and network come together.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from xlt_ray import supervision, techniques
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora import mixture
+from xlt_ray.corpora import mixture, overlap
 from xlt_ray.corpora.corpus import Corpus, known_languages
 from xlt_ray.corpora.mixture import Share
 from xlt_ray.evaluation import evaluate
@@ -44,6 +45,7 @@ class Setup:
     visible: Corpus  # train and dev; no label of a target, unless a technique reads some or the run is an oracle
     material: Material  # what techniques may look at
     dropped: Dropped = field(default_factory=dict)
+    added: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # technique -> language -> rows of train
 
     @classmethod
     def of(
@@ -52,10 +54,12 @@ class Setup:
         corpus: Corpus,
         texts: Mapping[str, pa.Table] | None = None,
         dropped: Dropped | None = None,
+        on_progress: OnProgress = lambda done, total: None,
     ) -> Setup:
-        """Apply the techniques of an experiment to a corpus; nothing is read from disk or checked.
+        """Apply the techniques of an experiment to a corpus; nothing is checked.
 
         `texts`, by language, are unlabelled rows that stand in for those of the corpus, of which they may be no part.
+        Techniques that add rows may take minutes the first time, of which `on_progress` is told, and then read a cache.
         """
         chosen, codes = techniques.build(experiment), known_languages(experiment, corpus)
         targets = [code for code in codes if code not in experiment.sources and code in corpus.languages("train")]
@@ -67,10 +71,18 @@ class Setup:
         texts = {code: unlabelled[code] for code in codes if code in unlabelled}
         material = Material(experiment, texts, shots, languages=codes, parallel=corpus.parallel)
         visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
+        lost: Dropped = dropped or {}
+        added: dict[str, Mapping[str, int]] = {}
+        test = {code: corpus.table("test", code) for code in codes if code in corpus.languages("test")}
         for one in chosen:
-            visible = one.corpus(visible, material)
+            before, changed = visible.sizes("train"), one.corpus(visible, material, on_progress)
+            if changed is not visible:
+                visible, more = _apart(changed, test)
+                both = {**lost, **more}
+                lost = {split: Counter(lost.get(split, {})) + Counter(more.get(split, {})) for split in both}
+            added[one.name] = Counter(visible.sizes("train")) - Counter(before)
         material = replace(material, trained=visible.languages("train"))
-        return cls(experiment, corpus, chosen, codes, visible, material, dropped or {})
+        return cls(experiment, corpus, chosen, codes, visible, material, lost, added)
 
     def read(self, each: Each = map, on_progress: OnProgress = lambda done, total: None) -> Setup:
         """Return the setup with how texts are read where they are measured, which may take minutes; once is enough.
@@ -130,9 +142,21 @@ class Setup:
         return mixture.table(sizes, self.experiment.mixture)
 
     @property
+    def shots(self) -> dict[str, int]:
+        """How many labelled rows are trained on of each language besides the sources.
+
+        They are what techniques that read labels added; rows that others added there, such as translations, have labels
+        of the sources.
+        """
+        found: Counter[str] = Counter()
+        for one in self.techniques:
+            found.update(self.added.get(one.name, {}) if one.reads == "labels" else {})
+        return {code: found[code] for code in sorted(found) if code not in self.experiment.sources}
+
+    @property
     def few_shot(self) -> tuple[str, ...]:
-        """The languages besides the sources that some rows are trained on."""
-        return tuple(code for code in self.visible.languages("train") if code not in self.experiment.sources)
+        """The languages besides the sources of which labelled rows are trained on."""
+        return tuple(self.shots)
 
     @property
     def zero_shot(self) -> tuple[str, ...]:
@@ -160,6 +184,14 @@ class Setup:
         """How many times fine-tuning will change the weights."""
         draws = sum(share.draws for share in self.mixture)
         return self.experiment.training.epochs * -(-round(draws) // self.experiment.training.batch_size)
+
+
+def _apart(visible: Corpus, test: Mapping[str, pa.Table]) -> tuple[Corpus, Dropped]:
+    """Drop the rows of train and dev that also stand in `test`, and count them, as `overlap.drop_overlap` does."""
+    if not test:
+        return visible, {}
+    kept, dropped = overlap.drop_overlap(replace(visible, splits={**visible.splits, "test": test}))
+    return replace(kept, splits={**kept.splits, "test": {}}), dropped
 
 
 def absolute(experiment: Experiment) -> Experiment:
@@ -254,7 +286,7 @@ def calibrate(setup: Setup, network: Network, embed: Callable[[Technique], Embed
 
     `embed` returns the `Embed` of a technique, where features were computed before and are looked up.
     """
-    figures: dict[str, float] = {}
+    figures = {f"{name}/rows": float(sum(rows.values())) for name, rows in setup.added.items() if rows}
     for one in setup.techniques:
         found = one.calibrate(network, embed(one), setup.material)
         figures |= {f"{one.name}/{key}": value for key, value in found.items()}

@@ -173,15 +173,10 @@ class Readings:
         read = {
             name: self._read([text or "" for text in table[name].to_pylist()], code, translators) for name in columns
         }
-        import pyarrow as pa  # here, because a server reads texts alone
+        from xlt_ray.corpora.arrow import with_texts  # here, because a server reads texts alone
 
         for number, name in enumerate(self.keys(code)):
-            found = table.replace_schema_metadata(None)
-            for column in columns:
-                at = found.schema.get_field_index(column)
-                kind = found.schema.field(column)
-                found = found.set_column(at, kind, pa.array(read[column][number], kind.type))
-            yield name, found
+            yield name, with_texts(table, {column: read[column][number] for column in columns})
 
     def describe(self, code: str | None) -> str:
         """Return in words how texts of a language are read.

