@@ -70,6 +70,9 @@ def changed(
         rng = np.random.default_rng(0)
         means = {code: rng.normal(scale=float(features.std(0).mean()), size=net.head.in_features) for code in known}
         step.estimate(known, means, means["eng_Latn"], ["eng_Latn"])
+        if experiment.techniques["centre"].get("map", "none") != "none":
+            mapped = [place for place, code in enumerate(known) if reading.is_first(code) and code != "eng_Latn"]
+            step.set_maps(mapped, list(rng.normal(scale=0.1, size=(len(mapped), *[net.head.in_features] * 2))))
     bundle.save(folder, Bundle(net.eval(), tokenize, LABELS, experiment, None, readings=kept), identity)
     return folder
 

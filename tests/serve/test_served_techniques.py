@@ -73,8 +73,8 @@ def test_what_adds_otherwise_in_a_language_is_not_exported(
     plain = export._plain
 
     def off(found: Bundle) -> Any:
-        net, offsets = plain(found)
-        return net, offsets | {"swh_Latn": [0.5, 0.0, 0.0]}
+        made = plain(found)
+        return made._replace(added=made.added | {"swh_Latn": [0.5, 0.0, 0.0]})
 
     monkeypatch.setattr(export, "_plain", off)
     with pytest.raises(InputError, match="exported, it answers otherwise"):

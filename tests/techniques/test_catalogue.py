@@ -313,8 +313,8 @@ def test_a_plain_network_answers_as_the_one_with_techniques(name: str, settings:
     model, _ = trained(settings)
     rows = model.tokenize(TEXTS)  # as they stand: a network knows nothing of other readings
     wanted = {code: model.answer(rows, [code] * 3) for code in (None, "eng_Latn", "swh_Latn")}
-    bare, added = networks.plain(model.network)
-    assert not len(bare.steps)
+    bare, added, heads = networks.plain(model.network)
+    assert not len(bare.steps) and not heads
     plain = Bundle(bare, model.tokenize, model.labels, model.experiment, None).probabilities(TEXTS)
     for code, expected in wanted.items():
         moved = plain * np.exp(np.array(added.get(code or "", [0.0] * 3)))

@@ -26,7 +26,7 @@ from xlt_ray.inference.artefact import Artefact
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.inference.engine import OnnxEngine
 from xlt_ray.model import network as networks
-from xlt_ray.model.network import Network
+from xlt_ray.model.network import Network, Plain
 from xlt_ray.translation import readings
 
 EMBEDDINGS = "embeddings.bin"
@@ -60,8 +60,9 @@ def export(
     if vocabulary not in ("exact", "trimmed"):
         raise InputError(f"vocabulary: {vocabulary!r}; give exact or trimmed")
     found = bundles.load(bundle)
-    net, offsets = _plain(found)
-    described = replace(artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id), offsets=offsets)
+    net, offsets, heads = _plain(found)
+    described = artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id)
+    described = replace(described, offsets=offsets, heads=heads)
     with _replacing(out) as folder:
         graph, words = _graph(net, "token_type_ids" in found.tokenize.tokenizer.model_input_names, folder)
         keep, kept = _vocabulary(found, folder, vocabulary, languages)
@@ -83,8 +84,8 @@ def export(
     return artefact.read(out)
 
 
-def _plain(found: Bundle) -> tuple[Network, dict[str, list[float]]]:
-    """Return a bundle's network without anything of techniques, and what languages add to its logits (`offsets`).
+def _plain(found: Bundle) -> Plain:
+    """Return a bundle's network without anything of techniques, with what depends on languages (`offsets`, `heads`).
 
     What techniques can merge into the bundle's encoder is merged, in memory: the answers stay the same.
     """
@@ -151,8 +152,8 @@ def _compare(found: Bundle, made: Artefact) -> None:
     asked: list[tuple[list[str], list[str | None]]] = [
         (rows, [None] * len(rows)) for rows in (texts, texts[:1], texts[2:3])
     ]
-    if made.offsets:
-        asked.append((texts[2:3] * len(made.offsets), [*made.offsets]))
+    if known := [*made.offsets, *made.heads]:
+        asked.append((texts[2:3] * len(known), [*known]))
     for rows, codes in asked:
         pairs = rows[::-1] if made.pairs else None
         answers = onnx.probabilities(onnx.encode(rows, pairs), codes)
@@ -165,11 +166,13 @@ def _compare(found: Bundle, made: Artefact) -> None:
 
 
 def _margin(made: Artefact, texts: Sequence[str]) -> float:
-    """Return the margin below which int8 is to ask float32, from the logits of both."""
+    """Return the margin below which int8 is to ask float32, from the logits of both, of all heads by turns."""
     onnx = OnnxEngine(replace(made, margin=np.inf), "int8")
     sample = _sample(texts)
     rows = onnx.encode(sample, sample[::-1] if made.pairs else None)
-    return agreement.margin(onnx.logits(onnx.session, rows), onnx.logits(onnx.precise, rows))
+    heads = [None, *made.heads]
+    codes = [heads[number % len(heads)] for number in range(len(rows))]
+    return agreement.margin(*(onnx.logits(one, rows, codes) for one in (onnx.session, onnx.precise)))
 
 
 def _sample(texts: Sequence[str]) -> list[str]:

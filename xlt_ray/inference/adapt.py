@@ -14,7 +14,7 @@ from xlt_ray.inference import bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.languages import codes
 from xlt_ray.languages import lexicon as lexicons
-from xlt_ray.supervision import BY_READING, PARALLEL, ZERO_SHOT, highest
+from xlt_ray.supervision import PARALLEL, UNLABELLED, ZERO_SHOT, highest
 from xlt_ray.translation.readings import ORIGINAL, is_first
 from xlt_ray.translation.translator import pack
 
@@ -66,7 +66,7 @@ def adapt(folder: Path, language: str, file: Path, lexicon: Path | None = None) 
         for key, rows in features.items():
             one.add_language(model.network, key, rows)
     if code not in model.experiment.sources:
-        read_now = [BY_READING[one.reads] for one in able] + ([PARALLEL] if lexicon else [])
+        read_now = ([UNLABELLED] if able else []) + ([PARALLEL] if lexicon else [])
         rung = highest([model.supervision.get(code), *read_now])
         model = replace(model, supervision={**model.supervision, code: rung or ZERO_SHOT})
     bundle.update_steps(folder, model)

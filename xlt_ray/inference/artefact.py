@@ -24,6 +24,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.supervision import highest
 
 FORMAT = 1
+FORMAT_OF_HEADS = 2  # of an artefact whose networks have `heads`, which earlier versions would read wrongly
 FILE = "artefact.json"
 BUNDLE_FILE = "bundle.json"
 TOKENIZER = "tokenizer.json"
@@ -76,8 +77,9 @@ class Artefact:
     `languages` maps a code to what was measured there, fractions from 0 to 1. `checks` holds what `agreement.check`
     found, {} before. `offsets` maps a code, or the key of a language's reading, to a number for every label, which is
     what a technique adds to the logits of texts known to be in that language; the networks answer as if it were
-    unknown. Logits are divided by `temperature` before they become probabilities. `files` are all others of the folder,
-    empty before it is written.
+    unknown. Languages in `heads` have logits of their own instead: a network scores all labels as for an unknown
+    language, then all labels again for each of `heads`. Logits are divided by `temperature` before they become
+    probabilities. `files` are all others of the folder, empty before it is written.
     """
 
     folder: Path
@@ -95,6 +97,7 @@ class Artefact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     offsets: Mapping[str, Sequence[_Number]] = field(default_factory=dict)
+    heads: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()
     temperature: Annotated[_Number, Field(gt=1e-9)] = 1.0
     files: Mapping[Annotated[str, Field(pattern=LISTED.pattern)], Listed] = field(default_factory=dict)
 
@@ -219,12 +222,15 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
 def _write(artefact: Artefact) -> Artefact:
     content = asdict(artefact)
     content.pop("folder")
-    text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False, allow_nan=False)
+    if not artefact.heads:
+        content.pop("heads")  # which earlier versions do not know
+    number = FORMAT_OF_HEADS if artefact.heads else FORMAT
+    text = json.dumps({"format": number, **content}, indent=1, ensure_ascii=False, allow_nan=False)
     durable.write(artefact.folder / FILE, text + "\n")
     return artefact
 
 
-def _content(file: Path, absent: str, again: str, outdated: str) -> dict[str, Any]:
+def _content(file: Path, absent: str, again: str, outdated: str, formats: Sequence[int] = (FORMAT,)) -> dict[str, Any]:
     """Read artefact.json or bundle.json; InputError ends in one of three remedies where there is no sound one."""
     try:
         size = file.stat().st_size
@@ -236,16 +242,17 @@ def _content(file: Path, absent: str, again: str, outdated: str) -> dict[str, An
     if size > LARGEST:
         raise InputError(f"{file}: {size} bytes, and {LARGEST} is the most that is read; {again}")
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if found != FORMAT:
-        raise InputError(f"{file}: format {found}, this version reads {FORMAT}; {outdated}")
+    if found not in formats:
+        known = " and ".join(map(str, formats))
+        raise InputError(f"{file}: format {found}, this version reads {known}; {outdated}")
     return dict(content)
 
 
 def _described(folder: Path) -> Artefact:
     """Read artefact.json and check that every field is there and of its kind; no other file is looked at."""
     file = folder / FILE
-    content = _content(file, NO_ARTEFACT, AGAIN, "export the bundle again")
-    content = {"offsets": {}, "temperature": 1.0} | content  # artefacts written before there were any
+    content = _content(file, NO_ARTEFACT, AGAIN, "export the bundle again", (FORMAT, FORMAT_OF_HEADS))
+    content = {"offsets": {}, "temperature": 1.0, "heads": []} | content  # artefacts written without
     wanted = {one.name for one in fields(Artefact)} - {"folder"} | {"format"}
     if set(content) != wanted:
         raise InputError(f"{file}: has other keys than it should ({', '.join(sorted(wanted ^ set(content)))}); {AGAIN}")

@@ -136,6 +136,10 @@ class OnnxEngine:
             # only what these two sessions mapped: another engine of this folder may be gone before this one, and
             # other memory may be at its addresses then
             self.mapped = [span for span in _mapped(found.folder) if span not in before]
+        scored, wanted = self.session.get_outputs()[0].shape[-1], len(found.labels) * (1 + len(found.heads))
+        if scored != wanted:
+            file = found.folder / artefact.FILE
+            raise InputError(f"{file}: heads: its labels need {wanted} scores, not {scored}; {artefact.AGAIN}")
         self.inputs = tuple(one.name for one in self.session.get_inputs())
         self.tokens, self.threads = tokens or TOKENS, threads or len(os.sched_getaffinity(0))
         self.pool = ThreadPoolExecutor(self.threads, "onnx")
@@ -154,16 +158,18 @@ class OnnxEngine:
 
     def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
         """Return what `Engine.probabilities` promises."""
-        logits = self.logits(self.session, rows)
+        logits = self.logits(self.session, rows, codes)
         offsets = language_offsets(self.artefact, codes)
         if self.precise is not None and len(rows):
             close = np.flatnonzero(margins(logits + offsets) < self.artefact.margin)
             self.asked += len(close)
-            logits[close] = self.logits(self.precise, [rows[int(i)] for i in close])
+            known = None if codes is None else [codes[int(i)] for i in close]
+            logits[close] = self.logits(self.precise, [rows[int(i)] for i in close], known)
         return _softmax((logits + offsets) / self.artefact.temperature)
 
-    def logits(self, session: Any, rows: Sequence[Row]) -> np.ndarray:
-        """Score every label for every row by one of the networks: (rows, labels) float32."""
+    def logits(self, session: Any, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
+        """Score every label for every row by one of the networks: (rows, labels) float32, without `offsets`."""
+        heads = language_heads(self.artefact, codes, len(rows))
         lengths = [len(row) for row in rows]
         # so that there is work for every thread, where there are rows enough
         tokens = max(1, min(self.tokens, -(-sum(lengths) // self.threads)))
@@ -171,7 +177,9 @@ class OnnxEngine:
         result = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
 
         def answer(group: list[int]) -> None:
-            (result[group],) = session.run(["logits"], self._padded([rows[i] for i in group]))
+            (scores,) = session.run(["logits"], self._padded([rows[i] for i in group]))
+            by_head = scores.reshape(len(group), -1, len(self.labels))
+            result[group] = by_head[np.arange(len(group)), heads[group]]
 
         for _ in self.pool.map(answer, groups):
             self.batches += 1
@@ -255,6 +263,16 @@ def language_offsets(found: artefact.Artefact, codes: Sequence[str | None] | Non
     nothing = [0.0] * len(found.labels)
     known = codes if codes and found.offsets else [None]
     return np.array([found.offsets.get(code or "", nothing) for code in known], dtype=np.float32)
+
+
+def language_heads(found: artefact.Artefact, codes: Sequence[str | None] | None, rows: int) -> np.ndarray:
+    """Return which head of a network scores each of so many rows, (rows,) int64: 0 is the head of all languages.
+
+    A language has one of its own where features of its texts are mapped before they are scored: W (A x + c) + b is
+    again linear in x, with other weights.
+    """
+    places = {code: place for place, code in enumerate(found.heads, start=1)}
+    return np.array([places.get(code or "", 0) for code in codes or [None] * rows], dtype=np.int64)
 
 
 def margins(logits: np.ndarray) -> np.ndarray:

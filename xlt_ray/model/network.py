@@ -79,29 +79,43 @@ class Network(nn.Module):
         return self.languages.index(language) if language in self.languages else -1
 
 
-def plain(network: Network) -> tuple[Network, dict[str, list[float]]]:
-    """Fold the steps of a network into its head; return (network without steps, logits that each language adds).
+class Plain(NamedTuple):
+    """A network without steps, and how its scores in known languages follow from those of an unknown one.
 
-    The network answers as the given one does where the language is unknown, and a known language adds a constant,
-    (classes,), to those logits. Raises InputError where a step does more with a language than to shift features.
+    `added[language]`, (classes,), is added to the logits of texts in that language. Languages in `heads` have logits of
+    their own instead: the network scores all classes as for an unknown language, then all again for each of `heads`.
     """
-    width = network.head.in_features
+
+    network: Network
+    added: dict[str, list[float]]
+    heads: tuple[str, ...]
+
+
+def plain(network: Network) -> Plain:
+    """Fold the steps of a network, each affine in the features of a language, into its head.
+
+    A language that shifts the features of an unknown one by a vector adds a constant to the logits; any other language
+    gets a head of its own.
+    """
+    width, classes = network.head.in_features, network.head.out_features
     probe = torch.cat([torch.zeros(1, width), torch.eye(width)]).to(network.head.weight)
+    added, own = {}, {}
     with torch.no_grad():
         unknown = network.transform(probe)
-        turned, moved = unknown[1:] - unknown[0], unknown[0]
-        result = Network(network.encoder, network.head.out_features, network.pooling)
-        result.temperature = network.temperature
-        result.head.weight.copy_(network.head.weight @ turned.T)
-        result.head.bias.copy_(network.head.bias + network.head.weight @ moved)
-        added = {}
         for index, code in enumerate(network.languages if len(network.steps) else ()):
             known = network.transform(probe, torch.full((len(probe),), index, device=probe.device))
             shift = known - unknown
-            if (shift - shift[0]).abs().max() > 1e-4 * max(1.0, float(shift[0].abs().max())):
-                raise InputError("a technique does more with languages than to shift features; serve with torch")
-            added[code] = (network.head.weight @ shift[0]).tolist()
-    return result.train(network.training), added
+            if (shift - shift[0]).abs().max() > 1e-5 * max(1.0, float(shift[0].abs().max())):
+                own[code] = known
+            else:
+                added[code] = (network.head.weight @ shift[0]).tolist()
+        parts = [unknown, *own.values()]  # where nought goes, and where every unit vector does
+        result = Network(network.encoder, len(parts) * classes, network.pooling)
+        result.temperature = network.temperature
+        weight, bias = network.head.weight, network.head.bias
+        result.head.weight.copy_(torch.cat([weight @ (part[1:] - part[0]).T for part in parts]))
+        result.head.bias.copy_(torch.cat([bias + weight @ part[0] for part in parts]))
+    return Plain(result.train(network.training), added, tuple(own))
 
 
 def prefix(config: NetworkConfig) -> str:

@@ -100,10 +100,9 @@ def supervised(
     found = [(code, supervision.ORACLE if experiment.oracle else supervision.ZERO_SHOT) for code in targets]
     for one in build(experiment):
         there = {"labels": labelled, "parallel": parallel}.get(one.reads, texts)
-        read_of = one.reads_of(targets, targets if there is None else there)
-        if one.changes_readings:
-            read_of = tuple(code for code in read_of if code not in as_they_stand)
-        found += [(code, supervision.BY_READING[one.reads]) for code in read_of]
+        read = one.reads_each(experiment, targets, targets if there is None else there)
+        unread = as_they_stand if one.changes_readings else ()
+        found += [(code, supervision.BY_READING[what]) for code, what in read.items() if code not in unread]
     rungs: dict[str, str] = {}
     for code, rung in [*found, *_inherited(experiment.network.init).items()]:
         if code not in experiment.sources:

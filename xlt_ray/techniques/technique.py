@@ -118,7 +118,6 @@ class Technique(Section):
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
     wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update
     replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be available
-    attaches_from_data: ClassVar[bool] = False  # what it attaches depends on the rows that are trained on
     adds_languages: ClassVar[bool] = False  # to a finished bundle, from unlabelled text
     # parameters for how many labelled rows a class of a target are taken, and which draw of them
     shots_and_draw: ClassVar[tuple[str, str] | None] = None
@@ -139,6 +138,20 @@ class Technique(Section):
         That are the languages with train rows for one that reads labels, and for others those with train or dev rows.
         """
         return () if self.reads == "nothing" else tuple(sorted({*targets} & {*there}))
+
+    def reads_each(
+        self, experiment: Experiment, targets: Collection[str], there: Collection[str]
+    ) -> Mapping[str, Reads]:
+        """Return what it reads of each target that it reads of, by default what `reads` says of all in `reads_of`.
+
+        For one that reads less of some. `there` is `Material.texts` where that is known.
+        """
+        return dict.fromkeys(self.reads_of(targets, there), self.reads)
+
+    @property
+    def attaches_from_data(self) -> bool:
+        """Whether what it attaches depends on the rows that are trained on."""
+        return False
 
     @property
     def second_stage(self) -> bool:
