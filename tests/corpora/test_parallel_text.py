@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from xlt_ray.config.read import build
-from xlt_ray.corpora import loaders, soundness
-from xlt_ray.corpora.corpus import bitext
+from xlt_ray.corpora import loaders, overlap, soundness
+from xlt_ray.corpora.corpus import Corpus, bitext
 from xlt_ray.corpora.loaders import parallel
 from xlt_ray.errors import InputError
 from xlt_ray.training.setup import absolute
@@ -19,7 +19,8 @@ from xlt_ray.training.setup import absolute
 Settings = dict[str, Any]
 MEMORY = """<?xml version="1.0" encoding="UTF-8"?>
 <tmx version="1.4"><header/><body>
-<tu><tuv xml:lang="en"><seg>a <bpt i="1"/>house</seg></tuv><tuv xml:lang="sw"><seg>nyumba</seg></tuv></tu>
+<tu><note>n</note><tuv xml:lang="en"><seg>a <bpt i="1">&lt;b&gt;</bpt><hi>house</hi><ept i="1">x</ept></seg></tuv>
+<tuv xml:lang="sw"><seg>nyumba</seg></tuv></tu>
 <tu><tuv xml:lang="en"><seg>alone</seg></tuv><tuv xml:lang="tlh"><seg>Klingon</seg></tuv></tu>
 <tu><tuv lang="en-GB"><seg>water</seg></tuv><tuv lang="en-US"><seg>Water</seg></tuv>
 <tuv lang="SW"><seg>maji</seg></tuv></tu>
@@ -39,13 +40,31 @@ def rows(found: dict[str, pa.Table]) -> dict[str, dict[str, str]]:
 
 def test_a_table_has_a_column_a_language(tmp_path: Path) -> None:
     folder = written(
-        tmp_path, a__tsv="id\ten\tswh_Latn\tde\n1\ta house\tnyumba\t\n2\tword\t\t \n3\tsea\tbahari\tdas  Meer\n"
+        tmp_path, a__tsv="key\ten\tswh_Latn\tde\n1\ta house\tnyumba\t\n2\tword\t\t \n3\tsea\tbahari\tdas  Meer\n"
     )
     assert rows(parallel.read(str(folder))) == {
         "eng_Latn": {"a.tsv:2": "a house", "a.tsv:4": "sea"},  # "word" has no translation
         "swh_Latn": {"a.tsv:2": "nyumba", "a.tsv:4": "bahari"},
         "deu_Latn": {"a.tsv:4": "das Meer"},
     }
+
+
+def test_id_is_indonesian(tmp_path: Path) -> None:
+    file = written(tmp_path, a__tsv="en\tid\nhouse\trumah\n") / "a.tsv"
+    assert set(parallel.read(str(file))) == {"eng_Latn", "ind_Latn"}
+
+
+def test_a_memory_may_have_a_namespace(tmp_path: Path) -> None:
+    file = written(tmp_path, a__tmx=MEMORY.replace("<tmx ", '<tmx xmlns="http://www.lisa.org/tmx14" ')) / "a.tmx"
+    assert rows(parallel.read(str(file)))["swh_Latn"] == {"a.tmx:1": "nyumba", "a.tmx:3": "maji"}
+
+
+def test_ids_are_relative_to_the_fixed_part_of_a_pattern(tmp_path: Path) -> None:
+    written(tmp_path / "news", a__tsv="en\tsw\na\tb\n")
+    for pattern in ("n?ws/*.tsv", "news*/a.tsv"):
+        assert list(rows(parallel.read(str(tmp_path / pattern)))["eng_Latn"]) == ["news/a.tsv:2"]
+    written(tmp_path, newsletter__tsv="en\tsw\na\tb\n")
+    assert list(rows(parallel.read(str(tmp_path / "news*.tsv")))["eng_Latn"]) == ["newsletter.tsv:2"]
 
 
 def test_quotes_in_a_table_are_characters(tmp_path: Path) -> None:
@@ -64,7 +83,9 @@ def test_a_translation_memory_is_read_by_its_units(tmp_path: Path) -> None:
 def test_files_aligned_by_line_are_told_by_their_suffixes(tmp_path: Path) -> None:
     written(tmp_path / "x", news__en="a\n\nb\r\n", news__sw="A\nB\nC\n", README="text")
     written(tmp_path / "y", news__en="c\n", news__zz_Made="Z\n")
-    with pytest.warns(UserWarning, match="left out, as their suffixes .*: README$"):
+    written(tmp_path / "x" / ".git", a__tsv="no table")
+    written(tmp_path / "x", run__sh="a script, whose suffix is a code of Serbian")
+    with pytest.warns(UserWarning, match="left out, as they are neither .*: x/README, x/run.sh$"):
         found = rows(parallel.read(str(tmp_path), ["zz_Made"]))
     assert found == {
         "eng_Latn": {"x/news:1": "a", "x/news:3": "b", "y/news:1": "c"},
@@ -77,13 +98,15 @@ def test_files_aligned_by_line_are_told_by_their_suffixes(tmp_path: Path) -> Non
     ("files", "message"),
     [
         ({"a__tsv": "hello\thabari\n"}, r"a\.tsv, line 1: 'hello': a first line names the language"),
-        ({"a__tsv": "id\ten\n1\tx\n"}, "line 1: .* two or more"),
+        ({"a__tsv": "key\ten\n1\tx\n"}, "line 1: .* two or more"),
         ({"a__tsv": "en\teng_Latn\nx\ty\n"}, "two columns are of one language"),
         ({"a__tsv": "en\tsw\nx\n"}, r"a\.tsv, line 2: 1 columns where the first line has 2"),
         ({"a__tsv": "en\tsw\nx\ty\n", "b__tmx": "<tmx><body>"}, r"b\.tmx, line 1: not well-formed XML"),
         ({"n__en": "a\nb\n", "n__sw": "a\n"}, r"differ in their numbers of lines \(n\.en 2, n\.sw 1\)"),
-        ({"n__en": "a\n"}, "n.en: aligned files are one a language, of two or more"),
-        ({"n__en": "a\n", "n__eng": "a\n"}, "aligned files are one a language"),
+        ({"n__en": "a\n"}, r"several files aligned by line .* \(there: n\.en\)"),
+        ({"n__en": "a\n", "n__eng": "a\n"}, "two of these files are of one language"),
+        ({"b__tmx": '<?xml version="1.0" encoding="GB18030"?><tmx/>'}, "its encoding cannot be read .*iconv"),
+        ({"b__tmx": "version https://git-lfs.github.com/spec/v1\nsize 3\n"}, "a Git LFS pointer"),
         ({"a__tsv": "en\tsw\n"}, "no text with a translation found"),
         ({"readme__md": "x"}, "no text with a translation found"),
     ],
@@ -142,3 +165,21 @@ def test_text_that_stands_in_test_is_refused_or_dropped_with_its_translations(se
     }
     assert dropped["parallel"] == {"eng_Latn": 1, "swh_Latn": 1}
     soundness.check(kept, experiment.sources)
+
+
+def test_in_pair_tasks_neither_text_may_stand_in_test() -> None:
+    def table(**columns: list[str]) -> pa.Table:
+        return pa.table({**columns, "id": [str(row) for row in range(len(columns["text"]))]})
+
+    test = table(text=["premise"], text_pair=["hypothesis"]).append_column("label", pa.array([0], pa.int32()))
+    beside = {code: table(text=texts) for code, texts in (("eng_Latn", ["a", "b", "c"]), ("swh_Latn", ["x", "y", "z"]))}
+    for text, row in (("premise", 0), ("hypothesis", 2)):
+        texts = ["a", "b", "c"]
+        texts[row] = text
+        corpus = Corpus(
+            "made", ("a",), {"test": {"eng_Latn": test}}, parallel={**beside, "eng_Latn": table(text=texts)}
+        )
+        (fault,) = overlap.parallel_overlaps(corpus, ["eng_Latn"])
+        assert f"eng_Latn, {row}: text '{text}' is in test too" in fault
+        kept, dropped = overlap.drop_overlap(corpus)
+        assert dropped["parallel"] == {"eng_Latn": 1, "swh_Latn": 1} and kept.parallel["swh_Latn"].num_rows == 2

@@ -285,6 +285,7 @@ def test_a_language_added_from_text_has_no_map_and_the_others_stay(settings: Set
     )
 
 
+@pytest.mark.long
 def test_runs_end_to_end(settings: Settings) -> None:
     settings["training"]["epochs"] = 1
     with local_ray():

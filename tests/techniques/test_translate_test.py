@@ -409,6 +409,8 @@ def test_parallel_text_of_its_own_stands_in_for_rows_of_equal_ids(
     with pytest.raises(InputError, match="no target has a lexicon into eng_Latn; .*corpus.parallel"):
         checks.prepare(build(alone))
     both = {**settings, "corpus": {**settings["corpus"], **given}}
+    with pytest.raises(InputError, match="agreement compares rows of targets .* no target has 80 rows"):
+        checks.prepare(build({**translated(both, weights="agreement"), "training": {"method": "probe"}}))
     setup = checks.prepare(build(both)).read()
     assert setup.readings is not None
     assert setup.readings.texts(SWAHILI[:1], "swh_Latn")[-1] == ["eng4 eng5 eng6"]
@@ -442,3 +444,9 @@ def test_rows_that_share_an_id_and_nothing_else_are_read_as_they_stand(
     switching = checks.prepare(build({**code_switch, "corpus": one["corpus"]}))
     with pytest.warns(UserWarning, match="code_switch: left out 1 of 2 lexicons\n  eng_Latn -> hin_Deva: rows of"):
         switching.prepare_techniques(lambda done, total: None)
+    with pytest.warns(UserWarning, match="translate_train: 1 of 2 languages get no translations\n  hin_Deva: rows of"):
+        added = checks.prepare(build({**settings, "techniques": ["translate_train"], "corpus": one["corpus"]}))
+    assert dict(added.added["translate_train"]) == {"swh_Latn": 120}
+    with pytest.raises(InputError, match=r"translate_train\.languages: hin_Deva: no lexicon from eng_Latn"):
+        named = [{"translate_train": {"languages": ["hi"]}}]
+        checks.prepare(build({**settings, "techniques": named, "corpus": one["corpus"]}))

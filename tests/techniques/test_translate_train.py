@@ -353,7 +353,8 @@ def test_a_probe_holds_a_row_and_its_copies_out_together(settings: Settings) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["probe", pytest.param("fine_tune", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["probe", "fine_tune"])
 def test_a_run_on_ray_ends_with_zero_shot_scores_and_says_what_was_added(
     settings: Settings, tmp_path: Path, method: str, one_ray: None
 ) -> None:

@@ -33,16 +33,27 @@ def judged(both: tuple[pa.Table, pa.Table], folder: Path) -> induced.Judged:
 
 def test_translations_are_told_from_rows_that_share_no_more_than_an_id(tmp_path: Path) -> None:
     parallel, not_parallel = (judged(tables(shuffled), tmp_path) for shuffled in (False, True))
-    assert parallel.match_rate > 0.95 and parallel.unlike is None
+    assert parallel.match_rate > 0.95 and induced.unlike(PAIR, parallel.match_rate) is None
     assert 0.4 < not_parallel.match_rate < 0.6
-    assert not_parallel.unlike is not None and "swh_Latn and eng_Latn" in not_parallel.unlike
+    why = induced.unlike(PAIR, not_parallel.match_rate)
+    assert why is not None and "swh_Latn and eng_Latn" in why
+
+
+def test_rows_of_the_corpus_and_parallel_text_are_judged_apart(tmp_path: Path) -> None:
+    good, bad = tables(shuffled=False), tables(shuffled=True)
+    moved = [one.set_column(0, "id", pa.array([f"file:{row}" for row in range(240)])) for one in good]
+    both = tuple(
+        pa.concat_tables(parts).append_column("beside", pa.array([False] * 240 + [True] * 240))
+        for parts in zip(bad, moved, strict=True)
+    )
+    assert induced.unlike(PAIR, judged((both[0], both[1]), tmp_path).match_rate) is not None
 
 
 def test_too_few_rows_are_not_judged(tmp_path: Path) -> None:
     both = tables(True)
     settings = induced.Settings(0.05, True, str(tmp_path))
     found = induced.judge(PAIR, both, both[0]["id"].combine_chunks()[: induced.FEWEST_JUDGED - 1], settings)
-    assert np.isnan(found.match_rate) and found.unlike is None
+    assert np.isnan(found.match_rate) and induced.unlike(PAIR, found.match_rate) is None
 
 
 def test_a_match_rate_is_the_chance_to_tell_a_counterpart() -> None:

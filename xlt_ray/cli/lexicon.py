@@ -29,7 +29,7 @@ def build(
     ] = None,
     source: Annotated[str | None, typer.Option(help="language of the words to translate")] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="language to translate into; default: all that have parallel rows")
+        list[str] | None, typer.Option(help="language to translate into; default: all that have parallel rows or text")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for SOURCE-TARGET.tsv; with --from the file to write")
@@ -39,7 +39,7 @@ def build(
         Path | None, typer.Option("--from", help="read this table or FreeDict file instead of a corpus")
     ] = None,
 ) -> None:
-    """Induce dictionaries from the parallel train rows of a corpus, or turn one that exists into a table."""
+    """Induce dictionaries from the parallel rows of a corpus, or turn one that exists into a table."""
     if out is None:
         raise InputError("--out: missing; name the folder to write to, or with --from the file")
     if file is not None:
@@ -69,25 +69,34 @@ def _induce(
     config: str, overrides: Sequence[str], source: str, targets: Sequence[str], out: Path, score: float
 ) -> None:
     from xlt_ray.config import load
-    from xlt_ray.corpora import loaders
-    from xlt_ray.corpora.corpus import bitext
+    from xlt_ray.corpora import loaders, overlap
+    from xlt_ray.corpora.corpus import bitext, refuse
     from xlt_ray.languages import codes, lexicon
     from xlt_ray.languages.words import unsegmented
     from xlt_ray.training import setup
+    from xlt_ray.translation import induced
+    from xlt_ray.translation.lexicons import FromSources
 
-    source = codes.resolve(source)
-    corpus, _ = loaders.load_corpus(setup.absolute(load(config, overrides)))
+    source, experiment = codes.resolve(source), setup.absolute(load(config, overrides))
+    corpus, _ = loaders.load_corpus(experiment)
+    if faults := [*overlap.parallel_overlaps(corpus, corpus.languages("test"))]:
+        refuse(f"corpus {corpus.name}", faults)
     rows = bitext(corpus.unlabelled(corpus.languages("train"), ids=True), corpus.parallel)
     named = [codes.resolve(code) for code in dict.fromkeys(targets)]
     for code in (source, *named):
         if code not in rows:
             corpus.table("train", code)  # a mistyped one is refused before any work
+    for code in named:
         lexicon.for_words(source, code)
+    asked = induced.Settings(score, True, experiment.corpus.cache_dir)
+    lexicons = FromSources("xlt lexicon build", "induced", (source,), rows, asked)
     wanted = named or [code for code in rows if code != source]
     for number, code in enumerate(wanted, 1):
         began = time.monotonic()
         try:
-            found = lexicon.induce_tables(rows[source], rows[code], (source, code), score)
+            found = lexicons.lexicon((source, code))
+            if why := lexicons.unlike((source, code)):
+                raise InputError(why)
         except InputError as error:
             if named or unsegmented(source):
                 raise

@@ -58,8 +58,9 @@ class CorpusConfig(Section):
     )
     parallel: str | None = Field(
         None,
-        description="parallel text beside the rows, of which no label is known: .tsv files with a column a language, "
-        ".tmx files, or files aligned by line whose suffixes are languages; a folder, a file or a pattern with *",
+        min_length=1,
+        description="parallel text beside the rows, without labels: .tsv files with a column a language, "
+        ".tmx files, or files aligned by line whose suffixes are languages; a folder, file or pattern like opus/*.tsv",
     )
     cache_dir: str = Field(default_factory=_cache_dir, description="Arrow files and frozen features, keyed by content")
 

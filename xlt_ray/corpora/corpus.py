@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -131,12 +132,16 @@ def bitext(
 ) -> dict[str, pa.Table]:
     """Return unlabelled rows and those of parallel text end to end, by language, of some languages or of all.
 
-    Rows of equal ids are translations of each other.
+    Rows of equal ids are translations of each other. A column `beside` tells parallel text where there is some.
     """
     found = {}
     for code in sorted({*texts, *parallel} & {*(languages or (*texts, *parallel))}):
-        both = [of[code].replace_schema_metadata(None) for of in (texts, parallel) if code in of]
-        found[code] = pa.concat_tables(both, promote_options="permissive") if len(both) > 1 else both[0]
+        found[code] = texts[code].replace_schema_metadata(None) if code in texts else parallel[code].slice(0, 0)
+        if code in parallel:
+            both = (found[code], parallel[code])
+            beside = np.repeat([False, True], [table.num_rows for table in both])
+            whole = pa.concat_tables(both, promote_options="permissive")
+            found[code] = whole.append_column("beside", pa.array(beside))
     return found
 
 

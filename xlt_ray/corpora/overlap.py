@@ -34,7 +34,7 @@ def overlaps(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
     others = [(split, language) for split, language in read if split != "test"]
     remedy = "remove the rows from either, or set corpus.overlap: drop_train"
     for what, key in _KEYS.items():
-        marks = _in_test(corpus, tested, [corpus.table(*where) for where in others], what)
+        marks = _in_test(_tests(corpus, tested), [corpus.table(*where) for where in others], what)
         for (split, language), both in zip(others, marks, strict=True):
             row = pc.index(both, True).as_py()
             if row >= 0:
@@ -42,14 +42,19 @@ def overlaps(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
                 fault = f"{what} {_short(value.as_py())} is in test too, at {_find(corpus, tested, what, value)}"
                 restarts = ", or unset corpus.id if ids restart in every split" if what == "id" else ""
                 yield from first_of(corpus, split, language, both, fault, remedy + restarts)
-    for language, table in corpus.parallel.items() if tested else ():
-        (both,) = _in_test(corpus, tested, [table], "text")
-        row = pc.index(both, True).as_py()
-        if row >= 0:
-            value = _texts(table.slice(row, 1))[0]
-            fault = f"text {_short(value.as_py())} is in test too, at {_find(corpus, tested, 'text', value)}"
-            more = f" (and {pc.sum(both).as_py() - 1} more rows of {language})" if pc.sum(both).as_py() > 1 else ""
-            yield f"corpus.parallel, {language}, {table['id'][row]}: {fault}{more}; {remedy}"
+    yield from parallel_overlaps(corpus, tested)
+
+
+def parallel_overlaps(corpus: Corpus, tested: Sequence[str]) -> Iterator[str]:
+    """Yield the faults of parallel text that stands in test of some languages, in pair tasks as one of two texts."""
+    for (language, table), both in zip(corpus.parallel.items(), _parallel_in_test(corpus, tested), strict=True):
+        if (row := pc.index(both, True).as_py()) >= 0:
+            count = pc.sum(both).as_py()
+            more = f" (and {count - 1} more rows of {language})" if count > 1 else ""
+            yield (
+                f"corpus.parallel, {language}, {table['id'][row]}: text {_short(table['text'][row].as_py())} is in "
+                f"test too{more}; remove it with its translations, or set corpus.overlap: drop_train"
+            )
 
 
 def as_seen(texts: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -75,9 +80,20 @@ def _ids(table: pa.Table) -> pa.ChunkedArray:
 _KEYS = {"id": _ids, "text": _texts}
 
 
-def _in_test(corpus: Corpus, tested: Iterable[str], tables: Sequence[pa.Table], what: str) -> list[pa.ChunkedArray]:
+def _tests(corpus: Corpus, tested: Iterable[str]) -> list[pa.Table]:
+    return [corpus.table("test", code) for code in tested]
+
+
+def _parallel_in_test(corpus: Corpus, tested: Iterable[str]) -> list[pa.ChunkedArray]:
+    """Mark the rows of parallel text, by language, whose text is one of test."""
+    columns = [(table, name) for table in _tests(corpus, tested) for name in ("text", "text_pair")]
+    alone = [pa.table({"text": table[name]}) for table, name in columns if name in table.column_names]
+    return _in_test(alone, [table.select(["text"]) for table in corpus.parallel.values()], "text")
+
+
+def _in_test(test: Sequence[pa.Table], tables: Sequence[pa.Table], what: str) -> list[pa.ChunkedArray]:
     """Mark in every table the rows whose id or text is among those of test."""
-    keys = _all_keys([corpus.table("test", code) for code in tested], what)
+    keys = _all_keys(test, what)
     seen = pc.unique(pa.chunked_array([chunk for part in keys for chunk in part.chunks], pa.large_string()))
     found = (pc.is_in(part, value_set=seen, skip_nulls=True) for part in _all_keys(tables, what))
     marks = pa.chunked_array([chunk for part in found for chunk in part.chunks], pa.bool_())
@@ -159,7 +175,7 @@ def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:
     dropped: dict[str, dict[str, int]] = {}
     others = [(split, language, table) for split, language, table in corpus.tables() if split != "test"]
     tables = [table for _, _, table in others]
-    marks = [_in_test(corpus, tested, tables, what) for what in _KEYS]
+    marks = [_in_test(_tests(corpus, tested), tables, what) for what in _KEYS]
     for (split, language, table), *both in zip(others, *marks, strict=True):
         kept[split][language] = _without(table, pc.or_(*both))
         count = table.num_rows - kept[split][language].num_rows
@@ -173,10 +189,7 @@ def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:
 
 def _untested(corpus: Corpus, tested: Sequence[str]) -> dict[str, pa.Table]:
     """Return parallel text without texts that stand in test, and without their translations."""
-    parallel = dict(corpus.parallel)
-    if not parallel or not tested:
-        return parallel
-    marks = _in_test(corpus, tested, [*parallel.values()], "text")
+    parallel, marks = dict(corpus.parallel), _parallel_in_test(corpus, tested)
     ids = [table["id"].filter(both) for table, both in zip(parallel.values(), marks, strict=True)]
     leaked = pa.chunked_array([chunk for one in ids for chunk in one.chunks], pa.string()).unique()
     return {code: table.filter(pc.invert(pc.is_in(table["id"], value_set=leaked))) for code, table in parallel.items()}

@@ -89,7 +89,9 @@ class CodeSwitch(Technique):
         able = [pair for pair, fault in faults.items() if fault is None]
         # each worker in an order of its own, so that they seldom induce the same one and find the others' in the cache
         for number, place in enumerate(np.random.default_rng(os.getpid()).permutation(len(able))):
-            found[able[place]], faults[able[place]] = lexicons.judged(able[place])
+            pair = able[place]
+            found[pair] = lexicons.lexicon(pair)
+            faults[pair] = lexicons.unlike(pair) or (None if found[pair].entries else "its lexicon has no entry")
             on_progress(number + 1, len(able))
         found = {pair: found[pair] for pair in able if faults[pair] is None}  # in their order, wherever the work began
         lexicons.refuse(faults, self._named)

@@ -132,6 +132,12 @@ class TranslateTest(Technique):
                 "on, of which a fine-tuned one has none; leave weights out, or set training.method to probe"
             )
         into, targets = self._into(experiment), available.targets
+        if self.weighs_readings and not any(self._weighable(available.texts, code, into) for code in targets):
+            raise InputError(
+                "techniques.translate_test.weights: agreement compares rows of targets with their translations in "
+                f"{into}, and no target has {FEWEST_WEIGHED * induced.FOLDS} rows with the ids of those in the corpus; "
+                "leave weights out"
+            )
         rows = available.bitext
         faults = {code: self._fault(code, into, rows) for code in targets if code != into}
         lacking = {code: fault for code, fault in faults.items() if fault}
@@ -184,13 +190,22 @@ class TranslateTest(Technique):
         held_out = self._of(into, part).translators
         return replace(self._of(into, whole), held_out=held_out, unseen=unseen, match_rates=rates)
 
+    @staticmethod
+    def _weighable(texts: Mapping[str, pa.Table], code: str, into: str) -> bool:
+        if code == into or code not in texts or into not in texts:
+            return False
+        ids = texts[into]["id"].cast(pa.large_string()).combine_chunks()
+        common = pc.sum(pc.is_in(texts[code]["id"].cast(pa.large_string()), value_set=ids)).as_py() or 0
+        return bool(common >= FEWEST_WEIGHED * induced.FOLDS)
+
     def _unlike(self, into: str, rates: Mapping[str, float]) -> list[str]:
         """Return the languages whose rows of equal ids are no translations, after a warning of them."""
         faults = {code: why for code, rate in rates.items() if (why := induced.unlike((code, into), rate))}
         if not faults:
             return []
         shown = "".join(f"\n  {why}" for why in list(faults.values())[:20])
-        place, remedy = "techniques.translate_test", "leave out corpus.id, and give parallel text by corpus.parallel"
+        place = "techniques.translate_test"
+        remedy = "leave out corpus.id, or the part of corpus.parallel, whose equal ids are no translations"
         if len(faults) == len(rates):
             raise InputError(
                 f"{place}: no language has rows that translate those of {into}; {remedy}, or take it out{shown}"

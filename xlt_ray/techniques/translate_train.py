@@ -112,7 +112,7 @@ class TranslateTrain(Technique):
             )
         rows = available.bitext
         if self.by == "table":
-            self._check_tables(pairs, rows, experiment)
+            self._check_tables(pairs, available.texts, experiment)
             return
         found = self._found(experiment, rows)
         lacking = found.refuse({pair: found.fault(pair) for pair in pairs}, self._named)
@@ -128,13 +128,18 @@ class TranslateTrain(Technique):
         pairs = [pair for pair in self._pairs(experiment, material.languages) if pair[0] in train]
         pairs = [pair for pair in pairs if (found.fault(pair) if self.by == "lexicon" else self._absent(pair)) is None]
         copies: dict[str, list[pa.Table]] = {}
-        for number, (source, code) in enumerate(pairs, start=1):
-            if self.by == "lexicon":
-                copied = found.translated(train[source], (source, code))
-            else:
-                copied = joined(train[source], read_table(self._file((source, code)), experiment.corpus))
-            copies.setdefault(code, []).append(copied)
+        unlike: dict[Pair, str | None] = {}
+        for number, pair in enumerate(pairs, start=1):
+            source, code = pair
+            unlike[pair] = found.unlike(pair) if self.by == "lexicon" else None
+            if self.by == "table":
+                copied = joined(train[source], read_table(self._file(pair), experiment.corpus))
+                copies.setdefault(code, []).append(copied)
+            elif unlike[pair] is None:
+                copies.setdefault(code, []).append(found.translated(train[source], pair))
             on_progress(number, len(pairs))
+        if unlike:
+            self._warn(found.refuse(unlike, self._named), len({code for _, code in pairs}))
         return corpus.adding("train", {code: pa.concat_tables(parts) for code, parts in copies.items()})
 
     @property
@@ -202,7 +207,9 @@ class TranslateTrain(Technique):
                     f"{_some(mine)}; corpus.id names the column)"
                 )
             elif missing:
-                lost[code] = f"{missing} of {mine.num_rows} rows of {source} have no translation in {file}"
+                lost[f"{source} -> {code}"] = (
+                    f"{missing} of {mine.num_rows} rows of {source} have no translation in {file}"
+                )
         where = f"no translation from {', '.join(experiment.sources)}"
         remedy = f"{where}; give tables by {PLACE}.table, or other languages"
         self._warn(refuse(PLACE, faults, self._named, remedy), len({code for _, code in faults}))

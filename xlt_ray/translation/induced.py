@@ -6,13 +6,14 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xlt_ray import durable
 from xlt_ray.corpora.arrow import column_digest
 from xlt_ray.errors import InputError
 from xlt_ray.languages import lexicon, word_alignment
@@ -24,7 +25,8 @@ VERSION = 1  # of how lexicons are induced; part of the name of a cached one
 FOLDS = 4  # of the rows of a language, one of which a second lexicon has not seen
 MOST = 500  # rows of that fold, since every one is encoded once a reading
 FEWEST_JUDGED = 20  # rows of that fold by which a lexicon is judged
-LEAST_RATE = 0.7  # of `match_rate`, below which rows are no translations of each other
+JUDGED_AT = 0.05  # the least score by which it is judged, whatever is asked of it
+LEAST_RATE = 0.6  # of `match_rate`, below which rows are no translations of each other
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,10 @@ def fault(pair: tuple[str, str], rows: Mapping[str, pa.Table]) -> str | None:
     if one := without_words(source, code):
         return f"{one} is written without spaces between words, so no lexicon can be induced"
     if source not in rows or code not in rows:
-        return f"{code if source in rows else source} has no train or dev rows, or is neither source nor target"
+        return (
+            f"{code if source in rows else source} has no train or dev rows and no parallel text, or is neither source "
+            "nor target"
+        )
     common = word_alignment.shared(rows[source].select(["id"]), rows[code].select(["id"]))[0].num_rows
     if common < FEWEST_PAIRS:
         return f"{common} rows have the same id in {source} and {code}, fewer than {FEWEST_PAIRS}"
@@ -53,17 +58,21 @@ def induce(
     pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], settings: Settings, fewest: int = FEWEST_PAIRS
 ) -> Lexicon:
     """Return the lexicon of two tables' rows of equal ids, from the cache where it was induced before."""
+    kept = _kept(pair, tables, settings).with_suffix(".tsv")
+    if not kept.is_file():
+        # written and read back, so that a first run and a later one see the same order of entries
+        lexicon.write(kept, lexicon.induce_tables(*tables, pair, settings.score, settings.phrases, fewest))
+    return lexicon.read_table(kept, *pair)
+
+
+def _kept(pair: tuple[str, str], tables: Sequence[pa.Table], settings: Settings) -> Path:
+    """Return where what is made of tables by these settings is kept, without a suffix."""
     digest = hashlib.sha256(json.dumps([VERSION, pair, settings.score, settings.phrases]).encode())
     for table in tables:
         for column in ("id", "text", "text_pair"):
             if column in table.column_names:
                 digest.update(column.encode() + column_digest(table[column]))
-    folder = Path(settings.cache_dir).expanduser() / "lexicons"
-    kept = folder / f"{'-'.join(pair)}-{digest.hexdigest()[:16]}.tsv"
-    if not kept.is_file():
-        # written and read back, so that a first run and a later one see the same order of entries
-        lexicon.write(kept, lexicon.induce_tables(*tables, pair, settings.score, settings.phrases, fewest))
-    return lexicon.read_table(kept, *pair)
+    return Path(settings.cache_dir).expanduser() / "lexicons" / f"{'-'.join(pair)}-{digest.hexdigest()[:16]}"
 
 
 def file(place: str, where: str, names: Sequence[str], **parts: str) -> Path | None:
@@ -113,11 +122,6 @@ class Judged:
     part: Lexicon
     match_rate: float
 
-    @property
-    def unlike(self) -> str | None:
-        """Why the rows are no translations of each other, None where they may be."""
-        return unlike((self.whole.source, self.whole.target), self.match_rate)
-
 
 def unlike(pair: tuple[str, str], rate: float) -> str | None:
     """Return why rows of equal ids are no translations, by their `match_rate`; None where they may be, or for nan."""
@@ -131,17 +135,51 @@ def unlike(pair: tuple[str, str], rate: float) -> str | None:
 
 
 def judge(pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], held: pa.Array, settings: Settings) -> Judged:
-    """Induce a lexicon with all rows, and one without those whose ids are in `held`, and judge it by these."""
+    """Induce a lexicon with all rows, and one without those whose ids are in `held`, and judge it by these.
+
+    The second has entries down to a score of 0.05, whatever `settings` ask for.
+    """
+    rate = rate_of(pair, tables, held, settings)
+    return Judged(induce(pair, tables, settings), _part(pair, tables, held, settings), rate)
+
+
+def rate_of(pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], held: pa.Array, settings: Settings) -> float:
+    """Return the match rate of the rows whose ids are in `held`, by a lexicon of the others; nan for too few.
+
+    Rows of the corpus and parallel text beside it are judged apart, and the lower rate counts. It is cached.
+    """
     source, target = tables
-    there = pc.is_in(source["id"], value_set=held.cast(source["id"].type))
-    whole = induce(pair, (source, target), settings)
-    part = induce(pair, (source.filter(pc.invert(there)), target), settings, fewest=1)
-    mine, theirs = word_alignment.shared(source.filter(there), target)
-    if mine.num_rows < FEWEST_JUDGED:
-        return Judged(whole, part, float("nan"))
-    gloss = translator.WordByWord(translator.Lexicons({pair[0]: translator.pack(part)}), settings.score, pair[1])
-    texts = gloss.translate([text or "" for text in mine["text"].to_pylist()], *pair)
-    return Judged(whole, part, match_rate(texts, [text or "" for text in theirs["text"].to_pylist()]))
+    seen = source.filter(pc.is_in(source["id"], value_set=held.cast(source["id"].type)))
+    kept = _kept(pair, (source, target, seen), _low(settings)).with_suffix(".rate")
+    if not kept.is_file():
+        part = _part(pair, tables, held, settings)
+        durable.write(kept, repr(_rate(part, word_alignment.shared(seen, target), _low(settings))))
+    return float(kept.read_text(encoding="utf-8"))
+
+
+def _low(settings: Settings) -> Settings:
+    return replace(settings, score=min(settings.score, JUDGED_AT))
+
+
+def _part(pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], held: pa.Array, settings: Settings) -> Lexicon:
+    source, target = tables
+    rest = source.filter(pc.invert(pc.is_in(source["id"], value_set=held.cast(source["id"].type))))
+    return induce(pair, (rest, target), _low(settings), fewest=1)
+
+
+def _rate(part: Lexicon, held: tuple[pa.Table, pa.Table], settings: Settings) -> float:
+    """Return the least match rate of rows that a lexicon has not seen and their counterparts, nan for too few."""
+    pair, (mine, theirs) = (part.source, part.target), held
+    gloss = translator.WordByWord(
+        translator.Lexicons({part.source: translator.pack(part)}), settings.score, part.target
+    )
+    beside = np.array(mine["beside"]) if "beside" in mine.column_names else np.zeros(mine.num_rows, dtype=bool)
+    rates = []
+    for rows in (np.flatnonzero(beside == kind) for kind in (False, True)):
+        if len(rows) >= FEWEST_JUDGED:
+            texts, others = ([text or "" for text in table["text"].take(rows).to_pylist()] for table in (mine, theirs))
+            rates.append(match_rate(gloss.translate(texts, *pair), others))
+    return min(rates, default=float("nan"))
 
 
 def match_rate(texts: Sequence[str], others: Sequence[str]) -> float:

@@ -53,8 +53,8 @@ class FromSources:
     def refuse(self, faults: Faults, named: Collection[str]) -> dict[str, str]:
         """Raise InputError as `refuse` does, with what to do about a lexicon that is missing."""
         remedy = (
-            f"no lexicon from {', '.join(self.sources)}; give dictionaries by {self.place}.lexicons, rows with equal "
-            "ids (corpus.id), or other languages"
+            f"no lexicon from {', '.join(self.sources)}; give dictionaries by {self.place}.lexicons, translations that "
+            "share an id (corpus.id), parallel text (corpus.parallel), or other languages"
         )
         return refuse(self.place, faults, named, remedy)
 
@@ -67,21 +67,25 @@ class FromSources:
         names = [f"{source}-{code}", *([code] if alone else [])]
         return induced.file(f"{self.place}.lexicons", self.where, names, source=source, language=code)
 
-    def judged(self, pair: Pair) -> tuple[Lexicon, str | None]:
-        """Return the lexicon of a pair that has no `fault`, and why it is of no use, None where it is.
-
-        It is read, taken from the cache where it was induced before, or induced.
-        """
-        if self.where == "induced":
-            source, target = (self.rows[code] for code in pair)
-            held = source["id"].filter(pa.array(induced.held_out(source, target))).combine_chunks()
-            judged = induced.judge(pair, (source, target), held, self.settings)
-            found, why = judged.whole, judged.unlike
-        else:
+    def lexicon(self, pair: Pair) -> Lexicon:
+        """Read the lexicon of a pair that has no `fault`, from the cache where it was induced before, or induce it."""
+        if self.where != "induced":
             file = self.file(pair)
             assert file is not None, "fault finds a file that is missing"
-            found, why = lexicon.read(file, *pair), None
-        return found, why or (None if found.entries else "its lexicon has no entry")
+            return lexicon.read(file, *pair)
+        source, code = pair
+        return induced.induce(pair, (self.rows[source], self.rows[code]), self.settings)
+
+    def unlike(self, pair: Pair) -> str | None:
+        """Return why the rows of a pair are no translations that a lexicon can be induced from, None where they may be.
+
+        That is asked of the rows once, and then of the cache.
+        """
+        if self.where != "induced":
+            return None
+        source, target = (self.rows[code] for code in pair)
+        held = source["id"].filter(pa.array(induced.held_out(source, target))).combine_chunks()
+        return induced.unlike(pair, induced.rate_of(pair, (source, target), held, self.settings))
 
     def translated(self, table: pa.Table, pair: Pair) -> pa.Table:
         """Return rows of a source word by word in another language: `text` and `text_pair` change, all else stays.
@@ -103,10 +107,8 @@ class FromSources:
         return with_texts(table, {name: read[name] for name in columns})
 
     def _usable(self, pair: Pair) -> Lexicon:
-        """Return the lexicon of a pair without entries that are not asked for, or raise InputError: it is of no use."""
-        (found, why), score = self.judged(pair), self.settings.score
-        if why is not None:
-            raise InputError(f"{self.place}.languages: {pair[1]}: {why}; leave it out")
+        """Return the lexicon of a pair without entries that are not asked for."""
+        found, score = self.lexicon(pair), self.settings.score
         entries = {
             key: options
             for key, options in found.entries.items()
@@ -129,7 +131,8 @@ class FromSources:
                 if column in table.column_names:
                     digest.update(column.encode() + column_digest(table[column]))
         if self.where != "induced" and (file := self.file(pair)):
-            for part in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):  # a dictionary has its articles beside
+            # a dictionary has its articles beside it
+            for part in sorted({file, *file.parent.glob(f"{glob.escape(file.stem)}.*")}):
                 digest.update(f"{part.name}\0{durable.digest(part)}".encode())
         return digest.hexdigest()[:16]
 
