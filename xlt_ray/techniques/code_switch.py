@@ -35,7 +35,7 @@ class CodeSwitch(Technique):
     name: ClassVar[str] = "code_switch"
     paper: ClassVar[str] = "Qin et al. 2020, CoSDA-ML, arXiv 2006.06402"
     needs: ClassVar[str] = (
-        "unlabelled train (else dev) rows of targets with the ids of the source's, 100 or more; or dictionaries"
+        "unlabelled rows of targets with the ids of the source's, or corpus.parallel, 100 or more; or dictionaries"
     )
     cost: ClassVar[str] = "1.2 s a pair of languages once, for 700 rows, then kept in corpus.cache_dir; 0.3 ms a row"
 

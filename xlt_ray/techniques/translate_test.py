@@ -48,7 +48,7 @@ class TranslateTest(Technique):
     name: ClassVar[str] = "translate_test"
     paper: ClassVar[str] = "Conneau et al. 2018, arXiv 1809.05053; Oh et al. 2022, arXiv 2210.09588"
     needs: ClassVar[str] = (
-        "unlabelled train (else dev) rows of targets with the ids of those of `into`, 100 or more; or dictionaries"
+        "unlabelled rows of targets with the ids of those of `into`, or corpus.parallel, 100 or more; or dictionaries"
     )
     cost: ClassVar[str] = (
         "1 s a language for lexicons, once for 700 rows, then kept in corpus.cache_dir; a test or served text is "

@@ -43,7 +43,7 @@ class TranslateTrain(Technique):
     name: ClassVar[str] = "translate_train"
     paper: ClassVar[str] = "Conneau et al. 2018, arXiv 1809.05053; Hu et al. 2020, arXiv 2003.11080"
     needs: ClassVar[str] = (
-        "unlabelled train (else dev) rows of targets with the ids of the source's, 100 or more; or dictionaries; or "
+        "unlabelled rows of targets with the ids of the source's, or corpus.parallel, 100 or more; or dictionaries; or "
         "translations of the source's train rows"
     )
     cost: ClassVar[str] = (
