@@ -414,7 +414,11 @@ def test_parallel_text_of_its_own_stands_in_for_rows_of_equal_ids(
     setup = checks.prepare(build(both)).read()
     assert setup.readings is not None
     assert setup.readings.texts(SWAHILI[:1], "swh_Latn")[-1] == ["eng4 eng5 eng6"]
-    assert setup.readings.unseen["swh_Latn"].all(), "no row of the corpus is in the parallel text"
+    # the parallel text is that of the corpus, so a lexicon that has seen it has seen the corpus
+    unseen = setup.readings.unseen["swh_Latn"]
+    assert 0 < unseen.sum() < len(unseen) / 2
+    estimated = setup.material.to_estimate("swh_Latn", setup.material.texts["swh_Latn"])
+    assert not any("engrow" in text for text in estimated["swh_Latn/2"]["text"].to_pylist())
     assert min(setup.readings.match_rates.values()) > 0.9
     assert set(setup.supervision.values()) == {"+ parallel text"}
 

@@ -173,11 +173,14 @@ class TranslateTest(Technique):
             unseen = {code: induced.held_out(texts[code]) for code in whole if code in texts}
             return replace(self._of(into, whole), unseen=unseen)
         able = [code for code in others if self._fault(code, into, rows) is None]
-        unseen = {code: induced.held_out(texts[code], rows[into]) for code in able if code in texts}
+        parallel = material.parallel
+        unseen = {code: induced.held_out(texts[code], rows[into], parallel.get(code)) for code in able if code in texts}
         held = {code: texts[code]["id"].filter(pa.array(those)) for code, those in unseen.items()}
-        for code in {*able} & {*material.parallel}:
-            beside = material.parallel[code]
-            more = beside["id"].filter(pa.array(induced.held_out(beside, rows[into])))
+        for code in {*able} & {*parallel}:
+            those = induced.held_out(parallel[code], rows[into])
+            if code in unseen:  # the same sentence may stand in both
+                those |= induced.stands_in(parallel[code], texts[code].filter(pa.array(unseen[code])))
+            more = parallel[code]["id"].filter(pa.array(those))
             held[code] = pa.chunked_array([*(held[code].chunks if code in held else ()), *more.chunks])
         settings = induced.Settings(min(self.scores), self.phrases, experiment.corpus.cache_dir)
         jobs = (((code, into), (rows[code], rows[into]), held[code].combine_chunks(), settings) for code in able)

@@ -93,21 +93,29 @@ def file(place: str, where: str, names: Sequence[str], **parts: str) -> Path | N
     return next((one for one in files if one.is_file()), None)
 
 
-def held_out(table: pa.Table, other: pa.Table | None = None) -> np.ndarray:
+def held_out(table: pa.Table, other: pa.Table | None = None, beside: pa.Table | None = None) -> np.ndarray:
     """Return which rows a second lexicon is not to see, (rows,) bool, at most 500.
 
-    Of rows with a counterpart in `other` these are a quarter, by their ids, and then come those that have none, which
-    no lexicon sees. Without `other` they are a quarter of all.
+    Of rows with a counterpart in `other`, or whose text stands in the parallel text `beside` too, these are a quarter,
+    by their ids; then come the rest, which no lexicon sees. Without `other` they are a quarter of all.
     """
     digests = np.array([zlib.crc32(str(one).encode()) for one in table["id"].to_pylist()], dtype=np.int64)
     alone = np.zeros(len(digests), dtype=bool)
     if other is not None:
         ids = other["id"].cast(pa.large_string()).combine_chunks()
         alone = ~pc.is_in(table["id"].cast(pa.large_string()), value_set=ids).to_numpy()
+    if beside is not None:
+        alone &= ~stands_in(table, beside)
     places = np.flatnonzero((digests % FOLDS == 0) | alone)
     found = np.zeros(len(digests), dtype=bool)
     found[places[np.lexsort((digests[places], alone[places]))[:MOST]]] = True
     return found
+
+
+def stands_in(table: pa.Table, other: pa.Table) -> np.ndarray:
+    """Return which rows of a table have a text that stands in another, (rows,) bool."""
+    texts = other["text"].cast(pa.large_string()).combine_chunks()
+    return np.asarray(pc.is_in(table["text"].cast(pa.large_string()), value_set=texts).to_numpy())
 
 
 @dataclass(frozen=True)
