@@ -53,7 +53,10 @@ def service(model: Model) -> Service:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[httpx.Client]:
-    with local_server.running(service) as address, httpx.Client(base_url=address, trust_env=False) as client:
+    with (
+        local_server.running(service) as address,
+        httpx.Client(base_url=address, trust_env=False, timeout=20) as client,
+    ):
         yield client
     assert service.queue.waiting == 0
 
