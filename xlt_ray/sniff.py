@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 from xlt_ray.errors import InputError
 
@@ -136,6 +137,26 @@ def _readings(line: bytes) -> str:
             if all(c.isascii() or c.isalpha() or c in "«»–—“”‘’…、。" for c in part):
                 names.setdefault(part, name)
     return ", ".join(f"{name} {text!r}" for text, name in names.items()) or "ask who wrote it"
+
+
+def elements(file: Path, name: str) -> Iterator[ElementTree.Element]:
+    """Yield the elements of a name, in any namespace, of an XML file, and forget each; raise ParseError and OSError."""
+    # outer entities are not fetched, and expat bounds what inner ones do
+    above: list[ElementTree.Element] = []
+    for event, element in ElementTree.iterparse(file, ("start", "end")):
+        if event == "start":
+            above.append(element)
+            continue
+        above.pop()
+        if tag(element) == name:
+            yield element
+            for parent in above[-1:]:
+                parent.clear()  # or the elements that are done would stay in memory
+
+
+def tag(element: ElementTree.Element) -> str:
+    """Return the name of an element without its namespace, "" for a comment."""
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
 def text_lines(file: str | Path, stream: io.BufferedReader | None = None) -> Iterator[str]:

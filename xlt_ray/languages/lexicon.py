@@ -260,21 +260,13 @@ def _options(text: str) -> Iterator[str]:
 
 
 def _tei(file: Path) -> Iterator[tuple[str, str, float]]:
-    """Read TEI of versions 4 and 5 as a stream; outer entities are not fetched, and expat bounds what inner ones do."""
-    above: list[ElementTree.Element] = []
+    """Read TEI of versions 4 and 5 as a stream."""
     try:
-        for event, element in ElementTree.iterparse(file, ("start", "end")):
-            if event == "start":
-                above.append(element)
-                continue
-            above.pop()
-            if _tag(element) == "entry":
-                options = [option for quote in _quotes(element) for option in _options(quote)]
-                for form in (child for child in element if _tag(child) == "form"):
-                    for word in (child for child in form if _tag(child) == "orth"):
-                        yield from (("".join(word.itertext()), option, 1.0) for option in options)
-                for parent in above[-1:]:
-                    parent.clear()  # or the entries that are done would stay in memory
+        for element in sniff.elements(file, "entry"):
+            options = [option for quote in _quotes(element) for option in _options(quote)]
+            for form in (child for child in element if sniff.tag(child) == "form"):
+                for word in (child for child in form if sniff.tag(child) == "orth"):
+                    yield from (("".join(word.itertext()), option, 1.0) for option in options)
     except ElementTree.ParseError as error:
         line = error.position[0]
         raise InputError(f"{file}, line {line}: not well-formed XML ({error}); fetch the dictionary again") from None
@@ -282,14 +274,10 @@ def _tei(file: Path) -> Iterator[tuple[str, str, float]]:
         raise _unreadable(file, error) from None
 
 
-def _tag(element: ElementTree.Element) -> str:
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
-
-
 def _quotes(element: ElementTree.Element) -> Iterator[str]:
     for child in element:
-        tag, kind = _tag(child), child.get("type", "")
-        if tag == "tr" or (tag == "quote" and _tag(element) == "cit"):
+        tag, kind = sniff.tag(child), child.get("type", "")
+        if tag == "tr" or (tag == "quote" and sniff.tag(element) == "cit"):
             yield "".join(child.itertext())
         elif tag in ("sense", "trans") or (tag == "cit" and kind.startswith("trans")):  # not the examples
             yield from _quotes(child)

@@ -21,12 +21,11 @@ from pydantic import Field, PrivateAttr, field_validator
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.mixture import shares
 from xlt_ray.events import OnProgress
-from xlt_ray.languages import codes
 from xlt_ray.languages.lexicon import Lexicon
 from xlt_ray.languages.words import LONGEST, replace_words
 from xlt_ray.techniques.technique import Available, Example, Material, Reads, Technique
 from xlt_ray.translation import induced
-from xlt_ray.translation.lexicons import FromSources, shown
+from xlt_ray.translation.lexicons import FromSources, languages_named, shown
 
 
 class CodeSwitch(Technique):
@@ -64,11 +63,7 @@ class CodeSwitch(Technique):
     @field_validator("languages")
     @classmethod
     def _canonical(cls, languages: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        if isinstance(languages, str):
-            return languages
-        if not languages:
-            raise ValueError("no language to switch to; name some, or write targets")
-        return tuple(dict.fromkeys(codes.resolve(code) for code in languages))
+        return languages_named(languages, "switch to")
 
     def reads_of(self, targets: Collection[str], there: Collection[str]) -> tuple[str, ...]:
         """Return the targets to switch to: those named, else all that have rows or may have a dictionary."""

@@ -28,11 +28,10 @@ from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.corpora.loaders import formats
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
-from xlt_ray.languages import codes
 from xlt_ray.languages.words import unsegmented
 from xlt_ray.techniques.technique import Available, Material, Reads, Technique
 from xlt_ray.translation import induced, lexicons
-from xlt_ray.translation.lexicons import FromSources, Pair, both_named, refuse
+from xlt_ray.translation.lexicons import FromSources, Pair, both_named, languages_named, refuse
 
 PLACE = "techniques.translate_train"
 
@@ -77,11 +76,7 @@ class TranslateTrain(Technique):
     @field_validator("languages")
     @classmethod
     def _canonical(cls, languages: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        if isinstance(languages, str):
-            return languages
-        if not languages:
-            raise ValueError("no language to translate into; name some, or write targets")
-        return tuple(dict.fromkeys(codes.resolve(code) for code in languages))
+        return languages_named(languages, "translate into")
 
     @field_validator("table")
     @classmethod

@@ -187,11 +187,11 @@ class Setup:
 
 
 def _apart(visible: Corpus, test: Mapping[str, pa.Table]) -> tuple[Corpus, Dropped]:
-    """Drop the rows of train and dev that also stand in `test`, and count them, as `overlap.drop_overlap` does."""
+    """Drop and count the rows of train and dev that also stand in `test`; parallel text was compared when loaded."""
     if not test:
         return visible, {}
-    kept, dropped = overlap.drop_overlap(replace(visible, splits={**visible.splits, "test": test}))
-    return replace(kept, splits={**kept.splits, "test": {}}), dropped
+    kept, dropped = overlap.drop_overlap(replace(visible, splits={**visible.splits, "test": test}, parallel={}))
+    return replace(visible, splits={**kept.splits, "test": {}}), dropped
 
 
 def absolute(experiment: Experiment) -> Experiment:

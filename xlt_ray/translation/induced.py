@@ -178,9 +178,8 @@ def _part(pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], held: pa.Arr
 def _rate(part: Lexicon, held: tuple[pa.Table, pa.Table], settings: Settings) -> float:
     """Return the least match rate of rows that a lexicon has not seen and their counterparts, nan for too few."""
     pair, (mine, theirs) = (part.source, part.target), held
-    gloss = translator.WordByWord(
-        translator.Lexicons({part.source: translator.pack(part)}), settings.score, part.target
-    )
+    lexicons = translator.Lexicons({part.source: translator.pack(part)})
+    gloss = translator.WordByWord(lexicons, settings.score, part.target)
     beside = np.array(mine["beside"]) if "beside" in mine.column_names else np.zeros(mine.num_rows, dtype=bool)
     rates = []
     for rows in (np.flatnonzero(beside == kind) for kind in (False, True)):

@@ -18,7 +18,7 @@ import pyarrow as pa
 from xlt_ray import durable
 from xlt_ray.corpora.arrow import column_digest, open_split, with_texts, write_split
 from xlt_ray.errors import InputError
-from xlt_ray.languages import lexicon
+from xlt_ray.languages import codes, lexicon
 from xlt_ray.languages.lexicon import Lexicon
 from xlt_ray.translation import induced
 from xlt_ray.translation.translator import Lexicons, WordByWord, pack
@@ -77,10 +77,7 @@ class FromSources:
         return induced.induce(pair, (self.rows[source], self.rows[code]), self.settings)
 
     def unlike(self, pair: Pair) -> str | None:
-        """Return why the rows of a pair are no translations that a lexicon can be induced from, None where they may be.
-
-        That is asked of the rows once, and then of the cache.
-        """
+        """Return why the rows of a pair, once judged, are no translations to induce from, None where they may be."""
         if self.where != "induced":
             return None
         source, target = (self.rows[code] for code in pair)
@@ -135,6 +132,15 @@ class FromSources:
             for part in sorted({file, *file.parent.glob(f"{glob.escape(file.stem)}.*")}):
                 digest.update(f"{part.name}\0{durable.digest(part)}".encode())
         return digest.hexdigest()[:16]
+
+
+def languages_named(languages: tuple[str, ...] | str, to_what: str) -> tuple[str, ...] | str:
+    """Return the canonical codes of languages that a parameter lists, or `targets` as it is; ValueError for none."""
+    if isinstance(languages, str):
+        return languages
+    if not languages:
+        raise ValueError(f"no language to {to_what}; name some, or write targets")
+    return tuple(dict.fromkeys(codes.resolve(code) for code in languages))
 
 
 def both_named(place: str, pattern: str, sources: int) -> None:

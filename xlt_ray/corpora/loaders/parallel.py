@@ -129,23 +129,13 @@ def _table(file: Path, known: Collection[str]) -> Units:
 
 def _memory(file: Path, known: Collection[str]) -> Units:
     """Yield the units of a translation memory; of a language's variants in a unit the first counts."""
-    number, above = 0, []
     try:
         with file.open("rb") as stream:
             start = stream.read(sniff.HEAD)
         if start.startswith(MAGIC):
             raise InputError(sniff.foreign(start, str(file)) or f"{file}: no text")
-        # as a stream; outer entities are not fetched, and expat bounds what inner ones may do
-        for event, element in ElementTree.iterparse(file, ("start", "end")):
-            if event == "start":
-                above.append(element)
-                continue
-            above.pop()
-            if _tag(element) == "tu":
-                number += 1
-                yield number, _stripped(reversed([*_variants(element, known)]))
-                for parent in above[-1:]:
-                    parent.clear()  # or the units that are done would stay in memory
+        for number, unit in enumerate(sniff.elements(file, "tu"), 1):
+            yield number, _stripped(reversed([*_variants(unit, known)]))
     except ElementTree.ParseError as error:
         raise InputError(f"{file}, line {error.position[0]}: not well-formed XML ({error}); fetch it again") from None
     except (ValueError, LookupError) as error:
@@ -160,21 +150,17 @@ def _memory(file: Path, known: Collection[str]) -> Units:
         raise InputError(f"{file}: cannot be read ({error.strerror}); fetch it again") from None
 
 
-def _tag(element: ElementTree.Element) -> str:
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
-
-
 def _variants(unit: ElementTree.Element, known: Collection[str]) -> Iterator[tuple[str, str]]:
-    for variant in (one for one in unit if _tag(one) == "tuv"):
+    for variant in (one for one in unit if sniff.tag(one) == "tuv"):
         code = _code(variant.get(LANGUAGE) or variant.get("lang") or "", known)
-        for segment in (one for one in variant if _tag(one) == "seg"):
+        for segment in (one for one in variant if sniff.tag(one) == "seg"):
             if code is not None:
                 yield code, _text(segment)
 
 
 def _text(element: ElementTree.Element) -> str:
-    inside = "" if _tag(element) in MARKUP else (element.text or "") + "".join(map(_text, element))
-    return inside + ("" if _tag(element) == "seg" else element.tail or "")
+    inside = "" if sniff.tag(element) in MARKUP else (element.text or "") + "".join(map(_text, element))
+    return inside + ("" if sniff.tag(element) == "seg" else element.tail or "")
 
 
 def _lines(stem: str, sides: Sequence[tuple[str, Path]]) -> Units:
