@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pyarrow as pa
 import pytest
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +12,7 @@ from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.model import network
-from xlt_ray.training import embedding, probe
+from xlt_ray.training import probe
 from xlt_ray.training.probe import Labelled
 
 Data = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -202,57 +199,3 @@ def test_a_network_with_the_probe_in_it_gives_the_probes_scores(tiny_experiment:
     test = outputs(net.features, "test", "eng_Latn") @ fit.weight.T + fit.bias
     np.testing.assert_allclose(outputs(net, "test", "eng_Latn"), test, rtol=1e-4, atol=1e-4)
     assert (test.argmax(1) == corpus.table("test", "eng_Latn")["label"].to_numpy()).mean() > 0.6
-
-
-# the cache
-
-
-def test_a_cache_key_changes_with_text_and_settings_and_not_with_chunks() -> None:
-    texts = pa.array(["a", "bc", "", "d"])
-    table, settings = pa.table({"text": texts}), {"encoder": "e@1", "prefix": "", "max_length": 128}
-    file = embedding.cache_file("/cache", table, settings)
-    assert file.parent == Path("/cache/features") and file.suffix == ".npy"
-    in_chunks = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    more_columns = table.append_column("label", pa.array([0, 1, 2, 3]))
-    for same in (in_chunks, more_columns, pa.table({"text": texts.cast(pa.large_string())})):
-        assert embedding.cache_file("/cache", same, dict(reversed(settings.items()))) == file
-    others = [
-        (pa.table({"text": ["a", "bc", "", "e"]}), settings),
-        (pa.table({"text": ["ab", "c", "", "d"]}), settings),
-        (pa.table({"text": ["bc", "a", "", "d"]}), settings),
-        (table.slice(0, 3), settings),
-        (table.append_column("text_pair", texts), settings),
-        (table, settings | {"encoder": "e@2"}),
-        (table, settings | {"prefix": "query: "}),
-        (table, settings | {"max_length": 64}),
-    ]
-    assert len({file, *(embedding.cache_file("/cache", *other) for other in others)}) == 1 + len(others)
-
-
-def test_features_are_kept_and_read_back(tmp_path: Path) -> None:
-    file, features = tmp_path / "deep" / "a.npy", np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert embedding.read(file) is None
-    for _ in range(2):  # another run may have written the same
-        embedding.write(file, features)
-        found = embedding.read(file)
-        assert found is not None and np.array_equal(found, features) and not found.flags.writeable
-    assert [path.name for path in file.parent.iterdir()] == ["a.npy"]
-
-
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "a.npy"
-    embedding.write(file, np.ones((1, 2)))
-
-    def half(stream: object, *rest: object, **more: object) -> None:
-        stream.write(b"\x93NUMPY")  # type: ignore[attr-defined]
-        raise OSError("disk full")
-
-    monkeypatch.setattr(np, "save", half)
-    for name in ("a.npy", "b.npy"):
-        with pytest.raises(OSError, match="disk full"):
-            embedding.write(tmp_path / name, np.zeros((1, 2)))
-    found = embedding.read(file)
-    assert found is not None and found.sum() == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]

@@ -151,13 +151,28 @@ def apart(
     }
 
 
-def embed(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> dict[str, np.ndarray]:
+def embed(
+    network: Network,
+    tables: Mapping[str, pa.Table],
+    inputs: Inputs,
+    progress: Callable[[int, int], None] = lambda done, all_rows: None,
+) -> dict[str, np.ndarray]:
     """Compute pooled features, not yet transformed, of every row: language -> (rows, width) float32.
 
-    Rows are sharded over `torch.distributed`'s workers, and features gathered on all.
+    Rows are sharded over `torch.distributed`'s workers, and features gathered on all; `progress` as for `predict`.
     """
     width = network.head.in_features
-    return dict(_sharded(network, network.features, width, tables, inputs))
+    return dict(_sharded(network, network.features, width, tables, inputs, progress))
+
+
+def anywhere(flags: Mapping[str, bool], network: Network) -> dict[str, bool]:
+    """Return which of the flags, the same names on all workers, are set on any of `torch.distributed`'s workers."""
+    if not distributed.is_initialized():
+        return dict(flags)
+    names = sorted(flags)
+    summed = torch.tensor([float(flags[name]) for name in names], device=next(network.parameters()).device)
+    distributed.all_reduce(summed)
+    return {name: count > 0 for name, count in zip(names, summed.tolist(), strict=True)}
 
 
 def temperature(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> float:

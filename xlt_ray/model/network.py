@@ -5,6 +5,7 @@ Techniques add `steps`, which change pooled features before the head, and `terms
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -250,6 +251,15 @@ def trained(network: nn.Module) -> Weights:
     """Return what training changes, by name and not copied: the parameters with gradients and all buffers."""
     weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
     return weights | {name: b for name, b in network.named_buffers() if name in network.state_dict()}
+
+
+def digest(encoder: nn.Module) -> str:
+    """Return a digest of every weight of an encoder as it is now, by which what it computes is told apart."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"weights@{found.hexdigest()}"
 
 
 def restore_weights(network: nn.Module, weights: Weights) -> None:

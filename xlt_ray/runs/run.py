@@ -22,6 +22,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
 from xlt_ray.corpora.loaders import LOADERS
 from xlt_ray.evaluation import evaluate, metrics
+from xlt_ray.evaluation.features import Features
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
@@ -36,7 +37,6 @@ from xlt_ray.tracking import courier
 from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.outbox import Outbox, pending
 from xlt_ray.training import checks, cluster, distributed, embedding, frozen, probe
-from xlt_ray.training.embedding import Features
 from xlt_ray.training.setup import Setup
 
 RESULT = "result.json"

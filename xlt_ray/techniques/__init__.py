@@ -29,10 +29,11 @@ CATALOGUE = {
     "code_switch": "xlt_ray.techniques.code_switch.CodeSwitch",
     "translate_train": "xlt_ray.techniques.translate_train.TranslateTrain",
     "lora": "xlt_ray.techniques.lora.Lora",
-    "adversarial": "xlt_ray.techniques.adversarial.Adversarial",
+    "distil": "xlt_ray.techniques.losses.distil.Distil",
+    "adversarial": "xlt_ray.techniques.losses.adversarial.Adversarial",
     "translate_test": "xlt_ray.techniques.translate_test.TranslateTest",
     "centre": "xlt_ray.techniques.centre.Centre",
-    "language_id": "xlt_ray.techniques.language_id.LanguageId",
+    "language_id": "xlt_ray.techniques.losses.language_id.LanguageId",
 }
 
 

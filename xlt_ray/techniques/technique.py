@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from xlt_ray.translation.readings import Readings
 
 # Maps tables of texts by language to their pooled features by language, (rows, width) float32, before any step: in
-# fine-tuning computed with the network as it is then, on all workers together; for a probe looked up.
+# fine-tuning computed with the network as it is then, on all workers together; for a probe looked up. Tables without
+# rows are left out.
 Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
 
 # Maps tables of texts by key of their reading to a probe's logits by key, (rows, classes) float32.
@@ -232,11 +233,18 @@ class Technique(Section):
         """
         return example
 
-    def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module | None:
+    def loss_term(
+        self,
+        network: Network,
+        material: Material,
+        embed: Embed,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> nn.Module | None:
         """Return a module whose `forward(network, batch, pooled)` is a loss per row, (rows,), added to the task's.
 
-        Called in every worker as training begins or resumes; its parameters are trained and are in checkpoints, and are
-        in no bundle. `pooled` are features (rows, width) after the steps.
+        Called in every worker as training begins or resumes, each time with the weights that it begins with; `embed`
+        keeps what it has computed. Parameters of the module are trained and are in checkpoints, and are in no bundle.
+        `pooled` are features (rows, width) after the steps; what a batch has is in `training.batches`.
         """
         return None
 

@@ -52,7 +52,8 @@ class Feed:
         """Yield this worker's part of an update, one of `total`, in steps under the token budget.
 
         A batch has the encoder's inputs, (rows, tokens), and for each row its `label`, `weight`, `language` and `share`
-        (see `Objective`); `progress` is a number from 0 to 1.
+        (see `Objective`), and its `row` in `Material.texts` of its language, -1 for labelled draws; `progress` is a
+        number from 0 to 1.
         """
         own = positions[self.rank :: self.world]
         more, places = self._unlabelled(progress.step)
@@ -63,13 +64,14 @@ class Feed:
             rows, _, others = self._rows(more, self.texts, places, None)
             encoded, language = encoded + rows, np.concatenate([language, others])
         labels = np.pad(labels, (0, len(places)))
+        row = np.concatenate([np.full(len(own), -1), more.row[places]])
         labelled = np.arange(len(encoded)) < (0 if idle else len(own))
         weight = np.where(labelled, self.weights[labels], 0.0).astype(np.float32)
         share = 0.0 if idle else len(positions) / (len(positions) + len(more))
         tokens = precision.token_budget(self.run.experiment.training.tokens_per_step, self.device)
         for group, batch in collate.budgeted(encoded, tokens, self.run.tokenize.tokenizer.pad_token_id):
             batch["label"], batch["weight"] = torch.from_numpy(labels[group]), torch.from_numpy(weight[group])
-            batch["language"] = torch.from_numpy(language[group])
+            batch["language"], batch["row"] = torch.from_numpy(language[group]), torch.from_numpy(row[group])
             batch["share"] = torch.full((len(group),), share)
             batch["progress"] = torch.tensor(progress.step / total)
             yield batch

@@ -14,35 +14,11 @@ import torch
 
 from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.arrow import column_digest
 from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation.features import Pieces, write
 from xlt_ray.events import OnEvent, counting
 from xlt_ray.model import encoders, network
 from xlt_ray.model.precision import BROKEN, choose_precision
-
-Features = Mapping[str, np.ndarray]
-
-CHUNK = 1024  # rows an actor embeds at once: the unit of progress and of the cache
-
-
-def cache_file(cache_dir: str, table: pa.Table, settings: Mapping[str, str | int]) -> Path:
-    """Return the file of a table's features, named by what they depend on: encoder, settings and every byte of text."""
-    key = hashlib.sha256(repr(sorted(settings.items())).encode())
-    for column in ("text", "text_pair"):
-        if column in table.column_names:
-            key.update(column_digest(table[column]))
-    return Path(cache_dir).expanduser() / "features" / f"{key.hexdigest()[:32]}.npy"
-
-
-def read(file: Path) -> np.ndarray | None:
-    """Open cached features, (rows, width) float32, mapped from disk; None where there are none."""
-    return np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None
-
-
-def write(file: Path, features: np.ndarray) -> None:
-    """Write features whole or not at all, as other runs may be reading and writing the same file."""
-    with durable.publishing(file) as draft, draft.open("wb") as stream:
-        np.save(stream, features, allow_pickle=False)
 
 
 class Embedder:
@@ -96,13 +72,14 @@ def features(
         for note in notes:
             on_event({"stage": "embed", "note": note})
         durable.write(kept, precision)
-    files, missing = _pieces(experiment, tables, encoder, precision)
+    pieces = Pieces.of(experiment, tables, encoder, precision)
+    missing = pieces.missing()
     done = total = sum(table.num_rows for table in tables.values())
-    done -= sum(piece.num_rows for _, piece in missing)
+    done -= sum(piece.num_rows for piece in missing.values())
     report(done, total)
     actors += [_actor(experiment) for _ in range(min(workers, len(missing)) - len(actors))]
     waiting: dict[Any, tuple[Path, int]] = {}
-    for number, (file, piece) in enumerate(missing):
+    for number, (file, piece) in enumerate(missing.items()):
         done += _collect(waiting, limit=2 * workers - 1)
         waiting[actors[number % workers].embed.remote(piece.combine_chunks(), precision)] = (file, piece.num_rows)
         report(done, total)
@@ -111,7 +88,7 @@ def features(
         report(done, total)
     for actor in actors:
         ray.kill(actor)
-    return {name: np.concatenate([read(file) for file in parts]) for name, parts in files.items()}, precision
+    return pieces.read(), precision
 
 
 def _actor(experiment: Experiment) -> Any:
@@ -135,29 +112,6 @@ def _collect(waiting: dict[Any, tuple[Path, int]], limit: int) -> int:
         write(file, ray.get(ready[0]))
         rows += count
     return rows
-
-
-def _pieces(
-    experiment: Experiment, tables: Mapping[str, pa.Table], encoder: str, precision: str
-) -> tuple[dict[str, list[Path]], list[tuple[Path, pa.Table]]]:
-    """Cut tables into pieces; return (cache files by name of table, the pieces that are not cached)."""
-    settings: dict[str, str | int] = {
-        "encoder": encoder,
-        "prefix": network.prefix(experiment.network),
-        "pooling": experiment.network.pooling,
-        "max_length": experiment.network.max_length,
-        "precision": precision,
-    }
-    files: dict[str, list[Path]] = {}
-    missing: dict[Path, pa.Table] = {}
-    for name, table in tables.items():
-        for start in range(0, table.num_rows, CHUNK):
-            piece = table.slice(start, CHUNK).select([c for c in ("text", "text_pair") if c in table.column_names])
-            file = cache_file(experiment.corpus.cache_dir, piece, settings)
-            files.setdefault(name, []).append(file)
-            if not file.is_file():
-                missing[file] = piece
-    return files, list(missing.items())
 
 
 def _precision_file(experiment: Experiment, encoder: str) -> Path:

@@ -17,6 +17,7 @@ import torch
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import with_texts
 from xlt_ray.evaluation import calibration, evaluate
+from xlt_ray.evaluation.features import Features
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.events import OnProgress
 from xlt_ray.model import collate
@@ -24,7 +25,6 @@ from xlt_ray.model.network import Network
 from xlt_ray.techniques.technique import Technique
 from xlt_ray.training import probe
 from xlt_ray.training import setup as setups
-from xlt_ray.training.embedding import Features
 from xlt_ray.training.probe import Labelled
 from xlt_ray.training.setup import Setup, change_examples
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from xlt_ray.config.experiment import TrainingConfig
 from xlt_ray.corpora.mixture import Draws
 from xlt_ray.evaluation import evaluate
+from xlt_ray.events import counting
 from xlt_ray.model import cpu
 from xlt_ray.model.network import Network, Weights, restore_weights, trained
 from xlt_ray.model.objective import Objective
@@ -62,7 +63,8 @@ def _add_terms(run: Run, precision: str) -> None:
     device = next(network.parameters()).device
     network.terms.clear()  # of an earlier run of the same network
     for one in run.setup.techniques:
-        term = one.loss_term(network, run.setup.material, lambda tables: run.embed(tables, precision))
+        on_progress = counting(run.emit, "prepare")
+        term = one.loss_term(network, run.setup.material, lambda tables: run.embed_once(tables, precision), on_progress)
         if term is not None:
             network.terms[one.name] = term.to(device)
 

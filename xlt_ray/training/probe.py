@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from xlt_ray.config.experiment import MixtureConfig
 from xlt_ray.corpora import mixture
 from xlt_ray.errors import InputError
+from xlt_ray.evaluation.features import Features
 from xlt_ray.model.network import Network
-from xlt_ray.training.embedding import Features
 
 ABSENT = -1e4  # bias of a label that no source row has: finite, yet never the largest
 

@@ -21,11 +21,12 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import mixture, overlap
 from xlt_ray.corpora.corpus import Corpus, known_languages
 from xlt_ray.corpora.mixture import Share
-from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation import evaluate, features
 from xlt_ray.evaluation.evaluate import Inputs
-from xlt_ray.events import OnProgress
+from xlt_ray.evaluation.features import Pieces
+from xlt_ray.events import OnProgress, counting
 from xlt_ray.model.collate import Tokenize
-from xlt_ray.model.network import Built, Network
+from xlt_ray.model.network import Built, Network, digest
 from xlt_ray.techniques.technique import Each, Embed, Example, Material, Score, Technique
 from xlt_ray.translation.readings import Readings, is_first
 
@@ -249,7 +250,26 @@ class Run:
 
     def embed(self, tables: Mapping[str, pa.Table], precision: str) -> dict[str, np.ndarray]:
         """Compute pooled features of unlabelled texts, (rows, width) a language, with the network as it is now."""
-        return evaluate.embed(self.network, tables, self.inputs(precision))
+        return evaluate.embed(self.network, tables, self.inputs(precision), counting(self.emit, "embed"))
+
+    def embed_once(self, tables: Mapping[str, pa.Table], precision: str) -> dict[str, np.ndarray]:
+        """Return what `embed` would, from `corpus.cache_dir` where the same weights have computed it before.
+
+        What is missing there is computed by all workers together, a piece at a time, so that a call after a kill
+        computes only the rest. For many rows and an encoder that is not yet trained.
+        """
+        pieces = Pieces.of(self.experiment, tables, digest(self.network.encoder), precision)
+        lacking = evaluate.anywhere({file.name: not file.is_file() for file in pieces.tables}, self.network)
+        report, total = counting(self.emit, "embed"), sum(piece.num_rows for piece in pieces.tables.values())
+        done = total - sum(piece.num_rows for file, piece in pieces.tables.items() if lacking[file.name])
+        for file, piece in pieces.tables.items():
+            if lacking[file.name]:
+                found = evaluate.embed(self.network, {"": piece}, self.inputs(precision))[""]
+                if not file.is_file():  # workers that share a disk write the same
+                    features.write(file, found)
+                done += piece.num_rows
+                report(done, total)
+        return pieces.read()
 
     def inputs(self, precision: str) -> Inputs:
         """Return how rows become batches where nothing is trained."""

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from xlt_ray.errors import InputError
+from xlt_ray.events import OnProgress
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
 from xlt_ray.translation.readings import is_first
 
@@ -58,7 +59,13 @@ class Adversarial(Technique):
                 "leave unlabelled_rows at its default"
             )
 
-    def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module:
+    def loss_term(
+        self,
+        network: Network,
+        material: Material,
+        embed: Embed,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> nn.Module:
         """Return the discriminator, after measuring language separability before training with a linear probe."""
         width, languages = network.head.in_features, sum(map(is_first, network.languages))
         term = Discriminator(width, self.hidden, languages, self.weight, self.gamma, network.seed)

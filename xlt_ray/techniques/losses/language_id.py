@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from xlt_ray.errors import InputError
+from xlt_ray.events import OnProgress
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
 from xlt_ray.translation.readings import is_first
 
@@ -39,7 +40,13 @@ class LanguageId(Technique):
         if len(available.languages) < 2:
             raise InputError("techniques.language_id: there is one language only; add sources or targets")
 
-    def loss_term(self, network: Network, material: Material, embed: Embed) -> nn.Module:
+    def loss_term(
+        self,
+        network: Network,
+        material: Material,
+        embed: Embed,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> nn.Module:
         """Return the second head."""
         languages = sum(map(is_first, network.languages))
         return LanguageHead(network.head.in_features, languages, self.weight, network.seed)

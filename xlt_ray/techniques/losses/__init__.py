@@ -1,0 +1,1 @@
+"""Techniques whose part in training is a loss beside the task's."""
