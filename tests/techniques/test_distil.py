@@ -1,0 +1,259 @@
+"""Distillation: what is learned of which row and that it is, what it reads, and that nothing is computed twice."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from test_adversarial import train
+from test_catalogue import parallel_corpus, run_of
+from workers import on_workers
+
+from xlt_ray import techniques
+from xlt_ray.config.read import build
+from xlt_ray.corpora import loaders
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation import evaluate
+from xlt_ray.supervision import PARALLEL, UNLABELLED
+from xlt_ray.techniques.losses.distil import Student
+from xlt_ray.techniques.technique import Available, Material
+from xlt_ray.training import loop, setup
+from xlt_ray.training.checkpoint import Progress
+from xlt_ray.training.setup import Setup
+
+Settings = dict[str, Any]
+__all__ = ["parallel_corpus"]
+CODES = ("eng_Latn", "hin_Deva", "swh_Latn")
+
+
+@pytest.fixture
+def settings(tiny_settings: Settings, parallel_corpus: Path, tmp_path: Path) -> Settings:
+    changed = copy.deepcopy(tiny_settings) | {"sources": ["eng_Latn"]}
+    changed["corpus"] |= {"path": str(parallel_corpus), "cache_dir": str(tmp_path / "cache")}
+    changed["training"] |= {"method": "fine_tune", "epochs": 1}
+    return changed
+
+
+def distilled(settings: Settings, **parameters: Any) -> Settings:
+    return {**settings, "techniques": [{"distil": parameters}]}
+
+
+def made_up(tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
+    """Return a feature for every text that depends on nothing but its bytes."""
+    rows = {key: table["text"].to_pylist() for key, table in tables.items()}
+    seeds = {key: [zlib.crc32(text.encode()) for text in of] for key, of in rows.items()}
+    return {key: np.stack([np.random.default_rng(s).normal(size=32) for s in of]) for key, of in seeds.items()}
+
+
+def student(settings: Settings, material: Material | None = None, embed: Any = made_up) -> tuple[Student, setup.Run]:
+    run = run_of(build(settings))
+    term = run.setup.techniques[0].loss_term(run.network, material or run.setup.material, embed)
+    assert isinstance(term, Student)
+    return term, run
+
+
+def learned(term: Student, run: setup.Run, code: str) -> np.ndarray:
+    start = int(term.starts[run.network.index(code)])
+    return term.targets[start : start + run.setup.material.texts[code].num_rows].numpy()
+
+
+# what is learned
+
+
+def test_a_text_learns_the_features_of_its_translation(settings: Settings) -> None:
+    term, run = student(distilled(settings))
+    texts = run.setup.material.texts
+    features = made_up(texts)
+    english = dict(zip(texts["eng_Latn"]["id"].to_pylist(), features["eng_Latn"], strict=True))
+    for code in CODES:
+        wanted = np.stack([english[one] for one in texts[code]["id"].to_pylist()])
+        np.testing.assert_allclose(learned(term, run, code), wanted, rtol=1e-6)
+
+
+def test_a_row_without_translation_learns_to_stay_where_it_is_about_the_mean_of_the_pivot(settings: Settings) -> None:
+    _, run = student(distilled(settings))
+    texts = dict(run.setup.material.texts)
+    ids = texts["swh_Latn"]["id"].to_pylist()
+    alone = pa.array([one if place % 6 else f"alone{place}" for place, one in enumerate(ids)])
+    texts["swh_Latn"] = texts["swh_Latn"].set_column(texts["swh_Latn"].schema.get_field_index("id"), "id", alone)
+    term, _ = student(distilled(settings), Material(run.experiment, texts, {}, languages=CODES))
+    features = made_up(texts)
+    found, own, english = learned(term, run, "swh_Latn"), features["swh_Latn"], features["eng_Latn"]
+    np.testing.assert_allclose(found[::6], (own - own.mean(0) + english.mean(0))[::6], rtol=1e-4, atol=1e-5)
+    assert np.abs(found[1::6] - own[1::6]).max() > 0.1
+
+
+def test_of_readings_the_mean_of_what_each_has_about_its_own_mean_is_learned(settings: Settings) -> None:
+    read = {"scores": [0.5, 0.1]}
+    term, run = student(distilled(settings, teacher="readings", **read))
+    test_time = run_of(build({**settings, "techniques": [{"translate_test": read}]})).setup
+    assert test_time.readings is not None
+    tables = test_time.readings.tables(run.setup.material.texts)
+    features, origin = made_up(tables), made_up(run.setup.material.texts)["eng_Latn"].mean(0)
+    for code in CODES[1:]:
+        parts = [features[key] - features[key].mean(0) for key in test_time.readings.keys(code)]
+        assert len(parts) == 3
+        np.testing.assert_allclose(learned(term, run, code), np.mean(parts, 0) + origin, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(learned(term, run, "eng_Latn"), features["eng_Latn"], rtol=1e-6)
+
+
+def test_a_source_is_read_as_the_pivot_too(settings: Settings) -> None:
+    term, run = student(distilled(settings) | {"sources": ["eng_Latn", "swh_Latn"]})
+    np.testing.assert_allclose(learned(term, run, "swh_Latn"), learned(term, run, "eng_Latn"), rtol=1e-6)
+
+
+# the loss
+
+
+def test_the_loss_is_the_squared_distance_in_variances_of_unlabelled_rows_alone() -> None:
+    rng = np.random.default_rng(0)
+    targets = {0: rng.normal(size=(3, 8)), 2: rng.normal(size=(4, 8))}
+    term = Student(targets, scale=5.0, weight=2.0)
+    features = torch.from_numpy(rng.normal(size=(4, 8)).astype(np.float32))
+    batch = {"language": torch.tensor([2, 0, 1, 2]), "row": torch.tensor([3, 2, -1, 0])}
+    net: Any = None  # not looked at
+    wanted = [targets[2][3], targets[0][2], features[2].numpy(), targets[2][0]]
+    expected = 2.0 * np.square(features.numpy() - np.stack(wanted)).sum(1) / 5.0
+    np.testing.assert_allclose(term(net, batch, features).numpy(), expected, rtol=1e-5)
+    assert float(term(net, batch, features)[2]) == 0
+
+
+def test_every_row_of_a_batch_finds_its_own_target(settings: Settings) -> None:
+    """A network that is not trained yet has distance 0 from what it is to learn, where this is what it has itself."""
+    settings["network"] |= {"dropout": 0.0}
+    run = run_of(build(distilled(settings)))
+    state = loop.begin(run)
+    term, texts = run.network.terms["distil"], run.setup.material.texts
+    own = run.embed(texts, "float32")
+    run.network.terms["distil"] = Student({run.network.index(c): rows for c, rows in own.items()}, 1.0, 1.0)
+    draws, _ = state.feed.plan(0)
+    seen = 0
+    for batch in state.feed.batches(draws, np.arange(16), Progress(step=2), total=10):
+        with torch.no_grad():
+            pooled = run.network.eval().features(batch)
+            mine, others = (one(run.network, batch, pooled) for one in (run.network.terms["distil"], term))
+        assert float(mine.max()) < 1e-6 < 0.01 < float(others.max())
+        assert not others[batch["row"] < 0].any()
+        seen += int((batch["row"] >= 0).sum())
+    assert seen == 16
+
+
+# in training
+
+
+def test_features_come_nearer_to_what_they_are_to_be(settings: Settings) -> None:
+    settings["training"] |= {"epochs": 6, "learning_rate": 2e-3, "head_learning_rate": None}
+    run = run_of(build(distilled(settings, weight=30.0)))
+    facts = loop.fit(run).facts
+    before, after = facts["distil/distance_before"], facts["distil/distance_after"]
+    assert after < 0.8 * before
+    sample = {code: run.setup.material.texts[code].slice(0, 60) for code in CODES}
+    features = run.embed(sample, "float32")
+    fresh = run_of(run.experiment)
+    english = fresh.embed({"eng_Latn": sample["eng_Latn"]}, "float32")["eng_Latn"]
+    whole = fresh.embed({"eng_Latn": run.setup.material.texts["eng_Latn"]}, "float32")["eng_Latn"]
+    scale = np.square(whole - whole.mean(0)).sum(1).mean()
+    distances = [np.square(features[code] - english).sum(1).mean() / scale for code in CODES[1:]]
+    assert after == pytest.approx(np.mean(distances), rel=1e-3)
+
+
+def test_one_loss_curve_on_one_and_two_workers(settings: Settings) -> None:
+    settings = distilled(settings, teacher="readings", scores=[0.5])
+    settings["network"] |= {"dropout": 0.0}
+    settings["mixture"] = {"draws_per_epoch": 65}
+    workers = on_workers(2, train, copy.deepcopy(settings))
+    settings["corpus"]["cache_dir"] += "-alone"
+    losses, weights, facts = train(settings)
+    assert workers[0][0] == workers[1][0] == pytest.approx(losses, rel=1e-4)
+    assert max(float(np.abs(array - weights[name]).max()) for name, array in workers[0][1].items()) < 1e-3
+    assert workers[0][2] == workers[1][2] == pytest.approx(facts, abs=1e-3)
+
+
+def test_no_text_is_encoded_twice_by_the_same_weights(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    embed = evaluate.embed
+
+    def watched(network: Any, tables: Mapping[str, pa.Table], *rest: Any) -> dict[str, np.ndarray]:
+        encoded.append(sum(table.num_rows for table in tables.values()))
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        return embed(network, tables, *rest)
+
+    monkeypatch.setattr(evaluate, "embed", watched)
+    run = run_of(build(distilled(settings, teacher="readings", scores=[0.5])))
+    events: list[dict[str, Any]] = []
+    run.emit = events.append
+    tables = run.setup.material.texts
+    with pytest.raises(KeyboardInterrupt):
+        run.embed_once(tables, "float32")
+    encoded[:] = [0] * 3
+    found = run.embed_once(tables, "float32")
+    assert encoded[3:] == [120], "two were done before the kill"
+    assert [(event["done"], event["total"]) for event in events] == [(120, 360), (240, 360), (360, 360)]
+    plain = embed(run.network, tables, run.inputs("float32"))
+    assert all(np.array_equal(found[code], plain[code]) for code in CODES)
+    run.embed_once(tables, "float32")
+    assert len(encoded) == 4
+    with torch.no_grad():
+        next(p for p in run.network.encoder.parameters()).add_(0.1)
+    assert not np.array_equal(run.embed_once(tables, "float32")["eng_Latn"], found["eng_Latn"])
+    assert encoded[4:] == [120] * 3, "other weights have other features"
+
+
+# what it reads, and what is refused
+
+
+def with_ids(settings: Settings, change: Any) -> tuple[Setup, Material]:
+    """Return a setup, and its material with the ids of Swahili changed."""
+    found = Setup.of(build(settings), loaders.load(build(settings).corpus))
+    texts = dict(found.material.texts)
+    place = texts["swh_Latn"].schema.get_field_index("id")
+    texts["swh_Latn"] = texts["swh_Latn"].set_column(place, "id", change(texts["swh_Latn"]["id"]))
+    return found, Material(found.experiment, texts, {}, languages=CODES)
+
+
+def unrelated(ids: pa.ChunkedArray) -> pa.Array:
+    return pa.array([f"other{one}" for one in ids.to_pylist()])
+
+
+@pytest.mark.parametrize("teacher", ["translations", "readings"])
+def test_a_language_without_translations_has_read_texts_alone(settings: Settings, teacher: str) -> None:
+    found, material = with_ids(distilled(settings, teacher=teacher), unrelated)
+    rungs = techniques.supervised(found.experiment, CODES, material.texts, {}, material.bitext)
+    assert rungs == {"swh_Latn": UNLABELLED, "hin_Deva": PARALLEL}
+    with pytest.warns(UserWarning, match=r"1 of 2 languages have no translations.*\n  swh_Latn: "):
+        student(distilled(settings, teacher=teacher), material)
+
+
+def test_rows_of_equal_ids_that_are_no_translations_teach_nothing(settings: Settings) -> None:
+    order = np.random.default_rng(0).permutation(120)
+    _, material = with_ids(distilled(settings), lambda ids: ids.combine_chunks().take(order))
+    with pytest.warns(UserWarning, match="do not look like translations"):
+        term, run = student(distilled(settings), material)
+    own, english = made_up(material.texts)["swh_Latn"], made_up(material.texts)["eng_Latn"]
+    np.testing.assert_allclose(
+        learned(term, run, "swh_Latn"), own - own.mean(0) + english.mean(0), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"unlabelled_rows": 0}}, "learns from unlabelled rows"),
+        ({"corpus": {"id": None}}, "no target has 100 rows that translate rows of the first source"),
+    ],
+)
+def test_what_cannot_teach_is_refused(settings: Settings, changes: Settings, message: str) -> None:
+    for section, change in changes.items():
+        settings[section] |= change
+    experiment = build(distilled(settings))
+    (made,) = techniques.build(experiment)
+    with pytest.raises(InputError, match=message):
+        made.check(Available.of(experiment, loaders.load(experiment.corpus)))
