@@ -99,6 +99,11 @@ def test_there_is_no_pickle_in_it_and_every_file_is_listed(saved: Path) -> None:
     assert content["encoder"].startswith("directory@") and content["labels"] == list(LABELS)
 
 
+def test_whoever_may_read_one_file_of_it_may_read_all(saved: Path) -> None:
+    modes = {str(file.relative_to(saved)): file.stat().st_mode for file in saved.rglob("*") if file.is_file()}
+    assert len({*modes.values()}) == 1, modes
+
+
 def test_saving_again_over_a_bundle_makes_it_the_new_one(original: tuple[Bundle, str], saved: Path) -> None:
     model, identity = original
     with torch.no_grad():
@@ -218,7 +223,7 @@ def test_a_save_that_was_cut_short_is_no_bundle(
     def full(*args: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(bundle, "save_file", full)
+    monkeypatch.setattr(bundle.durable, "write", full)
     with pytest.raises(OSError, match="disk full"):
         bundle.save(saved, *original)
     with pytest.raises(InputError, match="not a bundle"):

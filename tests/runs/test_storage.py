@@ -171,3 +171,24 @@ def test_storage_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
     with pytest.raises(InputError, match="'s3://bucket' cannot be used .Install s3fs"):
         storage.open_run(experiment("s3://bucket", tmp_path), "")
+
+
+@pytest.mark.parametrize("where", ["words", "words/{source}-{language}.index", "words/{source}-{language}.tsv"])
+def test_another_dictionary_is_another_run(tmp_path: Path, where: str) -> None:
+    folder = tmp_path / "words"
+    folder.mkdir()
+    for name in ("eng_Latn-swh_Latn.index", "eng_Latn-swh_Latn.dict", "eng_Latn-swh_Latn.tsv"):
+        (folder / name).write_text("house\tnyumba\n")
+
+    def key(**parameters: str) -> str:
+        chosen = [{"code_switch": parameters}]
+        return storage.key(build({"sources": ["eng_Latn"], "techniques": chosen}), "rows")
+
+    written = key(lexicons=str(tmp_path / where))
+    assert key(lexicons=str(tmp_path / where)) == written
+    induced = build({"sources": ["eng_Latn"], "techniques": [{"code_switch": {}}]})
+    assert storage.key(induced, "rows") == induced.key("rows"), "nothing is read but the corpus"
+    # the articles of a dictionary lie beside its index
+    changed = folder / ("eng_Latn-swh_Latn.tsv" if where.endswith(".tsv") else "eng_Latn-swh_Latn.dict")
+    changed.write_text("house\tnyumbani\n")
+    assert key(lexicons=str(tmp_path / where)) != written

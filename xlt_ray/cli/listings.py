@@ -40,6 +40,7 @@ ENCODERS = {
 def plan(experiment: Experiment) -> None:
     """Print an experiment, its mixture and what it needs of a cluster; raise InputError if it is unsound."""
     from xlt_ray import config
+    from xlt_ray.runs import storage
     from xlt_ray.training.checks import prepare
 
     console = Console(highlight=False)
@@ -65,7 +66,7 @@ def plan(experiment: Experiment) -> None:
         f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "
         f"{asked.workers * asked.cpus_per_worker:g} CPU, {asked.workers * asked.gpus_per_worker:g} GPU"
     )
-    console.print(f"run: {experiment.storage}/{experiment.key(prepared.corpus.fingerprint)}")
+    console.print(f"run: {experiment.storage}/{storage.key(experiment, prepared.corpus.fingerprint)}")
 
 
 def catalogue() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
 from xlt_ray import durable, techniques
@@ -124,11 +124,14 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
             one.merge_into_encoder(net)
     added = {key: tensor for one in chosen if one.replaces_encoder for key, tensor in one.state(net).items()}
     if added:
-        save_file(_plain(added), folder / CHANGES)
+        durable.write(folder / CHANGES, serialised(_plain(added)))
     else:
         net.encoder.save_pretrained(folder / "encoder")
         bundle.tokenize.tokenizer.save_pretrained(folder / "encoder")
-    save_file(_plain(net.head.state_dict()), folder / "head.safetensors")
+        mode = (folder / "encoder" / "config.json").stat().st_mode
+        for file in (folder / "encoder").iterdir():
+            file.chmod(mode)  # safetensors writes files that their owner alone can read
+    durable.write(folder / "head.safetensors", serialised(_plain(net.head.state_dict())))
     if bundle.scores is not None:
         (folder / "scores.json").write_text(bundle.scores.to_json(), encoding="utf-8")
     content: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 
-from xlt_ray import durable
+from xlt_ray import durable, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
 
@@ -78,7 +78,12 @@ class RunFolder:
 
 def open_run(experiment: Experiment, fingerprint: str) -> RunFolder:
     """Open, or make, the folder of an experiment's run on the corpus of that fingerprint; raise as `open_folder`."""
-    return open_folder(experiment, experiment.key(fingerprint))
+    return open_folder(experiment, key(experiment, fingerprint))
+
+
+def key(experiment: Experiment, fingerprint: str) -> str:
+    """Return the name of an experiment's run: it tells apart what rows, and what files of techniques, it has read."""
+    return experiment.key(fingerprint + techniques.digest(experiment))
 
 
 def open_folder(experiment: Experiment, key: str) -> RunFolder:

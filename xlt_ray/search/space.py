@@ -27,6 +27,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.keys import explain
 from xlt_ray.config.search import SearchConfig
 from xlt_ray.errors import InputError
+from xlt_ray.runs import storage
 
 Point = Mapping[str, Any]
 
@@ -73,7 +74,7 @@ class Search:
         """Return the name of the search, made of what decides its result, so that the same command finds it again."""
         settings = self.settings.model_dump(mode="json")
         settings["fine_tuning"].pop("concurrent")
-        text = json.dumps([self.base.key(self.fingerprint), settings], sort_keys=True)
+        text = json.dumps([storage.key(self.base, self.fingerprint), settings], sort_keys=True)
         return f"{self.base.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     def experiment(self, point: Point, seed: int | None = None, name: str | None = None) -> Experiment:

@@ -6,15 +6,18 @@ No module outside this package names one of them.
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import importlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from xlt_ray import supervision
+from xlt_ray import durable, supervision
 from xlt_ray.config import keys
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build as read
@@ -125,6 +128,29 @@ def _inherited(init: str) -> Mapping[str, str]:
         return rungs | dict.fromkeys(earlier.sources, supervision.FEW_SHOT)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"network.init: {file} is damaged ({error}); copy the bundle again") from None
+
+
+def paths(chosen: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Yield (technique, parameter, path) of the parameters of techniques that name local files."""
+    for name in sorted(chosen.keys() & CATALOGUE.keys()):
+        for parameter, others in load(name).paths.items():
+            value = chosen[name].get(parameter)
+            if isinstance(value, str) and value not in others:
+                yield name, parameter, value
+
+
+def digest(experiment: Experiment) -> str:
+    """Return a digest of the files that techniques read, such as dictionaries; "" where they are told to read none."""
+    found, files = hashlib.sha256(), set[Path]()
+    for *_, where in paths(experiment.techniques):
+        path = Path(where).expanduser()
+        # beside an index lie a dictionary's articles
+        for each in [path / "*"] if path.is_dir() else [path, path.with_suffix(".*")]:
+            pattern = re.sub(r"\{[a-z]+\}", "*", glob.escape(str(each)).replace("[*]", "*"))
+            files |= {file for name in glob.glob(pattern) if (file := Path(name)).is_file()}
+    for file in sorted(files):
+        found.update(f"{file.name}\0{durable.digest(file)}\n".encode())
+    return found.hexdigest() if files else ""
 
 
 def load(name: str) -> type[Technique]:

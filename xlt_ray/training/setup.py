@@ -221,11 +221,8 @@ def absolute(experiment: Experiment) -> Experiment:
 
 def _absolute(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     fixed = {name: dict(parameters) for name, parameters in chosen.items()}
-    for name in fixed.keys() & techniques.CATALOGUE.keys():
-        for parameter, others in techniques.load(name).paths.items():
-            value = fixed[name].get(parameter)
-            if isinstance(value, str) and value not in others:
-                fixed[name][parameter] = str(Path(value).expanduser().absolute())
+    for name, parameter, path in techniques.paths(chosen):
+        fixed[name][parameter] = str(Path(path).expanduser().absolute())
     return fixed
 
 
