@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,14 +116,21 @@ def test_a_source_is_read_as_the_pivot_too(settings: Settings) -> None:
 def test_the_loss_is_the_squared_distance_in_variances_of_unlabelled_rows_alone() -> None:
     rng = np.random.default_rng(0)
     targets = {0: rng.normal(size=(3, 8)), 2: rng.normal(size=(4, 8))}
-    term = Student(targets, scale=5.0, weight=2.0)
+    term = Student(targets, languages=4, scale=5.0, weight=2.0)
     features = torch.from_numpy(rng.normal(size=(4, 8)).astype(np.float32))
-    batch = {"language": torch.tensor([2, 0, 1, 2]), "row": torch.tensor([3, 2, -1, 0])}
+    # the third row is labelled, in a language without texts; share sums to one, the number of labelled rows
+    batch = {
+        "language": torch.tensor([2, 0, 3, 2]),
+        "row": torch.tensor([3, 2, -1, 0]),
+        "share": torch.full((4,), 0.25),
+    }
     net: Any = None  # not looked at
     wanted = [targets[2][3], targets[0][2], features[2].numpy(), targets[2][0]]
-    expected = 2.0 * np.square(features.numpy() - np.stack(wanted)).sum(1) / 5.0
-    np.testing.assert_allclose(term(net, batch, features).numpy(), expected, rtol=1e-5)
-    assert float(term(net, batch, features)[2]) == 0
+    distances = np.square(features.numpy() - np.stack(wanted)).sum(1) / 5.0
+    losses = term(net, batch, features)
+    np.testing.assert_allclose(float((losses * batch["share"]).sum()), 2.0 * distances.sum() / 3, rtol=1e-5)
+    np.testing.assert_allclose(losses.numpy(), 2.0 * distances / 0.75, rtol=1e-5)
+    assert float(losses[2]) == 0
 
 
 def test_every_row_of_a_batch_finds_its_own_target(settings: Settings) -> None:
@@ -132,7 +140,7 @@ def test_every_row_of_a_batch_finds_its_own_target(settings: Settings) -> None:
     state = loop.begin(run)
     term, texts = run.network.terms["distil"], run.setup.material.texts
     own = run.embed(texts, "float32")
-    run.network.terms["distil"] = Student({run.network.index(c): rows for c, rows in own.items()}, 1.0, 1.0)
+    run.network.terms["distil"] = Student({run.network.index(c): rows for c, rows in own.items()}, 3, 1.0, 1.0)
     draws, _ = state.feed.plan(0)
     seen = 0
     for batch in state.feed.batches(draws, np.arange(16), Progress(step=2), total=10):
@@ -143,6 +151,27 @@ def test_every_row_of_a_batch_finds_its_own_target(settings: Settings) -> None:
         assert not others[batch["row"] < 0].any()
         seen += int((batch["row"] >= 0).sum())
     assert seen == 16
+
+
+@pytest.mark.parametrize("twice", ["eng_Latn", "swh_Latn"])
+def test_an_id_that_stands_twice_tells_no_translation(settings: Settings, twice: str) -> None:
+    _, run = student(distilled(settings))
+    texts = dict(run.setup.material.texts)
+    ids = texts[twice]["id"].to_pylist()
+    place = texts[twice].schema.get_field_index("id")
+    texts[twice] = texts[twice].set_column(place, "id", pa.array([ids[1], *ids[1:]]))
+    term, _ = student(distilled(settings), Material(run.experiment, texts, {}, languages=CODES))
+    own, english = (made_up(texts)[code] for code in ("swh_Latn", "eng_Latn"))
+    found = learned(term, run, "swh_Latn")
+    np.testing.assert_allclose(found[:2], (own - own.mean(0) + english.mean(0))[:2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[2:], english[2:], rtol=1e-6)
+
+
+def test_an_encoder_that_tells_no_texts_apart_is_refused(settings: Settings) -> None:
+    with pytest.raises(InputError, match="has the same features of all 120 texts of eng_Latn"):
+        student(
+            distilled(settings), embed=lambda tables: {key: np.ones((of.num_rows, 32)) for key, of in tables.items()}
+        )
 
 
 # in training
@@ -164,8 +193,22 @@ def test_features_come_nearer_to_what_they_are_to_be(settings: Settings) -> None
     assert after == pytest.approx(np.mean(distances), rel=1e-3)
 
 
-def test_one_loss_curve_on_one_and_two_workers(settings: Settings) -> None:
-    settings = distilled(settings, teacher="readings", scores=[0.5])
+def without_counterparts(corpus: Path, folder: Path) -> Path:
+    """Copy a corpus in which some rows of Swahili and Hindi are no translations, and learn from their own features."""
+    shutil.copytree(corpus, folder)
+    for code in CODES[1:]:
+        file = folder / code / "train.tsv"
+        head, *lines = file.read_text().splitlines()
+        file.write_text("\n".join([head, *(f"alone{line}" if at % 9 == 0 else line for at, line in enumerate(lines))]))
+    return folder
+
+
+@pytest.mark.parametrize("teacher", ["translations", "readings"])
+def test_one_loss_curve_on_one_and_two_workers(
+    settings: Settings, teacher: str, parallel_corpus: Path, tmp_path: Path
+) -> None:
+    settings["corpus"]["path"] = str(without_counterparts(parallel_corpus, tmp_path / "corpus"))
+    settings = distilled(settings, teacher=teacher, scores=[0.5])
     settings["network"] |= {"dropout": 0.0}
     settings["mixture"] = {"draws_per_epoch": 65}
     workers = on_workers(2, train, copy.deepcopy(settings))
@@ -205,6 +248,10 @@ def test_no_text_is_encoded_twice_by_the_same_weights(settings: Settings, monkey
         next(p for p in run.network.encoder.parameters()).add_(0.1)
     assert not np.array_equal(run.embed_once(tables, "float32")["eng_Latn"], found["eng_Latn"])
     assert encoded[4:] == [120] * 3, "other weights have other features"
+    with torch.no_grad():
+        next(p for p in run.network.encoder.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"features computed in float32 by .* are no numbers"):
+        run.embed_once(tables, "float32")
 
 
 # what it reads, and what is refused
@@ -247,7 +294,10 @@ def test_rows_of_equal_ids_that_are_no_translations_teach_nothing(settings: Sett
     ("changes", "message"),
     [
         ({"training": {"unlabelled_rows": 0}}, "learns from unlabelled rows"),
-        ({"corpus": {"id": None}}, "no target has 100 rows that translate rows of the first source"),
+        (
+            {"corpus": {"id": None}},
+            "no language has rows that can be learned from as translations of 100 or more rows of",
+        ),
     ],
 )
 def test_what_cannot_teach_is_refused(settings: Settings, changes: Settings, message: str) -> None:

@@ -52,7 +52,7 @@ def test_saved_and_loaded_is_the_same_network_optimiser_and_place(tmp_path: Path
     other = Small()
     frozen = other.frozen.weight.clone()
     other_optimizer = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=9.0)
-    found = checkpoint.load(tmp_path, other, other_optimizer)
+    found = checkpoint.restore(checkpoint.load(tmp_path, other), other, other_optimizer)
     assert found[0] == progress
     assert torch.equal(found[1]["trained.bias"], average["trained.bias"])
     assert torch.equal(found[2]["kept"], best["kept"])
@@ -68,7 +68,7 @@ def test_saved_and_loaded_is_the_same_network_optimiser_and_place(tmp_path: Path
 def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     torch.save({"network": Small()}, tmp_path / "training.pt")
     with pytest.raises(Exception, match="weights_only"):
-        checkpoint.load(tmp_path, Small(), stepped(Small()))
+        checkpoint.load(tmp_path, Small())
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "broadcastable"])

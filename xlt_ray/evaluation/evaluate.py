@@ -165,7 +165,7 @@ def embed(
     return dict(_sharded(network, network.features, width, tables, inputs, progress))
 
 
-def anywhere(flags: Mapping[str, bool], network: Network) -> dict[str, bool]:
+def on_any_worker(flags: Mapping[str, bool], network: Network) -> dict[str, bool]:
     """Return which of the flags, the same names on all workers, are set on any of `torch.distributed`'s workers."""
     if not distributed.is_initialized():
         return dict(flags)

@@ -14,6 +14,7 @@ from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import column_digest
 from xlt_ray.model import network
+from xlt_ray.model.precision import BROKEN
 
 Features = Mapping[str, np.ndarray]  # (rows, width) float32 by name of a table
 
@@ -38,6 +39,15 @@ def write(file: Path, features: np.ndarray) -> None:
     """Write features whole or not at all, as other runs may be reading and writing the same file."""
     with durable.publishing(file) as draft, draft.open("wb") as stream:
         np.save(stream, features, allow_pickle=False)
+
+
+def refuse_broken(found: np.ndarray, precision: str, init: str) -> None:
+    """Raise FloatingPointError where features computed in a precision by the encoder `init` are no numbers."""
+    if not np.isfinite(found).all():
+        raise FloatingPointError(
+            f"features computed in {precision} by {init!r} as it is are no numbers; "
+            + (BROKEN if precision == "float32" else "set training.precision=float32")
+        )
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         net.encoder.save_pretrained(folder / "encoder")
         bundle.tokenize.tokenizer.save_pretrained(folder / "encoder")
         mode = (folder / "encoder" / "config.json").stat().st_mode
-        for file in (folder / "encoder").iterdir():
+        for file in (folder / "encoder").glob("*.safetensors"):
             file.chmod(mode)  # safetensors writes files that their owner alone can read
     durable.write(folder / "head.safetensors", serialised(_plain(net.head.state_dict())))
     if bundle.scores is not None:

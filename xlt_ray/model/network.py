@@ -254,7 +254,7 @@ def trained(network: nn.Module) -> Weights:
 
 
 def digest(encoder: nn.Module) -> str:
-    """Return a digest of every weight of an encoder as it is now, by which what it computes is told apart."""
+    """Return a digest of every weight of an encoder as it is now, which training has changed or not."""
     found = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -83,7 +83,7 @@ def open_run(experiment: Experiment, fingerprint: str) -> RunFolder:
 
 def key(experiment: Experiment, fingerprint: str) -> str:
     """Return the name of an experiment's run: it tells apart what rows, and what files of techniques, it has read."""
-    return experiment.key(fingerprint + techniques.digest(experiment))
+    return experiment.key(fingerprint + techniques.digest(experiment.techniques))
 
 
 def open_folder(experiment: Experiment, key: str) -> RunFolder:

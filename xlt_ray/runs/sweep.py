@@ -33,7 +33,7 @@ from xlt_ray.model import encoders
 from xlt_ray.reports import plots
 from xlt_ray.reports.page import percent, terminal_table
 from xlt_ray.runs import run
-from xlt_ray.runs.storage import RunFolder, open_folder
+from xlt_ray.runs.storage import RunFolder, key, open_folder
 from xlt_ray.supervision import highest, shown
 from xlt_ray.training import cluster, embedding, frozen
 from xlt_ray.training.checks import prepare
@@ -134,7 +134,7 @@ def sweep(
     file, corpus = folder.local / RESULTS, _corpus(prepared)
     earlier = [Result(**record) for _, record in records(file) if record]
     known = {(one.key, one.corpus): one for one in earlier}
-    keys = {setting: (at(prepared.experiment, *setting).key(), corpus) for setting in wanted}
+    keys = {setting: (key(at(prepared.experiment, *setting), ""), corpus) for setting in wanted}
     results = {setting: known[key] for setting, key in keys.items() if key in known}
     missing = [setting for setting in wanted if setting not in results]
     probing = experiment.training.method == "probe"
@@ -177,7 +177,7 @@ def _result(setup: Setup, setting: Setting, accuracy: Mapping[str, float], place
     """Return the result of a setting; `places` are role and pre-training of each language."""
     return Result(
         *setting,
-        key=setup.experiment.key(),
+        key=key(setup.experiment, ""),
         corpus=_corpus(setup),
         accuracy=accuracy,
         role={code: str(one.role) for code, one in places.items()},

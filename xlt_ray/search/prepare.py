@@ -22,6 +22,9 @@ def check(search: Search, corpus: Corpus) -> None:
     alone = 1 in search.sizes
     alone |= bool(search.settings.retraining.seeds) and "best_single" in search.settings.retraining.baselines
     mixes = [search.pool, *([(code,) for code in search.pool] if alone and len(search.pool) > 1 else [])]
+    if some := [size for size in search.sizes if 1 < size < len(search.pool)]:  # techniques may need the first of a mix
+        ordered = tuple(sorted(search.pool))
+        mixes += [ordered[start : start + some[0]] for start in range(len(ordered) - some[0] + 1)]
     varied = [(f"search.space.{key}: ", point) for key, point in search.extremes() if key.startswith("techniques.")]
     for place, point in [("", {}), *varied]:
         for sources in mixes:
@@ -42,9 +45,11 @@ def check(search: Search, corpus: Corpus) -> None:
             except InputError as error:
                 if sources == search.pool:
                     raise InputError(f"{place}{error}") from None
+                what = " + ".join(sources) if len(sources) > 1 else f"{sources[0]} alone"
+                more = ", or set search.space.sources.at_least to 2 and leave best_single out of "
+                more = "" if len(sources) > 1 else f"{more}search.retraining.baselines"
                 raise InputError(
-                    f"{place}{error}\n(in the mix of {sources[0]} alone; take it out of `sources`, or set "
-                    "search.space.sources.at_least to 2 and leave best_single out of search.retraining.baselines)"
+                    f"{place}{error}\n(in the mix of {what}; take {sources[0]} out of `sources`{more})"
                 ) from None
 
 

@@ -15,12 +15,13 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from xlt_ray import config
+from xlt_ray import config, techniques
 from xlt_ray.config import dimensions
 from xlt_ray.config.dimensions import MIX, SWITCH, Dimension, is_switch
 from xlt_ray.config.experiment import Experiment
@@ -72,9 +73,14 @@ class Search:
 
     def key(self) -> str:
         """Return the name of the search, made of what decides its result, so that the same command finds it again."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:  # files that techniques read may change while it runs
         settings = self.settings.model_dump(mode="json")
         settings["fine_tuning"].pop("concurrent")
-        text = json.dumps([storage.key(self.base, self.fingerprint), settings], sort_keys=True)
+        read = sorted({techniques.digest(self._techniques(point)) for _, point in self.extremes()})
+        text = json.dumps([storage.key(self.base, self.fingerprint + "".join(read)), settings], sort_keys=True)
         return f"{self.base.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     def experiment(self, point: Point, seed: int | None = None, name: str | None = None) -> Experiment:

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import importlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ from xlt_ray.techniques.technique import Material, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Built
+
+# what may lie in a folder of dictionaries; the last two are the articles beside an index
+DICTIONARIES = (".tsv", ".csv", ".tei", ".index", ".dict", ".dict.dz")
 
 CATALOGUE = {
     "few_shot": "xlt_ray.techniques.few_shot.FewShot",
@@ -139,18 +143,26 @@ def paths(chosen: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, s
                 yield name, parameter, value
 
 
-def digest(experiment: Experiment) -> str:
-    """Return a digest of the files that techniques read, such as dictionaries; "" where they are told to read none."""
-    found, files = hashlib.sha256(), set[Path]()
-    for *_, where in paths(experiment.techniques):
+def digest(chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a digest of the files that techniques read, such as dictionaries; "" where they are told to read none.
+
+    Raises InputError where one cannot be read.
+    """
+    lines: list[str] = []
+    for name, parameter, where in paths(chosen):
         path = Path(where).expanduser()
-        # beside an index lie a dictionary's articles
-        for each in [path / "*"] if path.is_dir() else [path, path.with_suffix(".*")]:
-            pattern = re.sub(r"\{[a-z]+\}", "*", glob.escape(str(each)).replace("[*]", "*"))
-            files |= {file for name in glob.glob(pattern) if (file := Path(name)).is_file()}
-    for file in sorted(files):
-        found.update(f"{file.name}\0{durable.digest(file)}\n".encode())
-    return found.hexdigest() if files else ""
+        if path.is_dir():
+            root, patterns = path, [f"*{ending}" for ending in DICTIONARIES]
+        else:
+            root = Path(os.path.dirname(str(path).partition("{")[0]))
+            inside = re.sub(r"\{[a-z]+\}", "*", glob.escape(os.path.relpath(path, root)))
+            patterns = [inside, *([f"{inside.removesuffix('.index')}.dict*"] if inside.endswith(".index") else [])]
+        files = [file for pattern in patterns for file in root.glob(pattern) if file.is_file()]
+        try:
+            lines += [f"{file.relative_to(root)}\0{durable.digest(file)}\n" for file in files]
+        except OSError as error:
+            raise InputError(f"techniques.{name}.{parameter}: {error}; let it be read, or take it away") from None
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() if lines else ""
 
 
 def load(name: str) -> type[Technique]:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
@@ -42,6 +42,25 @@ if TYPE_CHECKING:
 FEWEST_WEIGHED = 20  # rows by which the readings of a language are weighed
 
 
+def listed(given: Any) -> Any:
+    """Return a number as a tuple of one, and all else as it is; ValueError for text."""
+    if isinstance(given, str):
+        raise ValueError(f"{given!r}: write numbers in brackets, such as [0.3, 0.1]")
+    return (given,) if isinstance(given, int | float) else given
+
+
+def _in_range(scores: tuple[float, ...]) -> tuple[float, ...]:
+    if wrong := [score for score in scores if not 0 < score <= 1]:
+        raise ValueError(f"{wrong[0]}: a score is above 0 and at most 1")
+    if len(set(scores)) < len(scores):
+        raise ValueError("one of them stands there twice; weigh it by weights instead")
+    return scores
+
+
+# least scores of a translation, one for each reading
+Scores = Annotated[tuple[float, ...], BeforeValidator(listed), AfterValidator(_in_range)]
+
+
 class TranslateTest(Technique):
     """Read test and served texts as they stand and word by word in another language, and average the scores."""
 
@@ -57,7 +76,7 @@ class TranslateTest(Technique):
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"lexicons": ("induced",)}
 
     into: str | None = Field(None, description="language that texts are read in; default: the first of sources")
-    scores: tuple[float, ...] = Field(
+    scores: Scores = Field(
         (0.3, 0.1, 0.05),
         min_length=1,
         max_length=8,
@@ -81,21 +100,10 @@ class TranslateTest(Technique):
     def _canonical(cls, into: str | None) -> str | None:
         return None if into is None else codes.resolve(into)
 
-    @field_validator("scores")
-    @classmethod
-    def _in_range(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
-        if wrong := [score for score in scores if not 0 < score <= 1]:
-            raise ValueError(f"{wrong[0]}: a score is above 0 and at most 1")
-        if len(set(scores)) < len(scores):
-            raise ValueError("one of them stands there twice; weigh it by weights instead")
-        return scores
-
-    @field_validator("scores", "weights", mode="before")
+    @field_validator("weights", mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
-        if isinstance(given, str) and given != "agreement":
-            raise ValueError(f"{given!r}: write numbers in brackets, such as [0.3, 0.1]")
-        return (given,) if isinstance(given, int | float) else given
+        return given if given == "agreement" else listed(given)
 
     @field_validator("weights")
     @classmethod

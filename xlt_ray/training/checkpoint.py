@@ -56,10 +56,18 @@ def save(
     torch.save(content, folder / FILE)
 
 
-def load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights, Weights]:
-    """Restore network and optimiser, in place, from a checkpoint; return (progress, average, best)."""
-    device = next(network.parameters()).device
-    content: dict[str, Any] = torch.load(folder / FILE, map_location=device, weights_only=True)
+def load(folder: Path, network: nn.Module) -> dict[str, Any]:
+    """Read a checkpoint, for `restore`, onto the device of a network."""
+    content: dict[str, Any] = torch.load(
+        folder / FILE, map_location=next(network.parameters()).device, weights_only=True
+    )
+    return content | {"progress": Progress(**content["progress"])}
+
+
+def restore(
+    content: dict[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, Weights, Weights]:
+    """Restore network and optimiser, in place, from what was loaded; return (progress, average, best)."""
     restore_weights(network, content["network"])
     optimizer.load_state_dict(content["optimizer"])
-    return Progress(**content["progress"]), content["average"], content["best"]
+    return content["progress"], content["average"], content["best"]

@@ -15,10 +15,10 @@ import torch
 from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.evaluation import evaluate
-from xlt_ray.evaluation.features import Pieces, write
+from xlt_ray.evaluation.features import Pieces, refuse_broken, write
 from xlt_ray.events import OnEvent, counting
 from xlt_ray.model import encoders, network
-from xlt_ray.model.precision import BROKEN, choose_precision
+from xlt_ray.model.precision import choose_precision
 
 
 class Embedder:
@@ -42,11 +42,7 @@ class Embedder:
         rows, budget = np.arange(table.num_rows), self.experiment.evaluation.tokens_per_step
         inputs = evaluate.Inputs(self.tokenize, precision, budget)
         found = evaluate.outputs(self.net.features, self.device, table, rows, inputs)
-        if not np.isfinite(found).all():
-            raise FloatingPointError(
-                f"features computed in {precision} by {self.experiment.network.init!r} as it is are no numbers; "
-                + (BROKEN if precision == "float32" else "set training.precision=float32")
-            )
+        refuse_broken(found, precision, self.experiment.network.init)
         return found
 
 

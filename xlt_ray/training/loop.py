@@ -44,14 +44,19 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
     """Set up precision, loss, optimiser and DDP for a run, at its start or where the checkpoint `restored` left it."""
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     asked, longest = run.experiment.training.precision, run.experiment.network.max_length
-    progress = Progress(precision=choose_precision(asked, run.network, longest, lambda note: run.emit({"note": note})))
+    saved = None if restored is None else checkpoint.load(restored, run.network)
+    if saved is None:
+        chosen = choose_precision(asked, run.network, longest, lambda note: run.emit({"note": note}))
+        progress = Progress(precision=chosen)
+    else:  # measured anew it might be another one
+        progress = saved["progress"]
     _add_terms(run, progress.precision)
     forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing)
     optimizer = _optimizer(run.network, run.experiment.training)
     average: Weights = {}
     best: Weights = {}
-    if restored is not None:
-        progress, average, best = checkpoint.load(restored, run.network, optimizer)
+    if saved is not None:
+        progress, average, best = checkpoint.restore(saved, run.network, optimizer)
     if world > 1:
         forward = DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
     return TrainingState(run, forward, optimizer, progress, average, best)

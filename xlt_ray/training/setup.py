@@ -25,8 +25,9 @@ from xlt_ray.evaluation import evaluate, features
 from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.evaluation.features import Pieces
 from xlt_ray.events import OnProgress, counting
+from xlt_ray.model import encoders, network
 from xlt_ray.model.collate import Tokenize
-from xlt_ray.model.network import Built, Network, digest
+from xlt_ray.model.network import Built, Network
 from xlt_ray.techniques.technique import Each, Embed, Example, Material, Score, Technique
 from xlt_ray.translation.readings import Readings, is_first
 
@@ -253,15 +254,20 @@ class Run:
         """Return what `embed` would, from `corpus.cache_dir` where the same weights have computed it before.
 
         What is missing there is computed by all workers together, a piece at a time, so that a call after a kill
-        computes only the rest. For many rows and an encoder that is not yet trained.
+        computes only the rest. Meant for an encoder as training begins, since later its weights are new at each call.
+        Raises FloatingPointError where features are no numbers.
         """
-        pieces = Pieces.of(self.experiment, tables, digest(self.network.encoder), precision)
-        lacking = evaluate.anywhere({file.name: not file.is_file() for file in pieces.tables}, self.network)
+        config = self.experiment.network
+        identity = encoders.fingerprint(network.encoder_source(config), config.revision)
+        encoder = f"{identity} {network.digest(self.network.encoder)}"  # of tokenizer and configuration, and of weights
+        pieces = Pieces.of(self.experiment, tables, encoder, precision)
+        lacking = evaluate.on_any_worker({file.name: not file.is_file() for file in pieces.tables}, self.network)
         report, total = counting(self.emit, "embed"), sum(piece.num_rows for piece in pieces.tables.values())
         done = total - sum(piece.num_rows for file, piece in pieces.tables.items() if lacking[file.name])
-        for file, piece in pieces.tables.items():
+        for file, piece in sorted(pieces.tables.items()):  # in one order on all workers
             if lacking[file.name]:
                 found = evaluate.embed(self.network, {"": piece}, self.inputs(precision))[""]
+                features.refuse_broken(found, precision, config.init)
                 if not file.is_file():  # workers that share a disk write the same
                     features.write(file, found)
                 done += piece.num_rows

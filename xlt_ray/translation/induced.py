@@ -142,6 +142,13 @@ def unlike(pair: tuple[str, str], rate: float) -> str | None:
     )
 
 
+def no_translations(pair: tuple[str, str], rows: Mapping[str, pa.Table], settings: Settings) -> str | None:
+    """Return why rows of equal ids of two languages, once judged, are no translations; None where they may be."""
+    source, target = (rows[code] for code in pair)
+    held = source["id"].filter(pa.array(held_out(source, target))).combine_chunks()
+    return unlike(pair, rate_of(pair, (source, target), held, settings))
+
+
 def judge(pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], held: pa.Array, settings: Settings) -> Judged:
     """Induce a lexicon with all rows, and one without those whose ids are in `held`, and judge it by these.
 

@@ -78,11 +78,7 @@ class FromSources:
 
     def unlike(self, pair: Pair) -> str | None:
         """Return why the rows of a pair, once judged, are no translations to induce from, None where they may be."""
-        if self.where != "induced":
-            return None
-        source, target = (self.rows[code] for code in pair)
-        held = source["id"].filter(pa.array(induced.held_out(source, target))).combine_chunks()
-        return induced.unlike(pair, induced.rate_of(pair, (source, target), held, self.settings))
+        return induced.no_translations(pair, self.rows, self.settings) if self.where == "induced" else None
 
     def translated(self, table: pa.Table, pair: Pair) -> pa.Table:
         """Return rows of a source word by word in another language: `text` and `text_pair` change, all else stays.

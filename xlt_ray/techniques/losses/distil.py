@@ -1,13 +1,13 @@
-"""Distil translations into the encoder: a text as it stands learns the features that the encoder has of its meaning.
+"""Distil translations into the encoder: a text learns the features that the encoder had of its translation.
 
 Reimers and Gurevych 2020 ("Making monolingual sentence embeddings multilingual using knowledge distillation") train a
-student so that a sentence and its translation both have the features that a teacher has of the sentence; Heffernan et
-al. 2022 ("Bitext mining using distilled sentence representations for low-resource languages") open languages so that no
-encoder has seen. Here the teacher is the encoder before training, and the translation is either a parallel row of the
-first source, the pivot, or what `translate_test` would read: the text as it stands and word by word in the pivot.
+student to give a sentence and its translation the features that a teacher has of the sentence; Heffernan et al. 2022
+("Bitext mining using distilled sentence representations for low-resource languages") open languages in this way that
+no encoder has seen. Here the teacher is the encoder before training. What it encodes is a parallel row of the first
+source, the pivot, or the readings of `translate_test`: the text as it stands, and word by word in the pivot.
 
-What the text itself is read as is moved onto the mean of the pivot, so that after training features of all languages
-lie where those of the pivot do. Served texts need no lexicon, and are encoded once.
+After training, features of all languages lie about the mean of the pivot. Texts that are served need no lexicon, and
+are encoded once.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages.lexicon import FEWEST_PAIRS
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.techniques.translate_test import Scores
 from xlt_ray.translation import induced, readings
-from xlt_ray.translation.lexicons import FromSources, shown
+from xlt_ray.translation.lexicons import shown
 from xlt_ray.translation.translator import Lexicons, pack
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 PLACE = "techniques.distil"
 MEASURED = 60  # rows a language by which the student is measured
 
+Bitext = Mapping[str, pa.Table]  # rows by language, of which those of equal ids are translations
+
 
 class Distil(Technique):
     """Teach the encoder to give texts of every language the features that it has of their translations."""
@@ -46,24 +49,27 @@ class Distil(Technique):
     name: ClassVar[str] = "distil"
     paper: ClassVar[str] = "Reimers and Gurevych 2020, arXiv 2004.09813; Heffernan et al. 2022, arXiv 2205.12654"
     needs: ClassVar[str] = (
-        "100 or more unlabelled train (else dev) rows of targets with the ids of rows of the first source, or for "
-        "readings corpus.parallel, and any rows of targets"
+        "100 or more unlabelled train (else dev) rows of targets with the ids of rows of the first source; with "
+        "teacher: readings, any rows of targets, and rows of equal ids or corpus.parallel for lexicons"
     )
-    cost: ClassVar[str] = "twice the rows an update, see training.unlabelled_rows; the teacher encodes all texts once"
+    cost: ClassVar[str] = (
+        "several times the updates' time, see training.unlabelled_rows; the teacher encodes texts once, and every "
+        "worker holds their features (4 bytes x width a row)"
+    )
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
     reads: ClassVar[Reads] = "parallel"
     wants_unlabelled: ClassVar[bool] = True
 
     teacher: Literal["translations", "readings"] = Field(
         "translations",
-        description="whose features are learned: those of the row's translation in the first source; or the mean of "
-        "those of the text and of what translate_test reads instead of it",
+        description="which features a text learns: those of its translation in the first source; or the mean of its "
+        "own and of those of its word-by-word readings in it, as translate_test makes them",
     )
-    scores: tuple[float, ...] = Field(
+    scores: Scores = Field(
         (0.3, 0.1, 0.05), min_length=1, max_length=8, description="readings: least score of a translation, for each"
     )
     weight: float = Field(
-        10.0,
+        8.0,
         gt=0,
         description="of the squared distance, in variances of the first source's features, beside 1 for the task",
     )
@@ -74,19 +80,19 @@ class Distil(Technique):
         """Return what it reads of each target: of one without translations, texts alone."""
         found = dict(super().reads_each(experiment, targets, there))
         if isinstance(there, Mapping):
-            faults = self._faults(experiment, there, found)
+            faults = self._faults(self._usable(there), found, experiment.sources[0])
             found |= {code: "unlabelled" for code, fault in faults.items() if fault}
         return found
 
     def check(self, available: Available) -> None:
-        """Refuse a run in which no target has translations, and warn of those that have none."""
-        experiment = available.experiment
-        if experiment.training.unlabelled_rows == 0:
+        """Refuse a run in which no language has translations, and warn of those that have none."""
+        if available.experiment.training.unlabelled_rows == 0:
             raise InputError(
                 f"{PLACE}: learns from unlabelled rows, and training.unlabelled_rows is 0; leave it at its default"
             )
-        targets = [code for code in available.targets if code in available.texts]
-        self._tell(self._faults(experiment, self._rows(available), targets))
+        pivot = available.experiment.sources[0]
+        learning = [code for code in available.languages if code in available.texts and code != pivot]
+        self._tell(self._faults(self._usable(available.bitext), learning, pivot), pivot)
 
     def loss_term(
         self,
@@ -97,28 +103,35 @@ class Distil(Technique):
     ) -> nn.Module:
         """Return the distance from the teacher's features, which are computed here, by the encoder as it begins."""
         texts, pivot = material.texts, material.experiment.sources[0]
-        able = self._translated(material, on_progress)
-        if self.teacher == "readings":
-            features, shares = self._read(material, able, embed)
-        else:
-            alone = [code for code in texts if code not in able or _counterparts(texts, code, pivot).min() < 0]
-            features, shares = embed({code: texts[code] for code in {pivot, *alone}}), {}
+        read = self._read(material, on_progress)
+        places = {code: _counterparts(texts[code], texts[pivot]) for code in texts if code in read}
+        if self.teacher == "translations":
+            whole = {code for code, of in places.items() if (of >= 0).all()}
+            read = {code: {code: texts[code]} for code in texts if code not in whole or code == pivot}
+        # in one order on all workers, which compute the same pieces together
+        features = embed({key: table for tables in read.values() for key, table in tables.items()})
         origin = features[pivot].mean(0)
         scale = float(np.square(features[pivot] - origin).sum(1).mean())
-        wanted: dict[str, np.ndarray] = {}
+        if not scale > 0:
+            raise InputError(
+                f"{PLACE}: the encoder has the same features of all {texts[pivot].num_rows} texts of {pivot}, so there "
+                "is nothing to learn; give another encoder, or other texts"
+            )
+        wanted: dict[int, np.ndarray] = {}
         for code in texts:
-            keys = shares.get(code, {code: 1.0})
-            own = [share * (features[key] - features[key].mean(0)) for key, share in keys.items() if key in features]
-            wanted[code] = features[pivot] if code == pivot else np.sum(own, axis=0) + origin
-            if code in able and self.teacher == "translations":
-                places = _counterparts(texts, code, pivot)
-                wanted[code] = np.where(places[:, None] < 0, wanted[code], features[pivot][places])
-        term = Student({network.index(code): rows for code, rows in wanted.items()}, scale, self.weight)
+            about = [features[key] - features[key].mean(0) for key in read.get(code, ())]
+            found = np.mean(about, axis=0) + origin if about else np.zeros((texts[code].num_rows, len(origin)))
+            if code == pivot:
+                found = features[pivot]
+            elif self.teacher == "translations" and code in places:
+                found = np.where(places[code][:, None] < 0, found, features[pivot][places[code]])
+            wanted[network.index(code)] = found
+        term = Student(wanted, len(network.languages), scale, self.weight)
         term.before = self._distance(network, embed, material, term)
         return term
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
-        """Measure how far the student's features are from the teacher's, before and after, and how many have one."""
+        """Measure how far features are from those that were to be learned, before training and after."""
         term = network.terms[self.name]
         assert isinstance(term, Student)
         after = self._distance(network, embed, material, term)
@@ -130,71 +143,76 @@ class Distil(Technique):
         sample = {code: table.slice(0, MEASURED) for code, table in material.texts.items() if code != pivot}
         return float(np.mean([term.distance(network.index(code), rows) for code, rows in embed(sample).items()]))
 
-    def _read(
-        self, material: Material, able: Collection[str], embed: Embed
-    ) -> tuple[Mapping[str, np.ndarray], dict[str, dict[str, float]]]:
-        """Return the features of every reading, and the share of each in the mean of its language's, by key."""
-        pivot, found = material.experiment.sources[0], self._lexicons(material.experiment, material.bitext)
-        packed = {code: pack(found.lexicon((code, pivot))) for code in able}
-        read = readings.by_lexicon(pivot, self.scores, True, Lexicons(packed))
-        shares = {code: dict(zip(read.keys(code), read.shares(code).tolist(), strict=True)) for code in material.texts}
-        return embed(read.tables(material.texts)), shares
+    def _read(self, material: Material, on_progress: OnProgress) -> dict[str, dict[str, pa.Table]]:
+        """Return how the teacher reads texts: their tables by language and key of a reading, the original among them.
 
-    def _translated(self, material: Material, on_progress: OnProgress) -> list[str]:
-        """Return the languages with rows that translate those of the pivot; warn of others, refuse where none has."""
-        experiment, rows = material.experiment, self._rows(material)
-        pivot, found = experiment.sources[0], self._lexicons(experiment, material.bitext)
-        faults = self._faults(experiment, rows, [code for code in material.texts if code != pivot])
-        able = [code for code, fault in faults.items() if fault is None]
-        for number, code in enumerate(able, start=1):
-            if found.fault((code, pivot)) is None:  # else it has no words to tell by
-                faults[code] = found.unlike((code, pivot))
-            on_progress(number, len(able))
-        self._tell(faults)
-        return [code for code in able if faults[code] is None]
+        Of `translations` only languages that have some are there. Warns of languages without, and raises InputError
+        where none is left.
+        """
+        rows, pivot = self._usable(material.bitext), material.experiment.sources[0]
+        settings = induced.Settings(min(self.scores), True, material.experiment.corpus.cache_dir)
+        faults = self._faults(rows, [code for code in material.texts if code != pivot], pivot)
+        found = {code: {code: table} for code, table in material.texts.items()}
+        for number, code in enumerate(faults, start=1):
+            pair = (code, pivot)
+            if faults[code] is None and induced.fault(pair, rows) is None:  # else there are no words to tell by
+                faults[code] = induced.no_translations(pair, rows, settings)
+                if faults[code] is None and self.teacher == "readings":
+                    lexicon = Lexicons({code: pack(induced.induce(pair, (rows[code], rows[pivot]), settings))})
+                    found[code] = readings.by_lexicon(pivot, self.scores, True, lexicon).tables(found[code])
+            on_progress(number, len(faults))
+        self._tell(faults, pivot)
+        if self.teacher == "translations":
+            found = {code: tables for code, tables in found.items() if faults.get(code) is None}
+        return found
 
-    def _rows(self, found: Material | Available) -> Mapping[str, pa.Table]:
-        """Return the rows that translations are looked for in: a student of translations learns those in the corpus."""
-        return found.bitext if self.teacher == "readings" else found.texts
-
-    def _lexicons(self, experiment: Experiment, rows: Mapping[str, pa.Table]) -> FromSources:
-        settings = induced.Settings(min(self.scores), True, experiment.corpus.cache_dir)
-        return FromSources(PLACE, "induced", tuple(rows), rows, settings)
-
-    def _faults(
-        self, experiment: Experiment, rows: Mapping[str, pa.Table], languages: Collection[str]
-    ) -> dict[str, str | None]:
-        """Return why a language has no translations, None where it has some."""
-        pivot = experiment.sources[0]
+    def _usable(self, rows: Bitext) -> Bitext:
+        """Return the rows whose translations count: a text learns from a translation that is a row of the corpus."""
         if self.teacher == "readings":
-            found = self._lexicons(experiment, rows)
-            return {code: found.fault((code, pivot)) for code in languages}
-        pairs = {code: int((_counterparts(rows, code, pivot) >= 0).sum()) for code in languages}
-        few = {code: f"{count} of its rows have the id of one of {pivot}" for code, count in pairs.items()}
-        return {code: few[code] if pairs[code] < FEWEST_PAIRS else None for code in languages}
+            return rows
+        beside = {code: table["beside"] for code, table in rows.items() if "beside" in table.column_names}
+        return {
+            code: table.filter(pc.invert(beside[code])) if code in beside else table for code, table in rows.items()
+        }
 
-    def _tell(self, faults: Mapping[str, str | None]) -> None:
+    def _faults(self, rows: Bitext, languages: Collection[str], pivot: str) -> dict[str, str | None]:
+        """Return why a language has no translations, None where it has some."""
+        if self.teacher == "readings":
+            return {code: induced.fault((code, pivot), rows) for code in languages}
+        there = [code for code in languages if code in rows and pivot in rows]
+        pairs = {code: int((_counterparts(rows[code], rows[pivot]) >= 0).sum()) for code in there}
+        few = {code: f"{pairs.get(code, 0)} of its rows have the id of one of {pivot}" for code in languages}
+        return {code: few[code] if pairs.get(code, 0) < FEWEST_PAIRS else None for code in languages}
+
+    def _tell(self, faults: Mapping[str, str | None], pivot: str) -> None:
         lacking = {code: fault for code, fault in faults.items() if fault}
         if len(lacking) == len(faults):
+            more = ", corpus.parallel" if self.teacher == "readings" else ""
             raise InputError(
-                f"{PLACE}: no target has {FEWEST_PAIRS} rows that translate rows of the first source; give parallel "
-                f"rows (equal ids, corpus.id), or put a source that has some first in sources{shown(lacking)}"
+                f"{PLACE}: no language has rows that can be learned from as translations of {FEWEST_PAIRS} or more "
+                f"rows of {pivot}; give parallel rows (equal ids, corpus.id{more}), put a source that has some first "
+                f"in sources, or take it out{shown(lacking)}"
             )
         if lacking:
             warnings.warn(
                 f"{PLACE}: {len(lacking)} of {len(faults)} languages have no translations, and learn to stay where the "
-                f"encoder has them, about the mean of the first source{shown(lacking)}",
+                f"encoder has them, about the mean of {pivot}{shown(lacking)}",
                 stacklevel=3,
             )
 
 
-def _counterparts(rows: Mapping[str, pa.Table], code: str, pivot: str) -> np.ndarray:
-    """Return the place of each row's translation among the rows of the pivot, (rows,) int64, -1 where it has none."""
-    if code not in rows or pivot not in rows:
-        return np.full(rows[code].num_rows if code in rows else 0, -1)
-    ids = rows[pivot]["id"].cast(pa.large_string()).combine_chunks()
-    places = pc.index_in(rows[code]["id"].cast(pa.large_string()), value_set=ids)
-    return np.asarray(pc.fill_null(places, -1).to_numpy()).astype(np.int64)
+def _counterparts(rows: pa.Table, others: pa.Table) -> np.ndarray:
+    """Return the place of each row's translation among `others`, (rows,) int64, -1 where it has none.
+
+    An id that stands twice in either table tells no translation.
+    """
+    mine, theirs = (table["id"].cast(pa.large_string()).combine_chunks() for table in (rows, others))
+    places = pc.fill_null(pc.index_in(mine, value_set=theirs), -1).to_numpy().astype(np.int64)
+    for ids in (mine, theirs):
+        counts = pc.value_counts(ids)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        places[pc.is_in(mine, value_set=twice).to_numpy(zero_copy_only=False)] = -1
+    return places
 
 
 class Student(nn.Module):
@@ -207,11 +225,11 @@ class Student(nn.Module):
     targets: torch.Tensor
     starts: torch.Tensor
 
-    def __init__(self, targets: Mapping[int, np.ndarray], scale: float, weight: float) -> None:
+    def __init__(self, targets: Mapping[int, np.ndarray], languages: int, scale: float, weight: float) -> None:
         """Hold the features to learn, (rows, width) by index of a language; distances are divided by `scale`."""
         super().__init__()
         self.scale, self.weight, self.before = scale, weight, math.nan
-        sizes = np.zeros(max(targets) + 1, dtype=np.int64)
+        sizes = np.zeros(languages, dtype=np.int64)
         for index, rows in targets.items():
             sizes[index] = len(rows)
         whole = np.concatenate([targets[index] for index in sorted(targets)]).astype(np.float32)
@@ -219,11 +237,16 @@ class Student(nn.Module):
         self.register_buffer("starts", torch.from_numpy(np.cumsum(sizes) - sizes), persistent=False)
 
     def forward(self, network: Network, batch: Mapping[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
-        """Return the weighted distance of every unlabelled row, (rows,), and 0 for labelled ones."""
+        """Return the weighted distance of every unlabelled row, (rows,), and 0 for labelled ones.
+
+        Multiplied by `share` they sum to the weight of so many rows as are labelled, however many are not.
+        """
         row = batch["row"]
-        wanted = self.targets[self.starts[batch["language"]] + row.clamp(min=0)]
-        distance = self.weight * (features - wanted).square().sum(1) / self.scale
-        return torch.where(row < 0, 0.0, distance)
+        there = row >= 0
+        wanted = self.targets[torch.where(there, self.starts[batch["language"]] + row, 0)]
+        distance = (features - wanted).square().sum(1) / self.scale
+        unlabelled = (1 - batch["share"]).clamp(min=1e-6)  # their part of the update
+        return torch.where(there, self.weight * distance / unlabelled, 0.0)
 
     def distance(self, language: int, features: np.ndarray) -> float:
         """Return the mean distance of the features (rows, width) of a language's first rows from those to learn."""
