@@ -22,6 +22,7 @@ from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
+from xlt_ray.search import prepare, space
 from xlt_ray.supervision import PARALLEL, UNLABELLED
 from xlt_ray.techniques.losses.distil import Student
 from xlt_ray.techniques.technique import Available, Material
@@ -254,6 +255,32 @@ def test_no_text_is_encoded_twice_by_the_same_weights(settings: Settings, monkey
         run.embed_once(tables, "float32")
 
 
+def test_a_run_that_goes_on_does_so_in_its_precision(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = run_of(build(distilled(settings))), []
+
+    def keep(metrics: dict[str, float], save: setup.Save | None) -> None:
+        assert save is not None
+        save(tmp_path)
+
+    run.report = keep
+    loop.fit(run)
+    # measured anew, as on another machine, it would be another precision
+    monkeypatch.setattr(loop, "choose_precision", lambda *rest: "bfloat16")
+    again = run_of(run.experiment)
+    embed = evaluate.embed
+
+    def watched(network: Any, tables: Any, inputs: Any, *rest: Any) -> Any:
+        asked.append(inputs.precision)
+        return embed(network, tables, inputs, *rest)
+
+    monkeypatch.setattr(evaluate, "embed", watched)
+    shutil.rmtree(tmp_path / "cache" / "features")
+    assert loop.begin(again, tmp_path).progress.precision == "float32"
+    assert set(asked) == {"float32"}
+
+
 # what it reads, and what is refused
 
 
@@ -307,3 +334,21 @@ def test_what_cannot_teach_is_refused(settings: Settings, changes: Settings, mes
     (made,) = techniques.build(experiment)
     with pytest.raises(InputError, match=message):
         made.check(Available.of(experiment, loaders.load(experiment.corpus)))
+
+
+def test_a_language_that_is_first_in_a_mix_must_have_translations(
+    settings: Settings, parallel_corpus: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(parallel_corpus, tmp_path / "corpus")
+    (tmp_path / "corpus" / "swh_Latn").rename(tmp_path / "corpus" / "deu_Latn")
+    for file in (tmp_path / "corpus" / "deu_Latn").iterdir():  # it shares no ids with the others
+        file.write_text("\n".join(f"{'' if at == 0 else 'x'}{line}" for at, line in enumerate(file.open())))
+    shutil.copytree(parallel_corpus / "swh_Latn", tmp_path / "corpus" / "swh_Latn")
+    settings = distilled(settings) | {"sources": ["eng_Latn", "deu_Latn", "hin_Deva"], "targets": ["swh_Latn"]}
+    settings["corpus"]["path"] = str(tmp_path / "corpus")
+    mixes = {"sources": {"at_least": 2, "at_most": 2}}
+    settings["search"] = {"space": mixes, "retraining": {"seeds": 0}, "selection": {"languages": "sources"}}
+    with pytest.raises(InputError, match=r"in the mix of deu_Latn \+ eng_Latn; take deu_Latn out of `sources`\)"):
+        prepare.prepared(space.build(settings))
+    settings["sources"] = ["eng_Latn", "hin_Deva"]
+    prepare.prepared(space.build(settings))

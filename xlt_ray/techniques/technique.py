@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from xlt_ray.translation.readings import Readings
 
 # Maps tables of texts by language to their pooled features by language, (rows, width) float32, before any step: in
-# fine-tuning computed with the network as it is then, on all workers together; for a probe looked up. Tables without
-# rows are left out.
+# fine-tuning computed with the network as it is then, on all workers together; for a probe looked up.
 Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
 
 # Maps tables of texts by key of their reading to a probe's logits by key, (rows, classes) float32.
