@@ -56,6 +56,8 @@ ARMS: dict[str, Techniques] = {
     "centre, 8 directions removed": {"centre": {"remove": 8}},
     "code_switch": {"code_switch": {}},
     "lora": {"lora": {}},
+    "distil": {"distil": {}},
+    "distil, readings": {"distil": {"teacher": "readings"}},
     "adversarial": {"adversarial": {}},
     "language_id": {"language_id": {}},
     "few_shot, 1 a class": {"few_shot": {"shots": 1}},
@@ -88,7 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # a head that was fine-tuned with directions removed would fail; of the others it would be one long training each
 PROBES_ALONE = {"centre, 8 directions removed", "score 0.1 alone", "original and score 0.1", "weighed by agreement"}
 PROBES_ALONE |= {name for name in ARMS if name.endswith("cross-validated")}
-PROBED = [name for name, one in ARMS.items() if {"lora", "adversarial", "language_id"}.isdisjoint(one)]
+PROBED = [name for name, one in ARMS.items() if {"lora", "distil", "adversarial", "language_id"}.isdisjoint(one)]
 
 
 def main() -> None:

@@ -1,0 +1,126 @@
+"""What an encoder gains in a stage before the task: SIB-200, then a probe on English, with readings or without.
+
+    python benchmarks/stages.py                                     all: some two hours on 2 cores
+    python benchmarks/stages.py --teachers translations --seeds 1
+
+A stage is `distil`: unlabelled rows of all targets learn the features of their English translations, or those of their
+word-by-word readings, as the encoder had them. After it come the probes of benchmarks/readings.py: centred, and with
+readings besides. The first two arms have no stage. A probe on English is the same for every seed, so what a seed
+changes is the stage: its draws and its dropout.
+
+Targets are those of benchmarks/techniques.py. Differences are paired by test sentence, seeds averaged first, with the
+95% interval of the bootstrap. Finished runs are kept in `--work`, and one that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import readings
+import techniques as others
+
+import xlt_ray
+from xlt_ray.evaluation.comparison import compare_seeds
+from xlt_ray.evaluation.predictions import Predictions, load_predictions
+
+STAGE = {
+    "epochs": 8,
+    "batch_size": 16,
+    "unlabelled_rows": 64,
+    "learning_rate": 1e-4,
+    "head_learning_rate": 1e-3,  # the encoder is held by its teacher, so that the head alone learns the task
+    "average_last": 3,
+}
+PROBE = {"method": "probe", **others.CHOSEN}
+PLAIN, READ = "centre", "readings"
+Runs = dict[str, list[Mapping[str, Predictions]]]  # by arm, one a seed
+
+
+def main() -> None:
+    """Do every run that is not done yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=others.SHARED / "data" / "sib200")
+    parser.add_argument("--published", type=Path, default=others.SHARED / "facts" / "sib200_published.csv")
+    parser.add_argument("--languages", type=int, default=24, help="targets, half of them seen")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teachers", nargs="+", default=["translations", "readings"])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/stages"), help="where finished runs are kept")
+    args = parser.parse_args()
+    with args.published.open(encoding="utf-8") as file:
+        seen = {row["code"]: row["in_xlmr"] == "1" for row in csv.DictReader(file)}
+    targets = others.chosen_targets(args.data, seen, args.languages)
+    found: Runs = {PLAIN: [], READ: []}
+    for arm, chosen in ((PLAIN, readings.CENTRE), (READ, readings.READ)):
+        found[arm].append(_run(args, targets, arm, 0, PROBE, chosen)[0])
+    for teacher in args.teachers:
+        name = f"student of {teacher}"
+        for seed in range(args.seeds):
+            own, folder = _run(args, targets, name, seed, STAGE, {"distil": {"teacher": teacher}})
+            found.setdefault(f"{name}, its own head", []).append(own)
+            for arm, chosen in ((f"{name}, {PLAIN}", readings.CENTRE), (f"{name}, {READ}", readings.READ)):
+                made, _ = _run(args, targets, arm, seed, PROBE, chosen, str(folder / "bundle"))
+                found.setdefault(arm, []).append(made)
+    for base in (PLAIN, READ):
+        _print(found, base, {code: seen[code] for code in targets})
+
+
+def _run(
+    args: argparse.Namespace,
+    targets: Sequence[str],
+    arm: str,
+    seed: int,
+    training: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    init: str | None = None,
+) -> tuple[Mapping[str, Predictions], Path]:
+    began = time.monotonic()
+    made = xlt_ray.train(
+        {
+            "name": f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}",
+            "seed": seed,
+            "corpus": {
+                "loader": "files",
+                "path": str(args.data),
+                "label": "category",
+                "id": "index_id",
+                "overlap": "drop_train",
+            },
+            "sources": [readings.ENGLISH],
+            "targets": list(targets),
+            "training": dict(training),
+            "network": {} if init is None else {"init": init},
+            "techniques": dict(chosen),
+            "resources": {"workers": args.workers},
+            "storage": str(args.work),
+            "tracking": {"uri": "off"},
+        },
+        progress=False,
+    )
+    print(f"{arm}, seed {seed}: {(time.monotonic() - began) / 60:.1f} min, {made.folder.name}", flush=True)
+    return load_predictions(made.folder / "predictions.npz"), made.folder
+
+
+def _print(found: Runs, base: str, seen: Mapping[str, bool]) -> None:
+    groups = [[code for code in seen if seen[code] is known] for known in (True, False)]
+    print(f"\naccuracy x 100 on test; difference from {base} [95%]\n")
+    print("| arm | seeds | seen | unseen | seen, difference | unseen, difference |\n|---|---|---|---|---|---|")
+    for arm, runs in found.items():
+        cells = [arm, str(len(runs))]
+        cells += [f"{100 * np.mean([one[c].accuracy for one in runs for c in codes]):.1f}" for codes in groups]
+        for codes in groups:
+            sides = [[{code: one[code] for code in codes} for one in side] for side in (runs, found[base] * len(runs))]
+            gain = compare_seeds(*sides)
+            shown = f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+            cells.append("" if arm == base else shown)
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
