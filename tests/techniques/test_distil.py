@@ -15,15 +15,17 @@ import pytest
 import torch
 from test_adversarial import train
 from test_catalogue import parallel_corpus, run_of
+from torch import distributed
 from workers import on_workers
 
 from xlt_ray import techniques
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
+from xlt_ray.corpora.corpus import bitext
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.search import prepare, space
-from xlt_ray.supervision import PARALLEL, UNLABELLED
+from xlt_ray.supervision import PARALLEL, UNLABELLED, ZERO_SHOT
 from xlt_ray.techniques.losses.distil import Student
 from xlt_ray.techniques.technique import Available, Material
 from xlt_ray.training import loop, setup
@@ -204,20 +206,35 @@ def without_counterparts(corpus: Path, folder: Path) -> Path:
     return folder
 
 
+def train_apart(settings: Settings) -> Any:
+    """Train with a cache of this worker's own, as on machines without a common disk."""
+    apart = copy.deepcopy(settings)
+    apart["corpus"]["cache_dir"] += f"-{distributed.get_rank()}"
+    return train(apart)
+
+
 @pytest.mark.parametrize("teacher", ["translations", "readings"])
-def test_one_loss_curve_on_one_and_two_workers(
+def test_one_loss_curve_on_one_and_two_workers_whose_caches_differ(
     settings: Settings, teacher: str, parallel_corpus: Path, tmp_path: Path
 ) -> None:
     settings["corpus"]["path"] = str(without_counterparts(parallel_corpus, tmp_path / "corpus"))
     settings = distilled(settings, teacher=teacher, scores=[0.5])
     settings["network"] |= {"dropout": 0.0}
     settings["mixture"] = {"draws_per_epoch": 65}
-    workers = on_workers(2, train, copy.deepcopy(settings))
-    settings["corpus"]["cache_dir"] += "-alone"
     losses, weights, facts = train(settings)
+    cache = Path(settings["corpus"]["cache_dir"])
+    kept = sorted((cache / "features").iterdir())
+    for file in kept[::2]:  # the second worker has computed some before, and the first one none
+        (tmp_path / "cache-1" / "features").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "cache-1" / "features")
+    workers = on_workers(2, train_apart, settings)
     assert workers[0][0] == workers[1][0] == pytest.approx(losses, rel=1e-4)
     assert max(float(np.abs(array - weights[name]).max()) for name, array in workers[0][1].items()) < 1e-3
     assert workers[0][2] == workers[1][2] == pytest.approx(facts, abs=1e-3)
+    for rank in range(2):
+        assert [file.name for file in sorted((tmp_path / f"cache-{rank}" / "features").iterdir())] == [
+            file.name for file in kept
+        ]
 
 
 def test_no_text_is_encoded_twice_by_the_same_weights(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +319,10 @@ def test_a_language_without_translations_has_read_texts_alone(settings: Settings
     found, material = with_ids(distilled(settings, teacher=teacher), unrelated)
     rungs = techniques.supervised(found.experiment, CODES, material.texts, {}, material.bitext)
     assert rungs == {"swh_Latn": UNLABELLED, "hin_Deva": PARALLEL}
+    beside = {code: table.slice(0, 0) if code == "hin_Deva" else table for code, table in material.texts.items()}
+    alone = bitext({"eng_Latn": beside["eng_Latn"]}, {"hin_Deva": material.texts["hin_Deva"]})
+    rungs = techniques.supervised(found.experiment, CODES, beside, {}, alone)
+    assert rungs == {"swh_Latn": ZERO_SHOT, "hin_Deva": ZERO_SHOT}, "no row of theirs learns"
     with pytest.warns(UserWarning, match=r"1 of 2 languages have no translations.*\n  swh_Latn: "):
         student(distilled(settings, teacher=teacher), material)
 

@@ -52,10 +52,11 @@ def test_saved_and_loaded_is_the_same_network_optimiser_and_place(tmp_path: Path
     other = Small()
     frozen = other.frozen.weight.clone()
     other_optimizer = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=9.0)
-    found = checkpoint.restore(checkpoint.load(tmp_path, other), other, other_optimizer)
-    assert found[0] == progress
-    assert torch.equal(found[1]["trained.bias"], average["trained.bias"])
-    assert torch.equal(found[2]["kept"], best["kept"])
+    content = checkpoint.load(tmp_path, other)
+    assert content["progress"] == progress
+    found = checkpoint.restore(content, other, other_optimizer)
+    assert torch.equal(found[0]["trained.bias"], average["trained.bias"])
+    assert torch.equal(found[1]["kept"], best["kept"])
     assert torch.equal(other.frozen.weight, frozen)
     assert all(torch.equal(a, b) for a, b in zip(network.trained.parameters(), other.trained.parameters(), strict=True))
     assert torch.equal(other.kept, network.kept)

@@ -165,14 +165,12 @@ def embed(
     return dict(_sharded(network, network.features, width, tables, inputs, progress))
 
 
-def on_any_worker(flags: Mapping[str, bool], network: Network) -> dict[str, bool]:
-    """Return which of the flags, the same names on all workers, are set on any of `torch.distributed`'s workers."""
-    if not distributed.is_initialized():
-        return dict(flags)
-    names = sorted(flags)
-    summed = torch.tensor([float(flags[name]) for name in names], device=next(network.parameters()).device)
-    distributed.all_reduce(summed)
-    return {name: count > 0 for name, count in zip(names, summed.tolist(), strict=True)}
+def on_any_worker(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Return which flags, as many on all, are set on any of `torch.distributed`'s workers."""
+    counts = torch.tensor(list(map(int, flags)), device=device)
+    if distributed.is_initialized():
+        distributed.all_reduce(counts)
+    return [count > 0 for count in counts.tolist()]
 
 
 def temperature(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> float:

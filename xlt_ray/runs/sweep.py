@@ -33,7 +33,7 @@ from xlt_ray.model import encoders
 from xlt_ray.reports import plots
 from xlt_ray.reports.page import percent, terminal_table
 from xlt_ray.runs import run
-from xlt_ray.runs.storage import RunFolder, key, open_folder
+from xlt_ray.runs.storage import RunFolder, open_folder
 from xlt_ray.supervision import highest, shown
 from xlt_ray.training import cluster, embedding, frozen
 from xlt_ray.training.checks import prepare
@@ -50,7 +50,7 @@ class Result:
     shots: int  # 0: none, which is zero-shot
     draw: int
     key: str  # of the configuration
-    corpus: str  # fingerprint of the rows
+    corpus: str  # fingerprint of the rows, and a digest of files that techniques read
     accuracy: Mapping[str, float]
     role: Mapping[str, str]
     seen: Mapping[str, bool | None]  # by the encoder in pre-training
@@ -134,7 +134,7 @@ def sweep(
     file, corpus = folder.local / RESULTS, _corpus(prepared)
     earlier = [Result(**record) for _, record in records(file) if record]
     known = {(one.key, one.corpus): one for one in earlier}
-    keys = {setting: (key(at(prepared.experiment, *setting), ""), corpus) for setting in wanted}
+    keys = {setting: (at(prepared.experiment, *setting).key(), corpus) for setting in wanted}
     results = {setting: known[key] for setting, key in keys.items() if key in known}
     missing = [setting for setting in wanted if setting not in results]
     probing = experiment.training.method == "probe"
@@ -144,8 +144,9 @@ def sweep(
     try:
         with closing(JsonLines(file)) as journal:
             for one in probes if probing else runs:  # generators, of which the other one does nothing
-                journal.append(asdict(one))
-                results[one.shots, one.draw] = one
+                made = replace(one, corpus=corpus)  # as it was read, should a file change meanwhile
+                journal.append(asdict(made))
+                results[made.shots, made.draw] = made
         found = Sweep(folder, experiment.name, dict(sorted(results.items())))
         write(found)
     finally:
@@ -164,7 +165,8 @@ def _folder(experiment: Experiment, out: Path | None) -> RunFolder:
 
 
 def _corpus(setup: Setup) -> str:
-    return setup.corpus.fingerprint[:32]
+    read = techniques.digest(setup.experiment.techniques)
+    return f"{setup.corpus.fingerprint[:32]}-{read[:16]}" if read else setup.corpus.fingerprint[:32]
 
 
 def _setup(prepared: Setup, setting: Setting) -> Setup:
@@ -177,7 +179,7 @@ def _result(setup: Setup, setting: Setting, accuracy: Mapping[str, float], place
     """Return the result of a setting; `places` are role and pre-training of each language."""
     return Result(
         *setting,
-        key=key(setup.experiment, ""),
+        key=setup.experiment.key(),
         corpus=_corpus(setup),
         accuracy=accuracy,
         role={code: str(one.role) for code, one in places.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pyarrow as pa
@@ -18,7 +19,10 @@ from xlt_ray.training.checks import prepare
 
 
 def check(search: Search, corpus: Corpus) -> None:
-    """Raise InputError where a technique, or what the space makes of it, cannot be used in a mix of the pool."""
+    """Raise InputError where a technique, or what the space makes of it, cannot be used in a mix of the pool.
+
+    The whole pool is tried, each language alone, and each as the first of a smallest mix with those after it.
+    """
     alone = 1 in search.sizes
     alone |= bool(search.settings.retraining.seeds) and "best_single" in search.settings.retraining.baselines
     mixes = [search.pool, *([(code,) for code in search.pool] if alone and len(search.pool) > 1 else [])]
@@ -41,7 +45,10 @@ def check(search: Search, corpus: Corpus) -> None:
                         f"techniques.{reading[0]}: a search compares mixes on texts as they stand; take it out, and "
                         "add it to the chosen mix for `xlt train`"
                     )
-                checks.check(chosen, experiment, corpus)
+                with warnings.catch_warnings():
+                    if sources != search.pool:  # they would say of every mix what they say of the pool
+                        warnings.simplefilter("ignore")
+                    checks.check(chosen, experiment, corpus)
             except InputError as error:
                 if sources == search.pool:
                     raise InputError(f"{place}{error}") from None

@@ -151,18 +151,18 @@ def digest(chosen: Mapping[str, Mapping[str, Any]]) -> str:
     lines: list[str] = []
     for name, parameter, where in paths(chosen):
         path = Path(where).expanduser()
-        if path.is_dir():
-            root, patterns = path, [f"*{ending}" for ending in DICTIONARIES]
-        else:
-            root = Path(os.path.dirname(str(path).partition("{")[0]))
-            inside = re.sub(r"\{[a-z]+\}", "*", glob.escape(os.path.relpath(path, root)))
-            patterns = [inside, *([f"{inside.removesuffix('.index')}.dict*"] if inside.endswith(".index") else [])]
-        files = [file for pattern in patterns for file in root.glob(pattern) if file.is_file()]
         try:
-            lines += [f"{file.relative_to(root)}\0{durable.digest(file)}\n" for file in files]
+            if path.is_dir():
+                root, patterns = path, [f"*{ending}" for ending in DICTIONARIES]
+            else:
+                root = Path(os.path.dirname(str(path).partition("{")[0]))
+                inside = re.sub(r"\{[a-z]+\}", "*", glob.escape(os.path.relpath(path, root)))
+                patterns = [inside, *([f"{inside.removesuffix('.index')}.dict*"] if inside.endswith(".index") else [])]
+            for file in (file for pattern in patterns for file in root.glob(pattern) if file.is_file()):
+                lines.append("\0".join((name, parameter, str(file.relative_to(root)), durable.digest(file))))
         except OSError as error:
             raise InputError(f"techniques.{name}.{parameter}: {error}; let it be read, or take it away") from None
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() if lines else ""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() if lines else ""
 
 
 def load(name: str) -> type[Technique]:

@@ -64,10 +64,8 @@ def load(folder: Path, network: nn.Module) -> dict[str, Any]:
     return content | {"progress": Progress(**content["progress"])}
 
 
-def restore(
-    content: dict[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, Weights, Weights]:
-    """Restore network and optimiser, in place, from what was loaded; return (progress, average, best)."""
-    restore_weights(network, content["network"])
+def restore(content: dict[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Weights, Weights]:
+    """Restore network and optimiser, in place, from what was loaded; return (average, best)."""
+    restore_weights(network, content.pop("network"))  # they need not be held twice
     optimizer.load_state_dict(content["optimizer"])
-    return content["progress"], content["average"], content["best"]
+    return content["average"], content["best"]

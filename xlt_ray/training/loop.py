@@ -56,7 +56,7 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
     average: Weights = {}
     best: Weights = {}
     if saved is not None:
-        progress, average, best = checkpoint.restore(saved, run.network, optimizer)
+        average, best = checkpoint.restore(saved, run.network, optimizer)
     if world > 1:
         forward = DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
     return TrainingState(run, forward, optimizer, progress, average, best)

@@ -254,24 +254,26 @@ class Run:
         """Return what `embed` would, from `corpus.cache_dir` where the same weights have computed it before.
 
         What is missing there is computed by all workers together, a piece at a time, so that a call after a kill
-        computes only the rest. Meant for an encoder as training begins, since later its weights are new at each call.
+        computes only the rest; they must ask for the same tables in the same order. Meant for an encoder as training
+        begins, since later its weights are new at each call.
         Raises FloatingPointError where features are no numbers.
         """
         config = self.experiment.network
         identity = encoders.fingerprint(network.encoder_source(config), config.revision)
         encoder = f"{identity} {network.digest(self.network.encoder)}"  # of tokenizer and configuration, and of weights
         pieces = Pieces.of(self.experiment, tables, encoder, precision)
-        lacking = evaluate.on_any_worker({file.name: not file.is_file() for file in pieces.tables}, self.network)
+        device = next(self.network.parameters()).device
+        lacking = evaluate.on_any_worker([not file.is_file() for file in pieces.tables], device)
+        missing = [item for item, lacks in zip(pieces.tables.items(), lacking, strict=True) if lacks]
         report, total = counting(self.emit, "embed"), sum(piece.num_rows for piece in pieces.tables.values())
-        done = total - sum(piece.num_rows for file, piece in pieces.tables.items() if lacking[file.name])
-        for file, piece in sorted(pieces.tables.items()):  # in one order on all workers
-            if lacking[file.name]:
-                found = evaluate.embed(self.network, {"": piece}, self.inputs(precision))[""]
-                features.refuse_broken(found, precision, config.init)
-                if not file.is_file():  # workers that share a disk write the same
-                    features.write(file, found)
-                done += piece.num_rows
-                report(done, total)
+        done = total - sum(piece.num_rows for _, piece in missing)
+        for file, piece in missing:
+            found = evaluate.embed(self.network, {"": piece}, self.inputs(precision))[""]
+            features.refuse_broken(found, precision, config.init)
+            if not file.is_file():  # workers that share a disk write the same
+                features.write(file, found)
+            done += piece.num_rows
+            report(done, total)
         return pieces.read()
 
     def inputs(self, precision: str) -> Inputs:

@@ -53,8 +53,8 @@ class Distil(Technique):
         "teacher: readings, any rows of targets, and rows of equal ids or corpus.parallel for lexicons"
     )
     cost: ClassVar[str] = (
-        "several times the updates' time, see training.unlabelled_rows; the teacher encodes texts once, and every "
-        "worker holds their features (4 bytes x width a row)"
+        "twice the rows an update, see training.unlabelled_rows; 1 s a language for lexicons, on every worker; the "
+        "teacher encodes texts once, and every worker holds their features (4 bytes x width a row)"
     )
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
     reads: ClassVar[Reads] = "parallel"
@@ -78,11 +78,14 @@ class Distil(Technique):
         self, experiment: Experiment, targets: Collection[str], there: Collection[str]
     ) -> Mapping[str, Reads]:
         """Return what it reads of each target: of one without translations, texts alone."""
-        found = dict(super().reads_each(experiment, targets, there))
-        if isinstance(there, Mapping):
-            faults = self._faults(self._usable(there), found, experiment.sources[0])
-            found |= {code: "unlabelled" for code, fault in faults.items() if fault}
-        return found
+        if not isinstance(there, Mapping):
+            return super().reads_each(experiment, targets, there)
+        # a language that has parallel text alone has no row that learns
+        beside = {code: table["beside"] for code, table in there.items() if "beside" in table.column_names}
+        own = [code for code in there if code not in beside or not pc.all(beside[code]).as_py()]
+        found = dict(super().reads_each(experiment, targets, own))
+        faults = self._faults(self._usable(there), found, experiment.sources[0])
+        return found | {code: "unlabelled" for code, fault in faults.items() if fault}
 
     def check(self, available: Available) -> None:
         """Refuse a run in which no language has translations, and warn of those that have none."""
@@ -103,13 +106,14 @@ class Distil(Technique):
     ) -> nn.Module:
         """Return the distance from the teacher's features, which are computed here, by the encoder as it begins."""
         texts, pivot = material.texts, material.experiment.sources[0]
-        read = self._read(material, on_progress)
-        places = {code: _counterparts(texts[code], texts[pivot]) for code in texts if code in read}
+        read, places = self._read(material, on_progress), {}
         if self.teacher == "translations":
-            whole = {code for code, of in places.items() if (of >= 0).all()}
-            read = {code: {code: texts[code]} for code in texts if code not in whole or code == pivot}
+            places = {code: _counterparts(texts[code], texts[pivot]) for code in read if code != pivot}
+            alone = [code for code in texts if code not in places or places[code].min() < 0]
+            read = {code: {code: texts[code]} for code in alone}
+        first = {f"{code}, measured": texts[code].slice(0, MEASURED) for code in texts if code not in read}
         # in one order on all workers, which compute the same pieces together
-        features = embed({key: table for tables in read.values() for key, table in tables.items()})
+        features = embed({key: table for tables in (*read.values(), first) for key, table in tables.items()})
         origin = features[pivot].mean(0)
         scale = float(np.square(features[pivot] - origin).sum(1).mean())
         if not scale > 0:
@@ -119,29 +123,29 @@ class Distil(Technique):
             )
         wanted: dict[int, np.ndarray] = {}
         for code in texts:
-            about = [features[key] - features[key].mean(0) for key in read.get(code, ())]
-            found = np.mean(about, axis=0) + origin if about else np.zeros((texts[code].num_rows, len(origin)))
-            if code == pivot:
-                found = features[pivot]
-            elif self.teacher == "translations" and code in places:
-                found = np.where(places[code][:, None] < 0, found, features[pivot][places[code]])
+            found = features[pivot] if code == pivot else features[pivot][places[code]] if code in places else None
+            if code in read and code != pivot:
+                own = np.mean([features[key] - features[key].mean(0) for key in read[code]], axis=0) + origin
+                found = own if found is None else np.where(places[code][:, None] < 0, own, found)
+            assert found is not None, "what has no translation is read as it stands"
             wanted[network.index(code)] = found
         term = Student(wanted, len(network.languages), scale, self.weight)
-        term.before = self._distance(network, embed, material, term)
+        own_features = {code: features[code if code in read else f"{code}, measured"] for code in texts}
+        term.before = self._distance(network, own_features, pivot, term)
         return term
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
         """Measure how far features are from those that were to be learned, before training and after."""
         term = network.terms[self.name]
         assert isinstance(term, Student)
-        after = self._distance(network, embed, material, term)
+        features = embed({code: table.slice(0, MEASURED) for code, table in material.texts.items()})
+        after = self._distance(network, features, material.experiment.sources[0], term)
         return {"distance_before": term.before, "distance_after": after}
 
-    def _distance(self, network: Network, embed: Embed, material: Material, term: Student) -> float:
+    def _distance(self, network: Network, features: Mapping[str, np.ndarray], pivot: str, term: Student) -> float:
         """Return the mean over languages, but the pivot, of the distance on some of the rows that are trained on."""
-        pivot = material.experiment.sources[0]
-        sample = {code: table.slice(0, MEASURED) for code, table in material.texts.items() if code != pivot}
-        return float(np.mean([term.distance(network.index(code), rows) for code, rows in embed(sample).items()]))
+        others = {network.index(code): rows[:MEASURED] for code, rows in features.items() if code != pivot}
+        return float(np.mean([term.distance(index, rows) for index, rows in others.items()]))
 
     def _read(self, material: Material, on_progress: OnProgress) -> dict[str, dict[str, pa.Table]]:
         """Return how the teacher reads texts: their tables by language and key of a reading, the original among them.
@@ -232,7 +236,7 @@ class Student(nn.Module):
         sizes = np.zeros(languages, dtype=np.int64)
         for index, rows in targets.items():
             sizes[index] = len(rows)
-        whole = np.concatenate([targets[index] for index in sorted(targets)]).astype(np.float32)
+        whole = np.concatenate([targets[index] for index in sorted(targets)]).astype(np.float32, copy=False)
         self.register_buffer("targets", torch.from_numpy(whole), persistent=False)
         self.register_buffer("starts", torch.from_numpy(np.cumsum(sizes) - sizes), persistent=False)
 
