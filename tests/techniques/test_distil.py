@@ -65,7 +65,7 @@ def student(settings: Settings, material: Material | None = None, embed: Any = m
 
 def learned(term: Student, run: setup.Run, code: str) -> np.ndarray:
     start = int(term.starts[run.network.index(code)])
-    return term.targets[start : start + run.setup.material.texts[code].num_rows].numpy()
+    return term.targets[start : start + run.setup.unlabelled[code].num_rows].numpy()
 
 
 # what is learned
@@ -111,6 +111,31 @@ def test_of_readings_the_mean_of_what_each_has_about_its_own_mean_is_learned(set
 def test_a_source_is_read_as_the_pivot_too(settings: Settings) -> None:
     term, run = student(distilled(settings) | {"sources": ["eng_Latn", "swh_Latn"]})
     np.testing.assert_allclose(learned(term, run, "swh_Latn"), learned(term, run, "eng_Latn"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("teacher", ["translations", "readings"])
+def test_parallel_text_beside_the_corpus_is_learned_too(settings: Settings, tmp_path: Path, teacher: str) -> None:
+    rows = [f"eng{i % 60} eng{i * 7 % 60} engp{i}\tswh{i % 60} swh{i * 7 % 60} swhp{i}" for i in range(110)]
+    (tmp_path / "beside.tsv").write_text("\n".join(["eng_Latn\tswh_Latn", *rows]) + "\n")
+    settings["corpus"] |= {"id": None, "parallel": str(tmp_path / "beside.tsv")}
+    with pytest.warns(UserWarning, match="hin_Deva"):
+        term, run = student(distilled(settings, teacher=teacher, scores=[0.5]))
+    assert [run.setup.unlabelled[code].num_rows for code in CODES] == [230, 120, 230]
+    features = made_up(run.setup.unlabelled)
+    found, origin = learned(term, run, "swh_Latn"), features["eng_Latn"].mean(0)
+    if teacher == "translations":
+        np.testing.assert_allclose(found[120:], features["eng_Latn"][120:], rtol=1e-6)
+        own = features["swh_Latn"] - features["swh_Latn"].mean(0) + origin
+        np.testing.assert_allclose(found[:120], own[:120], rtol=1e-4, atol=1e-5)
+    else:
+        np.testing.assert_allclose(found.mean(0), origin, rtol=1e-3, atol=1e-4)
+    assert techniques.supervised(run.experiment, CODES, run.setup.material.texts, {}, run.setup.material.bitext) == {
+        "swh_Latn": PARALLEL,
+        "hin_Deva": UNLABELLED,
+    }
+    state = loop.begin(run)
+    batches = state.feed.batches(state.feed.plan(0)[0], np.arange(16), Progress(step=2), total=10)
+    assert max(int(batch["row"].max()) for batch in batches) >= 120
 
 
 # the loss
@@ -319,10 +344,10 @@ def test_a_language_without_translations_has_read_texts_alone(settings: Settings
     found, material = with_ids(distilled(settings, teacher=teacher), unrelated)
     rungs = techniques.supervised(found.experiment, CODES, material.texts, {}, material.bitext)
     assert rungs == {"swh_Latn": UNLABELLED, "hin_Deva": PARALLEL}
-    beside = {code: table.slice(0, 0) if code == "hin_Deva" else table for code, table in material.texts.items()}
-    alone = bitext({"eng_Latn": beside["eng_Latn"]}, {"hin_Deva": material.texts["hin_Deva"]})
-    rungs = techniques.supervised(found.experiment, CODES, beside, {}, alone)
-    assert rungs == {"swh_Latn": ZERO_SHOT, "hin_Deva": ZERO_SHOT}, "no row of theirs learns"
+    english = {"eng_Latn": material.texts["eng_Latn"]}
+    alone = bitext(english, {"hin_Deva": material.texts["hin_Deva"]})
+    rungs = techniques.supervised(found.experiment, CODES, english, {}, alone)
+    assert rungs == {"swh_Latn": ZERO_SHOT, "hin_Deva": PARALLEL}, "of Swahili there is no text"
     with pytest.warns(UserWarning, match=r"1 of 2 languages have no translations.*\n  swh_Latn: "):
         student(distilled(settings, teacher=teacher), material)
 

@@ -141,6 +141,10 @@ def bitext(
             both = (found[code], parallel[code])
             beside = np.repeat([False, True], [table.num_rows for table in both])
             whole = pa.concat_tables(both, promote_options="permissive")
+            if "text_pair" in whole.column_names:  # parallel text has none
+                whole = whole.set_column(
+                    whole.schema.get_field_index("text_pair"), "text_pair", pc.fill_null(whole["text_pair"], "")
+                )
             found[code] = whole.append_column("beside", pa.array(beside))
     return found
 

@@ -29,7 +29,7 @@ class Feed:
         """Measure the train rows of a run, and make ready the techniques that change them."""
         self.run, self.rank, self.world = run, rank, world
         self.device = next(run.network.parameters()).device
-        mix, material = run.experiment.mixture, run.setup.material
+        mix = run.experiment.mixture
         tables = run.setup.tables("train")
         self.train = {code: table for code, table in tables.items() if mix.weights.get(code, 1.0) > 0}
         self.lengths = {code: lengths(table, run.tokenize) for code, table in self.train.items()}
@@ -37,7 +37,7 @@ class Feed:
         self.weights = mixture.label_weights(known, run.network.head.out_features, mix)
         self.examples = run.setup.prepare_techniques(counting(run.emit, "prepare"))
         self.joining = _joining(run)
-        self.texts = dict(material.texts) if self.joining else {}
+        self.texts = dict(run.setup.unlabelled) if self.joining else {}
 
     def plan(self, epoch: int) -> tuple[Draws, list[np.ndarray]]:
         """Return an epoch's draws, and the positions among them of each of its updates; the same on every worker."""
@@ -52,7 +52,7 @@ class Feed:
         """Yield this worker's part of an update, one of `total`, in steps under the token budget.
 
         A batch has the encoder's inputs, (rows, tokens), and for each row its `label`, `weight`, `language` and `share`
-        (see `Objective`), and its `row` in `Material.texts` of its language, -1 for labelled draws; `progress` is a
+        (see `Objective`), and its `row` in `Setup.unlabelled` of its language, -1 for labelled draws; `progress` is a
         number from 0 to 1.
         """
         own = positions[self.rank :: self.world]

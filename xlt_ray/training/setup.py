@@ -132,6 +132,12 @@ class Setup:
         return [one.prepare(self.material, on_progress) for one in self.techniques if one.changes_examples]
 
     @property
+    def unlabelled(self) -> Mapping[str, pa.Table]:
+        """The rows that join updates where a loss wants any, by language."""
+        parallel = any(one.wants_parallel for one in self.techniques)
+        return self.material.bitext if parallel else self.material.texts
+
+    @property
     def measured(self) -> tuple[str, ...]:
         """The languages whose test rows are predicted."""
         return self.corpus.measured(self.experiment.sources, self.experiment.targets)

@@ -49,8 +49,8 @@ class Distil(Technique):
     name: ClassVar[str] = "distil"
     paper: ClassVar[str] = "Reimers and Gurevych 2020, arXiv 2004.09813; Heffernan et al. 2022, arXiv 2205.12654"
     needs: ClassVar[str] = (
-        "100 or more unlabelled train (else dev) rows of targets with the ids of rows of the first source; with "
-        "teacher: readings, any rows of targets, and rows of equal ids or corpus.parallel for lexicons"
+        "100 or more unlabelled train (else dev) rows of targets with the ids of rows of the first source, or "
+        "corpus.parallel; with teacher: readings, any rows of targets besides"
     )
     cost: ClassVar[str] = (
         "twice the rows an update, see training.unlabelled_rows; 1 s a language for lexicons, on every worker; the "
@@ -59,6 +59,7 @@ class Distil(Technique):
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
     reads: ClassVar[Reads] = "parallel"
     wants_unlabelled: ClassVar[bool] = True
+    wants_parallel: ClassVar[bool] = True
 
     teacher: Literal["translations", "readings"] = Field(
         "translations",
@@ -78,14 +79,11 @@ class Distil(Technique):
         self, experiment: Experiment, targets: Collection[str], there: Collection[str]
     ) -> Mapping[str, Reads]:
         """Return what it reads of each target: of one without translations, texts alone."""
-        if not isinstance(there, Mapping):
-            return super().reads_each(experiment, targets, there)
-        # a language that has parallel text alone has no row that learns
-        beside = {code: table["beside"] for code, table in there.items() if "beside" in table.column_names}
-        own = [code for code in there if code not in beside or not pc.all(beside[code]).as_py()]
-        found = dict(super().reads_each(experiment, targets, own))
-        faults = self._faults(self._usable(there), found, experiment.sources[0])
-        return found | {code: "unlabelled" for code, fault in faults.items() if fault}
+        found = dict(super().reads_each(experiment, targets, there))
+        if isinstance(there, Mapping):
+            faults = self._faults(there, found, experiment.sources[0])
+            found |= {code: "unlabelled" for code, fault in faults.items() if fault}
+        return found
 
     def check(self, available: Available) -> None:
         """Refuse a run in which no language has translations, and warn of those that have none."""
@@ -94,8 +92,8 @@ class Distil(Technique):
                 f"{PLACE}: learns from unlabelled rows, and training.unlabelled_rows is 0; leave it at its default"
             )
         pivot = available.experiment.sources[0]
-        learning = [code for code in available.languages if code in available.texts and code != pivot]
-        self._tell(self._faults(self._usable(available.bitext), learning, pivot), pivot)
+        rows = available.bitext
+        self._tell(self._faults(rows, [code for code in rows if code != pivot], pivot), pivot)
 
     def loss_term(
         self,
@@ -105,7 +103,7 @@ class Distil(Technique):
         on_progress: OnProgress = lambda done, total: None,
     ) -> nn.Module:
         """Return the distance from the teacher's features, which are computed here, by the encoder as it begins."""
-        texts, pivot = material.texts, material.experiment.sources[0]
+        texts, pivot = material.bitext, material.experiment.sources[0]
         read, places = self._read(material, on_progress), {}
         if self.teacher == "translations":
             places = {code: _counterparts(texts[code], texts[pivot]) for code in read if code != pivot}
@@ -138,7 +136,7 @@ class Distil(Technique):
         """Measure how far features are from those that were to be learned, before training and after."""
         term = network.terms[self.name]
         assert isinstance(term, Student)
-        features = embed({code: table.slice(0, MEASURED) for code, table in material.texts.items()})
+        features = embed({code: table.slice(0, MEASURED) for code, table in material.bitext.items()})
         after = self._distance(network, features, material.experiment.sources[0], term)
         return {"distance_before": term.before, "distance_after": after}
 
@@ -153,10 +151,10 @@ class Distil(Technique):
         Of `translations` only languages that have some are there. Warns of languages without, and raises InputError
         where none is left.
         """
-        rows, pivot = self._usable(material.bitext), material.experiment.sources[0]
+        rows, pivot = material.bitext, material.experiment.sources[0]
         settings = induced.Settings(min(self.scores), True, material.experiment.corpus.cache_dir)
-        faults = self._faults(rows, [code for code in material.texts if code != pivot], pivot)
-        found = {code: {code: table} for code, table in material.texts.items()}
+        faults = self._faults(rows, [code for code in rows if code != pivot], pivot)
+        found = {code: {code: table} for code, table in rows.items()}
         for number, code in enumerate(faults, start=1):
             pair = (code, pivot)
             if faults[code] is None and induced.fault(pair, rows) is None:  # else there are no words to tell by
@@ -170,15 +168,6 @@ class Distil(Technique):
             found = {code: tables for code, tables in found.items() if faults.get(code) is None}
         return found
 
-    def _usable(self, rows: Bitext) -> Bitext:
-        """Return the rows whose translations count: a text learns from a translation that is a row of the corpus."""
-        if self.teacher == "readings":
-            return rows
-        beside = {code: table["beside"] for code, table in rows.items() if "beside" in table.column_names}
-        return {
-            code: table.filter(pc.invert(beside[code])) if code in beside else table for code, table in rows.items()
-        }
-
     def _faults(self, rows: Bitext, languages: Collection[str], pivot: str) -> dict[str, str | None]:
         """Return why a language has no translations, None where it has some."""
         if self.teacher == "readings":
@@ -191,11 +180,10 @@ class Distil(Technique):
     def _tell(self, faults: Mapping[str, str | None], pivot: str) -> None:
         lacking = {code: fault for code, fault in faults.items() if fault}
         if len(lacking) == len(faults):
-            more = ", corpus.parallel" if self.teacher == "readings" else ""
             raise InputError(
                 f"{PLACE}: no language has rows that can be learned from as translations of {FEWEST_PAIRS} or more "
-                f"rows of {pivot}; give parallel rows (equal ids, corpus.id{more}), put a source that has some first "
-                f"in sources, or take it out{shown(lacking)}"
+                f"rows of {pivot}; give parallel rows (equal ids, corpus.id), parallel text (corpus.parallel), put a "
+                f"source that has some first in sources, or take it out{shown(lacking)}"
             )
         if lacking:
             warnings.warn(
