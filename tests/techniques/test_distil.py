@@ -202,6 +202,25 @@ def test_an_encoder_that_tells_no_texts_apart_is_refused(settings: Settings) -> 
         )
 
 
+def test_the_task_trains_the_head_alone(settings: Settings) -> None:
+    settings["network"] |= {"dropout": 0.0}
+    settings["training"]["clip"] = 1e9  # by the norm of all gradients, those of the head among them
+    runs = [run_of(build(distilled(settings))) for _ in range(2)]
+    for run, table in zip(runs, ([0, 1, 2], [2, 1, 0]), strict=True):  # other labels, and nothing else
+        state = loop.begin(run)
+        train = {code: relabelled(rows, table) for code, rows in state.feed.train.items()}
+        state.feed.train = train
+        state.advance(1)
+    one, other = (run.network.state_dict() for run in runs)
+    moved = {name for name in one if not torch.equal(one[name], other[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def relabelled(rows: pa.Table, table: list[int]) -> pa.Table:
+    labels = pa.array([table[label] for label in rows["label"].to_pylist()], rows["label"].type)
+    return rows.set_column(rows.schema.get_field_index("label"), "label", labels)
+
+
 # in training
 
 

@@ -118,6 +118,7 @@ class Technique(Section):
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
     wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update, of `Material.texts`
     wants_parallel: ClassVar[bool] = False  # and of parallel text: rows of `Material.bitext`
+    holds_encoder: ClassVar[bool] = False  # which learns from loss terms alone, and the head from the task
     replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be available
     adds_languages: ClassVar[bool] = False  # to a finished bundle, from unlabelled text
     # parameters for how many labelled rows a class of a target are taken, and which draw of them

@@ -51,7 +51,8 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
     else:  # measured anew it might be another one
         progress = saved["progress"]
     _add_terms(run, progress.precision)
-    forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing)
+    head_alone = any(one.holds_encoder for one in run.setup.techniques)
+    forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing, head_alone)
     optimizer = _optimizer(run.network, run.experiment.training)
     average: Weights = {}
     best: Weights = {}

@@ -7,7 +7,8 @@ no encoder has seen. Here the teacher is the encoder before training. What it en
 source, the pivot, or the readings of `translate_test`: the text as it stands, and word by word in the pivot.
 
 After training, features of all languages lie about the mean of the pivot. Texts that are served need no lexicon, and
-are encoded once.
+are encoded once. The task trains the head alone: rows without labels would not follow where it takes the features of
+those with labels (measured: 51% on languages where English has 93%).
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Distil(Technique):
     reads: ClassVar[Reads] = "parallel"
     wants_unlabelled: ClassVar[bool] = True
     wants_parallel: ClassVar[bool] = True
+    holds_encoder: ClassVar[bool] = True
 
     teacher: Literal["translations", "readings"] = Field(
         "translations",
@@ -70,9 +72,9 @@ class Distil(Technique):
         (0.3, 0.1, 0.05), min_length=1, max_length=8, description="readings: least score of a translation, for each"
     )
     weight: float = Field(
-        8.0,
+        1.0,
         gt=0,
-        description="of the squared distance, in variances of the first source's features, beside 1 for the task",
+        description="of the squared distance, in variances of the first source's features, beside other losses",
     )
 
     def reads_each(
