@@ -34,7 +34,7 @@ STAGE = {
     "batch_size": 16,
     "unlabelled_rows": 64,
     "learning_rate": 1e-4,
-    "head_learning_rate": 1e-3,  # of the head, which learns the task alone, on features that change less and less
+    "head_learning_rate": 1e-2,  # of the head, which learns the task alone, on features that change less and less
     "average_last": 3,
 }
 PROBE = {"method": "probe", **others.CHOSEN}
