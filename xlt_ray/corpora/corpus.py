@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora.arrow import column_digest, origins_of, with_origin
+from xlt_ray.corpora.arrow import column_digest, origins_of, with_origin, with_texts
 from xlt_ray.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -142,9 +142,7 @@ def bitext(
             beside = np.repeat([False, True], [table.num_rows for table in both])
             whole = pa.concat_tables(both, promote_options="permissive")
             if "text_pair" in whole.column_names:  # parallel text has none
-                whole = whole.set_column(
-                    whole.schema.get_field_index("text_pair"), "text_pair", pc.fill_null(whole["text_pair"], "")
-                )
+                whole = with_texts(whole, {"text_pair": pc.fill_null(whole["text_pair"], "")})
             found[code] = whole.append_column("beside", pa.array(beside))
     return found
 

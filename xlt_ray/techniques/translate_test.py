@@ -33,6 +33,7 @@ from xlt_ray.languages.words import translatable
 from xlt_ray.techniques.technique import Available, Each, Embed, Material, Reads, Score, Technique
 from xlt_ray.translation import induced
 from xlt_ray.translation import readings as reading
+from xlt_ray.translation.lexicons import shown
 from xlt_ray.translation.readings import Readings
 from xlt_ray.translation.translator import Lexicons, pack
 
@@ -149,16 +150,17 @@ class TranslateTest(Technique):
         rows = available.bitext
         faults = {code: self._fault(code, into, rows) for code in targets if code != into}
         lacking = {code: fault for code, fault in faults.items() if fault}
-        shown = "".join(f"\n  {code}: {fault}" for code, fault in list(lacking.items())[:20])
         if len(lacking) == len(faults):
             raise InputError(
                 f"techniques.translate_test: no target has a lexicon into {into}; give parallel rows of {into} "
                 "(equal ids, corpus.id), parallel text (corpus.parallel), name a language that has some in "
-                f"techniques.translate_test.into, or give dictionaries by techniques.translate_test.lexicons{shown}"
+                "techniques.translate_test.into, or give dictionaries by techniques.translate_test.lexicons"
+                f"{shown(lacking)}"
             )
         if lacking:
             warnings.warn(
-                f"techniques.translate_test: {len(lacking)} of {len(faults)} targets are read as they stand{shown}",
+                f"techniques.translate_test: {len(lacking)} of {len(faults)} targets are read as they stand"
+                f"{shown(lacking)}",
                 stacklevel=2,
             )
 
@@ -214,16 +216,16 @@ class TranslateTest(Technique):
         faults = {code: why for code, rate in rates.items() if (why := induced.unlike((code, into), rate))}
         if not faults:
             return []
-        shown = "".join(f"\n  {why}" for why in list(faults.values())[:20])
+        told = "".join(f"\n  {why}" for why in list(faults.values())[:20])
         place = "techniques.translate_test"
         remedy = "leave out corpus.id, or the part of corpus.parallel, whose equal ids are no translations"
         if len(faults) == len(rates):
             raise InputError(
-                f"{place}: no language has rows that translate those of {into}; {remedy}, or take it out{shown}"
+                f"{place}: no language has rows that translate those of {into}; {remedy}, or take it out{told}"
             )
         warnings.warn(
             f"{place}: {len(faults)} of {len(rates)} languages are read as they stand, since their rows do not "
-            f"translate those of {into}; if that is so in others too, {remedy}{shown}",
+            f"translate those of {into}; if that is so in others too, {remedy}{told}",
             stacklevel=2,
         )
         return list(faults)
