@@ -2,11 +2,15 @@
 
     python benchmarks/stages.py                                     all: some two hours on 2 cores
     python benchmarks/stages.py --teachers translations --seeds 1
+    python benchmarks/stages.py --teachers translations --seeds 1 --disjoint
 
 A stage is `distil`: unlabelled rows of all targets learn the features of their English translations, or those of their
 word-by-word readings, as the encoder had them. After it come the probes of benchmarks/readings.py: centred, and with
 readings besides. The first two arms have no stage. A probe on English is the same for every seed, so what a seed
 changes is the stage: its draws and its dropout.
+
+`--disjoint` labels 350 English rows, and all parallel text is of the other 351, so that no row is both labelled and
+translated; a student meets texts of targets only beside their translations.
 
 Targets are those of benchmarks/techniques.py. Differences are paired by test sentence, seeds averaged first, with the
 95% interval of the bootstrap. Finished runs are kept in `--work`, and one that was stopped goes on from there.
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,29 +55,46 @@ def main() -> None:
     parser.add_argument("--languages", type=int, default=24, help="targets, half of them seen")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teachers", nargs="+", default=["translations", "readings"])
+    parser.add_argument("--disjoint", action="store_true", help="translate no row that is labelled")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/stages"), help="where finished runs are kept")
     args = parser.parse_args()
     with args.published.open(encoding="utf-8") as file:
         seen = {row["code"]: row["in_xlmr"] == "1" for row in csv.DictReader(file)}
     targets = others.chosen_targets(args.data, seen, args.languages)
+    stage, probe = _corpora(args, targets)
     found: Runs = {PLAIN: [], READ: []}
     for arm, chosen in ((PLAIN, readings.CENTRE), (READ, readings.READ)):
-        found[arm].append(_run(args, targets, arm, 0, PROBE, chosen)[0])
+        found[arm].append(_run(args, probe, targets, arm, 0, PROBE, chosen)[0])
     for teacher in args.teachers:
         name = f"student of {teacher}"
         for seed in range(args.seeds):
-            own, folder = _run(args, targets, name, seed, STAGE, {"distil": {"teacher": teacher}})
+            own, folder = _run(args, stage, targets, name, seed, STAGE, {"distil": {"teacher": teacher}})
             found.setdefault(f"{name}, its own head", []).append(own)
             for arm, chosen in ((f"{name}, {PLAIN}", readings.CENTRE), (f"{name}, {READ}", readings.READ)):
-                made, _ = _run(args, targets, arm, seed, PROBE, chosen, str(folder / "bundle"))
+                made, _ = _run(args, probe, targets, arm, seed, PROBE, chosen, str(folder / "bundle"))
                 found.setdefault(arm, []).append(made)
     for base in (PLAIN, READ):
         _print(found, base, {code: seen[code] for code in targets})
 
 
+def _corpora(args: argparse.Namespace, targets: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the corpora of the stage and of the probes; of the disjoint protocol they are written first."""
+    if not args.disjoint:
+        return {"path": str(args.data)}, {"path": str(args.data)}
+    probe, stage = (args.work / "data" / name for name in ("disjoint", "disjoint_stage"))
+    readings._write(args.data, probe, (readings.ENGLISH, *targets), "disjoint centre", 0)
+    for code in (readings.ENGLISH, *targets):
+        (stage / code).mkdir(parents=True, exist_ok=True)
+        for split in ("train", "dev", "test") if code == readings.ENGLISH else ("test",):
+            shutil.copy(probe / code / f"{split}.tsv", stage / code)
+    beside = str(probe / "beside.tsv")
+    return {"path": str(stage), "parallel": beside}, {"path": str(probe), "parallel": beside}
+
+
 def _run(
     args: argparse.Namespace,
+    corpus: Mapping[str, Any],
     targets: Sequence[str],
     arm: str,
     seed: int,
@@ -87,7 +109,7 @@ def _run(
             "seed": seed,
             "corpus": {
                 "loader": "files",
-                "path": str(args.data),
+                **corpus,
                 "label": "category",
                 "id": "index_id",
                 "overlap": "drop_train",

@@ -26,7 +26,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.search import prepare, space
 from xlt_ray.supervision import PARALLEL, UNLABELLED, ZERO_SHOT
-from xlt_ray.techniques.losses.distil import Student
+from xlt_ray.techniques.losses.distil import MEASURED, Student
 from xlt_ray.techniques.technique import Available, Material
 from xlt_ray.training import loop, setup
 from xlt_ray.training.checkpoint import Progress
@@ -230,7 +230,7 @@ def test_features_come_nearer_to_what_they_are_to_be(settings: Settings) -> None
     facts = loop.fit(run).facts
     before, after = facts["distil/distance_before"], facts["distil/distance_after"]
     assert after < 0.8 * before
-    sample = {code: run.setup.material.texts[code].slice(0, 60) for code in CODES}
+    sample = {code: run.setup.material.texts[code].slice(0, MEASURED) for code in CODES}
     features = run.embed(sample, "float32")
     fresh = run_of(run.experiment)
     english = fresh.embed({"eng_Latn": sample["eng_Latn"]}, "float32")["eng_Latn"]
