@@ -7,6 +7,7 @@ from typing import Any
 
 STAGES = {
     "check": "reading and checking the corpus",
+    "wait": "waiting for the process that does this work",
     "start": "starting Ray",
     "load": "loading the encoder on the workers",
     "train": "training",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
+import resource
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +50,8 @@ def test_a_local_run_has_a_folder_of_its_key_and_nothing_elsewhere(tmp_path: Pat
     folder = storage.open_run(made, "")
     assert folder.local == tmp_path / "runs" / made.key() and folder.local.is_dir()
     assert folder.remote is None and folder.shown == str(folder.local)
-    assert folder.checkpoints() == (str(folder.local), None)
+    path, files = folder.checkpoints()
+    assert path == str(folder.local) and isinstance(files.handler.fs, storage.WholeFiles)
     folder.upload()
     folder.download("result.json")
     assert list(folder.local.iterdir()) == [] and not (tmp_path / "cache").exists()
@@ -192,3 +197,34 @@ def test_another_dictionary_is_another_run(tmp_path: Path, where: str) -> None:
     changed = folder / ("eng_Latn-swh_Latn.tsv" if where.endswith(".tsv") else "eng_Latn-swh_Latn.dict")
     changed.write_text("house\tnyumbani\n")
     assert key(lexicons=str(tmp_path / where)) != written
+
+
+def test_a_file_of_ray_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    _, files = storage.RunFolder(tmp_path).checkpoints()
+    file = tmp_path / "state.json"
+    file.write_text("old")
+    stream = pickle.loads(pickle.dumps(files)).open_output_stream(str(file))
+    stream.write(b"new" * 100_000)
+    assert file.read_text() == "old", "a kill now leaves the file as it was"
+    stream.close()
+    assert file.read_text() == "new" * 100_000 and list(tmp_path.iterdir()) == [file]
+    with files.open_input_stream(str(file)) as opened:
+        assert opened.read(3) == b"new"
+
+
+def test_a_file_of_ray_for_which_the_disk_has_no_room_leaves_the_one_before(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    file.write_text("old")
+    draft = storage.Draft(file)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a signal, where a full disk is an error
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]))
+    try:
+        with pytest.raises(OSError):
+            draft.write(b"new" * 100_000)
+        with contextlib.suppress(OSError):
+            draft.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]

@@ -100,7 +100,7 @@ def test_a_searcher_that_likes_one_mix_still_proposes_every_other(
         Tried(point, "probe", accuracy={point["sources"][0]: share})
         for point, share in zip(points, (0.9, 0.1, 0.1), strict=True)
     ]
-    searcher = tuning._searcher(judge, probed, [])
+    searcher = tuning._searcher(judge, tuning.Left(3, probed, [], []), [])
     for _ in range(60):
         searcher.add_evaluated_point(found.encode(points[0]), 0.9)
     proposed = []

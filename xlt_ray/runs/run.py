@@ -31,6 +31,8 @@ from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
 from xlt_ray.model.network import Built, Network
 from xlt_ray.reports import readings, report
+from xlt_ray.runs import lease
+from xlt_ray.runs.lease import Held
 from xlt_ray.runs.records import record_end, record_event, record_start
 from xlt_ray.runs.storage import RunFolder, open_run
 from xlt_ray.tracking import courier
@@ -61,7 +63,8 @@ def run(
 ) -> Outcome:
     """Run an experiment, resume it, or return its result if it is finished; raise InputError where it cannot be run.
 
-    That is found before any work. `parent_key` nests the tracked run below the one of that key; `tags` are tracked
+    That is found before any work. Where another process is at it, its progress is shown and its result returned; see
+    `lease.held`. `parent_key` nests the tracked run below the one of that key; `tags` are tracked
     beside the run's own.
     """
     on_event({"stage": "check"})
@@ -69,26 +72,33 @@ def run(
     if loaded.corpus and (done := finished(experiment, loaded.corpus.fingerprint)):
         return done
     setup = checks.prepare(experiment, loaded, counting(on_event, "prepare"))
-    folder = open_run(experiment, setup.corpus.fingerprint)
+    folder, fingerprint = open_run(experiment, setup.corpus.fingerprint), setup.corpus.fingerprint
+    with lease.held(folder, on_event, lambda: finished(experiment, fingerprint)) as held:
+        return held.done or _run(setup, held, parent_key, tags or {})
+
+
+def _run(setup: Setup, held: Held[Outcome], parent_key: str | None, tags: Mapping[str, str]) -> Outcome:
+    """Do, or resume, the run whose folder is held by this process."""
+    experiment, folder = setup.experiment, held.folder
     folder.download("outbox.jsonl", "outbox.sent")
     durable.write(folder.local / "experiment.yaml", dump(experiment))
     run_key = f"{folder.key}-{folder.identity()}"
     outbox = Outbox.open(folder.local, experiment.tracking, run_key, experiment.name, parent_key)
     record_start(outbox, setup)
-    outbox.tags(tags or {})
+    outbox.tags(tags)
     sender = courier.start(outbox)
     try:
-        scores = _train_and_score(setup, folder, outbox, on_event)
+        scores = _train_and_score(setup, folder, outbox, held.on_event)
         outbox.finish("FINISHED")
-        on_event({"stage": "track"})
+        held.on_event({"stage": "track"})
         unsent = sender.close(experiment.tracking.flush_seconds)
     except BaseException as error:
         outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         sender.close(min(10.0, experiment.tracking.flush_seconds))
-        folder.upload()
+        held.upload()
         raise
     durable.write(folder.local / RESULT, json.dumps({"summary": dict(scores.summary), "key": folder.key}))
-    folder.upload()
+    held.upload()
     return Outcome(experiment, folder, scores, unsent, repeated=False)
 
 

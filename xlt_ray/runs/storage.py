@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -11,10 +13,49 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from xlt_ray import durable, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
+
+
+class WholeFiles(LocalFileSystem):
+    """The local disk, on which a written file appears when it is whole; a kill leaves the one before, or none."""
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return Draft(Path(path)) if mode == "wb" else super()._open(path, mode, **options)
+
+
+class Draft(io.BufferedWriter):
+    """A file beside the one that it takes the place of when it is closed, unless writing failed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.draft, self.failed = path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}"), False
+        super().__init__(io.FileIO(self.draft, "wb"))
+
+    def write(self, data: Any) -> int:
+        """Write all of the data."""
+        try:
+            return super().write(data)
+        except BaseException:
+            self.failed = True
+            raise
+
+    def close(self) -> None:
+        """Publish the file, or delete it where writing failed."""
+        if self.closed:
+            return
+        try:
+            super().close()
+        except BaseException:
+            self.failed = True
+            raise
+        finally:
+            if self.failed:
+                self.draft.unlink(missing_ok=True)
+            else:
+                os.replace(self.draft, self.path)
 
 
 @dataclass(frozen=True)
@@ -31,12 +72,11 @@ class RunFolder:
         return str(self.remote.fs.unstrip_protocol(self.remote.path)) if self.remote else str(self.local)
 
     def checkpoints(self) -> tuple[str, Any]:
-        """Return the storage path for Ray Train and, where that is remote, the pyarrow file system to reach it by."""
-        if self.remote is None:
-            return str(self.local), None
+        """Return the storage path for Ray Train and Ray Tune, and the pyarrow file system to reach it by."""
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-        return self.remote.path, PyFileSystem(FSSpecHandler(self.remote.fs))
+        path, files = (str(self.local), WholeFiles()) if self.remote is None else (self.remote.path, self.remote.fs)
+        return path, PyFileSystem(FSSpecHandler(files))
 
     def upload(self) -> None:
         """Bring the remote folder up to date with the local one; do nothing where there is no remote."""

@@ -32,7 +32,8 @@ from xlt_ray.languages import codes as language_codes
 from xlt_ray.model import encoders
 from xlt_ray.reports import plots
 from xlt_ray.reports.page import percent, terminal_table
-from xlt_ray.runs import run
+from xlt_ray.runs import lease, run
+from xlt_ray.runs.lease import Held
 from xlt_ray.runs.storage import RunFolder, open_folder
 from xlt_ray.supervision import highest, shown
 from xlt_ray.training import cluster, embedding, frozen
@@ -129,7 +130,14 @@ def sweep(
     wanted = settings(experiment, shots, draws)
     on_event({"stage": "check"})
     prepared = prepare(at(experiment, max(shots), 0), on_progress=counting(on_event, "prepare"))
-    folder = _folder(experiment, out)
+    held: Held[Sweep]
+    with lease.held(_folder(experiment, out), on_event, lambda: None) as held:
+        return _sweep(prepared, wanted, held, log)
+
+
+def _sweep(prepared: Setup, wanted: Sequence[Setting], held: Held[Sweep], log: Callable[[str], None]) -> Sweep:
+    """Measure what has no result yet in the folder, which is held by this process."""
+    experiment, folder, on_event = prepared.experiment, held.folder, held.on_event
     folder.download(RESULTS)
     file, corpus = folder.local / RESULTS, _corpus(prepared)
     earlier = [Result(**record) for _, record in records(file) if record]
@@ -150,7 +158,7 @@ def sweep(
         found = Sweep(folder, experiment.name, dict(sorted(results.items())))
         write(found)
     finally:
-        folder.upload()
+        held.upload()
     return found
 
 

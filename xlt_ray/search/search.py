@@ -20,6 +20,8 @@ from xlt_ray import durable
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnEvent, counting
+from xlt_ray.runs import lease
+from xlt_ray.runs.lease import Held
 from xlt_ray.runs.run import RESULT
 from xlt_ray.runs.storage import RunFolder, open_folder
 from xlt_ray.search import prepare as search_prepare
@@ -53,12 +55,28 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
     """Run a search, resume it, or read its findings if done; raise InputError before any work where it is not valid."""
     began = time.monotonic()
     on_event({"stage": "check"})
-    session = SearchSession.open(*prepared(search, counting(on_event, "prepare")), on_event, began)
+    search, corpus = prepared(search, counting(on_event, "prepare"))
+    folder = open_folder(search.base, search.key())
+    with lease.held(folder, on_event, lambda: _finished(folder)) as held:
+        session = SearchSession.open(search, corpus, held, began)
+        return _show(session) if held.done else _run(session, held)
+
+
+def _finished(folder: RunFolder) -> bool | None:
+    folder.download(RESULT)
+    return True if (folder.local / RESULT).is_file() else None
+
+
+def _show(session: SearchSession) -> Found:
+    """Return the findings of a finished search: it is recorded, and what is unsent waits for `xlt sync`."""
+    with session:
+        findings, files = session.complete()
+    return Found(session.folder, findings, files, _unsent(session.folder))
+
+
+def _run(session: SearchSession, held: Held[bool]) -> Found:
+    """Do, or resume, the search whose folder is held by this process."""
     search, folder = session.search, session.folder
-    if (folder.local / RESULT).is_file():  # it is recorded, and what is unsent waits for `xlt sync`
-        with session:
-            findings, files = session.complete()
-        return Found(folder, findings, files, _unsent(folder))
     outbox = Outbox.open(folder.local, search.base.tracking, session.run_key, search.base.name)
     records.start(outbox, search)
     sender = courier.start(outbox)
@@ -66,17 +84,17 @@ def run(search: Search, on_event: OnEvent = lambda event: None) -> Found:
         with session:
             findings, files = session.complete()
         records.end(outbox, findings, files)
-        on_event({"stage": "track"})
+        held.on_event({"stage": "track"})
         if outbox.on:
             courier.sync([folder.local / "trials"], outbox.uri, report=lambda line: None)
         sender.close(search.base.tracking.flush_seconds)
     except BaseException as error:
         outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         sender.close(min(10.0, search.base.tracking.flush_seconds))
-        folder.upload()
+        held.upload()
         raise
     durable.write(folder.local / RESULT, json.dumps({"key": search.key()}))
-    folder.upload()
+    held.upload()
     return Found(folder, findings, files, _unsent(folder))
 
 
@@ -101,13 +119,13 @@ class SearchSession:
     _ray_started: bool = field(init=False, default=False)
 
     @classmethod
-    def open(cls, search: Search, corpus: Corpus, on_event: OnEvent, began: float) -> SearchSession:
-        """Open the folder of a prepared search and read its journal; `began` is the `time.monotonic()` of its start."""
-        folder = open_folder(search.base, search.key())
+    def open(cls, search: Search, corpus: Corpus, held: Held[bool], began: float) -> SearchSession:
+        """Read the journal in the folder of a prepared search; `began` is the `time.monotonic()` of its start."""
+        folder = held.folder
         folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE, "outbox.jsonl", "outbox.sent")
         durable.write(folder.local / "search.yaml", to_yaml(search))
         journal = Journal(folder.local / JOURNAL, began)
-        return cls(search, corpus, folder, journal, f"{search.key()}-{folder.identity()}", on_event)
+        return cls(search, corpus, folder, journal, f"{search.key()}-{folder.identity()}", held.on_event)
 
     def __enter__(self) -> SearchSession:
         return self
@@ -226,7 +244,8 @@ class SearchSession:
         if left <= 0:
             return ["search.minutes were used up by screening; nothing was fine-tuned"]
         trials = Trials(judge, self.journal, self.on_event)
-        failed = tuning.fine_tune(judge, data, self.journal.probes(), self.folder.checkpoints(), trials, left)
+        tried = list(self.journal.tried.values())
+        failed = tuning.fine_tune(judge, data, tried, self.folder.checkpoints(), trials, left)
         return trials.notes + failed
 
     def _rules(self, judge: Judge, tried: Sequence[Tried]) -> tuple[RuleChoice, ...]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from pyarrow.fs import FileSelector, LocalFileSystem
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
@@ -167,15 +170,16 @@ def concurrent(search: Search) -> int:
 def fine_tune(
     judge: Judge,
     data: TrialData,
-    screened: Sequence[Tried],
+    tried: Sequence[Tried],
     storage: tuple[str, Any],
     listener: Listener,
     seconds: float,
 ) -> list[str]:
     """Fine-tune mixes, or resume it, report every rung to `listener`, and return failures as sentences.
 
-    The searcher begins with the best of `screened`; all trials end after `seconds`. Raises TrainingError where every
-    trial failed.
+    The searcher begins with the best probes of `tried`; all trials end after `seconds`. Tune resumes from its own
+    state; where that is not whole, those of `tried` that were fine-tuned count as done, and the rest is begun anew.
+    Raises TrainingError where every trial failed.
     """
     search = judge.search
     os.environ.update(TUNE_SETTINGS)
@@ -191,12 +195,14 @@ def fine_tune(
     path = f"{storage[0]}/tune"
     SESSIONS[key] = Session(listener, deadline=time.monotonic() + seconds)
     try:
-        if tune.Tuner.can_restore(path, storage_filesystem=storage[1]):
+        if resumable(path, storage[1]):
             tuner = tune.Tuner.restore(
                 path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=storage[1]
             )
+        elif left := Left.of(search, tried):
+            tuner = _new(judge, trainable, left, storage)
         else:
-            tuner = _new(judge, trainable, screened, storage)
+            return []
         grid = tuner.fit()
         # Tune may have saved a rung that a kill kept out of the journal
         for result in map(grid.__getitem__, range(len(grid))):
@@ -210,24 +216,80 @@ def fine_tune(
     return failures
 
 
-def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple[str, Any]) -> tune.Tuner:
+def resumable(path: str, filesystem: Any) -> bool:
+    """Return whether Tune can go on from the state that it saved; state that is torn is deleted, trials stay.
+
+    Tune writes a list of trials, and the searcher in two files, one after the other. A kill between two of them leaves
+    a searcher that does not know a trial, and proposes it again; a kill within one leaves nothing that can be read.
+    """
+    files = filesystem or LocalFileSystem()
+    found = files.get_file_info(FileSelector(path, allow_not_found=True))
+    state = sorted((one for one in found if one.is_file), key=lambda one: str(one.path))
+    if not state:
+        return False
+
+    def newest(prefix: str) -> bytes:
+        with files.open_input_stream([one.path for one in state if one.base_name.startswith(prefix)][-1]) as stream:
+            return bytes(stream.readall())
+
+    with contextlib.suppress(Exception):  # whatever unpickling raises
+        trials = len(json.loads(newest("experiment_state-"))["trial_data"])
+        searcher = pickle.loads(newest("search_gen_state-"))
+        if "counter" not in searcher:  # of a grid, which is all drawn in the beginning
+            return True
+        pickle.loads(newest("searcher-state-"))
+        if searcher["counter"] == trials:
+            return True
+    for one in state:
+        files.delete_file(one.path)
+    return False
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a search that Tune has no state of has still to fine-tune, which is all of it in the beginning."""
+
+    trials: int
+    probes: Sequence[Tried]
+    ended: Sequence[Tried]
+    begun: Sequence[Tried]  # may not have come to their ends, and are begun again
+
+    @classmethod
+    def of(cls, search: Search, tried: Sequence[Tried]) -> Left | None:
+        """Return what is left after those of `tried`, None where nothing is.
+
+        Of mixes that are not whole, the last measured may have been running when the search was killed, as many as run
+        at once; others had been stopped.
+        """
+        tuned = sorted((one for one in tried if one.fidelity == "fine_tune"), key=lambda one: one.seconds)
+        begun = [one for one in tuned if not one.whole][-concurrent(search) :]
+        ended = [one for one in tuned if one not in begun]
+        trials = search.settings.fine_tuning.trials - len(ended)
+        return cls(trials, [one for one in tried if one.fidelity == "probe"], ended, begun) if trials > 0 else None
+
+
+def _new(judge: Judge, trainable: Any, left: Left, storage: tuple[str, Any]) -> tune.Tuner:
     search, settings = judge.search, judge.search.settings
     first = f"objective_{settings.selection.objectives[0]}"
-    begin = [search.encode(point) for point in starts(judge, screened)]
+    ended = {one.key for one in left.ended}
+    chosen = [search.encode(point) for point in starts(judge, left.probes)]
+    begin = [search.encode(one.point) for one in left.begun]
+    begin += [parameters for parameters in chosen if point_key(search.decode(parameters)) not in ended]
     scheduler: Any = FIFOScheduler()
     if stops_early(search):
         fine = settings.fine_tuning
         scheduler = Halving("epoch", first, "max", search.base.training.epochs, fine.grace_epochs, fine.reduction)
-        scheduler.exempt_key = point_key(search.decode(begin[0])) if begin else None
+        scheduler.exempt_key = point_key(search.decode(chosen[0])) if chosen else None
     grid = settings.searcher == "grid"
     points = search.grid()[: settings.fine_tuning.trials] if grid else []
+    points = [point for point in points if point_key(point) not in ended]
     return tune.Tuner(
         trainable,
         param_space={"point": tune.grid_search(points)} if grid else {},
         tune_config=tune.TuneConfig(
-            num_samples=1 if grid else settings.fine_tuning.trials,
+            num_samples=1 if grid else left.trials,
             max_concurrent_trials=concurrent(search),
-            search_alg=None if grid else _searcher(judge, screened, begin),
+            search_alg=None if grid else _searcher(judge, left, begin),
             scheduler=scheduler,
             reuse_actors=True,
             trial_name_creator=_name,
@@ -246,7 +308,7 @@ def _new(judge: Judge, trainable: Any, screened: Sequence[Tried], storage: tuple
     )
 
 
-def _searcher(judge: Judge, screened: Sequence[Tried], begin: list[dict[str, Any]]) -> NonRepeatingSearch:
+def _searcher(judge: Judge, left: Left, begin: list[dict[str, Any]]) -> NonRepeatingSearch:
     search = judge.search
     objectives = [f"objective_{name}" for name in search.settings.selection.objectives]
     space = proposals.distributions(search)
@@ -258,11 +320,11 @@ def _searcher(judge: Judge, screened: Sequence[Tried], begin: list[dict[str, Any
         points_to_evaluate=begin,
         sampler=proposals.sampler(search, 0, startup=min(STARTUP, max(1, search.settings.fine_tuning.trials // 2))),
     )
-    found.search, found.known = search, set()
-    ranked = judge.ranked(proposals.candidates(search, screened))
-    if search.settings.searcher == "tpe" and single and ranked:
+    found.search, found.known = search, {one.key for one in left.ended}
+    if search.settings.searcher == "tpe" and single:
+        ranked = judge.ranked(proposals.candidates(search, left.probes))
         step = max(1, len(ranked) // WARM)
-        for one in ranked[::step]:
+        for one in (*ranked[::step], *judge.ranked([one for one in left.ended if one.whole])):
             found.add_evaluated_point(search.encode(one.point), judge.value(one) or 0.0)
     return found
 
