@@ -1,4 +1,4 @@
-"""cluster.yaml is a file Ray's launcher accepts, and what it names in this repository is there."""
+"""The cluster files are what Ray's launcher accepts, and what they name in this repository is there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from xlt_ray.config.experiment import TrackingConfig
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+TEXT, LOCAL = ((ROOT / name).read_text(encoding="utf-8") for name in ("cluster.yaml", "deploy/cluster.local.yaml"))
 COMMANDS = ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
 
 
@@ -27,8 +27,26 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return prepare_config(yaml.safe_load(TEXT))
 
 
-def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
-    validate_config(cluster)
+@pytest.fixture(params=[TEXT, LOCAL], ids=["cloud", "local"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The same of both files."""
+    monkeypatch.chdir(ROOT)
+    return prepare_config(yaml.safe_load(request.param))
+
+
+def test_ray_accepts_it(either: dict[str, Any]) -> None:
+    validate_config(either)
+
+
+def test_of_machines_that_one_has_as_many_are_wanted_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = yaml.safe_load(LOCAL)
+    assert written["min_workers"] == written["max_workers"] == len(written["provider"]["worker_ips"])
+    assert "--num-cpus=0" in written["head_start_ray_commands"][-1], "the head takes no work"
+    assert written["file_mounts"] == yaml.safe_load(TEXT)["file_mounts"]
+    monkeypatch.chdir(ROOT)
+    broken = prepare_config(written) | {"min_worker": 3}
+    with pytest.raises(jsonschema.ValidationError, match="min_worker"):
+        validate_config(broken)
 
 
 def test_ray_refuses_what_is_not_in_its_schema(cluster: dict[str, Any]) -> None:
@@ -66,18 +84,18 @@ def test_places_to_edit_are_marked(cluster: dict[str, Any]) -> None:
     assert "000000000000" in account, "the account number of somebody got into the file"
 
 
-def test_what_is_copied_exists_and_suffices_to_install(cluster: dict[str, Any]) -> None:
-    mounts = cluster["file_mounts"]
+def test_what_is_copied_exists_and_suffices_to_install(either: dict[str, Any]) -> None:
+    mounts = either["file_mounts"]
     assert all((ROOT / local).exists() for local in mounts.values())
     assert {"Makefile", "pyproject.toml", "constraints.txt", "README.md", "xlt_ray"} <= set(mounts.values())
     folder = {remote.removesuffix("/" + local) for remote, local in mounts.items()}
     assert len(folder) == 1, f"copied to several places: {folder}"
 
 
-def test_what_the_commands_name_exists(cluster: dict[str, Any]) -> None:
-    commands = [command for kind in COMMANDS for command in cluster[kind]]
+def test_what_the_commands_name_exists(either: dict[str, Any]) -> None:
+    commands = [command for kind in COMMANDS for command in either[kind]]
     made = {"xlt-venv", ".bashrc", "ray_bootstrap_config.yaml"}  # by the commands themselves, the system and Ray
-    mounts = cluster["file_mounts"]
+    mounts = either["file_mounts"]
     for path in re.findall(r"(?:~|\$HOME)/([\w./-]+)", " ".join(commands)):
         if path.split("/")[0] not in made:
             below = [local for remote, local in mounts.items() if remote.startswith(f"~/{path}")]
@@ -87,22 +105,23 @@ def test_what_the_commands_name_exists(cluster: dict[str, Any]) -> None:
     assert called and set(called) <= set(targets)
 
 
-def test_the_files_the_comment_tells_to_run_exist() -> None:
-    header = TEXT[: TEXT.index("cluster_name:")]
+@pytest.mark.parametrize("text", [TEXT, LOCAL], ids=["cloud", "local"])
+def test_the_files_the_comment_tells_to_run_exist(text: str) -> None:
+    header = text[: text.index("cluster_name:")]
     named = re.findall(r"\b(?:jobs|xlt_ray|serve)/[\w./-]+", header)
     assert named and all((ROOT / name).is_file() for name in named), named
     for verb in ("ray up", "ray job submit", "ray down", "storage="):
         assert verb in header
 
 
-def test_ports_do_not_clash(cluster: dict[str, Any]) -> None:
+def test_ports_do_not_clash(either: dict[str, Any]) -> None:
     """A fixed port within the range Ray's workers use keeps `ray start` from starting."""
-    head = " ".join(cluster["head_start_ray_commands"])
+    head = " ".join(either["head_start_ray_commands"])
     ports = {name: int(port) for name, port in re.findall(r"--([\w-]*port)=(\d+)", head)}
     assert {"port", "object-manager-port", "dashboard-port"} <= set(ports)
     assert len(set(ports.values())) == len(ports)
     assert not [name for name, port in ports.items() if 10002 <= port <= 19999]
-    worker = " ".join(cluster["worker_start_ray_commands"])
+    worker = " ".join(either["worker_start_ray_commands"])
     assert f"--address=$RAY_HEAD_IP:{ports['port']} " in worker
     assert f"--object-manager-port={ports['object-manager-port']}" in worker
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head

@@ -9,6 +9,7 @@ STAGES = {
     "check": "reading and checking the corpus",
     "wait": "waiting for the process that does this work",
     "start": "starting Ray",
+    "machines": "waiting for machines",
     "load": "loading the encoder on the workers",
     "train": "training",
     "prepare": "preparing techniques",

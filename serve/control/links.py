@@ -69,24 +69,18 @@ class Driver:
 
 @contextlib.contextmanager
 def on_loopback(address: str) -> Iterator[str]:
-    """Connect to a Ray on this machine's loopback interface, or start one ("local"), and yield its address.
-
-    None of its own servers listens beyond this machine: Ray would replace 127.0.0.1 by the machine's address, and its
-    servers then listen on every interface.
-    """
+    """Connect to a Ray on this machine's loopback interface, or start one ("local"), and yield its address."""
     import ray
-    from ray._private import services
 
-    usual, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
+    from xlt_ray.training import cluster
+
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options["include_dashboard"] = False
     try:
-        ray.init(address=address, _node_ip_address="127.0.0.1", **options)
+        cluster.init_on_loopback(address, **options)
     except ConnectionError:
         raise InputError(f"--port: the server's Ray at {address} does not answer; is it still running?") from None
-    finally:
-        services.resolve_ip_for_localhost = usual
     try:
         yield str(ray.get_runtime_context().gcs_address)
     finally:

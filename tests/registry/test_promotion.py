@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +335,17 @@ def test_an_alias_that_somebody_moved_meanwhile_is_left_alone(home: Home, monkey
     versions.move_alias("raced", "champion", version.version, home.uri)
     with pytest.raises(RegistryError, match="was moved to version 1 meanwhile; promote again"):
         promotion._move(outcome)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_same_promotion_started_several_times_at_once_is_done_once(home: Home) -> None:
+    command = [sys.executable, "-m", "xlt_ray.cli", "promote", str(home.folder / "good"), "--name", "many"]
+    command += ["--cache", str(home.cache)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(4)]
+    told = [process.communicate(timeout=400)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * 4, told
+    assert sum("making the fast artefact" in one for one in told) == 1, told
+    assert sum("another process promotes to models:/many@champion already" in one for one in told) == 3
+    assert home.champion("many") == "1"
+    assert len(registered.client(home.uri).search_model_versions("name = 'many'")) == 1

@@ -28,9 +28,9 @@ class Head:
     address: str
     checkout: Path
 
-    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def submit(self, *arguments: str, job: str = "train") -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", str(self.checkout)]
-        command += ["--", "python", "jobs/train.py", *arguments]
+        command += ["--", "python", f"jobs/{job}.py", *arguments]
         away, variables = self.checkout.parent, cluster_environment()  # a file written inside would spoil the upload
         return subprocess.run(command, cwd=away, env=variables, capture_output=True, text=True, timeout=300)
 
@@ -106,6 +106,11 @@ def test_a_job_trains_on_the_cluster_and_shows_its_table(head: Head, config: str
     assert f"report.html  {folder}/report.html" in done.stdout
     assert yaml.safe_load((folder / "experiment.yaml").read_text())["mixture"]["alpha"] == 0.3
     assert (folder / "bundle" / "bundle.json").is_file()
+    again = head.submit(str(folder), job="evaluate")
+    assert again.returncode == 0 and "tiny: test scores in %" in again.stdout, again.stdout + again.stderr
+    untracked = head.submit(str(folder), job="promote")
+    assert untracked.returncode == 1 and "was not tracked, so MLflow knows nothing of it" in untracked.stdout
+    assert head.submit(str(folder), job="sync").returncode == 0
 
 
 def test_a_bad_configuration_fails_the_job_and_its_log_says_why(head: Head, config: str) -> None:

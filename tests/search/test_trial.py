@@ -27,6 +27,7 @@ from xlt_ray.search import prepare, screening, space, trial, tuning
 from xlt_ray.search.selection import Judge
 from xlt_ray.search.space import Point, Search
 from xlt_ray.training import checkpoint
+from xlt_ray.training.workers import process_group
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -183,7 +184,7 @@ def on_two_workers(
 ) -> list[tuple[dict[str, Predictions], network.Weights]]:
     """Fine-tune on two workers, measured after an epoch and at the end; what each of them predicts and holds then."""
     remote: Any = ray.remote(trial.Worker)
-    store = trial.meeting_place("127.0.0.1")
+    store = process_group.meeting_place("127.0.0.1")
     group = trial.WorkerGroup(f"{store.host}:{store.port}", size=2, cpus=1, gpus=0)
     data = trial.TrialData(corpus, texts)
     workers = [remote.options(num_cpus=1).remote(data, rank, group) for rank in range(2)]

@@ -22,7 +22,7 @@ from ray_runs import TRAIN_WORKER, Settings, offspring, run_key, settings
 from typer.testing import CliRunner
 
 from xlt_ray import cli, errors
-from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.experiment import Experiment, ResourcesConfig
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
@@ -34,6 +34,7 @@ from xlt_ray.model import network
 from xlt_ray.model.network import Weights, trained
 from xlt_ray.runs import run
 from xlt_ray.training import cluster, distributed, embedding, loop, setup
+from xlt_ray.training.workers.waiting import Waiting
 
 pytestmark = pytest.mark.slow
 
@@ -307,12 +308,14 @@ def test_a_worker_that_dies_too_often_is_reported_in_one_sentence(data: Settings
         (WorkerGroupError("", {0: ray.exceptions.ActorDiedError()}), "a worker died, after as many restarts as"),
         (ControllerError(ray.exceptions.ActorDiedError()), "a worker died as its work began (The actor died"),
         (ControllerError(WorkerGroupStartupFailedError("no")), "a worker died as its work began (no); where memory"),
-        (ControllerError(WorkerGroupStartupTimeoutError(2)), "The worker group startup timed out"),
+        (ControllerError(WorkerGroupStartupTimeoutError(2)), "no room for 2 workers x (1 CPUs) within 5 minutes; add"),
         (WorkerGroupError("loss is nan", {0: ValueError()}), "Training failed due to worker errors:\nloss is nan"),
     ],
 )
 def test_every_way_a_worker_can_die_is_reported_as_such(error: Exception, message: str) -> None:
-    assert str(distributed._plain_error(error, 0)).startswith(message)
+    asked = ResourcesConfig.model_validate({"workers": 2, "max_failures": 0})
+    waiting = Waiting(asked, 5.0)
+    assert str(distributed._plain_error(error, waiting)).startswith(message)
 
 
 @pytest.mark.parametrize(

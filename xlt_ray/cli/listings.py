@@ -63,8 +63,9 @@ def plan(experiment: Experiment) -> None:
     if experiment.training.method == "fine_tune":
         console.print(f"updates: {prepared.updates} of {experiment.training.batch_size} rows")
     console.print(
-        f"resources: {asked.workers} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "
-        f"{asked.workers * asked.cpus_per_worker:g} CPU, {asked.workers * asked.gpus_per_worker:g} GPU"
+        f"resources: {asked.most} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "
+        f"{asked.most * asked.cpus_per_worker:g} CPU, {asked.most * asked.gpus_per_worker:g} GPU"
+        f"{'' if asked.fewest == asked.most else f'; {asked.fewest} workers are enough'}"
     )
     console.print(f"run: {experiment.storage}/{storage.key(experiment, prepared.corpus.fingerprint)}")
 

@@ -196,10 +196,37 @@ class TrackingConfig(Section):
 class ResourcesConfig(Section):
     """The resources that are requested from Ray."""
 
-    workers: int = Field(1, ge=1)
+    workers: int | tuple[int, int] = Field(
+        1, description="or [fewest, most]: as many as there is room for, others when machines come or go in training"
+    )
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0, description="worker failures survived before the run stops")
+    wait_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="how long missing machines are waited for; default: 30, on this machine alone 1",
+    )
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _counts(cls, workers: Any) -> Any:
+        counts = list(workers) if isinstance(workers, list | tuple) and len(workers) == 2 else [workers]
+        if not all(type(count) is int and count >= 1 for count in counts):
+            raise ValueError(f"{workers!r}; give a number of 1 or more, or two, as in [1, 4]")
+        if counts != sorted(counts):
+            raise ValueError(f"{counts}; give the fewest first, as in {sorted(counts)}")
+        return workers
+
+    @property
+    def fewest(self) -> int:
+        """The workers without which nothing is trained."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """The workers that are asked for."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Experiment(Section):
@@ -271,11 +298,12 @@ class Experiment(Section):
         """Return the name of the run: its own, and a digest of the configuration and of the corpus' `fingerprint`.
 
         So the same command finds the same run again, and another one where rows have changed. Where a run is tracked,
-        stored and cached and how often it may fail do not change its result and are left out; the number of workers
-        stays in, because floating-point sums depend on it.
+        stored and cached, how often it may fail and how long it waits do not change its result and are left out; the
+        number of workers stays in, because floating-point sums depend on it.
         """
         deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
-        deciding["resources"].pop("max_failures")
+        for name in ("max_failures", "wait_minutes"):
+            deciding["resources"].pop(name)
         deciding["corpus"].pop("cache_dir")
         if deciding["corpus"]["parallel"] is None:
             del deciding["corpus"]["parallel"]  # so that a run made before there was any is found again

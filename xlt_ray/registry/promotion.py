@@ -9,9 +9,11 @@ alias, which a service follows, moves last. What a promotion did is in the versi
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,24 +86,46 @@ def promote(
     rules = replace(rules, served=tuple(codes.resolve(code) for code in rules.served))
     on_event({"stage": "register"})
     candidate = find(run, address.name, address.uri)
-    present, previous, note = _before(candidate, alias)
-    compared: Gate | None = None
-    reasons: list[str] = []
-    if previous is not None:
-        on_event({"stage": "gate"})
-        compared, reasons = _compared(candidate, previous, rules, cache, on_event)
-    outcome = Outcome(candidate, alias, present, previous, compared, None, tuple(reasons), note, False)
-    if reasons and not force:
-        return outcome
-    folder = None if run.startswith("models:") else Path(run) / "bundle"
-    made = publish.make(candidate, folder, checked_on, force, cache, on_event)
-    reasons += made.reasons
-    outcome = replace(outcome, artefact=made, reasons=tuple(reasons), notes=(*note, *made.notes))
-    if not made.answers or (reasons and not force):
-        return outcome
-    on_event({"stage": "alias"})
-    _move(outcome)
-    return replace(outcome, promoted=True)
+    with _alone(candidate, alias, cache, on_event):
+        candidate = versions.resolve(candidate.model, candidate.uri)  # another promotion may have tagged it meanwhile
+        present, previous, note = _before(candidate, alias)
+        compared: Gate | None = None
+        reasons: list[str] = []
+        if previous is not None:
+            on_event({"stage": "gate"})
+            compared, reasons = _compared(candidate, previous, rules, cache, on_event)
+        outcome = Outcome(candidate, alias, present, previous, compared, None, tuple(reasons), note, False)
+        if reasons and not force:
+            return outcome
+        folder = None if run.startswith("models:") else Path(run) / "bundle"
+        made = publish.make(candidate, folder, checked_on, force, cache, on_event)
+        reasons += made.reasons
+        outcome = replace(outcome, artefact=made, reasons=tuple(reasons), notes=(*note, *made.notes))
+        if not made.answers or (reasons and not force):
+            return outcome
+        on_event({"stage": "alias"})
+        _move(outcome)
+        return replace(outcome, promoted=True)
+
+
+@contextlib.contextmanager
+def _alone(candidate: Version, alias: str, cache: Path | None, on_event: OnEvent) -> Iterator[None]:
+    """Let promotions to one alias come one after the other on this machine, so that none does the other's work again.
+
+    Of two machines each looks whether the alias was moved meanwhile, just before it moves it; MLflow cannot do both in
+    one step.
+    """
+    what = hashlib.sha256(f"{candidate.uri}\0{candidate.name}\0{alias}".encode()).hexdigest()[:16]
+    file = (cache or durable.cache_folder()) / "promotions" / f"{what}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with durable.locked(file, wait=False) as free:
+        if free:
+            yield
+            return
+    note = f"another process promotes to models:/{candidate.name}@{alias} already; this one comes after it"
+    on_event({"stage": "wait", "note": note})
+    with durable.locked(file):
+        yield
 
 
 def _before(candidate: Version, alias: str) -> tuple[str | None, Version | None, tuple[str, ...]]:

@@ -23,7 +23,6 @@ import torch
 from ray import tune
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch import distributed
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.corpus import Corpus
@@ -37,6 +36,7 @@ from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.techniques.technique import Technique
 from xlt_ray.training import checkpoint, loop
 from xlt_ray.training.setup import Run, Setup
+from xlt_ray.training.workers import process_group
 
 
 class Remembered(Tokenize):
@@ -88,10 +88,8 @@ class Worker:
         torch.set_num_threads(max(1, int(group.cpus)))
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         if group.size > 1:
-            backend = "nccl" if group.gpus else "gloo"
             host, _, port = group.address.rpartition(":")
-            store = distributed.TCPStore(host, int(port), is_master=False)
-            distributed.init_process_group(backend, store=store, rank=rank, world_size=group.size)
+            process_group.join(host, int(port), rank, group.size, group.gpus > 0)
         self.built: Any = None
         self.initial: network.Weights = {}
 
@@ -176,11 +174,6 @@ class Worker:
                 one.add_language(net, code, features[code])
 
 
-def meeting_place(host: str) -> distributed.TCPStore:
-    """Start the store through which the workers of a trial connect, on a free port of this machine."""
-    return distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-
-
 class Trial(tune.Trainable):
     """The trainable of Tune: the first worker runs in it, the others are actors beside it."""
 
@@ -191,8 +184,7 @@ class Trial(tune.Trainable):
         search = judge.search
         resources = search.base.resources
         self.judge, self.rungs, self.cost = judge, list(rungs), 0.0
-        # the store listens on its port at once: one chosen here for a worker to open could be taken by then
-        self.store = meeting_place(ray.util.get_node_ip_address())
+        self.store = process_group.meeting_place(ray.util.get_node_ip_address())
         address = f"{self.store.host}:{self.store.port}"
         workers = search.settings.fine_tuning.workers
         group = WorkerGroup(address, workers, cpus=resources.cpus_per_worker, gpus=resources.gpus_per_worker)

@@ -93,12 +93,12 @@ def check_resources(experiment: Experiment) -> None:
         there.append(("GPU", asked.gpus_per_worker, torch.cuda.device_count()))
     faults = []
     for kind, each, have in there:
-        if asked.workers * each > have:
+        if asked.fewest * each > have:
             fewer = (
                 f"workers={int(have / each)}" if have >= each else f"workers=1 and {kind.lower()}s_per_worker={have}"
             )
             faults.append(
-                f"resources: {asked.workers} workers x {each:g} {kind}s = {asked.workers * each:g} {kind}s, but this "
+                f"resources: {asked.fewest} workers x {each:g} {kind}s = {asked.fewest * each:g} {kind}s, but this "
                 f"machine has {have}; set resources.{fewer} {larger}"
             )
     if faults:

@@ -6,17 +6,21 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError, TrainingError
-from xlt_ray.techniques.technique import Each
 
+if TYPE_CHECKING:
+    from xlt_ray.techniques.technique import Each
+
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the name of the interface
 AHEAD = 4  # calls a CPU that wait for it, each with its rows in memory
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
@@ -40,11 +44,27 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
     else:
         # Without a dashboard, port 8265 is still noted as its address, where another Ray of this machine may have one.
         # Ray Train asks there whether its controller lives, and stops the workers of one that is unknown there.
-        ray.init(address="local", include_dashboard=False, dashboard_port=0, **quiet)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)  # workers have the environment that Ray started in
+        init_on_loopback("local", include_dashboard=False, dashboard_port=0, **quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def init_on_loopback(address: str, **options: Any) -> None:
+    """Connect to a Ray on this machine's loopback interface, or start one ("local").
+
+    None of its own servers listens beyond this machine: Ray would replace 127.0.0.1 by the machine's address, and its
+    servers then listen on every interface. Checked with Ray 2.60.
+    """
+    from ray._private import services
+
+    usual, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
+    try:
+        ray.init(address=address, _node_ip_address="127.0.0.1", **options)
+    finally:
+        services.resolve_ip_for_localhost = usual
 
 
 def each(experiment: Experiment) -> Each:
@@ -83,13 +103,21 @@ def check_trials(workers: int, cpus: float, gpus: float) -> None:
     if slots(workers, cpus, gpus):
         return
     there = _machines()
-    machines = ", ".join(f"{r.get('CPU', 0):g} CPUs" + (f" and {r['GPU']:g} GPUs" if "GPU" in r else "") for r in there)
-    asked = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    machines = ", ".join(shown(one.get("CPU", 0), one.get("GPU", 0)) for one in there)
     raise InputError(
-        f"search.fine_tuning.workers: a trial needs {workers} workers x ({asked}), each worker whole on one machine; "
-        f"the cluster has {len(there)} machines ({machines}), room for {slots(1, cpus, gpus)} such workers; lower "
-        "search.fine_tuning.workers or resources.cpus_per_worker, or use a larger cluster"
+        f"search.fine_tuning.workers: a trial needs {workers} workers x ({shown(cpus, gpus)}), each worker whole on "
+        f"one machine; the cluster has {len(there)} machines ({machines}), room for {slots(1, cpus, gpus)} such "
+        "workers; lower search.fine_tuning.workers or resources.cpus_per_worker, or use a larger cluster"
     )
+
+
+def shown(cpus: float, gpus: float) -> str:
+    """Return what a worker asks for, or a machine has, in words.
+
+    >>> shown(2, 0), shown(0.5, 1)
+    ('2 CPUs', '0.5 CPUs and 1 GPUs')
+    """
+    return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
 
 
 @contextlib.contextmanager

@@ -10,14 +10,14 @@ import json
 import logging
 import os
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import load_file, save_file
 
 from xlt_ray.config.experiment import Experiment
@@ -29,6 +29,8 @@ from xlt_ray.events import Event, OnEvent, counting
 from xlt_ray.model import network
 from xlt_ray.training import loop
 from xlt_ray.training.setup import Report, Run, Save, Setup
+from xlt_ray.training.workers.process_group import OwnMeetingPlace
+from xlt_ray.training.workers.waiting import RESIZE, Waiting, died, draining, loss
 
 LASTING = (InputError, FloatingPointError)  # errors a restart cannot cure
 
@@ -56,13 +58,18 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
     from ray.util.queue import Queue
 
     asked = experiment.resources
-    events = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # elsewhere it would die with a machine
+    waiting = Waiting.of(experiment)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(waiting.attempt)
     trainer = TorchTrainer(
         _worker,
         # Ray shows this in its dashboard and its logs, and workers track nothing
+        torch_config=OwnMeetingPlace(),
         train_loop_config={"experiment": experiment.model_dump(mode="json", exclude={"tracking"}), "events": events},
         scaling_config=ScalingConfig(
-            num_workers=asked.workers,
+            num_workers=asked.workers,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=RESIZE,  # type: ignore[call-arg]
             use_gpu=asked.gpus_per_worker > 0,
             resources_per_worker={
                 "CPU": asked.cpus_per_worker,
@@ -73,33 +80,40 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
             name="ray",
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=asked.max_failures, controller_failure_limit=1),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=asked.max_failures, controller_failure_limit=waiting.attempts),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[_no_vain_restart()],
+            callbacks=[_on_failure(events, waiting)],
         ),
     )
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with _draining(events, on_event):
+    with draining(events, on_event, waiting):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise _plain_error(error, asked.max_failures) from None
+            raise _plain_error(error, waiting) from None
+        except KeyboardInterrupt:
+            if waiting.over:
+                raise waiting.error() from None
+            raise
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         return _read_final(Path(folder))
 
 
-def _plain_error(error: Any, restarts: int) -> InputError | TrainingError:
+def _plain_error(error: Any, waiting: Waiting) -> InputError | TrainingError:
     """Return the error of Ray Train's that tells a user what went wrong and what to do."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, InputError):
         return cause
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        return waiting.error()
     failures = getattr(error, "worker_failures", {}).values()
-    if any(type(failure).__module__.startswith("ray.") for failure in failures):  # no Python error: its process is gone
-        what = f"a worker died, after as many restarts as resources.max_failures={restarts} allows"
+    if any(died(failure) for failure in failures):
+        most = waiting.asked.max_failures
+        what = f"a worker died, after as many restarts as resources.max_failures={most} allows"
     elif isinstance(cause, ray.exceptions.RayActorError | WorkerGroupStartupFailedError):
         last = str(cause).strip().rpartition("\n")[2]
         what = f"a worker died as its work began ({last})"
@@ -111,44 +125,20 @@ def _plain_error(error: Any, restarts: int) -> InputError | TrainingError:
     )
 
 
-def _no_vain_restart() -> Any:
-    """Return a callback of Ray Train that ends the run at an error a restart cannot cure."""
+def _on_failure(events: Any, waiting: Waiting) -> Any:
+    """Return a callback of Ray Train that tells which worker failed, and ends the run where a restart cures nothing."""
     from ray.train import UserCallback
 
-    class NoVainRestart(UserCallback):
+    class OnFailure(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
                 if isinstance(error, LASTING):
                     raise error
+            note = f"{loss(worker_exceptions)}; training goes on from the last checkpoint with {waiting.wanted}"
+            events.actor.put_nowait.remote({"stage": "train", "note": f"{note} or more" if elastic else note})
 
-    return NoVainRestart()
-
-
-@contextlib.contextmanager
-def _draining(events: Any, on_event: OnEvent) -> Iterator[None]:
-    """Pass what workers put into the queue on to `on_event`, in a thread, until the block ends and it is empty."""
-    from ray.util.queue import Empty
-
-    done = threading.Event()
-
-    def drain() -> None:
-        while True:
-            try:
-                on_event(events.get(timeout=0.5))
-            except Empty:
-                if done.is_set():
-                    return
-            except ray.exceptions.RayError:  # the cluster is going down; fit() says why
-                return
-
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=10)
-        events.shutdown(force=True)
+    elastic = not isinstance(waiting.asked.workers, int)
+    return OnFailure()
 
 
 def _worker(settings: dict[str, Any]) -> None:

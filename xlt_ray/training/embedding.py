@@ -19,6 +19,7 @@ from xlt_ray.evaluation.features import Pieces, refuse_broken, write
 from xlt_ray.events import OnEvent, counting
 from xlt_ray.model import encoders, network
 from xlt_ray.model.precision import choose_precision
+from xlt_ray.training import cluster
 
 
 class Embedder:
@@ -55,7 +56,9 @@ def features(
     is written there piece by piece, so that a call after a kill computes only the rest.
     """
     actors: list[Any] = []
-    workers = experiment.resources.workers
+    asked = experiment.resources
+    room = cluster.slots(1, asked.cpus_per_worker, asked.gpus_per_worker)
+    workers = min(asked.most, max(asked.fewest, room))
     report = counting(on_event, "embed")
     encoder = encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision)
     kept = _precision_file(experiment, encoder)

@@ -50,6 +50,7 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
         progress = Progress(precision=chosen)
     else:  # measured anew it might be another one
         progress = saved["progress"]
+        run.emit({"note": f"going on from update {progress.step} with {world} workers"})
     _add_terms(run, progress.precision)
     head_alone = any(one.holds_encoder for one in run.setup.techniques)
     forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing, head_alone)

@@ -1,0 +1,113 @@
+"""Machines of a cluster die and come while a run trains: it goes on, it says so, and the end is the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from machines import Command, Machines, machines
+from ray_runs import results, settings
+from safetensors.numpy import load_file
+from search_runs import write
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+
+OURS = re.compile(r"\[ *\d+ s\] |note: |warning: ")
+NOISE = 4  # lines of Ray's about a dead machine, at most
+
+
+@pytest.fixture
+def cluster() -> Iterator[Machines]:
+    with machines() as found:
+        yield found
+
+
+def config(encoder: Path, corpus: Path, folder: Path, epochs: int, **resources: Any) -> Path:
+    training = {"epochs": epochs, "batch_size": 16, "checkpoint_every": 4}
+    data = settings(encoder, corpus, folder, training=training, resources=resources)
+    return write(data, folder / "tiny.yaml")
+
+
+def run_folder(place: Path) -> Path:
+    return next((place / "runs").glob("tiny-*/"))
+
+
+def undisturbed(encoder: Path, corpus: Path, place: Path, cluster: Machines, epochs: int, workers: int) -> Path:
+    """Do the same run on the whole cluster, and return its folder."""
+    command = Command.of(
+        place / "log", cluster.environment(), "train", str(config(encoder, corpus, place, epochs, workers=workers))
+    )
+    assert command.process.wait(300) == 0, command.told
+    return run_folder(place)
+
+
+def test_a_machine_dies_and_another_comes_and_the_end_is_the_same_to_the_bit(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, cluster: Machines
+) -> None:
+    first, second = cluster.add(), cluster.add()
+    disturbed, plain = tmp_path / "disturbed", tmp_path / "plain"
+    for place in (disturbed, plain):
+        place.mkdir()
+    asked = config(tiny_encoder, tiny_corpus, disturbed, 20, workers=2, wait_minutes=5)
+    command = Command.of(disturbed / "log", cluster.environment(), "train", str(asked))
+    try:
+        command.until("epoch 4 done")
+        cluster.kill(second)
+        command.until("died with its machine; training goes on from the last checkpoint with 2 workers x (1 CPUs)")
+        command.until("2 workers x (1 CPUs) are asked for, and the cluster has room for 1; waiting, for at most 5 min")
+        cluster.add()
+        command.until("going on from update")
+        assert command.process.wait(300) == 0, command.told
+    finally:
+        command.end()
+    told = command.told[: command.told.index("computing intervals")].splitlines()
+    noise = [line for line in told if not OURS.match(line)]
+    assert len(noise) <= NOISE, "\n".join(noise)
+    assert first.poll() is None
+    same = undisturbed(tiny_encoder, tiny_corpus, plain, cluster, 20, 2)
+    assert results(run_folder(disturbed)) == results(same)
+
+
+def test_where_no_machine_comes_the_run_says_what_is_missing_and_goes_on_later(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, cluster: Machines
+) -> None:
+    cluster.add()
+    for asked, more in ((2, ", or set resources.workers=[1,2] to begin with one"), ([2, 4], "")):
+        place = tmp_path / str(more == "")
+        place.mkdir()
+        file = config(tiny_encoder, tiny_corpus, place, 2, workers=asked, wait_minutes=0.4)
+        command = Command.of(place / "log", cluster.environment(), "train", str(file))
+        assert command.process.wait(200) == 1
+        assert "no room for 2 workers x (1 CPUs) within 0.4 minutes; add machines, raise resources.wait" in command.told
+        assert more in command.told and "The same command goes on from the last checkpoint" in command.told
+    cluster.add()
+    again = Command.of(place / "log", cluster.environment(), "train", str(file))
+    assert again.process.wait(200) == 0, again.told
+
+
+def test_a_run_takes_the_machines_that_there_are(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, cluster: Machines
+) -> None:
+    cluster.add()
+    elastic, plain = tmp_path / "elastic", tmp_path / "plain"
+    for place in (elastic, plain):
+        place.mkdir()
+    file = config(tiny_encoder, tiny_corpus, elastic, 40, workers=[1, 2])
+    command = Command.of(elastic / "log", cluster.environment(), "train", str(file))
+    try:
+        command.until("epoch 2 done")
+        second = cluster.add()
+        command.until(" with 2 workers")
+        cluster.kill(second)
+        command.until(" with 1 workers")
+        assert command.process.wait(300) == 0, command.told
+    finally:
+        command.end()
+    same = undisturbed(tiny_encoder, tiny_corpus, plain, cluster, 40, 1)
+    left, right = (load_file(one / "bundle/head.safetensors") for one in (run_folder(elastic), same))
+    for name, weights in left.items():
+        print(name, float(np.abs(weights - right[name]).max()), float(np.abs(right[name]).max()))
