@@ -25,6 +25,7 @@ WAIT_ON_CLUSTER, WAIT_HERE = 30.0, 1.0  # minutes, where the configuration says 
 ATTEMPT = 15.0
 RESIZE = 15.0  # seconds between looks whether there is room for more workers
 QUIET = 10.0  # seconds without a word of any worker after which the cluster is looked at
+EVERY = 2.0  # seconds between these looks
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Waiting:
     over: bool = False
     _quiet_since: float = field(default_factory=time.monotonic)  # since then no worker was heard of
     _lacking_since: float | None = None
+    _looked: float = -math.inf
 
     @classmethod
     def of(cls, experiment: Experiment) -> Waiting:
@@ -67,8 +69,9 @@ class Waiting:
     def look(self, on_event: OnEvent) -> None:
         """Report that machines are missing, where no worker was heard of for a while; note when that took too long."""
         now = time.monotonic()
-        if now - self._quiet_since < QUIET:
+        if now - self._quiet_since < QUIET or now - self._looked < EVERY:
             return
+        self._looked = now
         room = cluster.slots(1, self.asked.cpus_per_worker, self.asked.gpus_per_worker)
         if room >= self.asked.fewest:
             self._lacking_since = None
@@ -110,7 +113,7 @@ def draining(events: Any, on_event: OnEvent, waiting: Waiting) -> Iterator[None]
                     return
                 waiting.look(on_event)
                 if waiting.over and inside:
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    _interrupt(done)
                     return
             except ray.exceptions.RayError:  # the cluster is going down; fit() says why
                 return
@@ -123,6 +126,14 @@ def draining(events: Any, on_event: OnEvent, waiting: Waiting) -> Iterator[None]
         done.set()
         thread.join(timeout=10)
         events.shutdown(force=True)
+
+
+def _interrupt(done: threading.Event) -> None:
+    """Interrupt the main thread until `done`: Ray asks a controller first, which may not answer, but only twice."""
+    for _ in range(3):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if done.wait(5):
+            return
 
 
 def loss(failures: Mapping[int, Exception]) -> str:
