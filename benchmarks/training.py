@@ -268,6 +268,7 @@ def _from_events(
 
 def _on_ray(args: argparse.Namespace, workers: int, threads: float) -> dict[str, Any]:
     from xlt_ray.model import network
+    from xlt_ray.runs.storage import RunFolder
     from xlt_ray.training import cluster, distributed
     from xlt_ray.training.checks import prepare
 
@@ -282,7 +283,8 @@ def _on_ray(args: argparse.Namespace, workers: int, threads: float) -> dict[str,
             peak[0] = max(peak[0], _workers_memory())
 
     with tempfile.TemporaryDirectory() as folder, cluster.ray_cluster(experiment):
-        trained = distributed.fine_tune(prepared.experiment, folder, None, on_event)
+        place = RunFolder(Path(folder)).checkpoints()
+        trained = distributed.fine_tune(prepared.experiment, *place, on_event)
     net, tokenize, _ = prepared.build()
     network.restore_weights(net, trained.weights)
     return _from_events(args, times, prepared.corpus, net.eval(), tokenize.tokenizer) | {"peak_gb": peak[0]}

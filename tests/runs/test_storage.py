@@ -228,3 +228,29 @@ def test_a_file_of_ray_for_which_the_disk_has_no_room_leaves_the_one_before(tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         signal.signal(signal.SIGXFSZ, handler)
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_of_ray_that_was_not_written_to_its_end_is_not_published(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    file.write_text("old")
+    draft = storage.Draft(file)
+    draft.write(b"half")
+    del draft
+    with pytest.raises(RuntimeError), storage.Draft(file) as opened:
+        opened.write(b"half")
+        raise RuntimeError
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_of_a_journal_the_longer_one_is_taken(url: str, tmp_path: Path) -> None:
+    folder = storage.open_run(experiment(url, tmp_path), "")
+    for name in ("journal.jsonl", "other.json"):
+        (folder.local / name).write_text("one line\n")
+        folder.upload()
+        folder.remote.pipe_file(name, b"one line\nand another\n")  # type: ignore[union-attr]
+        folder.download(name)
+    assert (folder.local / "journal.jsonl").read_text().endswith("and another\n")
+    assert (folder.local / "other.json").read_text() == "one line\n"
+    (folder.local / "journal.jsonl").write_text("one line\nand another\nand a third\n")
+    folder.download("journal.jsonl")
+    assert (folder.local / "journal.jsonl").read_text().endswith("third\n")

@@ -211,12 +211,26 @@ class ResourcesConfig(Section):
     @field_validator("workers", mode="before")
     @classmethod
     def _counts(cls, workers: Any) -> Any:
-        counts = list(workers) if isinstance(workers, list | tuple) and len(workers) == 2 else [workers]
-        if not all(type(count) is int and count >= 1 for count in counts):
+        given = list(workers) if isinstance(workers, list | tuple) and len(workers) == 2 else [workers]
+        try:
+            counts = [int(count) for count in given]
+            sound = all(n >= 1 and float(g) == n and g is not True for n, g in zip(counts, given, strict=True))
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
             raise ValueError(f"{workers!r}; give a number of 1 or more, or two, as in [1, 4]")
         if counts != sorted(counts):
             raise ValueError(f"{counts}; give the fewest first, as in {sorted(counts)}")
-        return workers
+        return counts[0] if counts[0] == counts[-1] else tuple(counts)
+
+    @model_validator(mode="after")
+    def _whole(self) -> ResourcesConfig:
+        if self.fewest < self.most and not (self.cpus_per_worker.is_integer() and self.gpus_per_worker.is_integer()):
+            raise ValueError(
+                f"workers: [{self.fewest}, {self.most}] needs whole cpus_per_worker and gpus_per_worker, which are "
+                f"{self.cpus_per_worker:g} and {self.gpus_per_worker:g}; make them whole, or give one number of workers"
+            )
+        return self
 
     @property
     def fewest(self) -> int:

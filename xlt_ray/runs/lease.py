@@ -1,10 +1,11 @@
 """Let one process at a time do the work of a folder, wherever that lies, and let others follow it.
 
 The same command given twice, in two shells or by two jobs, would else train twice in one folder. A lease is a file
-`lease-NUMBER.json` in the folder, made by what every storage can do: create a file unless it is there. Its owner writes
-it anew every few seconds, with its latest progress. Who takes over from a dead owner creates the file of the next
-number, which only one can; so an owner that was merely asleep finds a higher number than its own, and stops. (Leases:
-Gray and Cheriton 1989. The number is the "sequencer" of Burrows 2006, "The Chubby lock service".)
+`lease-NUMBER.json` in the folder, made by creating a file unless it is there. Its owner writes it anew every few
+seconds, with its latest progress. Who takes over from a dead owner creates the file of the next number, which only one
+can; an owner that was merely asleep finds that its own is no longer the latest, and stops. (Leases: Gray and Cheriton
+1989. The number is the "sequencer" of Burrows 2006, "The Chubby lock service".) A disk and S3 create a file unless it
+is there in one step; where a storage looks first and writes then, what is read back afterwards decides.
 
 Death is seen at once where owner and observer are processes of one machine. On other machines an owner is dead that
 wrote nothing for `DEAD` seconds of the observer's clock; clocks of two machines are never compared.
@@ -15,19 +16,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import psutil
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from xlt_ray import interrupts
 from xlt_ray.errors import InputError, TrainingError
 from xlt_ray.events import Event, OnEvent
 from xlt_ray.runs.storage import RunFolder
@@ -35,6 +36,7 @@ from xlt_ray.runs.storage import RunFolder
 BEAT = 5.0  # seconds between signs of life
 DEAD = 60.0  # seconds without one after which a process of another machine counts as dead
 POLL = 1.0  # seconds between looks at another's lease
+HERE: set[str] = set()  # tokens of the leases that this process holds
 
 T = TypeVar("T")
 
@@ -63,12 +65,11 @@ def held(folder: RunFolder, on_event: OnEvent, finished: Callable[[], T | None])
     where the process that was followed failed, and InputError where the storage takes no file.
     """
     lease = Lease.of(folder)
-    if (done := lease.take(on_event, finished)) is not None:
-        yield Held(done, on_event, folder)
-        return
-    lease.keep()
     try:
-        yield Held(None, lease.telling(on_event), folder, lease)
+        done = lease.take(on_event, finished)
+        if done is None:
+            lease.keep()
+        yield Held(done, on_event if done is not None else lease.telling(on_event), folder, lease)
     except BaseException as error:
         lease.release(error)
         raise
@@ -77,12 +78,13 @@ def held(folder: RunFolder, on_event: OnEvent, finished: Callable[[], T | None])
 
 @dataclass
 class Lease:
-    """The lease of one folder, of which `number` is this process's once it was taken."""
+    """The lease of one folder, of which `number` is this process's once it was taken; 0 before."""
 
     files: Any  # a file system of fsspec, whose root is the folder
     shown: str  # the folder, to be named in messages
     number: int = 0
     taken_over: str = ""  # by whom
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
     _event: Event | None = None
     _stopped: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -94,25 +96,31 @@ class Lease:
 
     def take(self, on_event: OnEvent, finished: Callable[[], T | None]) -> T | None:
         """Wait until the lease is this process's and return None, or until `finished` finds a result, and return it."""
-        watched = Watched()
-        while (done := finished()) is None:
-            latest = self._latest()
-            owner = self._read(latest)
-            if latest == 0 or watched.gone(latest, owner, self.shown):
-                if self._create(latest + 1):
-                    if (done := finished()) is None:  # it may have ended between the two looks
-                        self._forget(latest)
-                        return None
-                    self._remove(self.number)
-                    return done
+        watched, reached = Watched(), time.monotonic()
+        done = finished()
+        while done is None and not self.number:
+            try:
+                latest = self.latest()
+                owner = self._read(latest)
+            except Exception as error:  # of any storage; one that is away for a moment ends no wait
+                if time.monotonic() - reached > DEAD:
+                    raise InputError(f"storage: {self.shown} cannot be read ({error}); try again later") from error
+                time.sleep(POLL)
                 continue
-            watched.show(owner, self.shown, on_event)
-            time.sleep(POLL)
+            reached = time.monotonic()
+            if latest and not watched.gone(latest, owner, self.shown):
+                watched.show(owner, self.shown, on_event)
+                time.sleep(POLL)
+            elif (done := finished()) is None and self._create(latest + 1):
+                if (done := finished()) is None:  # it may have ended between the two looks
+                    self._forget(latest)
+            elif done is None:
+                time.sleep(POLL / 10)  # another was first
         return done
 
     def keep(self) -> None:
         """Give signs of life in a thread, until `release`."""
-        inside = threading.current_thread() is threading.main_thread()
+        inside = interrupts.allow()
         self._thread = threading.Thread(target=self._beat, args=(inside,), daemon=True)
         self._thread.start()
 
@@ -131,40 +139,42 @@ class Lease:
     def release(self, error: BaseException | None = None) -> None:
         """End the lease: without a trace where the work is done, else with how it ended, for those who follow.
 
-        Raises TrainingError where another process has taken over.
+        Raises TrainingError where another process has taken over. Does nothing where the lease was not taken.
         """
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
-        if self.taken_over:
-            with contextlib.suppress(OSError):
-                self._remove(self.number)
-            raise TrainingError(
-                f"{self.shown}: {self.taken_over} has taken this work over, because nothing was heard of this process "
-                f"for {DEAD:.0f} s, as when a machine sleeps or its network is away; it goes on there"
-            ) from None
-        with contextlib.suppress(OSError):
-            if error is None:
+        HERE.discard(self.token)
+        if not self.number:
+            return
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+        with contextlib.suppress(Exception):  # of any storage: the error that ended the work must not be lost
+            if error is None or self.taken_over:
                 self._remove(self.number)
             else:
-                interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
-                self._write(self.number, {"ended": "" if interrupted else f"{error}" or type(error).__name__})
+                self._write({"ended": "" if interrupted else f"{error}" or type(error).__name__})
+        if self.taken_over:
+            raise TrainingError(
+                f"{self.shown}: {self.taken_over} has taken this work over, because nothing was heard of this process "
+                f"for {DEAD:.0f} s, as when a machine sleeps or its network is away, or the folder was deleted"
+            ) from None
 
     def _beat(self, in_main_thread: bool) -> None:
         count = 0
         while not self._stopped.wait(BEAT):
             count += 1
-            try:
-                if (latest := self._latest()) > self.number:
-                    self.taken_over = _who(self._read(latest))
-                    if in_main_thread:  # wakes it from waiting, which `interrupt_main` does not
-                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            with contextlib.suppress(Exception):  # a storage that is away for a moment; who waits is patient for longer
+                latest = self.latest()
+                owner = self._read(latest)
+                if latest != self.number or owner.get("token") != self.token:
+                    self.taken_over = _who(owner)
+                    if in_main_thread:
+                        interrupts.interrupt()
                     return
-                self._write(self.number, {"beat": count, "event": self._event})
-            except OSError:
-                continue  # a storage that is away for a moment; those who wait are patient for longer
+                self._write({"beat": count, "event": self._event})
 
-    def _latest(self) -> int:
+    def latest(self) -> int:
+        """Return the number of the latest lease, 0 where there is none."""
         self.files.invalidate_cache()
         try:
             names = [Path(name).name for name in self.files.ls("", detail=False)]
@@ -183,7 +193,8 @@ class Lease:
 
     def _create(self, number: int) -> bool:
         """Create the lease of that number, and return False where another process was first."""
-        content = json.dumps(_myself()).encode()
+        HERE.add(self.token)
+        content = json.dumps(self._facts()).encode()
         try:
             self.files.makedirs("", exist_ok=True)
             if isinstance(self.files.fs, LocalFileSystem):  # whose `pipe_file` looks first and writes then
@@ -192,20 +203,28 @@ class Lease:
             else:
                 self.files.pipe_file(_name(number), content, mode="create")
         except FileExistsError:
-            return False
-        except OSError as error:
-            raise InputError(
-                f"storage: {self.shown} takes no file ({error}); give a place that can be written"
-            ) from None
-        self.number = number
-        return True
+            pass
+        except Exception as error:  # of any storage; some have an error of their own for a file that is there
+            if isinstance(error, FileNotFoundError) and isinstance(self.files.fs, LocalFileSystem):
+                return False  # the folder was empty, and somebody who had only asked removed it
+            if self.latest() < number:
+                where = f"storage: {self.shown} takes no file ({error})"
+                raise InputError(f"{where}; give a place that can be written") from None
+        # read back, as a request whose answer was lost is repeated, and finds what it has made itself
+        self.number = number if self._read(number).get("token") == self.token else 0
+        return self.number > 0
 
-    def _write(self, number: int, facts: Mapping[str, Any]) -> None:
-        self.files.pipe_file(_name(number), json.dumps({**_myself(), **facts}, default=float).encode())
+    def _write(self, facts: Mapping[str, Any]) -> None:
+        self.files.pipe_file(_name(self.number), json.dumps({**self._facts(), **facts}, default=str).encode())
+
+    def _facts(self) -> dict[str, Any]:
+        pid = os.getpid()
+        who = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _started(pid)}
+        return {**who, "token": self.token}
 
     def _forget(self, latest: int) -> None:
         for number in range(max(1, latest - 5), latest + 1):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 self._remove(number)
 
     def _remove(self, number: int) -> None:
@@ -220,6 +239,7 @@ class Watched:
     number: int = 0
     owner: Mapping[str, Any] = field(default_factory=dict)
     since: float = 0.0  # when the last sign of life came, by this process's own clock
+    told: Any = None  # what was reported last
 
     def gone(self, number: int, owner: Mapping[str, Any], shown: str) -> bool:
         """Return whether the owner of a lease is dead, or has ended; raise TrainingError where it failed meanwhile."""
@@ -237,24 +257,22 @@ class Watched:
         return alive is False or (alive is None and time.monotonic() - self.since > DEAD)
 
     def show(self, owner: Mapping[str, Any], shown: str, on_event: OnEvent) -> None:
-        """Report who has the lease, and how far it is."""
-        note = f"{shown}: {_who(owner)} does this work already; here is its progress"
-        on_event({"stage": "wait", "note": note})
-        silent = time.monotonic() - self.since
-        if silent > 3 * BEAT:
+        """Report who has the lease, and how far it is, where that is news."""
+        silent, event = time.monotonic() - self.since, owner.get("event")
+        if self.told is None:
+            news = {"stage": "wait", "note": f"{shown}: {_who(owner)} does this work already; here is its progress"}
+        elif silent > 3 * BEAT:
             note = f"nothing is heard of {_who(owner)}; if it stays so for {DEAD:.0f} s, this process goes on instead"
-            on_event({"stage": "wait", "note": note})
-        elif isinstance(owner.get("event"), dict):
-            on_event(dict(owner["event"]))
+            news = {"stage": "wait", "note": note}
+        else:
+            news = dict(event) if isinstance(event, dict) else self.told
+        if news != self.told:
+            on_event(news)
+        self.told = news
 
 
 def _name(number: int) -> str:
     return f"lease-{number:06d}.json"
-
-
-def _myself() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _started(pid)}
 
 
 def _machine() -> str:
@@ -266,21 +284,23 @@ def _machine() -> str:
         return ""
 
 
-def _started(pid: int) -> float | None:
-    """Return when a process of this machine began, None where there is none."""
+def _started(pid: int) -> int | None:
+    """Return when a process of this machine began, in ticks since the machine did; None where there is none."""
     try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
         return None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _alive(owner: Mapping[str, Any]) -> bool | None:
     """Return whether the owner lives, None where only its signs of life can tell."""
     if not owner.get("machine") or owner["machine"] != _machine():
         return None
+    if owner["pid"] == os.getpid():  # a lease that this process could not give back counts for nothing
+        return owner["token"] in HERE
     started = _started(int(owner["pid"]))
-    return started is not None and abs(started - owner["started"]) < 1.0  # seconds; ids of processes are used again
+    return started is not None and started == owner["started"]  # ids of processes are used again
 
 
 def _who(owner: Mapping[str, Any]) -> str:

@@ -42,6 +42,14 @@ class Draft(io.BufferedWriter):
             self.failed = True
             raise
 
+    def __exit__(self, *error: Any) -> None:
+        self.failed = self.failed or error[0] is not None
+        self.close()
+
+    def __del__(self) -> None:
+        self.failed = True  # whoever wrote it did not come to the end
+        self.close()
+
     def close(self) -> None:
         """Publish the file, or delete it where writing failed."""
         if self.closed:
@@ -94,11 +102,18 @@ class RunFolder:
             self.remote.put_file(str(file), str(name))
 
     def download(self, *names: str) -> None:
-        """Fetch named files that exist remotely and not locally, as when another machine began the run."""
+        """Fetch named files that exist remotely and not locally, as when another machine began the run.
+
+        Of a journal, to which lines are only added, the longer one is the newer.
+        """
         for name in names:
-            if self.remote is not None and not (self.local / name).exists() and self.remote.exists(name):
-                (self.local / name).parent.mkdir(parents=True, exist_ok=True)
-                self.remote.get(name, str(self.local / name), recursive=True)
+            file = self.local / name
+            if self.remote is None or not self.remote.exists(name):
+                continue
+            longer = name.endswith(".jsonl") and file.exists() and self.remote.size(name) > file.stat().st_size
+            if longer or not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self.remote.get(name, str(file), recursive=True)
 
     def remove(self, name: str) -> None:
         """Delete a folder of the run locally and remotely, if it is there."""

@@ -129,6 +129,9 @@ def _inner(on_event: OnEvent, at: int, total: int, name: str) -> OnEvent:
 
     def show(event: Mapping[str, Any]) -> None:
         nonlocal done
+        if "note" in event:
+            on_event({"stage": "retrain", "note": event["note"]})
+            return
         # measuring on test comes after training and takes about as long where targets are many
         share = 0.5 * event["step"] / event["steps"] if "steps" in event else 0.0
         if event["stage"] == "evaluate" and event.get("total"):

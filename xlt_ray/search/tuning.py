@@ -195,13 +195,14 @@ def fine_tune(
     path = f"{storage[0]}/tune"
     SESSIONS[key] = Session(listener, deadline=time.monotonic() + seconds)
     try:
+        tuner: tune.Tuner | None = None
         if resumable(path, storage[1]):
             tuner = tune.Tuner.restore(
                 path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=storage[1]
             )
         elif left := Left.of(search, tried):
             tuner = _new(judge, trainable, left, storage)
-        else:
+        if tuner is None:
             return []
         grid = tuner.fit()
         # Tune may have saved a rung that a kill kept out of the journal
@@ -268,7 +269,8 @@ class Left:
         return cls(trials, [one for one in tried if one.fidelity == "probe"], ended, begun) if trials > 0 else None
 
 
-def _new(judge: Judge, trainable: Any, left: Left, storage: tuple[str, Any]) -> tune.Tuner:
+def _new(judge: Judge, trainable: Any, left: Left, storage: tuple[str, Any]) -> tune.Tuner | None:
+    """Begin what is left; None where a grid has no more points."""
     search, settings = judge.search, judge.search.settings
     first = f"objective_{settings.selection.objectives[0]}"
     ended = {one.key for one in left.ended}
@@ -283,6 +285,8 @@ def _new(judge: Judge, trainable: Any, left: Left, storage: tuple[str, Any]) -> 
     grid = settings.searcher == "grid"
     points = search.grid()[: settings.fine_tuning.trials] if grid else []
     points = [point for point in points if point_key(point) not in ended]
+    if grid and not points:
+        return None
     return tune.Tuner(
         trainable,
         param_space={"point": tune.grid_search(points)} if grid else {},

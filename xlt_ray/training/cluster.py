@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xlt_ray.techniques.technique import Each
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the name of the interface
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 AHEAD = 4  # calls a CPU that wait for it, each with its rows in memory
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
@@ -44,8 +45,15 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
     else:
         # Without a dashboard, port 8265 is still noted as its address, where another Ray of this machine may have one.
         # Ray Train asks there whether its controller lives, and stops the workers of one that is unknown there.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)  # workers have the environment that Ray started in
-        init_on_loopback("local", include_dashboard=False, dashboard_port=0, **quiet)
+        before = {name: os.environ.get(name) for name in INTERFACES}
+        os.environ.update(dict.fromkeys(INTERFACES, LOOPBACK))  # workers have the environment that Ray started in
+        try:
+            init_on_loopback("local", include_dashboard=False, dashboard_port=0, **quiet)
+        finally:
+            for name, old in before.items():
+                del os.environ[name]
+                if old is not None:
+                    os.environ[name] = old
     try:
         yield
     finally:
@@ -65,6 +73,11 @@ def init_on_loopback(address: str, **options: Any) -> None:
         ray.init(address=address, _node_ip_address="127.0.0.1", **options)
     finally:
         services.resolve_ip_for_localhost = usual
+
+
+def is_local() -> bool:
+    """Return whether the connected Ray is one of this machine alone, which has all the CPUs that it will ever have."""
+    return bool(ray.util.get_node_ip_address() == "127.0.0.1")
 
 
 def each(experiment: Experiment) -> Each:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,19 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
                 raise waiting.error() from None
             raise
     assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as folder:
-        return _read_final(Path(folder))
+    with _opened(result.checkpoint) as folder:
+        return _read_final(folder)
+
+
+@contextlib.contextmanager
+def _opened(checkpoint: Any) -> Iterator[Path]:
+    """Open the folder of a checkpoint where it is, on a disk of this machine, else a copy."""
+    here = Path(checkpoint.path)
+    if here.is_absolute() and here.is_dir():  # Ray copies what a file system of fsspec holds, gigabytes of it
+        yield here
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
 
 
 def _plain_error(error: Any, waiting: Waiting) -> InputError | TrainingError:
@@ -135,9 +146,8 @@ def _on_failure(events: Any, waiting: Waiting) -> Any:
                 if isinstance(error, LASTING):
                     raise error
             note = f"{loss(worker_exceptions)}; training goes on from the last checkpoint with {waiting.wanted}"
-            events.actor.put_nowait.remote({"stage": "train", "note": f"{note} or more" if elastic else note})
+            events.actor.put_nowait.remote({"stage": "train", "note": f"{note} or more" if waiting.elastic else note})
 
-    elastic = not isinstance(waiting.asked.workers, int)
     return OnFailure()
 
 
@@ -157,7 +167,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     restored = get_checkpoint()
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(restored.as_directory())) if restored else None
+        folder = stack.enter_context(_opened(restored)) if restored else None
         if folder is not None and (folder / "final.json").is_file():
             return  # everything is done; the driver reads this checkpoint
         emit({"stage": "load"})

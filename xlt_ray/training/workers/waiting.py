@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +12,7 @@ from typing import Any
 
 import ray
 
+from xlt_ray import interrupts
 from xlt_ray.config.experiment import Experiment, ResourcesConfig
 from xlt_ray.errors import TrainingError
 from xlt_ray.events import OnEvent
@@ -25,6 +24,7 @@ WAIT_ON_CLUSTER, WAIT_HERE = 30.0, 1.0  # minutes, where the configuration says 
 ATTEMPT = 15.0
 RESIZE = 15.0  # seconds between looks whether there is room for more workers
 QUIET = 10.0  # seconds without a word of any worker after which the cluster is looked at
+RESERVED = 60.0  # the same where there is room, but perhaps not for us
 EVERY = 2.0  # seconds between these looks
 
 
@@ -43,18 +43,23 @@ class Waiting:
     def of(cls, experiment: Experiment) -> Waiting:
         """Return the waiting of an experiment; a local Ray has all the machines that it will ever have."""
         asked = experiment.resources
-        default = WAIT_ON_CLUSTER if os.environ.get("RAY_ADDRESS") else WAIT_HERE
+        default = WAIT_HERE if cluster.is_local() else WAIT_ON_CLUSTER
         return cls(asked, asked.wait_minutes or default)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return not isinstance(self.asked.workers, int)
 
     @property
     def attempt(self) -> float:
         """Seconds in which Ray Train may start workers; where their number may change, it tries again with another."""
-        return 60 * self.minutes if isinstance(self.asked.workers, int) else min(ATTEMPT, 60 * self.minutes)
+        return min(ATTEMPT, 60 * self.minutes) if self.elastic else 60 * self.minutes / 2
 
     @property
     def attempts(self) -> int:
-        """How often workers may fail to start."""
-        return 1 if isinstance(self.asked.workers, int) else 1 + math.ceil(60 * self.minutes / self.attempt)
+        """How often workers may fail to start before the last attempt."""
+        return math.ceil(60 * self.minutes / self.attempt) if self.elastic else 1
 
     @property
     def wanted(self) -> str:
@@ -75,17 +80,21 @@ class Waiting:
         room = cluster.slots(1, self.asked.cpus_per_worker, self.asked.gpus_per_worker)
         if room >= self.asked.fewest:
             self._lacking_since = None
+            if self.elastic and now - self._quiet_since > RESERVED:
+                note = "no worker yet: others use the cluster, or Ray keeps room for a run that was killed (3 minutes)"
+                on_event({"stage": "machines", "note": note})
             return
         self._lacking_since = self._lacking_since or now
         passed = (now - self._lacking_since) / 60
         lacks = f"{self.wanted} are asked for, and the cluster has room for {room}"
         on_event({"stage": "machines", "note": f"{lacks}; waiting, for at most {self.minutes:g} minutes"})
         on_event({"stage": "machines", "done": round(passed, 1), "total": self.minutes})
-        self.over = passed >= self.minutes
+        self.over = self.elastic and passed >= self.minutes  # else Ray ends it
 
     def error(self) -> TrainingError:
         """Return the error of a wait that was in vain."""
-        fewer = "" if self.asked.fewest == 1 else f", or set resources.workers=[1,{self.asked.most}] to begin with one"
+        asked = self.asked
+        fewer = "" if asked.fewest == 1 else f", or set 'resources.workers=[1,{asked.most}]' to begin with one"
         return TrainingError(
             f"no room for {self.wanted} within {self.minutes:g} minutes; add machines, raise resources.wait_minutes"
             f"{fewer}. The same command goes on from the last checkpoint"
@@ -100,7 +109,7 @@ def draining(events: Any, on_event: OnEvent, waiting: Waiting) -> Iterator[None]
     """
     from ray.util.queue import Empty
 
-    done, inside = threading.Event(), threading.current_thread() is threading.main_thread()
+    done, inside = threading.Event(), interrupts.allow()
 
     def drain() -> None:
         while True:
@@ -131,7 +140,7 @@ def draining(events: Any, on_event: OnEvent, waiting: Waiting) -> Iterator[None]
 def _interrupt(done: threading.Event) -> None:
     """Interrupt the main thread until `done`: Ray asks a controller first, which may not answer, but only twice."""
     for _ in range(3):
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        interrupts.interrupt()
         if done.wait(5):
             return
 
