@@ -106,6 +106,13 @@ def test_a_job_trains_on_the_cluster_and_shows_its_table(head: Head, config: str
     assert f"report.html  {folder}/report.html" in done.stdout
     assert yaml.safe_load((folder / "experiment.yaml").read_text())["mixture"]["alpha"] == 0.3
     assert (folder / "bundle" / "bundle.json").is_file()
+
+
+@pytest.mark.long
+def test_other_verbs_are_jobs_too(head: Head, config: str) -> None:
+    assert head.submit(config).returncode == 0
+    storage = Path(yaml.safe_load((head.checkout / config).read_text())["storage"])
+    folder = next(storage.iterdir())
     again = head.submit(str(folder), job="evaluate")
     assert again.returncode == 0 and "tiny: test scores in %" in again.stdout, again.stdout + again.stderr
     untracked = head.submit(str(folder), job="promote")

@@ -10,7 +10,7 @@ from machines import Command
 from ray_runs import environment, offspring, settings
 from search_runs import search_settings, write
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
 
 def listening(pid: int) -> dict[str, str]:
@@ -29,7 +29,7 @@ def listening(pid: int) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("verb", ["train", pytest.param("tune", marks=pytest.mark.long)])
+@pytest.mark.parametrize("verb", ["train", "tune"])
 def test_nothing_listens_beyond_this_machine(tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, verb: str) -> None:
     long = {"epochs": 200, "batch_size": 16}
     if verb == "train":

@@ -220,14 +220,11 @@ def fine_tune(
 def resumable(path: str, filesystem: Any) -> bool:
     """Return whether Tune can go on from the state that it saved; state that is torn is deleted, trials stay.
 
-    Tune writes a list of trials, and the searcher in two files, one after the other. A kill between two of them leaves
-    a searcher that does not know a trial, and proposes it again; a kill within one leaves nothing that can be read.
+    A kill between two of its files leaves a searcher that does not know a trial, and would propose it again.
     """
     files = filesystem or LocalFileSystem()
     found = files.get_file_info(FileSelector(path, allow_not_found=True))
     state = sorted((one for one in found if one.is_file), key=lambda one: str(one.path))
-    if not state:
-        return False
 
     def newest(prefix: str) -> bytes:
         with files.open_input_stream([one.path for one in state if one.base_name.startswith(prefix)][-1]) as stream:
@@ -270,7 +267,6 @@ class Left:
 
 
 def _new(judge: Judge, trainable: Any, left: Left, storage: tuple[str, Any]) -> tune.Tuner | None:
-    """Begin what is left; None where a grid has no more points."""
     search, settings = judge.search, judge.search.settings
     first = f"objective_{settings.selection.objectives[0]}"
     ended = {one.key for one in left.ended}
