@@ -101,6 +101,16 @@ def test_an_encoder_that_cannot_be_computed_in_bfloat16_is_computed_in_float32(m
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize(("gain", "expected"), [(0.2, ["bfloat16 takes 5.0 times as long as float32 here"]), (1.5, [])])
+def test_bfloat16_that_only_slows_down_is_done_as_asked_and_said(
+    monkeypatch: pytest.MonkeyPatch, gain: float, expected: list[str]
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(precision, "_gain", lambda network: gain)
+    assert precision.choose_precision("bfloat16", of_kind("modernbert"), 32, notes.append) == "bfloat16"
+    assert [note.partition(";")[0] for note in notes] == expected
+
+
 def test_features_under_dropout_have_the_mean_and_spread_of_torchs(tiny_encoder: Path) -> None:
     net, inputs, draws = built(tiny_encoder, dropout=0.2), batch(), 400
 

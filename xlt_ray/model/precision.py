@@ -35,6 +35,8 @@ def choose_precision(
                 f"training.precision: bfloat16, but {name} cannot be computed in it ({found}); set "
                 "training.precision=float32"
             )
+        if device.type == "cpu" and (gain := _gain(network)) < 1 / GAIN:
+            on_note(f"bfloat16 takes {1 / gain:.1f} times as long as float32 here; training.precision=auto is quicker")
         return asked
     faster = torch.cuda.is_bf16_supported() if device.type == "cuda" else _gain(network) >= GAIN
     if faster and (found := fault(network, max_length)):
