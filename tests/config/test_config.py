@@ -470,3 +470,34 @@ def test_an_option_that_became_a_technique_is_read_as_one(weight: float, expecte
         build({**before, "techniques": ["lora", "lora"]})
     with pytest.raises(InputError, match="training.language_ids: unknown key"):
         build({**MINIMAL, "training": {"language_ids": weight}})
+
+
+@pytest.mark.parametrize(("given", "kept"), [(2, 2), ("2", 2), (2.0, 2), ([1, 4], (1, 4)), ([2, 2], 2)])
+def test_workers_are_a_number_or_a_range(given: object, kept: object) -> None:
+    found = build({"sources": ["eng_Latn"], "resources": {"workers": given}})
+    assert found.resources.workers == kept
+    assert build({"sources": ["eng_Latn"]}, [f"resources.workers={given}"]).resources.workers == kept
+    assert (found.resources.fewest, found.resources.most) == (kept if isinstance(kept, tuple) else (kept, kept))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"workers": 0}, "resources.workers: 0; give a number of 1 or more, or two, as in [1, 4]"),
+        ({"workers": True}, "resources.workers: True; give a number"),
+        ({"workers": [1, 2, 3]}, "resources.workers: [1, 2, 3]; give a number"),
+        ({"workers": [4, 1]}, "resources.workers: [4, 1]; give the fewest first, as in [1, 4]"),
+        ({"workers": [1, 4], "cpus_per_worker": 0.5}, "[1, 4] needs whole cpus_per_worker"),
+        ({"workers": 2, "wait_minutes": 0}, "resources.wait_minutes"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        build({"sources": ["eng_Latn"], "resources": given})
+    assert message in str(refused.value)
+
+
+def test_how_long_a_run_waits_does_not_make_it_another() -> None:
+    plain = build({"sources": ["eng_Latn"]})
+    assert build({"sources": ["eng_Latn"], "resources": {"wait_minutes": 5}}).key() == plain.key()
+    assert build({"sources": ["eng_Latn"], "resources": {"workers": [1, 4]}}).key() != plain.key()

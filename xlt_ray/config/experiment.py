@@ -225,7 +225,7 @@ class ResourcesConfig(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> ResourcesConfig:
-        if self.fewest < self.most and not (self.cpus_per_worker.is_integer() and self.gpus_per_worker.is_integer()):
+        if self.fewest < self.most and (self.cpus_per_worker % 1 or self.gpus_per_worker % 1):
             raise ValueError(
                 f"workers: [{self.fewest}, {self.most}] needs whole cpus_per_worker and gpus_per_worker, which are "
                 f"{self.cpus_per_worker:g} and {self.gpus_per_worker:g}; make them whole, or give one number of workers"
