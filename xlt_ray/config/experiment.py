@@ -205,7 +205,7 @@ class ResourcesConfig(Section):
     wait_minutes: float | None = Field(
         None,
         gt=0,
-        description="how long missing machines are waited for; default: 30, on this machine alone 1",
+        description="how long missing machines are waited for; default: 30, on this machine alone 2",
     )
 
     @field_validator("workers", mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -48,7 +49,8 @@ class Draft(io.BufferedWriter):
 
     def __del__(self) -> None:
         self.failed = True  # whoever wrote it did not come to the end
-        self.close()
+        with contextlib.suppress(ValueError):  # it was never opened
+            self.close()
 
     def close(self) -> None:
         """Publish the file, or delete it where writing failed."""

@@ -18,7 +18,7 @@ from xlt_ray.errors import TrainingError
 from xlt_ray.events import OnEvent
 from xlt_ray.training import cluster
 
-WAIT_ON_CLUSTER, WAIT_HERE = 30.0, 1.0  # minutes, where the configuration says nothing
+WAIT_ON_CLUSTER, WAIT_HERE = 30.0, 2.0  # minutes, where the configuration says nothing
 # Where the number of workers may change, Ray decides on it by resources of a moment ago, which may be gone: it finds
 # out when they do not start, and has to be quick to try again. Seconds.
 ATTEMPT = 15.0
