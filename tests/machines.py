@@ -107,7 +107,7 @@ class Command:
         """What it has printed so far."""
         return self.log.read_text(encoding="utf-8")
 
-    def until(self, words: str, times: int = 1, limit_s: float = 120) -> None:
+    def until(self, words: str, times: int = 1, limit_s: float = 300) -> None:
         """Wait until it has printed some words."""
         until(lambda: self.process.poll() is not None or self.told.count(words) >= times, words, limit_s=limit_s)
         assert self.told.count(words) >= times, self.told
