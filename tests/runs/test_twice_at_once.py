@@ -15,7 +15,7 @@ from search_runs import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
-EPOCHS = 50  # the second command has come before they are over
+EPOCHS = 36  # the second command has come before they are over
 
 
 @pytest.fixture(params=["disk", "s3"])
