@@ -484,6 +484,7 @@ def test_workers_are_a_number_or_a_range(given: object, kept: object) -> None:
     ("given", "message"),
     [
         ({"workers": 0}, "resources.workers: 0; give a number of 1 or more, or two, as in [1, 4]"),
+        ({"workers": float("inf")}, "resources.workers: inf; give a number"),
         ({"workers": True}, "resources.workers: True; give a number"),
         ({"workers": [1, 2, 3]}, "resources.workers: [1, 2, 3]; give a number"),
         ({"workers": [4, 1]}, "resources.workers: [4, 1]; give the fewest first, as in [1, 4]"),

@@ -215,7 +215,7 @@ class ResourcesConfig(Section):
         try:
             counts = [int(count) for count in given]
             sound = all(n >= 1 and float(g) == n and g is not True for n, g in zip(counts, given, strict=True))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last of an infinity
             sound = False
         if not sound:
             raise ValueError(f"{workers!r}; give a number of 1 or more, or two, as in [1, 4]")

@@ -122,7 +122,7 @@ class SearchSession:
     def open(cls, search: Search, corpus: Corpus, held: Held[bool], began: float) -> SearchSession:
         """Read the journal in the folder of a prepared search; `began` is the `time.monotonic()` of its start."""
         folder = held.folder
-        folder.download(RESULT, JOURNAL, JUDGE, RANKING, TUNED, ORACLE, "outbox.jsonl", "outbox.sent")
+        folder.download(JOURNAL, JUDGE, RANKING, TUNED, ORACLE, "outbox.jsonl", "outbox.sent")
         durable.write(folder.local / "search.yaml", to_yaml(search))
         journal = Journal(folder.local / JOURNAL, began)
         return cls(search, corpus, folder, journal, f"{search.key()}-{folder.identity()}", held.on_event)
