@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -83,37 +81,3 @@ def machines() -> Iterator[Machines]:
             for node in (*found.nodes, head):
                 if node.poll() is None:
                     found.kill(node)
-
-
-@dataclass
-class Command:
-    """A command of a user, in a process, and what it prints."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @classmethod
-    def of(cls, log: Path, variables: dict[str, str], *arguments: str) -> Command:
-        """Start `xlt` with arguments."""
-        with log.open("wb") as out:
-            command = [sys.executable, "-u", "-m", "xlt_ray.cli", *arguments]
-            process = subprocess.Popen(
-                command, env=variables, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
-        return cls(process, log)
-
-    @property
-    def told(self) -> str:
-        """What it has printed so far."""
-        return self.log.read_text(encoding="utf-8")
-
-    def until(self, words: str, times: int = 1, limit_s: float = 300) -> None:
-        """Wait until it has printed some words."""
-        until(lambda: self.process.poll() is not None or self.told.count(words) >= times, words, limit_s=limit_s)
-        assert self.told.count(words) >= times, self.told
-
-    def end(self) -> None:
-        """Kill what is left of it."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()

@@ -126,36 +126,42 @@ def _read(pid: int) -> Process | None:
     return None if fields[0] == "Z" else Process(pid, fields[19], int(fields[1]), command.strip())
 
 
-class Driver:
-    """A verb of `xlt` in a session of its own, as a terminal would start it."""
+class Command:
+    """`xlt` with arguments in a session of its own, as a terminal would start it; `variables` are its environment."""
 
-    def __init__(self, verb: str, config: Path, log: Path) -> None:
+    def __init__(self, log: Path, variables: Mapping[str, str], *arguments: object) -> None:
         self.log, self.family = log, dict[int, Process]()
-        command = [sys.executable, "-m", "xlt_ray.cli", verb, str(config)]
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, cwd=config.parent, env=environment(PYTHONPATH=str(ROOT)), stdin=subprocess.DEVNULL, stdout=out,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                [sys.executable, "-m", "xlt_ray.cli", *map(str, arguments)], cwd=log.parent,
+                env={"PYTHONPATH": str(ROOT), **variables}, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True,
             )  # fmt: skip
 
     @property
     def told(self) -> str:
-        return self.log.read_text(encoding="utf-8")
+        """What it has printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
+    def until(self, condition: Callable[[], object] | str, what: str = "", limit_s: float = 300) -> None:
+        """Wait for a condition, or for words in what it prints."""
+
         def met() -> bool:
-            assert self.process.poll() is None, f"ended before {what}:\n{self.told}"
+            ended = self.process.poll() is not None
             self.look()
-            return bool(condition())
+            if condition in self.told if isinstance(condition, str) else condition():
+                return True
+            assert not ended, f"ended before {what or condition}:\n{self.told}"
+            return False
 
-        until(met, what, limit_s=300)
+        until(met, what or str(condition), limit_s)
 
     def look(self) -> None:
         """Note what it has started so far, under the latest title of each process."""
         self.family.update({process.pid: process for process in offspring(self.process.pid)})
 
     def left(self) -> list[Process]:
-        """List what outlived the driver and could still write to its run.
+        """List what outlived the command and could still write to its run.
 
         Not so the courier, which has the last words to deliver, and two agents of Ray, which try for a minute to tell
         the cluster that the cluster is gone.

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machines import Command, Machines, machines
-from ray_runs import results, settings
+from machines import Machines, machines
+from ray_runs import Command, results, settings
 from safetensors.numpy import load_file
 from search_runs import write
 
@@ -38,8 +38,8 @@ def run_folder(place: Path) -> Path:
 
 def undisturbed(encoder: Path, corpus: Path, place: Path, cluster: Machines, epochs: int, workers: int) -> Path:
     """Do the same run on the whole cluster, and return its folder."""
-    command = Command.of(
-        place / "log", cluster.environment(), "train", str(config(encoder, corpus, place, epochs, workers=workers))
+    command = Command(
+        place / "log", cluster.environment(), "train", config(encoder, corpus, place, epochs, workers=workers)
     )
     try:
         assert command.process.wait(300) == 0, command.told
@@ -56,7 +56,7 @@ def test_a_machine_dies_and_another_comes_and_the_end_is_the_same_to_the_bit(
     for place in (disturbed, plain):
         place.mkdir()
     asked = config(tiny_encoder, tiny_corpus, disturbed, 20, workers=2, wait_minutes=5)
-    command = Command.of(disturbed / "log", cluster.environment(), "train", str(asked))
+    command = Command(disturbed / "log", cluster.environment(), "train", asked)
     try:
         command.until("epoch 4 done")
         cluster.kill(second)
@@ -85,7 +85,7 @@ def test_where_no_machine_comes_the_run_says_what_is_missing_and_goes_on_later(
         place = tmp_path / f"at_most_{most}"
         place.mkdir()
         file = config(tiny_encoder, tiny_corpus, place, 2, workers=asked, wait_minutes=0.4)
-        command = Command.of(place / "log", cluster.environment(), "train", str(file))
+        command = Command(place / "log", cluster.environment(), "train", file)
         try:
             assert command.process.wait(200) == 1, command.told
         finally:
@@ -94,7 +94,7 @@ def test_where_no_machine_comes_the_run_says_what_is_missing_and_goes_on_later(
         assert f"or set 'resources.workers=[1,{most}]' to begin with one. The same command goes on" in command.told
     cluster.add()
     fixed = tmp_path / "at_most_2"
-    again = Command.of(fixed / "log", cluster.environment(), "train", str(fixed / "tiny.yaml"))
+    again = Command(fixed / "log", cluster.environment(), "train", fixed / "tiny.yaml")
     try:
         assert again.process.wait(200) == 0, again.told
     finally:
@@ -109,12 +109,13 @@ def test_a_run_takes_the_machines_that_there_are(
     for place in (elastic, plain):
         place.mkdir()
     file = config(tiny_encoder, tiny_corpus, elastic, 40, workers=[1, 2])
-    command = Command.of(elastic / "log", cluster.environment(), "train", str(file))
+    command = Command(elastic / "log", cluster.environment(), "train", file)
     try:
         command.until("epoch 2 done")
         second = cluster.add()
         command.until(" with 2 workers")
-        command.until("epoch ", times=command.told.count("epoch ") + 4)
+        enough = command.told.count("epoch ") + 4
+        command.until(lambda: command.told.count("epoch ") >= enough, "more epochs")
         cluster.kill(second)
         command.until(" with 1 workers")
         assert command.process.wait(300) == 0, command.told

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from machines import Command
-from ray_runs import environment, offspring, settings
+from ray_runs import Command, environment, offspring, settings
 from search_runs import search_settings, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
@@ -39,7 +38,7 @@ def test_nothing_listens_beyond_this_machine(tiny_encoder: Path, tiny_corpus: Pa
         asked = {"space": {"sources": {"at_most": 2}}, "screening": {"trials": 0}, "fine_tuning": {"workers": 2}}
         data = search_settings(tiny_encoder, tiny_corpus, tmp_path, training=long, search=asked)
         words = "1 running"
-    command = Command.of(tmp_path / "log", environment(), verb, str(write(data, tmp_path / "tiny.yaml")))
+    command = Command(tmp_path / "log", environment(), verb, write(data, tmp_path / "tiny.yaml"))
     try:
         command.until(words)
         found = listening(command.process.pid)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from machines import Command
 from object_storage import bucket
-from ray_runs import environment, settings
+from ray_runs import Command, environment, settings
 from search_runs import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
@@ -32,17 +31,17 @@ def test_two_commands_train_once_and_the_second_goes_on_when_the_first_is_killed
 ) -> None:
     training = {"epochs": EPOCHS, "batch_size": 16, "checkpoint_every": 4}
     data = settings(tiny_encoder, tiny_corpus, tmp_path, training=training, storage=storage)
-    config = str(write(data, tmp_path / "tiny.yaml"))
-    first = Command.of(tmp_path / "first.log", environment(), "train", config)
+    config = write(data, tmp_path / "tiny.yaml")
+    first = Command(tmp_path / "first.log", environment(), "train", config)
     second = third = None
     try:
         first.until("epoch 1 done")
-        second = Command.of(tmp_path / "second.log", environment(), "train", config)
+        second = Command(tmp_path / "second.log", environment(), "train", config)
         second.until(f"process {first.process.pid} on ")
         second.until("training ")  # the progress of the first
         first.end()
         second.until("going on from update")
-        third = Command.of(tmp_path / "third.log", environment(), "train", config)
+        third = Command(tmp_path / "third.log", environment(), "train", config)
         third.until(f"process {second.process.pid} on ")
         assert second.process.wait(200) == third.process.wait(200) == 0, (second.told, third.told)
     finally:

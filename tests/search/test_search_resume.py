@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_runs import Driver, until
+from ray_runs import Command, environment, until
 from search_runs import TABLE, TRIAL_ACTOR, journal, search_settings, write
 
 from xlt_ray.training import checkpoint
@@ -20,11 +20,11 @@ TRIALS, SAFE = 4, 2  # fine-tunings asked for; so many to the end before the kil
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
-    drivers: list[Driver] = []
+def begin(tmp_path: Path) -> Iterator[Callable[[Path], Command]]:
+    drivers: list[Command] = []
 
-    def start(config: Path) -> Driver:
-        drivers.append(Driver("tune", config, tmp_path / f"driver{len(drivers)}.log"))
+    def start(config: Path) -> Command:
+        drivers.append(Command(tmp_path / f"driver{len(drivers)}.log", environment(), "tune", config))
         return drivers[-1]
 
     yield start
@@ -32,7 +32,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
         driver.end()
 
 
-def kill(driver: Driver) -> None:
+def kill(driver: Command) -> None:
     """Kill a driver with -9, and wait until nothing that it had started can write any more."""
     driver.process.kill()
     assert driver.process.wait(60) == -signal.SIGKILL
@@ -51,7 +51,7 @@ def finished(folder: Path) -> dict[Path, int]:
 
 
 def test_a_search_killed_in_fine_tuning_goes_on(
-    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, begin: Callable[[Path], Driver]
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, begin: Callable[[Path], Command]
 ) -> None:
     space: dict[str, Any] = {"sources": {"at_most": 2}, "training.learning_rate": {"loguniform": [1e-3, 1e-2]}}
     fine_tuning = {"trials": TRIALS, "scheduler": "none"}  # every trial takes its time

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import importlib.metadata
 import json
-import math
 import os
 import re
 import shutil
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,16 +22,15 @@ from typing import Any
 
 import pytest
 from ray_runs import free_ports
+from recorded import KEY, assert_once, begin, record_all, runs, steps_of, store
+from tracking_server import TrackingServer
 
 from xlt_ray import durable
-from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.errors import InputError
 from xlt_ray.tracking import courier, mlflow_run, outbox
 from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.delivery import Delivery, _remedy
-from xlt_ray.tracking.outbox import Outbox
 
-KEY = "trial-0123456789"
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,61 +46,6 @@ def until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any
 def python(code: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
-
-
-def settings(uri: str, **changes: Any) -> TrackingConfig:
-    return TrackingConfig.model_validate({"uri": uri, "flush_seconds": 60} | changes)
-
-
-def begin(folder: Path, uri: str, key: str = KEY, parent_key: str | None = None, **config: Any) -> Outbox:
-    return Outbox.open(folder, settings(uri, **config), key, "trial", parent_key)
-
-
-def record_all(box: Outbox, steps: range = range(3)) -> None:
-    """Record something of every kind but a model."""
-    box.params({"mixture.alpha": 0.3, "sources": "eng_Latn"})
-    for step in steps:
-        box.metrics({"train/loss": 1 / (step + 1), "odd/nan": math.nan, "odd/infinite": -math.inf}, step)
-    box.metrics({"test/accuracy/swh_Latn": 0.76}, 0)
-    box.tags({"xlt.method": "probe"})
-    box.dataset("voice_commands", "https://example.org/corpus", "f00d", {"rows": {"eng_Latn": 3}}, "training")
-    (box.folder / "report.html").write_text("<p>fine</p>")
-    box.artifact(box.folder / "report.html")
-    box.finish()
-
-
-def store(uri: str) -> Any:
-    import mlflow
-
-    return mlflow.MlflowClient(uri)
-
-
-def runs(uri: str, experiment: str = "xlt") -> list[Any]:
-    client = store(uri)
-    found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id])) if found else []
-
-
-def steps_of(uri: str, run: Any, key: str) -> list[int]:
-    return [metric.step for metric in store(uri).get_metric_history(run.info.run_id, key)]
-
-
-def assert_once(uri: str, steps: range = range(3), experiment: str = "xlt") -> Any:
-    """Hold a server to what `record_all` recorded: one run, every step once, every input once."""
-    (run,) = runs(uri, experiment)
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"mixture.alpha": "0.3", "sources": "eng_Latn"}
-    assert run.data.tags["xlt.method"] == "probe"
-    assert math.isnan(run.data.metrics["odd/nan"])
-    assert run.data.metrics["odd/infinite"] < -1e308
-    for key in ("train/loss", "odd/nan", "odd/infinite"):
-        assert sorted(steps_of(uri, run, key)) == list(steps)
-    assert steps_of(uri, run, "test/accuracy/swh_Latn") == [0]
-    (dataset,) = store(uri).get_run(run.info.run_id).inputs.dataset_inputs
-    assert (dataset.dataset.name, dataset.dataset.digest) == ("voice_commands", "f00d")
-    assert dataset.tags[0].value == "training"
-    assert [file.path for file in store(uri).list_artifacts(run.info.run_id)] == ["report.html"]
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -125,27 +67,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, fresh: Path) -> Iterator[st
     """A real tracking server; yields its address."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(fresh, folder / "server.db")
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    command += ["--artifacts-destination", str(folder / "files")]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-
-    def up() -> bool:
-        assert process.poll() is None, (folder / "log").read_text()
-        try:
-            return bool(urllib.request.urlopen(f"{address}/health", timeout=5).read() == b"OK")
-        except OSError:
-            return False
-
-    try:
-        until(up, "the tracking server", 120)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with TrackingServer(folder, f"sqlite:///{folder / 'server.db'}").running() as running:
+        yield running.url
 
 
 class Relay(ThreadingHTTPServer):

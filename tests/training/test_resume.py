@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray_runs import TRAIN_WORKER, Driver, Process, Settings, offspring, results, run_key, settings, until
+from ray_runs import (
+    TRAIN_WORKER,
+    Command,
+    Process,
+    Settings,
+    environment,
+    offspring,
+    results,
+    run_key,
+    settings,
+    until,
+)
 
 from xlt_ray.config.read import build
 from xlt_ray.events import Event
@@ -92,11 +103,11 @@ def test_a_worker_killed_in_mid_epoch_changes_no_bit(
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
-    drivers: list[Driver] = []
+def begin(tmp_path: Path) -> Iterator[Callable[[Path], Command]]:
+    drivers: list[Command] = []
 
-    def start(config: Path) -> Driver:
-        drivers.append(Driver("train", config, tmp_path / f"driver{len(drivers)}.log"))
+    def start(config: Path) -> Command:
+        drivers.append(Command(tmp_path / f"driver{len(drivers)}.log", environment(), "train", config))
         return drivers[-1]
 
     yield start
@@ -104,7 +115,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
         driver.end()
 
 
-def resumed_at(driver: Driver) -> int:
+def resumed_at(driver: Command) -> int:
     """Return the first update that a driver reported."""
     return int(re.findall(rf"training  loss .*  (\d+) of {STEPS}\n", driver.told)[0])
 
@@ -119,7 +130,7 @@ def furthest(folder: Path) -> int:
 
 
 def test_a_driver_interrupted_then_killed_goes_on_each_time_and_changes_no_bit(
-    undisturbed: Undisturbed, tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, begin: Callable[[Path], Driver]
+    undisturbed: Undisturbed, tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, begin: Callable[[Path], Command]
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'xlt.db'}"
     data = slow(tiny_encoder, tiny_corpus, tmp_path, tracking={"uri": uri, "flush_seconds": 120})
