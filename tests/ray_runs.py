@@ -117,6 +117,19 @@ def offspring(pid: int) -> list[Process]:
     return [one for one in everybody if one.pid in family and one.pid != pid]
 
 
+def marked(mark: str) -> list[Process]:
+    """List the living processes whose environment holds NAME=VALUE, whoever their parent is by now."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark.encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0") and (
+                    one := _read(int(name))
+                ):
+                    found.append(one)
+    return found
+
+
 def _read(pid: int) -> Process | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

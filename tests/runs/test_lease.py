@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from object_storage import bucket
+from ray_runs import until
 
 from xlt_ray.errors import InputError, TrainingError
 from xlt_ray.runs import lease
@@ -121,14 +122,22 @@ def wait_for(folder: Path, what: Any, times: int = 1) -> None:
 def test_of_processes_that_begin_at_once_one_works_and_all_have_its_result(
     storage: str, tmp_path: Path, processes: int
 ) -> None:
-    started = [start(storage, tmp_path, seconds=1.0) for _ in range(processes)]
+    started = [start(storage, tmp_path, seconds=60.0) for _ in range(processes)]
+    wait_for(tmp_path, "ready", times=processes)
+    wait_for(tmp_path, "in")
+    owner = next(pid for what, pid in notes(tmp_path) if what == "in")
+
+    def told() -> int:  # who they wait for
+        events = [what for what, _ in notes(tmp_path) if isinstance(what, dict)]
+        return len([event for event in events if f"process {owner} on " in event.get("note", "")])
+
+    until(lambda: told() == processes - 1, "those who wait to say for whom")
+    (tmp_path / "go").touch()
     answers = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0] * processes, answers
     work = [one for one in notes(tmp_path) if one[0] in ("in", "out")]
-    assert [what for what, _ in work] == ["in", "out"], work
-    assert {out.strip() for out, _ in answers} == {str(work[0][1])}, "all have the result of the one that worked"
-    told = [one[0] for one in notes(tmp_path) if isinstance(one[0], dict)]
-    assert any(f"process {work[0][1]} on " in event.get("note", "") for event in told), "those who wait say for whom"
+    assert work == [["in", owner], ["out", owner]]
+    assert {out.strip() for out, _ in answers} == {str(owner)}, "all have the result of the one that worked"
 
 
 def test_progress_of_the_owner_is_shown_to_those_who_follow(storage: str, tmp_path: Path) -> None:

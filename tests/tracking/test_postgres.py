@@ -60,7 +60,7 @@ def user(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_eight_writers_lose_and_double_nothing_while_server_and_database_are_killed(
     tmp_path: Path, server: TrackingServer, database: Postgres
 ) -> None:
-    boxes = [begin(tmp_path / f"run{number}", server.url, f"run{number}", experiment="eight", flush_seconds=1)
+    boxes = [begin(tmp_path / f"run{number}", server.url, f"run{number}", experiment="eight")
              for number in range(WRITERS)]  # fmt: skip
     for box in boxes:
         record_all(box, STEPS)
@@ -84,7 +84,7 @@ def test_eight_writers_lose_and_double_nothing_while_server_and_database_are_kil
 def test_eight_first_writers_share_one_experiment_and_one_database(tmp_path: Path, database: Postgres) -> None:
     database._call("createdb", "--host=127.0.0.1", f"--port={database.port}", "--username=xlt", "fresh")
     uri = database.uri.removesuffix("xlt") + "fresh"
-    boxes = [begin(tmp_path / f"run{number}", uri, f"run{number}", flush_seconds=1) for number in range(WRITERS)]
+    boxes = [begin(tmp_path / f"run{number}", uri, f"run{number}") for number in range(WRITERS)]
     for box in boxes:
         box.metrics({"train/loss": 1.0}, 0)
         box.finish()

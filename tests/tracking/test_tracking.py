@@ -12,16 +12,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray_runs import free_ports
+from ray_runs import free_ports, until
 from recorded import KEY, assert_once, begin, record_all, runs, steps_of, store
 from tracking_server import TrackingServer
 
@@ -32,15 +31,6 @@ from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.delivery import Delivery, _remedy
 
 ROOT = Path(__file__).parents[2]
-
-
-def until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:
-    """Wait for a condition; the limit only bounds a failing test."""
-    end = time.monotonic() + limit_s
-    while not (result := condition()):
-        assert time.monotonic() < end, f"waited {limit_s} s for {what}"
-        time.sleep(0.05)
-    return result
 
 
 def python(code: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
