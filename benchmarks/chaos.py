@@ -323,7 +323,7 @@ class Promote(Train):
         command = [sys.executable, "-m", "xlt_ray.cli", "predict", f"models:/promote{number}@champion", str(self.texts)]
         done = subprocess.run([*command, *options], env=self.here.environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        return [(line["label"], round(line["score"], 4)) for line in map(json.loads, done.stdout.splitlines())]
+        return [(line["label"], round(line["confidence"], 4)) for line in map(json.loads, done.stdout.splitlines())]
 
     def judge(self, number: int, place: Path) -> list[str]:
         client = mlflow.MlflowClient(self.here.server.url)
@@ -548,7 +548,7 @@ class Clients:
 
 
 def _rounded(result: dict[str, Any]) -> tuple[str, float]:
-    return result["label"], round(result["score"], 3)
+    return result["label"], round(result["confidence"], 3)
 
 
 class Server:

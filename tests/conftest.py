@@ -6,6 +6,9 @@ import os
 import signal
 from pathlib import Path
 
+# Tests run side by side on few cores, where threads that wait for one another in a spin take twice the time of one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded
+
 import numpy as np
 import pytest
 import torch
