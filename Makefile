@@ -1,13 +1,14 @@
 # make quickstart    train the quickstart from nothing but Python 3.11, 3.12 or 3.13: makes .venv, installs, runs
 # make test, lint    what .ci/run runs before it
 # make test-long     the tests that kill searches and runs and go on with them, which .ci/run runs as well
+# make chaos         kill what can die in a hundred rounds, and count what is lost: an hour or two
 # make tour          run docs/tour.ipynb again and keep what it shows
 # make size          how many lines there are: the core that a contributor reads, and all
 # make setup         only make .venv and install; setup-dev and setup-aws add those extras of pyproject.toml
 # make constraints   resolve constraints.txt again from pyproject.toml
 # make clean         remove .venv and caches; runs/ stays
 #
-#   ARGS='mixture.alpha=1 training.epochs=2'   more arguments for xlt train (quickstart) or pytest (test)
+#   ARGS='mixture.alpha=1 training.epochs=2'   more arguments for xlt train (quickstart), pytest (test) or chaos
 #   PYTHON=python3.12                          the interpreter to make .venv with; default: the first fitting one
 #   VENV=/some/folder                          another place than .venv
 #   TORCH_INDEX=URL                            package index to take PyTorch from. On Linux the ordinary index gives the
@@ -23,7 +24,7 @@ TORCH_INDEX ?=
 TORCH = torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-long lint tour size setup setup-dev setup-aws constraints clean
+.PHONY: quickstart test test-long lint chaos tour size setup setup-dev setup-aws constraints clean
 # a stamp is left only by a recipe that came to its end
 .DELETE_ON_ERROR:
 
@@ -42,6 +43,9 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+chaos: $(VENV)/.installed-dev
+	@$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 define RUN_TOUR
 import sys, nbclient, nbformat

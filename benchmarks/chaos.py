@@ -621,8 +621,9 @@ def tidy(here: World, this: Round) -> None:
         this.faults.append(f"still alive after {GRACE} s: {process.command[:100]}")
         process.kill()
     left = [one for one in here.scratch.iterdir() if one.name not in ("ray", ".ses")]  # Ray keeps its logs
-    if left:
-        this.notes.append("left in TMPDIR: " + ", ".join(sorted(one.name for one in left)))
+    for one in left:
+        inside = [str(file.relative_to(one)) for file in one.rglob("*")]
+        this.notes.append(f"left in TMPDIR: {one.name} with {', '.join(inside[:4]) or 'nothing'}")
     for one in here.scratch.iterdir():
         shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
     for one in here.small.iterdir() if here.small else ():

@@ -46,6 +46,9 @@ def correct(config: str, refusal: Path) -> str:
     Ray's configuration shows statistics on two more ports, of every interface; nothing here reads them, and a port that
     somebody else has taken keeps HAProxy from starting. Nor is every request logged to a syslog that nobody runs.
 
+    The application has every path, so one that Ray does not know yet, or no more, is not "not found" but not there at
+    the moment: without the line that answers 404 no server is left, which is the refusal.
+
     A request can be repeated only where HAProxy has all of it, so it waits for the body before choosing a replica; not
     so for a stream, whose client may wait for answers before it sends more.
 
@@ -57,6 +60,7 @@ def correct(config: str, refusal: Path) -> str:
     config = re.sub(r"^(?:frontend prometheus|listen stats) *\n(?:[ \t]+.*(?:\n|\Z))*", "", config, flags=re.MULTILINE)
     config = re.sub(r"^\s*log 127\.0\.0\.1:514 .*\n", "", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*errorfile 50[234]) .*$", rf"\1 {refusal}", config, flags=re.MULTILINE)
+    config = re.sub(r"^\s*http-request return status 404 .*\n", "", config, flags=re.MULTILINE)
     whole = f"    http-request wait-for-body time 10s unless {{ path_end {STREAMED} }}\n"
     if whole not in config:
         config = re.sub(r"^(frontend http_frontend\n.*\n)", rf"\1{whole}", config, flags=re.MULTILINE)

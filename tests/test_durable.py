@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,16 @@ from pathlib import Path
 from xlt_ray.durable import locked
 with locked(Path(sys.argv[1]), wait=False) as free:
     print(free, flush=True)
+    time.sleep(60)
+"""
+
+
+LEFT = """
+import sys, time
+from xlt_ray.durable import scratch
+with scratch() as folder:
+    (folder / "large").write_bytes(b"0" * 1000)
+    print(folder, flush=True)
     time.sleep(60)
 """
 
@@ -151,3 +163,36 @@ def test_a_full_disk_is_reported_with_a_way_out(tmp_path: Path, monkeypatch: pyt
 def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert durable.cache_folder("a", "b") == tmp_path / "xlt_ray" / "a" / "b"
+
+
+def test_a_temporary_folder_goes_with_its_process_or_with_the_next(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command, variables = [sys.executable, "-c", LEFT], os.environ | {"TMPDIR": str(tmp_path)}
+    others = [subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first, second = (Path(one.stdout.readline().strip()) for one in others if one.stdout)
+    others[0].kill()
+    others[0].wait()
+    assert (first / "large").is_file(), "what a killed process leaves"
+    with durable.scratch() as own:
+        assert not first.exists() and (second / "large").is_file()
+        (own / "here").mkdir()
+    assert names(tmp_path) == [second.name, f"{second.name}.lock"]
+    others[1].terminate()
+    others[1].wait()
+    with durable.scratch():
+        pass
+    assert names(tmp_path) == []
+
+
+def test_temporary_folders_made_at_once_do_not_remove_one_another(tmp_path: Path) -> None:
+    code = """
+from xlt_ray.durable import scratch
+for _ in range(60):
+    with scratch() as folder:
+        (folder / "file").touch()
+        assert (folder / "file").exists()
+"""
+    command, variables = [sys.executable, "-c", code], os.environ | {"TMPDIR": str(tmp_path)}
+    started = [subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [one.communicate()[1] for one in started] == ["", "", ""]
+    assert names(tmp_path) == []

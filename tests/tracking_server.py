@@ -42,7 +42,8 @@ class TrackingServer:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env={**os.environ, **self.variables},
+                # seven processes more for jobs of MLflow's own, which nobody here gives it
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self.variables},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

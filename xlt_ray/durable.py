@@ -1,4 +1,7 @@
-"""Files that a kill leaves whole: published in one step, appended to by line, locked, known by their content."""
+"""Files that a kill leaves whole: published in one step, appended to by line, locked, known by their content.
+
+And folders that it leaves behind, which the next process removes.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +79,29 @@ def locked(file: Path, wait: bool = True) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Make a temporary folder and remove it at the end; first remove what killed processes have left of theirs.
+
+    Beside each lies a file that its process holds locked. Where the lock is free nobody is there any more.
+    """
+    place = Path(tempfile.gettempdir())
+    for lock in place.glob("xlt-*.lock"):
+        with suppress(OSError), locked(lock, wait=False) as free:  # OSError: another user's
+            if free:
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    folder = place / f"xlt-{uuid.uuid4().hex[:8]}"
+    lock = folder.with_suffix(".lock")
+    with locked(lock):
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 class JsonLines:

@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import socket
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -104,8 +103,8 @@ def started(settings: ServeArgs, port: int, log: Log, haproxy: bool = True) -> I
     choice = Choice(model=resolve(settings))
     if not settings.model.startswith("models:"):
         fetch.bundle_in(Path(choice.model))  # here is where it is loaded, so what is wrong with it shows now
-    with tempfile.TemporaryDirectory(prefix="xlt-", ignore_cleanup_errors=True) as scratch:
-        environment = install(Path(scratch)) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    with durable.scratch() as scratch:
+        environment = install(scratch) if haproxy else {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
         for name, value in (environment | {MARK: "1"}).items():
             os.environ.setdefault(name, value)
         if masked(settings.tracking_uri) != settings.tracking_uri:

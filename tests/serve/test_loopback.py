@@ -40,3 +40,5 @@ def test_what_ray_would_open_besides_is_still_called_as_it_was() -> None:
     left = loopback.correct(template, Path("503.http"))
     assert template.count("\n    bind :") + template.count("\n  bind *") == 2
     assert "bind :" not in left and "bind *" not in left and "frontend http_frontend" in left
+    assert template.count("return status 404") == 1 and "return status 404" not in left
+    assert "\nbackend default_backend\n" in left, "without a server, which is our refusal"

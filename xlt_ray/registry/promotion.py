@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -266,8 +265,8 @@ def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: 
         raise InputError(f"{present.model}: was not promoted from another version, so there is none to go back to")
     earlier = versions.resolve(f"models:/{name}/{number}", uri)
     if earlier.tags.get(versions.SERVING):
-        with tempfile.TemporaryDirectory() as elsewhere:
-            why = publish.trial(earlier, (mlflow_run.QUESTION, None), None, cache, Path(elsewhere))
+        with durable.scratch() as elsewhere:
+            why = publish.trial(earlier, (mlflow_run.QUESTION, None), None, cache, elsewhere)
         if why:
             raise RegistryError(f"{earlier.model}: {why}; the alias stays at version {present.version}")
     elif versions.listing(earlier, "bundle") is None:

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from xlt_ray import durable
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnEvent
 from xlt_ray.inference import artefact
@@ -90,18 +90,18 @@ def make(
     del model  # half a gigabyte, and export loads its own
     most = checked_on.rows
     made = _earlier(version, sum(min(table.num_rows, most or table.num_rows) for table in tables.values()))
-    with tempfile.TemporaryDirectory() as scratch:
+    with durable.scratch() as scratch:
         if made is None:
-            made = _export(bundle, Path(scratch) / "artefact", tables, unlabelled, on_event, most)
+            made = _export(bundle, scratch / "artefact", tables, unlabelled, on_event, most)
             if made.reasons and not force:
                 return replace(made, notes=(*notes, *made.notes))
             on_event({"stage": "upload"})
             place = f"serving/{artefact.bundle_digest(bundle)}"
-            versions.upload(version, Path(scratch) / "artefact", place)
+            versions.upload(version, scratch / "artefact", place)
             checked = [agrees(name, one) for name, one in made.checks.items()]
             versions.tag(version, {CHECKED: "; ".join([*checked, *made.notes, *made.reasons]), versions.SERVING: place})
         on_event({"stage": "ask"})
-        why = trial(version, question, expected, cache, Path(scratch))
+        why = trial(version, question, expected, cache, scratch)
     if why:
         versions.untag(version, versions.SERVING)
         return replace(made, reasons=(*made.reasons, why), notes=(*notes, *made.notes), answers=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xlt_ray import durable
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
@@ -61,8 +61,8 @@ def _card(version: Version) -> dict[str, Any]:
 
 
 def _stored(version: Version) -> dict[str, Predictions] | None:
-    with tempfile.TemporaryDirectory() as scratch:
-        file = versions.predictions(version, Path(scratch))
+    with durable.scratch() as scratch:
+        file = versions.predictions(version, scratch)
         return load_predictions(file) if file is not None else None
 
 

@@ -153,8 +153,8 @@ def undisturbed() -> Iterator[str | None]:
 
 def listing(version: Version, what: What) -> bytes | None:
     """Read the file that lists all others of a version's artefact or bundle; None where there is none."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return _bytes(_fetch(version, _place(version, what), LISTING[what], Path(scratch)))
+    with durable.scratch() as scratch:
+        return _bytes(_fetch(version, _place(version, what), LISTING[what], scratch))
 
 
 def predictions(version: Version, into: Path) -> Path | None:
@@ -287,8 +287,8 @@ def _place(version: Version, what: What) -> str | None:
         return f"runs:/{version.run_id}/{place}" if version.run_id and PLAIN.fullmatch(place) else None
     import yaml
 
-    with tempfile.TemporaryDirectory() as scratch:
-        card = _bytes(_fetch(version, version.model, "MLmodel", Path(scratch)))
+    with durable.scratch() as scratch:
+        card = _bytes(_fetch(version, version.model, "MLmodel", scratch))
     try:
         function = yaml.safe_load(card or b"")["flavors"]["python_function"]
         data, loader = function["data"], function["loader_module"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from ray import tune
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
@@ -109,10 +109,10 @@ class Worker:
         # dev is measured here, at rungs alone
         setup = replace(setup, visible=replace(setup.visible, splits={**setup.visible.splits, "dev": {}}))
         run = Run(setup, self.net, self.tokenize.plain if new else self.tokenize)
-        with tempfile.TemporaryDirectory() as folder:
+        with durable.scratch() as folder:
             if saved is not None:
-                (Path(folder) / checkpoint.FILE).write_bytes(saved)
-            self.training_state = loop.begin(run, None if saved is None else Path(folder))
+                (folder / checkpoint.FILE).write_bytes(saved)
+            self.training_state = loop.begin(run, None if saved is None else folder)
         self.experiment = experiment
 
     def _build(self, setup: Setup) -> None:

@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,7 +228,7 @@ class Run:
 
         card = Model(model.artifact_location, self.id, model_uuid=model.model_id, model_id=model.model_id)
         text = ColSpec("string")  # without a name, so that a list, a Series and a frame with any column name all fit
-        with tempfile.TemporaryDirectory() as scratch:
+        with durable.scratch() as scratch:
             mlflow.pyfunc.save_model(
                 f"{scratch}/model",
                 loader_module=LOADER,
@@ -263,7 +262,7 @@ def _ask(uri: str, model: str, pairs: bool) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join(one for one in paths if one != str(Path(__file__).parents[2]))
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": path}
-    with tempfile.TemporaryDirectory() as elsewhere:
+    with durable.scratch() as elsewhere:
         command = [sys.executable, "-P", "-c", ASK, model, json.dumps(_question(pairs))]
         answer = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     if answer.returncode:

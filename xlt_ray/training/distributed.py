@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import load_file, save_file
 
+from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, TrainingError
@@ -199,8 +199,8 @@ def _reporter(rank: int) -> Report:
         if rank != 0 or save is None:
             report(metrics)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder))
+        with durable.scratch() as folder:
+            save(folder)
             report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
     return send
