@@ -1,7 +1,4 @@
-"""Files that a kill leaves whole: published in one step, appended to by line, locked, known by their content.
-
-And folders that it leaves behind, which the next process removes.
-"""
+"""What a kill leaves whole: files published in one step, appended to by line, locked; and what it leaves behind."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -585,7 +586,13 @@ def champion(uri: str) -> int:
 
 
 @pytest.mark.usefixtures("loader")
-def test_a_model_is_registered_once_and_its_alias_moves_once(tmp_path: Path, uri: str) -> None:
+def test_a_model_is_registered_once_and_its_alias_moves_once(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     client = store(uri)
     for name in ("old", "new"):
         box = begin(tmp_path / name, uri, name)
@@ -602,6 +609,7 @@ def test_a_model_is_registered_once_and_its_alias_moves_once(tmp_path: Path, uri
     assert champion(uri) == 2
     for run in runs(uri):
         assert len(client.get_run(run.info.run_id).outputs.model_outputs) == 1
+    assert list(scratch.iterdir()) == [], "neither ours nor MLflow's temporary files stay"
 
 
 @pytest.mark.usefixtures("loader")

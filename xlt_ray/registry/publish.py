@@ -133,7 +133,7 @@ def trial(
 
 def _python(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""} | variables
+    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(cwd)} | variables
     return subprocess.run(
         [sys.executable, "-P", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )

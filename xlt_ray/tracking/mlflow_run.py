@@ -261,8 +261,9 @@ def _ask(uri: str, model: str, pairs: bool) -> None:
     """Load a logged model in a process that has only what was logged; raise Refused unless it answers with a label."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join(one for one in paths if one != str(Path(__file__).parents[2]))
-    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": path}
     with durable.scratch() as elsewhere:
+        # MLflow downloads what it loads into a temporary folder, and leaves it there
+        environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": path, "TMPDIR": str(elsewhere)}
         command = [sys.executable, "-P", "-c", ASK, model, json.dumps(_question(pairs))]
         answer = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     if answer.returncode:
