@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from workers import on_workers
 
 from xlt_ray.config.experiment import Experiment, TrainingConfig
@@ -324,6 +325,33 @@ def test_frozen_parts_do_not_change_on_two_workers(tiny_settings: Settings) -> N
     after = on_workers(2, train, settings)[0].weights
     same = {name for name in before if np.array_equal(before[name], after[name])}
     assert same == {name for name in before if name.startswith(("encoder.embeddings.", "encoder.encoder.layer.0."))}
+
+
+def count_bytes(settings: Settings) -> tuple[int, int, int]:
+    """Train an epoch, and return the bytes averaged over workers, those of all that is trained, and the updates."""
+    state = loop.begin(make(build(settings)))
+    sent = []
+
+    def count(group, bucket):  # torch wants its own annotations, as objects, or none
+        sent.append(bucket.buffer().nbytes)
+        return default_hooks.allreduce_hook(group, bucket)
+
+    state.forward.register_comm_hook(None, count)  # type: ignore[operator]
+    state.advance(1)
+    return sum(sent), sum(one.nbytes for one in state.parameters), state.progress.step
+
+
+def test_only_what_is_trained_is_sent_and_once_an_update(tiny_settings: Settings) -> None:
+    """The embedding of a multilingual encoder's pieces is most of it; frozen, it is never on the wire."""
+    training = {"epochs": 1, "batch_size": 16, "tokens_per_step": 64}  # several steps an update
+    whole = changed(tiny_settings, training=training, mixture={"draws_per_epoch": 64})
+    frozen = changed(whole, network={"freeze": ["embeddings", 1]})
+    weights = {}
+    for name, settings in (("whole", whole), ("frozen", frozen)):
+        for sent, trained, updates in on_workers(2, count_bytes, settings):
+            assert sent == trained * updates and updates == 4
+        weights[name] = trained
+    assert weights["frozen"] < weights["whole"] / 2
 
 
 @pytest.mark.parametrize("blocks", [3, -1])
