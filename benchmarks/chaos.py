@@ -2,16 +2,17 @@
 
     python benchmarks/chaos.py                           # 100 rounds; an hour or two on two cores
     python benchmarks/chaos.py --minutes 5               # as many as begin within five minutes
-    python benchmarks/chaos.py --only serve --seed 3     # one command, other moments
+    python benchmarks/chaos.py --play "serve: replica" "train: any process"    # these pairs alone
     python benchmarks/chaos.py --round 17                # one round of these again; the seed decides it
 
-A seed and the number of a round decide command, victim and moment: a time of the undisturbed command's, or shortly
-after a line that it printed. After a strike the command may end well by itself, or end; then the same command is given
-again, until it ends well. Held against an undisturbed one: weights, predictions and scores to the bit; trials, none
-lost and none twice; MLflow's runs, none twice, and no step of a metric twice; aliases, whose model must answer at any
-time; answers of a server under load, each of which must be right or a refusal that the client can read. What is alive
-when all is over, or lies among temporary files, is told as well. Models and corpus are tiny, all else is real: Ray,
-Tune, Serve, HAProxy, MLflow's server, and PostgreSQL below it where Debian's package of it is installed.
+A seed and the number of a round decide command, victim and moment: every pair of a command and a victim comes once in
+an order of the seed's, then again; the moment is a time of the undisturbed command's, or shortly after a line of it.
+After a strike the command may end well by itself, or end; then the same command is given again, until it ends well.
+Held against an undisturbed one: weights, predictions and scores to the bit; trials, none lost and none twice; what
+MLflow knows; an alias, whose model must answer at any time once it is there; answers of a server under load, each of
+which must be right or a refusal that the client can read. What is alive when all is over, or left among temporary
+files, is a fault too. Models and corpus are tiny, all else is real: Ray, Tune, Serve, HAProxy, MLflow's server, and
+PostgreSQL below it where Debian's package of it is installed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ MARK = "XLT_CHAOS"  # in the environment of every process that a round starts
 PATIENCE = 420  # seconds for a command, some ten times what it takes
 GRACE = 90  # seconds for what outlives its command to end, or for a server to answer again
 AWAY = 5  # seconds that what others keep running is away, as a server of MLflow
-NAME = "tiny"
+Environment = Callable[[], dict[str, str]]
 
 
 # victims: what is struck, found among the processes of a round by the title, and by which signal
@@ -65,6 +67,7 @@ class Victim:
     name: str
     titles: tuple[str, ...] = ()
     signal: signal.Signals = signal.SIGKILL
+    harmless: bool = False  # to the clients of a server: no connection of theirs goes through it
 
 
 TRAINED: tuple[Victim, ...] = (
@@ -90,10 +93,10 @@ OF_ONE_PROCESS = {"driver", "all at once", "tracking server", "database", "clock
 PROMOTED = tuple(one for one in TRAINED if one.name.split(",")[0] in OF_ONE_PROCESS)
 ON_A_CLUSTER = (Victim("node"), Victim("head node"), Victim("driver"), Victim("worker", ("ray::RayTrainWorker",)))
 SERVED = (
-    Victim("replica", ("ServeReplica:xlt",)),
+    Victim("replica", ("ServeReplica:xlt",), harmless=True),
     Victim("proxy", ("haproxy",)),
     Victim("Serve's proxy actor", ("ray::ProxyActor", "ray::HAProxyManager")),
-    Victim("Serve's controller", ("ray::ServeController",)),
+    Victim("Serve's controller", ("ray::ServeController",), harmless=True),
     Victim("raylet", ("raylet/raylet",)),
     Victim("Ray's head (GCS)", ("gcs/gcs_server",)),
     Victim("driver"),
@@ -108,6 +111,7 @@ class Round:
     number: int
     scenario: str
     victim: str
+    hit: str = ""  # nothing, where the command had ended before the moment, or had no such process
     moment: str = ""
     calls: int = 1
     seconds: float = 0.0
@@ -123,6 +127,7 @@ class World:
     server: TrackingServer
     database: Postgres | None
     small: Path | None  # a small file system, where one can be mounted
+    restarts: list[threading.Thread] = field(default_factory=list)
 
     @property
     def scratch(self) -> Path:
@@ -151,7 +156,14 @@ class World:
             time.sleep(AWAY)
             which.start()
 
-        threading.Thread(target=back).start()
+        self.restarts.append(threading.Thread(target=back))
+        self.restarts[-1].start()
+
+    def settled(self) -> None:
+        """Wait for the servers that were killed to be back."""
+        while self.restarts:
+            self.restarts.pop().join()
+        self.server.wait()  # raises where it is not
 
 
 @contextlib.contextmanager
@@ -191,73 +203,98 @@ def _mounted(folder: Path, stack: contextlib.ExitStack) -> Path | None:
 
 
 class Train:
-    """A run of two workers; `plain` is an undisturbed one."""
+    """A run of two workers, held against an undisturbed one."""
 
     name, victims = "train", TRAINED
 
     def __init__(self, here: World) -> None:
         self.here = here
         self.seconds, self.lines = 0.0, 1
-        self.plain: dict[str, bytes] = {}
+        self.plain: Any = None  # what an undisturbed one left
+        self.recorded: Any = None  # what MLflow knows of it
+
+    def settings(self, place: Path, experiment: str) -> dict[str, Any]:
+        return self.here.data(place, experiment)
 
     def begin(self, number: int, small: bool = False) -> tuple[Path, list[str]]:
-        """Return the place of a round and its command."""
-        place = self.here.small if small and self.here.small else self.here.folder / f"{self.name}{number}"
-        place.mkdir(exist_ok=True)
-        file = search_runs.write(self.here.data(place, f"{self.name}{number}"), place / "tiny.yaml")
-        return place, ["train", str(file)]
+        """Return the place of a round and its command; `small` is for one whose disk can be filled."""
+        place = self.here.folder / f"{self.name}{number}"
+        place.mkdir()
+        storage = self.here.small if small and self.here.small else place
+        file = search_runs.write(self.settings(storage, f"{self.name}{number}"), place / "tiny.yaml")
+        return place, [self.name.split()[0], str(file)]
 
     def measure(self) -> None:
-        """Do it once undisturbed: how long it takes, what it prints, what it learns."""
+        """Do it once undisturbed: how long it takes, what it prints, what it leaves."""
         place, arguments = self.begin(-1)
         began = time.monotonic()
         command = Command(place / "log", self.here.environment(), *arguments)
         status = command.process.wait(PATIENCE)
-        assert status in (0, 3), command.told
+        assert status == 0, command.told
         self.seconds = time.monotonic() - began
-        self.lines = sum(line.startswith("[") for line in command.told.splitlines())
-        self.keep(place)
-        faults = self.judge(-1, place)
-        assert not faults, (faults, command.told)
-
-    def keep(self, place: Path) -> None:
-        self.plain = ray_runs.results(self.folder(place))
+        self.lines = len(_progress(command))
+        self.plain, self.recorded = self.left(-1, place), self.tracked(-1)
 
     def folder(self, place: Path) -> Path:
-        return next((place / "runs").glob("tiny-*/"), place)
+        """Return the folder of the run, wherever its storage is."""
+        places = [place, *([self.here.small] if self.here.small else [])]
+        return next(found for one in places for found in (one / "runs").glob("tiny-*/"))
+
+    def left(self, number: int, place: Path) -> dict[str, Any]:
+        """Return what a round left, to be compared with the undisturbed one's."""
+        folder = self.folder(place)
+        leases = [one.name for one in folder.rglob("lease-*")]
+        return {**ray_runs.results(folder), "leases": leases, "drafts": _drafts(folder)}
+
+    def tracked(self, number: int) -> Any:
+        """Return what MLflow knows, to be compared with what it knows of the undisturbed one."""
+        client = mlflow.MlflowClient(self.here.server.url)
+        experiment = client.get_experiment_by_name(f"{self.name}{number}")
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        return sorted((self._record(client, run) for run in runs), key=str)
+
+    def _record(self, client: mlflow.MlflowClient, run: Any) -> dict[str, Any]:
+        metrics = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+        return {
+            "status": run.info.status,
+            "steps": {key: sorted(one.step for one in history) for key, history in metrics.items()},
+            "params": sorted(run.data.params),
+            "artefacts": sorted(one.path for one in client.list_artifacts(run.info.run_id)),
+        }
 
     def judge(self, number: int, place: Path) -> list[str]:
         """Return what is wrong with what a round left."""
-        folder = self.folder(place)
-        found = [name for name, content in ray_runs.results(folder).items() if content != self.plain[name]]
-        faults = [f"{name} differs from the undisturbed run's" for name in found]
-        faults += [f"{one.name} is left" for one in folder.glob("lease-*")]
-        return faults + self.tracked(number, runs=1, history=10)
-
-    def tracked(self, number: int, runs: int, history: int) -> list[str]:
-        """Hold MLflow to so many finished runs, and to one value a step."""
-        client = mlflow.MlflowClient(self.here.server.url)
-        experiment = client.get_experiment_by_name(f"{self.name}{number}")
-        if experiment is None:
-            return ["MLflow knows no such experiment"]
-        known = client.search_runs([experiment.experiment_id])
-        keys = collections.Counter(run.data.tags["xlt.run_key"] for run in known)
-        faults = [f"MLflow has {count} runs of {key}" for key, count in keys.items() if count > 1]
-        if runs and len(known) != runs:
-            faults.append(f"MLflow has {len(known)} runs and not {runs}")
-        faults += [f"MLflow has a run as {status}" for run in known if (status := run.info.status) != "FINISHED"]
-        for run in known:
-            for key in run.data.metrics:
-                steps = [one.step for one in client.get_metric_history(run.info.run_id, key)]
-                if len(set(steps)) < len(steps):
-                    faults.append(f"MLflow has a step of {key} twice")
-                if key == "train/epoch_loss" and history and len(steps) != history:
-                    faults.append(f"MLflow has {len(steps)} epochs and not {history}")
-        return faults
+        return compared("", self.left(number, place), self.plain) + compared(
+            "MLflow: ", self.tracked(number), self.recorded
+        )
 
     def still(self, number: int) -> list[str]:
         """Judge what must hold at any time, between a strike and the command that goes on."""
         return []
+
+
+def _progress(command: Command) -> list[str]:
+    return [line for line in command.told.splitlines() if line.startswith("[")]
+
+
+def _drafts(folder: Path) -> list[str]:
+    """List files that were being written when something died; the names of `durable.publishing`'s end in 8 digits."""
+    return [one.name for one in folder.rglob(".*") if len(one.name.rpartition(".")[2]) == 8]
+
+
+def compared(where: str, found: Any, expected: Any) -> list[str]:
+    """Describe how two things differ, down to the keys and elements in which they do."""
+    if found == expected:
+        return []
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return [
+            fault
+            for key in sorted({*found, *expected}, key=str)
+            for fault in compared(f"{where}{key}: ", found.get(key), expected.get(key))
+        ]
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        return [fault for one, other in zip(found, expected, strict=True) for fault in compared(where, one, other)]
+    return [f"{where}{str(found)[:200]} instead of {str(expected)[:200]}"]
 
 
 class Tune(Train):
@@ -265,36 +302,32 @@ class Tune(Train):
 
     name = "tune"
 
-    def begin(self, number: int, small: bool = False) -> tuple[Path, list[str]]:
-        place = self.here.small if small and self.here.small else self.here.folder / f"{self.name}{number}"
-        place.mkdir(exist_ok=True)
-        search = {"screening": {"trials": 4}, "fine_tuning": {"trials": 3, "scheduler": "none"}}
-        search["retraining"] = {"seeds": 1, "baselines": []}  # type: ignore[dict-item]
+    def settings(self, place: Path, experiment: str) -> dict[str, Any]:
+        search: dict[str, Any] = {"screening": {"trials": 4}, "fine_tuning": {"trials": 3, "scheduler": "none"}}
+        search["retraining"] = {"seeds": 1, "baselines": []}
         more = {"search": search, "resources": {"cpus_per_worker": 1}, "training": {"epochs": 3}}
-        file = search_runs.write(self.here.data(place, f"{self.name}{number}", **more), place / "tiny.yaml")
-        return place, ["tune", str(file)]
+        return self.here.data(place, experiment, **more)
 
-    def keep(self, place: Path) -> None:
-        self.scores = {line["name"]: line for line in journal(self.folder(place)) if line["fidelity"] == "probe"}
-
-    def folder(self, place: Path) -> Path:
-        return next((place / "runs").glob("tiny-search-*/"), place)
-
-    def judge(self, number: int, place: Path) -> list[str]:
+    def left(self, number: int, place: Path) -> dict[str, Any]:
         folder = self.folder(place)
         lines = journal(folder)
         written = collections.Counter((line["fidelity"], line["name"], line["epochs"]) for line in lines)
-        faults = [f"{key} is in the journal {count} times" for key, count in written.items() if count > 1]
-        whole = [line["name"] for line in lines if line["fidelity"] == "fine_tune" and line["whole"]]
-        if len(whole) != 3:
-            faults.append(f"{len(whole)} trials ended and not 3")
-        for line in lines:
-            if line["fidelity"] == "probe" and line["name"] in self.scores and line != self.scores[line["name"]]:
-                faults.append(f"the probe {line['name']} has another score than undisturbed")
-        if not list(folder.glob("retrained/tiny-chosen-*/result.json")):
-            faults.append("nothing was retrained")
-        faults += [f"{one.name} is left" for one in folder.rglob("lease-*")]
-        return faults + self.tracked(number, runs=0, history=0)
+        timed = ("seconds", "cost")  # which differ from one time to the next
+        probes = [line for line in lines if line["fidelity"] == "probe"]
+        return {
+            "probes": {one["name"]: {key: one[key] for key in one if key not in timed} for one in probes},
+            "written twice": [key for key, count in written.items() if count > 1],
+            "ended": sum(line["fidelity"] == "fine_tune" and bool(line["whole"]) for line in lines),
+            "retrained": len(list(folder.glob("retrained/tiny-chosen-*/result.json"))),
+            "leases": [one.name for one in folder.rglob("lease-*")],
+            "drafts": _drafts(folder),
+        }
+
+    def _record(self, client: mlflow.MlflowClient, run: Any) -> dict[str, Any]:
+        """Which mixes are fine-tuned may differ; that each is there once, and no step twice, may not."""
+        found = super()._record(client, run)
+        twice = [key for key, steps in found["steps"].items() if len(set(steps)) < len(steps)]
+        return {"status": found["status"], "twice": twice, "below": "mlflow.parentRunId" in run.data.tags}
 
 
 class Promote(Train):
@@ -310,36 +343,36 @@ class Promote(Train):
 
     def begin(self, number: int, small: bool = False) -> tuple[Path, list[str]]:
         place = self.here.folder / f"{self.name}{number}"
-        place.mkdir(exist_ok=True)
+        place.mkdir()
         options = ["--name", f"promote{number}", "--uri", self.here.server.url, "--cache", str(place / "cache")]
         return place, ["promote", str(self.run), *options]
 
-    def keep(self, place: Path) -> None:
-        self.answers = self.answer(-1)
+    def left(self, number: int, place: Path) -> dict[str, Any]:
+        client = mlflow.MlflowClient(self.here.server.url)
+        (model,) = client.search_registered_models(f"name='promote{number}'")
+        versions = [one.version for one in client.search_model_versions(f"name='promote{number}'")]
+        return {"versions": versions, "aliases": model.aliases, "answers": self.answers(number)}
 
-    def answer(self, number: int) -> list[Any]:
-        """Return what the model of the alias answers."""
+    def tracked(self, number: int) -> Any:
+        return None
+
+    def answers(self, number: int) -> Any:
+        """Return what the model of the alias answers, or why it does not."""
         options = ["--uri", self.here.server.url]
         command = [sys.executable, "-m", "xlt_ray.cli", "predict", f"models:/promote{number}@champion", str(self.texts)]
-        done = subprocess.run([*command, *options], env=self.here.environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        variables = self.here.environment()
+        done = subprocess.run([*command, *options], env=variables, capture_output=True, text=True, timeout=PATIENCE)
+        if done.returncode:
+            return done.stdout + done.stderr
         return [(line["label"], round(line["confidence"], 4)) for line in map(json.loads, done.stdout.splitlines())]
 
-    def judge(self, number: int, place: Path) -> list[str]:
-        client = mlflow.MlflowClient(self.here.server.url)
-        versions = client.search_model_versions(f"name='promote{number}'")
-        faults = [] if len(versions) == 1 else [f"{len(versions)} versions and not 1"]
-        return faults + self.still(number, needed=True)
-
-    def still(self, number: int, needed: bool = False) -> list[str]:
+    def still(self, number: int) -> list[str]:
+        self.here.settled()
         client = mlflow.MlflowClient(self.here.server.url)
         models = client.search_registered_models(f"name='promote{number}'")
         if not (models and "champion" in models[0].aliases):
-            return ["the alias is missing"] if needed else []
-        try:
-            return [] if self.answer(number) == self.answers else ["the model of the alias answers otherwise"]
-        except AssertionError as error:
-            return [f"the model of the alias does not answer: {error}"]
+            return []
+        return compared("the alias, meanwhile: ", self.answers(number), self.plain["answers"])
 
 
 class TrainOnCluster(Train):
@@ -349,7 +382,8 @@ class TrainOnCluster(Train):
 
     def __init__(self, here: World, train: Train) -> None:
         super().__init__(here)
-        self.seconds, self.lines, self.plain = train.seconds, train.lines, train.plain
+        self.seconds, self.lines = train.seconds, train.lines
+        self.plain, self.recorded = train.plain, train.recorded
 
 
 def wait_for(command: Command, job: Train, rng: np.random.Generator) -> str:
@@ -360,12 +394,8 @@ def wait_for(command: Command, job: Train, rng: np.random.Generator) -> str:
             command.process.wait(seconds)
         return f"{seconds:.0f} of {job.seconds:.0f} s"
     line, later = int(rng.integers(1, max(2, job.lines))), float(rng.uniform(0, 2))
-
-    def printed() -> bool:
-        return command.process.poll() is not None or command.told.count("\n[") + 1 >= line
-
     with contextlib.suppress(AssertionError):
-        until(printed, "a line", PATIENCE)
+        until(lambda: command.process.poll() is not None or len(_progress(command)) >= line, "a line", PATIENCE)
     with contextlib.suppress(subprocess.TimeoutExpired):
         command.process.wait(later)
     return f"line {line} of {job.lines}"
@@ -381,10 +411,11 @@ def strike(here: World, victim: Victim, command: Command, place: Path, rng: np.r
             command.process.send_signal(victim.signal)
         if "torn" in victim.name:
             files = [file for file in (place / "cache").rglob("*") if file.is_file() and file.stat().st_size > 1]
-            if files:
-                torn = files[int(rng.integers(len(files)))]
-                os.truncate(torn, torn.stat().st_size // 2)
-                return f"driver, and {torn.relative_to(place)}"
+            if not files:
+                return ""
+            torn = files[int(rng.integers(len(files)))]
+            os.truncate(torn, torn.stat().st_size // 2)
+            return f"driver, and {torn.relative_to(place)}"
         return victim.name
     if victim.name == "all at once":
         for process in family:
@@ -398,7 +429,9 @@ def strike(here: World, victim: Victim, command: Command, place: Path, rng: np.r
         here.restart(which)
         return victim.name
     if victim.name == "disk full":
-        with contextlib.suppress(OSError), (place / "filler").open("wb") as file:
+        if here.small is None:
+            return ""
+        with contextlib.suppress(OSError), (here.small / "filler").open("wb") as file:
             while True:
                 file.write(b"\0" * 65536)
                 file.flush()
@@ -415,35 +448,48 @@ def strike(here: World, victim: Victim, command: Command, place: Path, rng: np.r
 
 def play(here: World, job: Train, victim: Victim, this: Round, rng: np.random.Generator) -> None:
     """Play a round of a command that ends."""
-    full = victim.name == "disk full"
-    if full and here.small is None:
-        this.notes.append("no file system could be mounted: the driver is killed instead")
-        full, victim = False, TRAINED[0]
-    place, arguments = job.begin(this.number, full)
+    place, arguments = job.begin(this.number, small=victim.name == "disk full")
     variables = here.environment()
     if victim.name.startswith("clock"):
-        variables |= _clock(here, 3600 if "forward" in victim.name else -3600, float(rng.uniform(0, 0.7)) * job.seconds)
+        jump, after = (3600 if "forward" in victim.name else -3600), float(rng.uniform(0, 0.7)) * job.seconds
+        this.hit, this.moment = f"{jump} s", f"{after:.0f} s after a process began"
+        variables |= _clock(here, jump, after)
     command = Command(place / "log0", variables, *arguments)
-    this.moment = "" if victim.name.startswith("clock") else wait_for(command, job, rng)
-    if command.process.poll() is None and not victim.name.startswith("clock"):
-        hit = strike(here, victim, command, place, rng)
-        if not hit:
-            this.notes.append(f"there was no {victim.name}: the driver was killed")
-            command.process.kill()
-    this.faults += job.still(this.number)
+    if not this.hit:
+        this.moment = wait_for(command, job, rng)
+        if command.process.poll() is None:
+            this.hit = strike(here, victim, command, place, rng)
+    finish(here, job, command, this, here.environment, arguments)
+
+
+def finish(
+    here: World,
+    job: Train,
+    command: Command,
+    this: Round,
+    variables: Environment,
+    arguments: list[str],
+) -> None:
+    """Give the same command again until it ends well, then judge what it left."""
     while not _ended_well(command, this):
-        (place / "filler").unlink(missing_ok=True)
-        if this.calls == 4 or any("hung" in fault for fault in this.faults):
+        if here.small:
+            (here.small / "filler").unlink(missing_ok=True)
+        this.faults += job.still(this.number)
+        if this.calls == 4 or this.faults:
             this.faults.append(f"not done after {this.calls} calls: {command.told[-1500:]}")
-            break
-        command = Command(place / f"log{this.calls}", here.environment(), *arguments)
+            return
+        command = Command(command.log.with_name(f"log{this.calls}"), variables(), *arguments)
         this.calls += 1
-    (place / "filler").unlink(missing_ok=True)
+    if here.small:
+        (here.small / "filler").unlink(missing_ok=True)
+    here.settled()
+    place = command.log.parent
     if command.process.returncode == 3:  # what is not sent yet is kept, and the command says how to send it
         this.notes.append("sent to MLflow by `xlt sync`")
-        Command(place / "sync", here.environment(), "sync", str(job.folder(place))).process.wait(PATIENCE)
-    if not this.faults:
-        this.faults += job.judge(this.number, place)
+        sync = Command(place / "sync", here.environment(), "sync", str(job.folder(place)))
+        if sync.process.wait(PATIENCE):
+            this.faults.append(f"`xlt sync`: {sync.told[-1500:]}")
+    this.faults += job.judge(this.number, place)
 
 
 def _ended_well(command: Command, this: Round) -> bool:
@@ -475,35 +521,37 @@ def play_on_cluster(here: World, job: Train, victim: Victim, this: Round, rng: n
     """Play a round on a cluster of its own; what is killed of it comes back some seconds later, as in a cloud."""
     place, arguments = job.begin(this.number)
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(machines.machines())
-        for _ in range(2):
-            cluster.add()
-        variables = {**here.environment(), **cluster.environment(), MARK: str(here.folder)}
-        command = Command(place / "log0", variables, *arguments)
+        cluster = _cluster(stack)
+
+        def variables() -> dict[str, str]:
+            return here.environment(RAY_ADDRESS=cluster.address, RAY_AUTH_MODE="disabled", **machines.QUICK)
+
+        command = Command(place / "log0", variables(), *arguments)
         this.moment = wait_for(command, job, rng)
         if command.process.poll() is None:
+            this.hit = victim.name
             if victim.name == "node":
                 cluster.kill(cluster.nodes[int(rng.integers(2))])
                 cluster.add()
             elif victim.name == "head node":
                 stack.close()
-                cluster = stack.enter_context(machines.machines())
-                for _ in range(2):
-                    cluster.add()
+                cluster = _cluster(stack)
+            elif victim.name == "driver":
+                command.process.kill()
             else:
-                workers = [one for node in cluster.nodes for one in ray_runs.offspring(node.pid)
-                           if any(title in one.command for title in victim.titles)]  # fmt: skip
-                (workers or [command.process])[0].kill()
-        while not _ended_well(command, this):
-            if this.calls == 4 or this.faults:
-                this.faults.append(f"not done after {this.calls} calls: {command.told[-1500:]}")
-                return
-            variables["RAY_ADDRESS"] = cluster.address
-            command = Command(place / f"log{this.calls}", variables, *arguments)
-            this.calls += 1
-        if command.process.returncode == 3:
-            Command(place / "sync", here.environment(), "sync", str(job.folder(place))).process.wait(PATIENCE)
-        this.faults += job.judge(this.number, place)
+                family = [one for node in cluster.nodes for one in ray_runs.offspring(node.pid)]
+                workers = [one for one in family if any(title in one.command for title in victim.titles)]
+                this.hit = victim.name if workers else ""
+                for one in workers[:1]:
+                    one.kill()
+        finish(here, job, command, this, variables, arguments)
+
+
+def _cluster(stack: contextlib.ExitStack) -> machines.Machines:
+    made = stack.enter_context(machines.machines())
+    for _ in range(2):
+        made.add()
+    return made
 
 
 # the server, which goes on from round to round
@@ -530,11 +578,18 @@ class Clients:
                     self.told[type(error).__name__] += 1  # the connection broke, and the client knows it
                     continue
                 self.told[str(answer.status_code)] += 1
-                if answer.status_code == 200:
-                    if [_rounded(one) for one in answer.json()["results"]] != [self.right[text] for text in asked]:
-                        self.wrong.append(f"a wrong answer to {asked}: {answer.text[:300]}")
-                elif answer.status_code != 503:
-                    self.wrong.append(f"status {answer.status_code}: {dict(answer.headers)} {answer.text[:300]}")
+                if not self._right(asked, answer):
+                    self.wrong.append(f"{asked}: {answer.status_code} {dict(answer.headers)} {answer.text[:300]}")
+
+    def _right(self, asked: list[str], answer: httpx.Response) -> bool:
+        """Return whether an answer is the right one, or a refusal of the documented form."""
+        try:
+            if answer.status_code == 503:
+                return "retry-after" in answer.headers and bool(answer.json()["error"]["message"])
+            results = [_rounded(one) for one in answer.json()["results"]]
+        except (ValueError, KeyError):
+            return False
+        return answer.status_code == 200 and results == [self.right[text] for text in asked]
 
     def __enter__(self) -> Clients:
         for thread in self.threads:
@@ -575,42 +630,47 @@ class Server:
         return command
 
     def end(self) -> None:
-        """End it by Ctrl-C."""
+        """End it by Ctrl-C, which must do."""
         self.command.process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.command.process.wait(GRACE)
-        self.command.end()
+        assert self.command.process.wait(GRACE) == 0, self.command.told[-1500:]
 
 
 def play_serving(here: World, victim: Victim, this: Round, rng: np.random.Generator) -> None:
     """Strike a server under load; it answers again, or ends and the same command serves again on the same port."""
     server = Server(here)
+    clients = Clients(server.url, server.right)
     try:
-        with Clients(server.url, server.right) as clients:
-            until(lambda: clients.told["200"] > 20, "the first answers", GRACE)
-            later = float(rng.uniform(0, 3))
-            time.sleep(later)
-            this.moment = f"{later:.1f} s of load"
-            if not strike(here, victim, server.command, here.folder, rng):
-                this.faults.append(f"there was no {victim.name}")
-            time.sleep(2)
-            before = clients.told["200"]
-            process = server.command.process
-            try:
-                until(lambda: process.poll() is not None or clients.told["200"] > before + 50, "answers", GRACE)
-            except AssertionError:
-                this.faults.append(f"no answer for {GRACE} s, and the server goes on: {server.command.told[-1500:]}")
-                server.command.end()
-            if process.poll() is not None:
-                this.calls = 2
-                until(lambda: not here.processes(), "the end of what the server had started", GRACE)
-                server.command = server.start()
-                before = clients.told["200"]
-                until(lambda: clients.told["200"] > before + 50, "answers of the new server", GRACE)
-    finally:
+        with clients:
+            _strike_server(here, server, clients, victim, this, rng)
         server.end()
-    this.faults += clients.wrong[:3]
-    this.notes.append(", ".join(f"{count} x {told}" for told, count in sorted(clients.told.items())))
+    finally:
+        this.faults += clients.wrong[:3]
+        this.notes.append(", ".join(f"{count} x {told}" for told, count in sorted(clients.told.items())))
+        broken = sum(count for told, count in clients.told.items() if not told.isdigit())
+        if victim.harmless and broken:
+            this.faults.append(f"{broken} connections broke")
+
+
+def _strike_server(
+    here: World, server: Server, clients: Clients, victim: Victim, this: Round, rng: np.random.Generator
+) -> None:
+    def answers(what: str) -> None:
+        before = clients.told["200"]
+        process = server.command.process
+        until(lambda: process.poll() is not None or clients.told["200"] > before + 50, what, GRACE)
+
+    answers("the first answers")
+    later = float(rng.uniform(0, 3))
+    time.sleep(later)
+    this.moment = f"{later:.1f} s of load"
+    this.hit = strike(here, victim, server.command, here.folder, rng)
+    time.sleep(2)
+    answers("answers, or the end of the server")
+    if server.command.process.poll() is not None:
+        this.calls = 2
+        until(lambda: not here.processes(), "the end of what the server had started", GRACE)
+        server.command = server.start()
+        answers("answers of the new server")
 
 
 def tidy(here: World, this: Round) -> None:
@@ -620,55 +680,61 @@ def tidy(here: World, this: Round) -> None:
     for process in here.processes():
         this.faults.append(f"still alive after {GRACE} s: {process.command[:100]}")
         process.kill()
-    left = [one for one in here.scratch.iterdir() if one.name not in ("ray", ".ses")]  # Ray keeps its logs
-    for one in left:
-        inside = [str(file.relative_to(one)) for file in one.rglob("*")]
-        this.notes.append(f"left in TMPDIR: {one.name} with {', '.join(inside[:4]) or 'nothing'}")
+    # what killed processes left goes when the next one makes a temporary folder; Ray keeps its logs
+    sweep = "from xlt_ray import durable\nwith durable.scratch(): pass"
+    subprocess.run([sys.executable, "-c", sweep], env=here.environment(), cwd=ROOT, check=True)
     for one in here.scratch.iterdir():
+        if one.name not in ("ray", ".ses"):
+            inside = [str(file.relative_to(one)) for file in one.rglob("*")]
+            this.faults.append(f"left in TMPDIR: {one.name} with {', '.join(inside[:4]) or 'nothing'}")
         shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
-    for one in here.small.iterdir() if here.small else ():
-        shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink()
 
 
 def table(rounds: Sequence[Round]) -> str:
     """Write what was struck, how it ended and what was lost as a table of Markdown."""
-    lines = ["| command | struck | rounds | ended by itself | given again | faults |", "|---|---|---:|---:|---:|---:|"]
+    head = ("command", "to be struck", "rounds", "struck", "ended by itself", "given again", "faults")
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * 5]
     kinds: dict[tuple[str, str], list[Round]] = {}
     for one in rounds:
         kinds.setdefault((one.scenario, one.victim), []).append(one)
     for (scenario, victim), ones in sorted(kinds.items()):
-        alone, faults = sum(one.calls == 1 for one in ones), sum(bool(one.faults) for one in ones)
-        lines.append(f"| {scenario} | {victim} | {len(ones)} | {alone} | {len(ones) - alone} | {faults} |")
+        hit = [one for one in ones if one.hit]
+        alone, faults = sum(one.calls == 1 for one in hit), sum(bool(one.faults) for one in ones)
+        counts = (len(ones), len(hit), alone, len(hit) - alone, faults)
+        lines.append(f"| {scenario} | {victim} | " + " | ".join(map(str, counts)) + " |")
     return "\n".join(lines)
 
 
-SHARES = {"train": 0.35, "tune": 0.2, "promote": 0.15, "serve": 0.2, "train on a cluster": 0.1}
+PLAYED: dict[str, tuple[Victim, ...]] = {job.name: job.victims for job in (Train, Tune, Promote, TrainOnCluster)}
+PLAYED["serve"] = SERVED
+PAIRS = {f"{name}: {victim.name}": (name, victim) for name, victims in PLAYED.items() for victim in victims}
 
 
-def choose(seed: int, number: int, only: str | None) -> tuple[str, Victim, np.random.Generator]:
-    """Choose what a round does."""
-    rng = np.random.default_rng([seed, number])
-    scenario = only or str(rng.choice([*SHARES], p=[*SHARES.values()]))
-    victims = {"train": TRAINED, "tune": TRAINED, "promote": PROMOTED, "serve": SERVED}.get(scenario, ON_A_CLUSTER)
-    return scenario, victims[int(rng.integers(len(victims)))], rng
+def choose(seed: int, number: int, pairs: Sequence[str]) -> tuple[str, Victim, np.random.Generator]:
+    """Choose what a round does: all pairs in an order of the seed's, then again in another."""
+    turn, place = divmod(number, len(pairs))
+    pair = pairs[int(np.random.default_rng([seed, turn]).permutation(len(pairs))[place])]
+    return *PAIRS[pair], np.random.default_rng([seed, number, 1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, help="default: 100, or one for each pair of --play")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no round begins later")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=[*SHARES])
+    parser.add_argument("--play", nargs="+", choices=[*PAIRS], metavar="PAIR", help=f"one of {', '.join(PAIRS)}")
     parser.add_argument("--round", type=int, help="play this one alone")
-    parser.add_argument("--out", type=Path, help="a file for what was found, as JSON lines; logs go beside it")
+    parser.add_argument("--out", type=Path, help="folder for what was found, as JSON lines, and for logs of faults")
     arguments = parser.parse_args()
-    numbers = range(arguments.rounds) if arguments.round is None else [arguments.round]
+    rounds = arguments.rounds or (len(arguments.play) if arguments.play else 100)
+    numbers = range(rounds) if arguments.round is None else [arguments.round]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all that was started is ended
     with world() as here:
-        rounds = run(here, numbers, arguments)
-    print(table(rounds))
-    faulty = [one for one in rounds if one.faults]
-    print(f"{len(rounds)} rounds, {len(faulty)} with a fault, {sum(one.seconds for one in rounds) / 60:.0f} minutes")
-    sys.exit(bool(faulty) or not rounds)
+        played = run(here, numbers, arguments)
+    print(table(played))
+    faulty = [one for one in played if one.faults]
+    print(f"{len(played)} rounds, {len(faulty)} with a fault, {sum(one.seconds for one in played) / 60:.0f} minutes")
+    sys.exit(bool(faulty) or not played)
 
 
 def run(here: World, numbers: Sequence[int], arguments: argparse.Namespace) -> list[Round]:
@@ -679,18 +745,18 @@ def run(here: World, numbers: Sequence[int], arguments: argparse.Namespace) -> l
     for number in numbers:
         if time.monotonic() > end:
             break
-        scenario, victim, rng = choose(arguments.seed, number, arguments.only)
+        scenario, victim, rng = choose(arguments.seed, number, arguments.play or [*PAIRS])
         this = Round(number, scenario, victim.name)
         began = time.monotonic()
         try:
             if scenario == "serve":
                 play_serving(here, victim, this, rng)
-            elif scenario == "train on a cluster":
+            elif scenario == TrainOnCluster.name:
                 play_on_cluster(here, jobs.of(scenario), victim, this, rng)
             else:
                 play(here, jobs.of(scenario), victim, this, rng)
-        except AssertionError as error:
-            this.faults.append(str(error)[-1500:])
+        except Exception as error:  # what is lost shows as a missing file, a server that is away and much else
+            this.faults.append("".join(traceback.format_exception(error)[-3:])[-1500:])
         tidy(here, this)
         this.seconds = time.monotonic() - began
         rounds.append(this)
@@ -721,18 +787,23 @@ class Jobs:
 
 
 def _tell(this: Round, here: World, out: Path | None) -> None:
-    verdict = "; ".join(this.faults).replace("\n", " ")[:300] or "fine"
+    """Print and keep what a round found, then remove its files."""
+    verdict = "; ".join(this.faults).replace("\n", " ")[:600] or "fine"
     notes = f" ({'; '.join(this.notes)})" if this.notes else ""
-    words = f"round {this.number}: {this.scenario}, {this.victim}, {this.moment}: {this.calls} calls, {verdict}{notes}"
+    struck = f"{this.hit or 'nothing'} at {this.moment}"
+    words = f"round {this.number}: {this.scenario}: {this.victim}: {struck}, {this.calls} calls, {verdict}{notes}"
     print(f"{words}  [{this.seconds:.0f} s]", flush=True)
-    if out:
-        with out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(this.__dict__) + "\n")
     place = here.folder / f"{this.scenario}{this.number}"
-    if place.is_dir():
-        if out and this.faults:
-            shutil.copytree(place, out.with_suffix("") / place.name, dirs_exist_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "rounds.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(this.__dict__) + "\n")
+        if this.faults:
+            logs = [*place.glob("log*"), *here.folder.glob("serve.log")]
+            for log in logs:
+                shutil.copy(log, out / f"round{this.number}-{log.name}")
+    for folder in (place, *(here.small.iterdir() if here.small else ())):
+        shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -196,3 +196,28 @@ for _ in range(60):
     started = [subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [one.communicate()[1] for one in started] == ["", "", ""]
     assert names(tmp_path) == []
+
+
+def test_what_only_looks_like_one_of_ours_stays(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "precious").write_text("a file of the user's")
+    for name in ("xlt-foo", "xlt-0123456789", "xlt-01234567"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "xlt-foo.lock").touch()
+    (tmp_path / "xlt-0123456789.lock").touch()
+    (tmp_path / "xlt-01234567.lock").symlink_to(tmp_path / "precious")
+    before = names(tmp_path)
+    with durable.scratch():
+        pass
+    assert names(tmp_path) == before
+
+
+def test_a_temporary_folder_needs_no_locks(tmp_path: Path, monkeypatch: Any) -> None:
+    def none(*arguments: Any, **options: Any) -> Any:
+        raise OSError("Function not implemented")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(durable.FileLock, "acquire", none)
+    with durable.scratch() as folder:
+        assert folder.is_dir()
+    assert names(tmp_path) == []

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_runs import free_ports, until
+from ray_runs import free_ports, offspring, until
 
 
 @dataclass
@@ -50,13 +50,17 @@ class TrackingServer:
                 start_new_session=True,
             )
 
-        def up() -> bool:
-            assert self.process and self.process.poll() is None, log.read_text()
-            with contextlib.suppress(OSError):
-                return bool(urllib.request.urlopen(f"{self.url}/health", timeout=5).read() == b"OK")
-            return False
+        self.wait()
 
-        until(up, "the tracking server", 120)
+    def wait(self) -> None:
+        """Wait until it answers."""
+        until(self._up, "the tracking server", 120)
+
+    def _up(self) -> bool:
+        assert self.process and self.process.poll() is None, (self.folder / "server.log").read_text()
+        with contextlib.suppress(OSError):
+            return bool(urllib.request.urlopen(f"{self.url}/health", timeout=5).read() == b"OK")
+        return False
 
     def kill(self) -> None:
         """Kill it and its workers with -9."""
@@ -112,8 +116,12 @@ class Postgres:
 
     def kill(self) -> None:
         """Kill it with -9, every process of it."""
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(int((self.folder / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        pid = int((self.folder / "postmaster.pid").read_text().split()[0])
+        family = offspring(pid)
+        os.kill(pid, signal.SIGKILL)
+        for process in family:
+            process.kill()
+        until(lambda: not any(one.now() for one in family), "the end of PostgreSQL")
 
     def stop(self) -> None:
         with contextlib.suppress(AssertionError):  # it was killed already

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +85,29 @@ def scratch() -> Iterator[Path]:
     Beside each lies a file that its process holds locked. Where the lock is free nobody is there any more.
     """
     place = Path(tempfile.gettempdir())
-    for lock in place.glob("xlt-*.lock"):
-        with suppress(OSError), locked(lock, wait=False) as free:  # OSError: another user's
-            if free:
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
-    folder = place / f"xlt-{uuid.uuid4().hex[:8]}"
-    lock = folder.with_suffix(".lock")
-    with locked(lock):
+    for lock in place.glob(f"xlt-{'[0-9a-f]' * 8}.lock"):
+        # what somebody else put there says nothing; OSError: the other was quicker
+        with suppress(OSError):
+            if lock.lstat().st_uid == os.geteuid() and not lock.is_symlink():
+                with locked(lock, wait=False) as free:
+                    if free:
+                        _remove(lock)
+    lock = place / f"xlt-{uuid.uuid4().hex[:8]}.lock"
+    with ExitStack() as stack:
+        with suppress(OSError):  # no locks there: nobody removes it but its own process
+            stack.enter_context(locked(lock))
         try:
-            folder.mkdir(mode=0o700)
-            yield folder
+            lock.with_suffix("").mkdir(mode=0o700)
+            yield lock.with_suffix("")
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            _remove(lock)
+
+
+def _remove(lock: Path) -> None:
+    folder = lock.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():  # else the next one tries again
+        lock.unlink(missing_ok=True)
 
 
 class JsonLines:

@@ -127,9 +127,9 @@ def test_of_processes_that_begin_at_once_one_works_and_all_have_its_result(
     wait_for(tmp_path, "in")
     owner = next(pid for what, pid in notes(tmp_path) if what == "in")
 
-    def told() -> int:  # who they wait for
-        events = [what for what, _ in notes(tmp_path) if isinstance(what, dict)]
-        return len([event for event in events if f"process {owner} on " in event.get("note", "")])
+    def told() -> int:  # so many say for whom they wait
+        events = [(what, pid) for what, pid in notes(tmp_path) if isinstance(what, dict)]
+        return len({pid for what, pid in events if f"process {owner} on " in what.get("note", "")})
 
     until(lambda: told() == processes - 1, "those who wait to say for whom")
     (tmp_path / "go").touch()

@@ -20,7 +20,7 @@ from xlt_ray.tracking.mlflow_run import Refused
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
-WRITERS, STEPS = 8, range(800)
+WRITERS, STEPS = 8, range(1500)
 ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "a password of twelve"}
 
 
@@ -66,10 +66,12 @@ def test_eight_writers_lose_and_double_nothing_while_server_and_database_are_kil
         record_all(box, STEPS)
     senders = [courier.start(box) for box in boxes]
     until(lambda: any(outbox.Sent.load(box.folder, server.url).offset for box in boxes), "the first batch")
+    assert any(box.pending() for box in boxes)
     database.kill()
     time.sleep(2)  # in which somebody notices
     database.start()
     until(lambda: sum(outbox.Sent.load(box.folder, server.url).offset > 0 for box in boxes) > 2, "more batches")
+    assert any(box.pending() for box in boxes)
     server.kill()
     time.sleep(2)
     server.start()
