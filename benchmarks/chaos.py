@@ -412,7 +412,7 @@ def strike(here: World, victim: Victim, command: Command, place: Path, rng: np.r
         if "torn" in victim.name:
             files = [file for file in (place / "cache").rglob("*") if file.is_file() and file.stat().st_size > 1]
             if not files:
-                return ""
+                return "driver, and nothing was in the cache yet"
             torn = files[int(rng.integers(len(files)))]
             os.truncate(torn, torn.stat().st_size // 2)
             return f"driver, and {torn.relative_to(place)}"
