@@ -18,9 +18,9 @@ from xlt_ray.tracking import courier, outbox
 from xlt_ray.tracking.delivery import Delivery
 from xlt_ray.tracking.mlflow_run import Refused
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 
-WRITERS, STEPS = 8, range(1500)
+WRITERS, STEPS = 8, range(800)
 ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "a password of twelve"}
 
 
@@ -65,17 +65,17 @@ def test_eight_writers_lose_and_double_nothing_while_server_and_database_are_kil
     for box in boxes:
         record_all(box, STEPS)
     senders = [courier.start(box) for box in boxes]
-    until(lambda: any(outbox.Sent.load(box.folder, server.url).offset for box in boxes), "the first batch")
+    until(lambda: any(outbox.Sent.load(box.folder, server.url).offset for box in boxes), "the first batch", 400)
     assert any(box.pending() for box in boxes)
     database.kill()
     time.sleep(2)  # in which somebody notices
     database.start()
-    until(lambda: sum(outbox.Sent.load(box.folder, server.url).offset > 0 for box in boxes) > 2, "more batches")
+    until(lambda: sum(outbox.Sent.load(box.folder, server.url).offset > 0 for box in boxes) > 2, "more batches", 400)
     assert any(box.pending() for box in boxes)
     server.kill()
     time.sleep(2)
     server.start()
-    assert [sender.close(200) for sender in senders] == [0] * WRITERS, (boxes[0].folder / "outbox.log").read_text()
+    assert [sender.close(400) for sender in senders] == [0] * WRITERS, (boxes[0].folder / "outbox.log").read_text()
     found = {run.data.tags["xlt.run_key"]: run for run in runs(server.url, "eight")}
     assert sorted(found) == [f"run{number}" for number in range(WRITERS)]
     for run in found.values():
