@@ -126,7 +126,7 @@ def test_who_follows_the_page_gets_from_a_laptop_to_a_served_model(reader: Reade
         except OSError:
             return False
 
-    until(up, "MLflow's server")
+    until(up, "MLflow's server", 300)
     reader.do(is_next("ray get-auth-token --generate"))
     first, second = free_ports(2)
     reader.do(is_next("ray start --head"), AGENT=str(first), MORE=f"--dashboard-port={reader.changes['8265']}")
