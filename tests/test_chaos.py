@@ -11,7 +11,7 @@ from ray_runs import ROOT, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 
-PAIRS = ("train: worker", "train: all at once", "promote: driver", "serve: replica", "serve: all at once")
+PAIRS = ("train: worker", "train: all at once", "serve: all at once")
 
 
 def test_rounds_of_kills_lose_nothing(tmp_path: Path) -> None:

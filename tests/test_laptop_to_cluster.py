@@ -17,7 +17,7 @@ import pytest
 from ray_runs import ROOT, environment, free_ports, marked, settings, until
 from search_runs import search_settings, write
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]
 
 PAGE = ROOT / "docs" / "laptop_to_cluster.md"
 MARK = "XLT_PAGE"
@@ -45,7 +45,7 @@ class Reader:
         script = "\n".join(["set -euo pipefail", *self.exports, ON_ONE_MACHINE, command])
         with (self.checkout.parent / "out").open("w+") as out:  # the end of a pipe would wait for what goes on
             options: dict[str, Any] = {"cwd": self.checkout, "stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
-            done = subprocess.run(["bash", "-c", script], env={**self.variables, **more}, timeout=500, **options)
+            done = subprocess.run(["bash", "-c", script], env={**self.variables, **more}, timeout=900, **options)
             out.seek(0)
             told = out.read()
         assert done.returncode == status, f"{script}\n{told}"
@@ -70,7 +70,7 @@ def checkout(folder: Path, encoder: Path, corpus: Path, ports: dict[str, str]) -
         shutil.copytree(ROOT / part, made / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", made)
     tracking = {"uri": "off", "register_as": "quickstart", "alias": "champion"}
-    training = {"epochs": 40, "batch_size": 16, "checkpoint_every": 4}
+    training = {"epochs": 24, "batch_size": 16, "checkpoint_every": 4}
     shared: dict[str, Any] = {"tracking": tracking, "resources": {"workers": 2}}
     train = settings(encoder, corpus, folder, training=training, **shared)
     search = {"screening": {"trials": 4}, "fine_tuning": {"trials": 1}, "retraining": {"seeds": 1, "baselines": []}}
