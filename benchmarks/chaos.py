@@ -471,17 +471,13 @@ def finish(
     arguments: list[str],
 ) -> None:
     """Give the same command again until it ends well, then judge what it left."""
-    while not _ended_well(command, this):
-        if here.small:
-            (here.small / "filler").unlink(missing_ok=True)
+    while not _ended_well(here, command, this):
         this.faults += job.still(this.number)
         if this.calls == 4 or this.faults:
             this.faults.append(f"not done after {this.calls} calls: {command.told[-1500:]}")
             return
         command = Command(command.log.with_name(f"log{this.calls}"), variables(), *arguments)
         this.calls += 1
-    if here.small:
-        (here.small / "filler").unlink(missing_ok=True)
     here.settled()
     place = command.log.parent
     if command.process.returncode == 3:  # what is not sent yet is kept, and the command says how to send it
@@ -492,14 +488,17 @@ def finish(
     this.faults += job.judge(this.number, place)
 
 
-def _ended_well(command: Command, this: Round) -> bool:
-    """Wait for a command's end; note a hang, and an end that tells the user nothing."""
+def _ended_well(here: World, command: Command, this: Round) -> bool:
+    """Wait for a command's end, and free the disk; note a hang, and an end that tells the user nothing."""
     try:
         status = command.process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         this.faults.append(f"hung for {PATIENCE} s: {command.told[-1500:]}")
         command.end()
         return False
+    finally:
+        if here.small:
+            (here.small / "filler").unlink(missing_ok=True)
     if status > 0 and "Traceback (most recent call last)" in command.told:
         this.faults.append(f"a traceback instead of a sentence: {command.told[-1500:]}")
     return status in (0, 3)

@@ -120,14 +120,11 @@ def offspring(pid: int) -> list[Process]:
 def marked(mark: str) -> list[Process]:
     """List the living processes whose environment holds NAME=VALUE, whoever their parent is by now."""
     found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                if mark.encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0") and (
-                    one := _read(int(name))
-                ):
-                    found.append(one)
-    return found
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if mark.encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                found.append(_read(int(name)))
+    return [one for one in found if one]
 
 
 def _read(pid: int) -> Process | None:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from ray_runs import ROOT, environment, free_ports, marked, settings, until
 from search_runs import search_settings, write
+from tracking_server import healthy
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]
 
@@ -118,15 +118,8 @@ def test_who_follows_the_page_gets_from_a_laptop_to_a_served_model(reader: Reade
     reader.do(is_next("export HEAD="))
     server = reader.changed(is_next("mlflow server"))
     reader.ask(f"nohup {server.strip()} > ../server.log 2>&1 &")  # the terminal of its own
-    health = f"http://127.0.0.1:{reader.changes['5000']}/health"
-
-    def up() -> bool:
-        try:
-            return bool(urllib.request.urlopen(health, timeout=5).read() == b"OK")
-        except OSError:
-            return False
-
-    until(up, "MLflow's server", 300)
+    address = f"http://127.0.0.1:{reader.changes['5000']}"
+    until(lambda: healthy(address), "MLflow's server", 300)
     reader.do(is_next("ray get-auth-token --generate"))
     first, second = free_ports(2)
     reader.do(is_next("ray start --head"), AGENT=str(first), MORE=f"--dashboard-port={reader.changes['8265']}")

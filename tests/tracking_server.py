@@ -17,6 +17,13 @@ from pathlib import Path
 from ray_runs import free_ports, offspring, until
 
 
+def healthy(url: str) -> bool:
+    """Return whether a tracking server answers at an address."""
+    with contextlib.suppress(OSError):
+        return bool(urllib.request.urlopen(f"{url}/health", timeout=5).read() == b"OK")
+    return False
+
+
 @dataclass
 class TrackingServer:
     """A tracking server that keeps its port from one start to the next; `url` is its address."""
@@ -49,7 +56,6 @@ class TrackingServer:
                 stderr=out,
                 start_new_session=True,
             )
-
         self.wait()
 
     def wait(self) -> None:
@@ -58,9 +64,7 @@ class TrackingServer:
 
     def _up(self) -> bool:
         assert self.process and self.process.poll() is None, (self.folder / "server.log").read_text()
-        with contextlib.suppress(OSError):
-            return bool(urllib.request.urlopen(f"{self.url}/health", timeout=5).read() == b"OK")
-        return False
+        return healthy(self.url)
 
     def kill(self) -> None:
         """Kill it and its workers with -9."""
@@ -91,7 +95,10 @@ class Postgres:
 
     @property
     def uri(self) -> str:
-        return f"postgresql://xlt@127.0.0.1:{self.port}/xlt"
+        return self._uri("xlt")
+
+    def _uri(self, name: str) -> str:
+        return f"postgresql://xlt@127.0.0.1:{self.port}/{name}"
 
     def _call(self, program: str, *arguments: str) -> None:
         assert PROGRAMS
@@ -107,7 +114,12 @@ class Postgres:
             shutil.chown(self.folder, self.user, self.user)
         self._call("initdb", "--pgdata", str(self.folder), "--username=xlt", "--auth=trust", "--no-sync")
         self.start()
-        self._call("createdb", "--host=127.0.0.1", f"--port={self.port}", "--username=xlt", "xlt")
+        self.create("xlt")
+
+    def create(self, name: str) -> str:
+        """Create an empty database, and return what MLflow wants of it."""
+        self._call("createdb", "--host=127.0.0.1", f"--port={self.port}", "--username=xlt", name)
+        return self._uri(name)
 
     def start(self) -> None:
         options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"

@@ -84,8 +84,7 @@ def test_eight_writers_lose_and_double_nothing_while_server_and_database_are_kil
 
 
 def test_eight_first_writers_share_one_experiment_and_one_database(tmp_path: Path, database: Postgres) -> None:
-    database._call("createdb", "--host=127.0.0.1", f"--port={database.port}", "--username=xlt", "fresh")
-    uri = database.uri.removesuffix("xlt") + "fresh"
+    uri = database.create("fresh")
     boxes = [begin(tmp_path / f"run{number}", uri, f"run{number}") for number in range(WRITERS)]
     for box in boxes:
         box.metrics({"train/loss": 1.0}, 0)
