@@ -22,6 +22,10 @@ sizes_strategy = st.dictionaries(
 configs = st.builds(MixtureConfig, alpha=st.floats(0, 5), draws_per_epoch=st.none() | st.integers(1, 200))
 
 
+def epoch(sizes: dict[str, int], config: MixtureConfig, seed: int, number: int) -> mixture.Draws:
+    return mixture.epoch(sizes, config, seed, number).draws()
+
+
 def counts(draws: mixture.Draws) -> dict[str, int]:
     return {name: int((draws.language == index).sum()) for index, name in enumerate(draws.languages)}
 
@@ -81,28 +85,28 @@ def test_the_table_shows_what_an_epoch_draws_and_how_often_each_row_comes() -> N
 
 def test_an_epoch_depends_on_seed_and_number_alone() -> None:
     config = MixtureConfig(alpha=0.3, draws_per_epoch=200)
-    first = mixture.epoch(SIZES, config, 7, 3)
+    first = epoch(SIZES, config, 7, 3)
     np.random.seed(1)
     for number in (0, 5):
-        mixture.epoch(SIZES, config, 7, number)
-    again = mixture.epoch(dict(reversed(SIZES.items())), config, 7, 3)
+        epoch(SIZES, config, 7, number)
+    again = epoch(dict(reversed(SIZES.items())), config, 7, 3)
     assert first.languages == again.languages == ("eng_Latn", "hau_Latn", "swh_Latn")
     assert np.array_equal(first.row, again.row) and np.array_equal(first.language, again.language)
     for seed, number in ((8, 3), (7, 4)):
-        other = mixture.epoch(SIZES, config, seed, number)
+        other = epoch(SIZES, config, seed, number)
         assert not np.array_equal(first.row, other.row)
 
 
 def test_drawing_leaves_the_global_generator_alone() -> None:
     before = np.random.get_state()
-    mixture.epoch(SIZES, MixtureConfig(), 0, 2)
+    epoch(SIZES, MixtureConfig(), 0, 2)
     after = np.random.get_state()
     assert np.array_equal(before[1], after[1]) and before[2] == after[2]
 
 
 @pytest.mark.parametrize("number", [0, 1, 5])
 def test_alpha_of_one_draws_every_row_once_in_every_epoch(number: int) -> None:
-    draws = mixture.epoch(SIZES, MixtureConfig(alpha=1), 0, number)
+    draws = epoch(SIZES, MixtureConfig(alpha=1), 0, number)
     assert len(draws) == sum(SIZES.values())
     for name, rows in SIZES.items():
         assert sorted(rows_of(draws, name)) == list(range(rows))
@@ -110,7 +114,7 @@ def test_alpha_of_one_draws_every_row_once_in_every_epoch(number: int) -> None:
 
 def test_the_order_is_new_in_every_epoch_and_mixes_the_languages() -> None:
     config = MixtureConfig(alpha=1)
-    orders = [mixture.epoch(SIZES, config, 0, number) for number in range(3)]
+    orders = [epoch(SIZES, config, 0, number) for number in range(3)]
     assert not np.array_equal(rows_of(orders[0], "eng_Latn"), rows_of(orders[1], "eng_Latn"))
     assert not np.array_equal(orders[0].language, orders[1].language)
     halves = np.array_split(orders[0].language, 2)
@@ -124,7 +128,7 @@ def test_no_row_of_a_language_is_drawn_more_than_once_more_often_than_another(
 ) -> None:
     drawn: dict[str, Counter[int]] = {name: Counter(dict.fromkeys(range(rows), 0)) for name, rows in sizes.items()}
     for number in range(epochs):
-        draws = mixture.epoch(sizes, config, seed, number)
+        draws = epoch(sizes, config, seed, number)
         for name in sizes:
             drawn[name].update(rows_of(draws, name))
             assert set(drawn[name]) == set(range(sizes[name]))
@@ -136,7 +140,7 @@ def test_no_row_of_a_language_is_drawn_more_than_once_more_often_than_another(
 def test_counts_sum_to_the_draws_and_are_the_expectation_rounded(
     sizes: dict[str, int], config: MixtureConfig, seed: int, number: int
 ) -> None:
-    draws = mixture.epoch(sizes, config, seed, number)
+    draws = epoch(sizes, config, seed, number)
     assert len(draws) == (config.draws_per_epoch or sum(sizes.values()))
     found = counts(draws)
     for share in mixture.table(sizes, config):
@@ -157,21 +161,32 @@ def test_counts_are_unbiased_over_epochs() -> None:
 def test_a_language_too_small_for_a_draw_in_every_epoch_gets_one_now_and_then() -> None:
     config = MixtureConfig(alpha=1, draws_per_epoch=10)
     sizes = {"a": 990, "b": 10}
-    found = [counts(mixture.epoch(sizes, config, 0, number))["b"] for number in range(100)]
+    found = [counts(epoch(sizes, config, 0, number))["b"] for number in range(100)]
     assert set(found) == {0, 1} and 2 <= sum(found) <= 22
 
 
 @pytest.mark.parametrize("left_out", sorted(SIZES))
 def test_a_language_of_weight_zero_is_never_drawn(left_out: str) -> None:
     config = MixtureConfig(alpha=0.3, weights={left_out: 0}, draws_per_epoch=11)
-    found = [counts(mixture.epoch(SIZES, config, seed, 0)) for seed in range(200)]
-    assert all(epoch[left_out] == 0 and sum(epoch.values()) == 11 for epoch in found)
+    found = [counts(epoch(SIZES, config, seed, 0)) for seed in range(200)]
+    assert all(one[left_out] == 0 and sum(one.values()) == 11 for one in found)
 
 
 def test_small_languages_repeat_whole_rounds_before_any_row_comes_again() -> None:
-    draws = mixture.epoch({"a": 1000, "b": 7}, MixtureConfig(alpha=0, draws_per_epoch=42), 0, 0)
+    draws = epoch({"a": 1000, "b": 7}, MixtureConfig(alpha=0, draws_per_epoch=42), 0, 0)
     assert Counter(rows_of(draws, "b")) == dict.fromkeys(range(7), 3)
     assert len(set(rows_of(draws, "a"))) == 21
+
+
+@pytest.mark.parametrize("rows", [{"a": 300_000, "b": 5}, {"a": 70_000, "b": 90_000}], ids=str)
+def test_any_part_of_an_epoch_is_found_alone(rows: dict[str, int]) -> None:
+    whole = mixture.epoch(rows, MixtureConfig(alpha=0.5), 0, 3)
+    draws = whole.draws()
+    for start, stop in ((0, 1), (4095, 70_001), (len(whole) - 3, len(whole) + 9)):
+        part = whole.draws(start, stop)
+        assert part.place.tolist() == list(range(start, min(stop, len(whole))))
+        for name in ("language", "row", "place"):
+            assert np.array_equal(getattr(part, name), getattr(draws, name)[start:stop])
 
 
 # labels

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from xlt_ray.config.experiment import Experiment, MixtureConfig
 from xlt_ray.corpora import loaders, mixture
+from xlt_ray.corpora.arrow import take
 from xlt_ray.model import batching, collate
 from xlt_ray.training import batches
 
@@ -41,7 +42,7 @@ def test_a_prefix_goes_before_the_first_text_alone(tokenizer: Any) -> None:
     one, two, prefix, first, last = ids
     assert tokenize(["eng1"])[0]["input_ids"] == [first, prefix, one, last]
     assert tokenize(["eng1"], ["eng2"])[0]["input_ids"] == [first, prefix, one, last, two, last]
-    paired = tokenize.rows(table("eng2", "eng1", pairs=["eng1", "eng2"]), np.array([1]))[0]
+    paired = tokenize.rows(table("eng2", "eng1", pairs=["eng1", "eng2"]))[1]
     assert paired["input_ids"] == [first, prefix, one, last, two, last]
     assert paired.get("token_type_ids", [0, 0, 0, 0, 1, 1]) == [0, 0, 0, 0, 1, 1]
 
@@ -54,7 +55,7 @@ def test_a_long_text_is_cut_and_keeps_its_end_token(tokenizer: Any) -> None:
 def test_rows_come_in_the_order_asked_for(tokenizer: Any) -> None:
     tokenize = collate.Tokenize(tokenizer, "", 32)
     texts = [f"eng{i}" for i in range(5)]
-    found = tokenize.rows(table(*texts), np.array([3, 0, 3]))
+    found = tokenize.rows(take(table(*texts), np.array([3, 0, 3])))
     assert found == [tokenize([texts[i]])[0] for i in (3, 0, 3)]
 
 
@@ -64,7 +65,7 @@ def test_rows_come_in_the_order_asked_for(tokenizer: Any) -> None:
 def test_estimated_lengths_follow_the_true_ones(tiny_experiment: Experiment, tokenizer: Any) -> None:
     rows = loaders.load(tiny_experiment.corpus).table("train", "eng_Latn")
     tokenize = collate.Tokenize(tokenizer, "", 32)
-    estimate = batches.lengths(rows, tokenize)
+    estimate = batches.Lengths(rows, tokenize)(np.arange(rows.num_rows))
     true = [len(row["input_ids"]) for row in tokenize(rows["text"].to_pylist())]
     assert estimate.dtype == np.int32 and len(estimate) == rows.num_rows
     assert np.corrcoef(estimate, true)[0, 1] > 0.95
@@ -73,9 +74,9 @@ def test_estimated_lengths_follow_the_true_ones(tiny_experiment: Experiment, tok
 
 def test_estimates_keep_within_one_and_the_longest_and_count_both_texts(tokenizer: Any) -> None:
     tokenize = collate.Tokenize(tokenizer, "", 16)
-    estimate = batches.lengths(table("", "eng1", "eng1 " * 500), tokenize)
+    estimate = batches.Lengths(table("", "eng1", "eng1 " * 500), tokenize)(np.arange(3))
     assert estimate[0] == 1 and estimate[2] == 16
-    both = batches.lengths(table("eng1", "eng1", pairs=["eng1", "eng1 " * 9]), tokenize)
+    both = batches.Lengths(table("eng1", "eng1", pairs=["eng1", "eng1 " * 9]), tokenize)(np.arange(2))
     assert both[1] > both[0]
 
 
@@ -88,43 +89,53 @@ def test_estimates_keep_within_one_and_the_longest_and_count_both_texts(tokenize
     draws_per_epoch=st.none() | st.integers(1, 400),
     epoch=st.integers(0, 3),
     window=st.sampled_from([1, 2, batches.WINDOW]),
+    blocks=st.sampled_from([1, 3, 64]),
+    first=st.integers(0, 30),
 )
 @settings(derandomize=True, deadline=None)
 def test_updates_hold_every_draw_once_and_all_but_the_last_of_the_last_window_are_full(
-    sizes: dict[str, int], batch_size: int, draws_per_epoch: int | None, epoch: int, window: int
+    sizes: dict[str, int],
+    batch_size: int,
+    draws_per_epoch: int | None,
+    epoch: int,
+    window: int,
+    blocks: int,
+    first: int,
 ) -> None:
     draws = mixture.epoch(sizes, MixtureConfig(alpha=0.3, draws_per_epoch=draws_per_epoch), 0, epoch)
     rng = np.random.default_rng(0)
-    length = {name: rng.integers(1, 128, count).astype(np.int32) for name, count in sizes.items()}
+    length = {name: rng.integers(1, 128, count).astype(np.int32).__getitem__ for name, count in sizes.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "WINDOW", window)
-        plan = batches.updates(draws, length, batch_size, 0, epoch)
-    assert sorted(np.concatenate(plan).tolist()) == list(range(len(draws)))
+        patch.setattr(batches, "BLOCK", blocks * window)
+        plan, rest = (list(batches.updates(draws, length, batch_size, start)) for start in (0, first))
+    assert sorted(np.concatenate([update.place for update in plan]).tolist()) == list(range(len(draws)))
     assert len(plan) == -(-len(draws) // batch_size)
     partial = [len(update) for update in plan if len(update) != batch_size]
     assert partial == ([len(draws) % batch_size] if len(draws) % batch_size else [])
+    assert [update.place.tolist() for update in rest] == [update.place.tolist() for update in plan[first:]]
+
+
+def planned(rows: int, seed: int = 0, epoch: int = 0) -> list[mixture.Draws]:
+    draws = mixture.epoch({"a": rows}, MixtureConfig(), seed, epoch)
+    return list(batches.updates(draws, {"a": np.arange(rows, dtype=np.int32).__getitem__}, 10))
 
 
 def test_workers_share_an_update_without_a_gap_or_a_double() -> None:
-    draws = mixture.epoch({"a": 100}, MixtureConfig(), 0, 0)
-    plan = batches.updates(draws, {"a": np.arange(100, dtype=np.int32)}, 10, 0, 0)
     for world in (1, 2, 3, 4, 16):
-        for update in plan:
-            parts = [update[rank::world] for rank in range(world)]
-            assert sorted(np.concatenate(parts).tolist()) == sorted(update.tolist())
+        for update in planned(100):
+            parts = [update.take(np.arange(rank, len(update), world)).place for rank in range(world)]
+            assert sorted(np.concatenate(parts).tolist()) == sorted(update.place.tolist())
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_updates_have_a_seeded_order_that_each_epoch_changes() -> None:
-    draws = mixture.epoch({"a": 300}, MixtureConfig(), 0, 0)
-    length = {"a": np.arange(300, dtype=np.int32)}
-    one, again = (batches.updates(draws, length, 10, 0, 0) for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    one, again = planned(300), planned(300)
+    assert all(np.array_equal(a.row, b.row) for a, b in zip(one, again, strict=True))
     for seed, epoch in ((1, 0), (0, 1)):
-        other = batches.updates(draws, length, 10, seed, epoch)
-        assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    # from long to short would be a curriculum
-    means = [length["a"][draws.row[update]].mean() for update in one]
+        assert not all(np.array_equal(a.row, b.row) for a, b in zip(one, planned(300, seed, epoch), strict=True))
+    # from long to short would be a curriculum; the rows are as long as their numbers
+    means = [update.row.mean() for update in one]
     assert means != sorted(means) and means != sorted(means, reverse=True)
 
 
@@ -166,13 +177,13 @@ def test_little_of_what_is_forwarded_is_padding(tokenizer: Any) -> None:
     data = table(*texts)
     draws = mixture.epoch({"a": 2000}, MixtureConfig(), 0, 0)
     real = padded = unsorted = 0
-    for update in batches.updates(draws, {"a": batches.lengths(data, tokenize)}, 32, 0, 0):
-        encoded = tokenize.rows(data, draws.row[update])
+    for update in batches.updates(draws, {"a": batches.Lengths(data, tokenize)}, 32):
+        encoded = tokenize.rows(take(data, update.row))
         for _, batch in collate.budgeted(encoded, 4096, 0):
             real += int(batch["attention_mask"].sum())
             padded += batch["attention_mask"].numel()
     for start in range(0, 2000, 32):
-        batch = collate.pad(tokenize.rows(data, draws.row[start : start + 32]), 0)
+        batch = collate.pad(tokenize.rows(take(data, draws.draws(start, start + 32).row)), 0)
         unsorted += batch["attention_mask"].numel()
     assert 1 - real / padded < 0.25
     assert 1 - real / unsorted > 0.5  # what it would be without sorting

@@ -159,8 +159,8 @@ def test_every_mix_trains_on_as_many_rows(asked: Asked) -> None:
         assert one.reset({"point": {"sources": codes}})
         one.step()
         training_state = one.worker.training_state
-        draws, _ = training_state.feed.plan(0)
-        assert set(draws.languages) == set(codes)
+        draws = training_state.feed.epoch(0)
+        assert set(draws.sizes) == set(codes)
         found.append((len(draws), training_state.progress.step))
     assert set(found) == {(160, 10)}, "160 rows of English, the largest, in batches of 16"
 

@@ -177,8 +177,7 @@ def test_language_separability_before_and_after_is_recorded(tiny_settings: Setti
 def test_targets_join_every_update_without_their_labels(tiny_settings: Settings) -> None:
     run = run_of(build(adversarial(tiny_settings)))
     state = loop.begin(run)
-    draws, _ = state.feed.plan(0)
-    batches = list(state.feed.batches(draws, np.arange(16), Progress(step=3), total=10))
+    batches = list(state.feed.batches(state.feed.epoch(0).draws(0, 16), Progress(step=3), total=10))
     language = torch.cat([batch["language"] for batch in batches])
     weight, label = (torch.cat([batch[key] for batch in batches]) for key in ("weight", "label"))
     share = torch.cat([batch["share"] for batch in batches])
@@ -199,8 +198,11 @@ def test_unlabelled_rows_are_those_of_any_number_of_workers(tiny_settings: Setti
     loop.begin(run)
     alone = Feed(run, 0, 1)._unlabelled(5)
     parts = [Feed(run, rank, 2)._unlabelled(5) for rank in range(2)]
-    assert all(np.array_equal(more.row, alone[0].row) for more, _ in parts)
-    assert sorted(np.concatenate([places for _, places in parts])) == alone[1].tolist()
+    whole = np.argsort(np.concatenate([part.place for part in parts]))
+    for name in ("place", "language", "row"):
+        both = np.concatenate([getattr(part, name) for part in parts])
+        assert np.array_equal(both[whole], getattr(alone, name))
+    assert len(parts[0]) == len(parts[1]) == 8
 
 
 def train(settings: Settings) -> tuple[list[float], dict[str, np.ndarray], dict[str, float]]:

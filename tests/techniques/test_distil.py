@@ -134,7 +134,7 @@ def test_parallel_text_beside_the_corpus_is_learned_too(settings: Settings, tmp_
         "hin_Deva": UNLABELLED,
     }
     state = loop.begin(run)
-    batches = state.feed.batches(state.feed.plan(0)[0], np.arange(16), Progress(step=2), total=10)
+    batches = state.feed.batches(state.feed.epoch(0).draws(0, 16), Progress(step=2), total=10)
     assert max(int(batch["row"].max()) for batch in batches) >= 120
 
 
@@ -169,9 +169,8 @@ def test_every_row_of_a_batch_finds_its_own_target(settings: Settings) -> None:
     term, texts = run.network.terms["distil"], run.setup.material.texts
     own = run.embed(texts, "float32")
     run.network.terms["distil"] = Student({run.network.index(c): rows for c, rows in own.items()}, 3, 1.0, 1.0)
-    draws, _ = state.feed.plan(0)
     seen = 0
-    for batch in state.feed.batches(draws, np.arange(16), Progress(step=2), total=10):
+    for batch in state.feed.batches(state.feed.epoch(0).draws(0, 16), Progress(step=2), total=10):
         with torch.no_grad():
             pooled = run.network.eval().features(batch)
             mine, others = (one(run.network, batch, pooled) for one in (run.network.terms["distil"], term))

@@ -133,8 +133,7 @@ def test_rare_labels_weigh_more_where_labels_are_balanced(tiny_settings: Setting
     for balance in (0, 1):
         run = make(build(changed(tiny_settings, mixture={"label_balance": balance, "draws_per_epoch": 60})))
         state = loop.begin(run)
-        draws, _ = state.feed.plan(0)
-        batches[balance] = list(state.feed.batches(draws, np.arange(60), state.progress, total=10))
+        batches[balance] = list(state.feed.batches(state.feed.epoch(0).draws(), state.progress, total=10))
     assert all((batch["weight"] == 1).all() for batch in batches[0])
     known = {code: table["label"].to_numpy() for code, table in run.setup.visible.splits["train"].items()}
     expected = mixture.label_weights(known, len(run.setup.visible.labels), run.experiment.mixture)

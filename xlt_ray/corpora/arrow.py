@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,6 +35,35 @@ def column_digest(column: pa.ChunkedArray) -> bytes:
             offsets = memoryview(solid.buffers()[1]).cast("q")
             values.update(memoryview(solid.buffers()[2])[offsets[solid.offset] : offsets[solid.offset + len(solid)]])
     return values.digest() + lengths.digest()
+
+
+def take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Return the rows of a table at `rows`, in that order, in memory of their own.
+
+    Arrow's `take` joins all chunks of a column of strings first: it reads millions of rows for a few of them.
+    """
+    found = [(batch.take(pa.array(inside)), at) for batch, inside, at in _by_chunk(table.to_batches(), rows)]
+    whole = pa.Table.from_batches([batch for batch, _ in found], schema=table.schema)
+    return whole.take(pa.array(np.argsort(np.concatenate([np.empty(0, np.int64), *(at for _, at in found)]))))
+
+
+def text_bytes(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """Return how many bytes the texts at `rows` have, (rows,) int64, without reading the texts."""
+    found = np.empty(len(rows), dtype=np.int64)
+    for chunk, inside, at in _by_chunk(column.chunks, rows):
+        offsets = np.frombuffer(chunk.buffers()[1], np.int64 if pa.types.is_large_string(chunk.type) else np.int32)
+        start = offsets[chunk.offset + inside]
+        found[at] = offsets[chunk.offset + inside + 1] - start
+    return found
+
+
+def _by_chunk(chunks: Sequence[Any], rows: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Yield each chunk that has some of the rows, their places in it, and where they stand in `rows`."""
+    ends = np.cumsum([len(chunk) for chunk in chunks])
+    which = np.searchsorted(ends, rows, "right")
+    for index in np.unique(which):
+        at = np.flatnonzero(which == index)
+        yield chunks[index], rows[at] - (ends[index] - len(chunks[index])), at
 
 
 def with_texts(table: pa.Table, texts: Mapping[str, Sequence[str] | pa.ChunkedArray]) -> pa.Table:

@@ -1,4 +1,7 @@
-"""Compute sampling shares p ~ weight * rows ** alpha, and draw epochs that no restart or worker count changes."""
+"""Compute sampling shares p ~ weight * rows ** alpha, and draw epochs that no restart or worker count changes.
+
+Any draws of an epoch are found without the others, so that tens of millions of rows cost neither memory nor a wait.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from xlt_ray.config.experiment import MixtureConfig
+from xlt_ray.corpora.permutation import Permutation
 from xlt_ray.errors import InputError
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The training rows of one epoch, in order: row `row[i]` of language `languages[language[i]]`."""
+    """Training rows in the order of their draws: row `row[i]` of language `languages[language[i]]`."""
 
     languages: tuple[str, ...]
     language: np.ndarray  # (draws,) int32
     row: np.ndarray  # (draws,) int64
+    place: np.ndarray  # (draws,) int64, in their epoch
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def take(self, at: np.ndarray) -> Draws:
+        """Return the draws at `at`."""
+        return Draws(self.languages, self.language[at], self.row[at], self.place[at])
 
 
 @dataclass(frozen=True)
@@ -71,22 +80,45 @@ def table(sizes: Mapping[str, int], config: MixtureConfig) -> list[Share]:
     ]
 
 
-def epoch(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: int) -> Draws:
+@dataclass(frozen=True)
+class Epoch:
+    """All draws of an epoch, of which any part can be asked for."""
+
+    sizes: Mapping[str, int]  # rows, by language, sorted
+    seed: int
+    number: int  # from 0
+    before: np.ndarray  # (languages,) int64: draws of earlier epochs
+    counts: np.ndarray  # (languages,) int64: draws of this one
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def draws(self, start: int = 0, stop: int | None = None) -> Draws:
+        """Return the draws from place `start` up to `stop`, or to the end."""
+        place = np.arange(start, len(self) if stop is None else min(stop, len(self)))
+        item = Permutation(len(self), [self.seed, self.number, 1])(place)  # number of a draw, language after language
+        ends = np.cumsum(self.counts)
+        language = np.searchsorted(ends, item, "right").astype(np.int32)
+        nth = item - (ends - self.counts - self.before)[language]  # of its language since the run began
+        row = np.empty(len(place), dtype=np.int64)
+        for index, (name, rows) in enumerate(self.sizes.items()):
+            own = language == index
+            row[own] = _stream(name, rows, self.seed, nth[own])
+        return Draws(tuple(self.sizes), language, row, place)
+
+
+def epoch(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: int) -> Epoch:
     """Draw epoch `number` (from 0): the same on every rank, on every machine, before and after a restart.
 
     Each language has one endless stream of its rows, one permutation after another, and an epoch takes the next piece
     of it. So over a whole run no row of a language is drawn twice more often than another, and alpha = 1 with
     the default number of draws is the usual epoch: every row once.
     """
-    names = tuple(sorted(sizes))
-    before = np.zeros(len(names), dtype=np.int64)
+    sizes = dict(sorted(sizes.items()))
+    before = np.zeros(len(sizes), dtype=np.int64)
     for earlier in range(number):
         before += _counts(sizes, config, seed, earlier)
-    counts = _counts(sizes, config, seed, number)
-    rows = [_stream(name, sizes[name], seed, before[i], counts[i]) for i, name in enumerate(names)]
-    language = np.repeat(np.arange(len(names), dtype=np.int32), counts)
-    order = np.random.default_rng([seed, number, 1]).permutation(len(language))
-    return Draws(names, language[order], np.concatenate(rows)[order])
+    return Epoch(sizes, seed, number, before, _counts(sizes, config, seed, number))
 
 
 def label_weights(labels: Mapping[str, np.ndarray], classes: int, config: MixtureConfig) -> np.ndarray:
@@ -120,7 +152,7 @@ def unlabelled(sizes: Mapping[str, int], alpha: float, rows: int, seed: int, ste
     rng = np.random.default_rng([seed, step, 3])
     language = rng.choice(len(names), rows, p=[share[name] for name in names])
     counts = np.array([sizes[name] for name in names])
-    return Draws(names, language.astype(np.int32), rng.integers(counts[language]))
+    return Draws(names, language.astype(np.int32), rng.integers(counts[language]), np.arange(rows))
 
 
 def _counts(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: int) -> np.ndarray:
@@ -133,12 +165,11 @@ def _counts(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: 
     return np.diff(np.minimum(ticks, ticks[-1]), prepend=0)
 
 
-def _stream(language: str, rows: int, seed: int, start: int, count: int) -> np.ndarray:
-    if count == 0:
-        return np.empty(0, dtype=np.int64)
-    first, last = start // rows, (start + count - 1) // rows
-    cycles = [
-        np.random.default_rng([seed, zlib.crc32(language.encode()), cycle]).permutation(rows)
-        for cycle in range(first, last + 1)
-    ]
-    return np.concatenate(cycles)[start - first * rows :][:count]
+def _stream(language: str, rows: int, seed: int, nth: np.ndarray) -> np.ndarray:
+    """Return the rows that stand at places `nth` of a language's endless stream."""
+    cycle, place = np.divmod(nth, max(rows, 1))
+    order = np.argsort(cycle, kind="stable")
+    found = np.empty_like(nth)
+    for own in np.split(order, np.flatnonzero(np.diff(cycle[order])) + 1) if len(nth) else ():
+        found[own] = Permutation(rows, [seed, zlib.crc32(language.encode()), cycle[own[0]]])(place[own])
+    return found

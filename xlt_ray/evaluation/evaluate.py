@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import distributed
 
+from xlt_ray.corpora.arrow import take
 from xlt_ray.evaluation import calibration
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.model import collate
@@ -47,7 +48,7 @@ def outputs(
     """
     parts: list[np.ndarray] = []
     for start in range(0, len(rows), CHUNK):
-        encoded = inputs.tokenize.rows(table, rows[start : start + CHUNK])
+        encoded = inputs.tokenize.rows(take(table, rows[start : start + CHUNK]))
         parts.append(forward(call, device, encoded, inputs, [language] * len(encoded)))
     return np.concatenate(parts)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -30,16 +29,15 @@ class Tokenize:
         keys = list(encoded.keys())
         return [{key: encoded[key][i] for key in keys} for i in range(len(texts))]
 
-    def rows(self, table: pa.Table, indices: np.ndarray) -> list[dict[str, list[int]]]:
-        """Encode the rows of a corpus table at `indices`."""
-        return self(*texts_of(table, indices))
+    def rows(self, table: pa.Table) -> list[dict[str, list[int]]]:
+        """Encode the rows of a table of a corpus."""
+        return self(*texts_of(table))
 
 
-def texts_of(table: pa.Table, indices: np.ndarray) -> tuple[list[str], list[str] | None]:
-    """Return the texts at `indices` of a corpus table, and the second texts of pairs, None where it has no pairs."""
-    taken = table.select([c for c in ("text", "text_pair") if c in table.column_names]).take(pa.array(indices))
-    pairs = taken["text_pair"].to_pylist() if "text_pair" in taken.column_names else None
-    return taken["text"].to_pylist(), pairs
+def texts_of(table: pa.Table) -> tuple[list[str], list[str] | None]:
+    """Return the texts of a table of a corpus, and the second texts of pairs, None where it has no pairs."""
+    pairs = table["text_pair"].to_pylist() if "text_pair" in table.column_names else None
+    return table["text"].to_pylist(), pairs
 
 
 def pad(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, torch.Tensor]:

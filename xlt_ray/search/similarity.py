@@ -22,6 +22,7 @@ from scipy.stats import rankdata
 from xlt_ray import config
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import loaders
+from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnEvent
@@ -114,7 +115,7 @@ def samples(corpus: Corpus, codes: Iterable[str]) -> dict[str, pa.Table]:
 def _sample(table: pa.Table) -> pa.Table:
     whole = table.drop_null()
     rows = np.unique(np.linspace(0, whole.num_rows - 1, min(SAMPLE, whole.num_rows)).astype(np.int64))
-    return whole.take(pa.array(rows))
+    return take(whole, rows)
 
 
 def _pairs(sources: Sequence[str], targets: Sequence[str], value: Callable[[str, str], float]) -> np.ndarray:
@@ -159,7 +160,7 @@ def _tokens(experiment: Experiment, texts: Mapping[str, pa.Table]) -> dict[str, 
     tokenize, special = Tokenize(tokenizer, "", settings.max_length), np.array(tokenizer.all_special_ids)
     found = {}
     for code, table in texts.items():
-        rows = tokenize.rows(table, np.arange(table.num_rows))
+        rows = tokenize.rows(table)
         ids = np.concatenate([np.array(row["input_ids"], dtype=np.int64) for row in rows])
         found[code] = ids[~np.isin(ids, special)]  # every language has those
     return found

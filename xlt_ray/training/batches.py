@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from xlt_ray.corpora import mixture
-from xlt_ray.corpora.mixture import Draws
+from xlt_ray.corpora.arrow import take, text_bytes
+from xlt_ray.corpora.mixture import Draws, Epoch
 from xlt_ray.events import counting
 from xlt_ray.model import collate, precision
 from xlt_ray.model.collate import Tokenize
@@ -18,12 +18,12 @@ from xlt_ray.training.checkpoint import Progress
 from xlt_ray.training.setup import Run, change_examples
 
 WINDOW = 64  # updates among which rows are sorted by length: wide enough to save padding, narrow enough to stay random
-
+BLOCK = 64 * WINDOW  # updates that are planned at once, and shuffled
 SAMPLE = 256  # rows a language from which its tokens per byte are measured
 
 
 class Feed:
-    """The batches of one worker, `rank` of `world`: `plan` an epoch, then take the `batches` of each of its updates."""
+    """The batches of one worker, `rank` of `world`: of each of an epoch's `updates` take the `batches`."""
 
     def __init__(self, run: Run, rank: int, world: int) -> None:
         """Measure the train rows of a run, and make ready the techniques that change them."""
@@ -32,42 +32,48 @@ class Feed:
         mix = run.experiment.mixture
         tables = run.setup.tables("train")
         self.train = {code: table for code, table in tables.items() if mix.weights.get(code, 1.0) > 0}
-        self.lengths = {code: lengths(table, run.tokenize) for code, table in self.train.items()}
+        self.sizes = {code: table.num_rows for code, table in self.train.items()}
+        self.lengths = {code: Lengths(table, run.tokenize) for code, table in self.train.items()}
         known = {code: table["label"].to_numpy() for code, table in self.train.items()} if mix.label_balance else {}
         self.weights = mixture.label_weights(known, run.network.head.out_features, mix)
         self.examples = run.setup.prepare_techniques(counting(run.emit, "prepare"))
-        self.joining = _joining(run)
-        self.texts = dict(run.setup.unlabelled) if self.joining else {}
+        joining = _joining(run)
+        self.texts = dict(run.setup.unlabelled) if joining else {}
+        self.joining = joining if self.texts else 0
 
-    def plan(self, epoch: int) -> tuple[Draws, list[np.ndarray]]:
-        """Return an epoch's draws, and the positions among them of each of its updates; the same on every worker."""
-        experiment = self.run.experiment
-        sizes = {code: table.num_rows for code, table in self.train.items()}
-        draws = mixture.epoch(sizes, experiment.mixture, experiment.seed, epoch)
-        return draws, updates(draws, self.lengths, experiment.training.batch_size, experiment.seed, epoch)
+    def epoch(self, number: int) -> Epoch:
+        """Return what epoch `number` draws; the same on every worker."""
+        return mixture.epoch(self.sizes, self.run.experiment.mixture, self.run.experiment.seed, number)
 
-    def batches(
-        self, draws: Draws, positions: np.ndarray, progress: Progress, total: int
-    ) -> Iterator[dict[str, torch.Tensor]]:
+    @property
+    def updates_an_epoch(self) -> int:
+        """How many updates each epoch has."""
+        return -(-len(self.epoch(0)) // self.run.experiment.training.batch_size)
+
+    def updates(self, epoch: int, first: int = 0) -> Iterator[Draws]:
+        """Yield the draws of each update of an epoch from the `first` on; the same on every worker."""
+        return updates(self.epoch(epoch), self.lengths, self.run.experiment.training.batch_size, first)
+
+    def batches(self, draws: Draws, progress: Progress, total: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield this worker's part of an update, one of `total`, in steps under the token budget.
 
         A batch has the encoder's inputs, (rows, tokens), and for each row its `label`, `weight`, `language` and `share`
         (see `Objective`), and its `row` in `Setup.unlabelled` of its language, -1 for labelled draws; `progress` is a
         number from 0 to 1.
         """
-        own = positions[self.rank :: self.world]
-        more, places = self._unlabelled(progress.step)
-        idle = not len(own) and not len(places)  # a worker without rows runs one at weight 0: all must meet in the sum
-        own = positions[:1] if idle else own
-        encoded, labels, language = self._rows(draws, self.train, own, progress.epoch)
-        if len(places):
-            rows, _, others = self._rows(more, self.texts, places, None)
+        own = self._own(draws)
+        more = self._unlabelled(progress.step) if self.joining else draws.take(np.arange(0))
+        idle = not len(own) and not len(more)  # a worker without rows runs one at weight 0: all must meet in the sum
+        own = draws.take(np.arange(1)) if idle else own
+        encoded, labels, language = self._rows(own, self.train, progress.epoch)
+        if len(more):
+            rows, _, others = self._rows(more, self.texts, None)
             encoded, language = encoded + rows, np.concatenate([language, others])
-        labels = np.pad(labels, (0, len(places)))
-        row = np.concatenate([np.full(len(own), -1), more.row[places]])
+        labels = np.pad(labels, (0, len(more)))
+        row = np.concatenate([np.full(len(own), -1), more.row])
         labelled = np.arange(len(encoded)) < (0 if idle else len(own))
         weight = np.where(labelled, self.weights[labels], 0.0).astype(np.float32)
-        share = 0.0 if idle else len(positions) / (len(positions) + len(more))
+        share = 0.0 if idle else len(draws) / (len(draws) + self.joining)
         tokens = precision.token_budget(self.run.experiment.training.tokens_per_step, self.device)
         for group, batch in collate.budgeted(encoded, tokens, self.run.tokenize.tokenizer.pad_token_id):
             batch["label"], batch["weight"] = torch.from_numpy(labels[group]), torch.from_numpy(weight[group])
@@ -76,31 +82,29 @@ class Feed:
             batch["progress"] = torch.tensor(progress.step / total)
             yield batch
 
-    def _unlabelled(self, step: int) -> tuple[Draws, np.ndarray]:
-        """Draw the unlabelled rows of an update; return the draws and the positions of those that are this worker's."""
-        if not self.texts:
-            return Draws((), np.empty(0, np.int32), np.empty(0, np.int64)), np.empty(0, np.int64)
-        sizes = {code: table.num_rows for code, table in self.texts.items()}
-        experiment = self.run.experiment
-        more = mixture.unlabelled(sizes, experiment.mixture.alpha, self.joining, experiment.seed, step)
-        return more, np.arange(len(more))[self.rank :: self.world]
+    def _own(self, draws: Draws) -> Draws:
+        return draws.take(np.arange(self.rank, len(draws), self.world))
+
+    def _unlabelled(self, step: int) -> Draws:
+        """Draw this worker's part of the unlabelled rows of an update."""
+        experiment, sizes = self.run.experiment, {code: table.num_rows for code, table in self.texts.items()}
+        return self._own(mixture.unlabelled(sizes, experiment.mixture.alpha, self.joining, experiment.seed, step))
 
     def _rows(
-        self, draws: Draws, tables: Mapping[str, pa.Table], places: np.ndarray, epoch: int | None
+        self, draws: Draws, tables: Mapping[str, pa.Table], epoch: int | None
     ) -> tuple[list[dict[str, list[int]]], np.ndarray, np.ndarray]:
-        """Encode the draws at `places`, of an epoch or, with None, unlabelled; return (rows, labels, languages)."""
-        encoded: list[dict[str, list[int]]] = [{}] * len(places)
-        labels, language = np.zeros(len(places), dtype=np.int64), np.zeros(len(places), dtype=np.int64)
-        for index in np.unique(draws.language[places]):
-            code = draws.languages[index]
-            at = np.flatnonzero(draws.language[places] == index)
-            rows, table = draws.row[places[at]], tables[code]
+        """Encode draws, of an epoch or, with None, unlabelled; return (rows, labels, languages)."""
+        encoded: list[dict[str, list[int]]] = [{}] * len(draws)
+        labels, language = np.zeros(len(draws), dtype=np.int64), np.zeros(len(draws), dtype=np.int64)
+        for index in np.unique(draws.language):
+            code, at = draws.languages[index], np.flatnonzero(draws.language == index)
+            table = take(tables[code], draws.row[at])
             language[at] = self.run.network.index(code)
-            texts, pairs = collate.texts_of(table, rows)
+            texts, pairs = collate.texts_of(table)
             if epoch is not None:
-                labels[at] = table["label"].take(rows).to_numpy()
+                labels[at] = table["label"].to_numpy()
                 address = (self.run.experiment.seed, epoch)
-                texts, pairs = change_examples(self.examples, texts, pairs, code, address, places[at])
+                texts, pairs = change_examples(self.examples, texts, pairs, code, address, draws.place[at])
             for place, row in zip(at, self.run.tokenize(texts, pairs), strict=True):
                 encoded[place] = row
         return encoded, labels, language
@@ -114,37 +118,49 @@ def _joining(run: Run) -> int:
     return training.batch_size if any(one.wants_unlabelled for one in run.setup.techniques) else 0
 
 
-def lengths(table: pa.Table, tokenize: Tokenize) -> np.ndarray:
-    """Estimate the tokens of every row, (rows,) int32, from its bytes and the tokens per byte of a sample.
+class Lengths:
+    """Estimates the tokens of rows from their bytes and the tokens per byte of a sample.
 
     Sorting wants no more than this; tokenising all rows on all ranks before the first step would cost minutes.
     """
-    size = sum(
-        pc.fill_null(pc.binary_length(table[column]), 0).to_numpy().astype(np.float64)
-        for column in ("text", "text_pair")
-        if column in table.column_names
-    )
-    size = np.asarray(size)
-    sample = np.unique(np.linspace(0, len(size) - 1, min(SAMPLE, len(size))).astype(np.int64))
-    tokens = sum(len(row["input_ids"]) for row in tokenize.rows(table, sample))
-    ratio = tokens / max(float(size[sample].sum()), 1.0)
-    return np.clip(np.ceil(size * ratio), 1, tokenize.max_length).astype(np.int32)
+
+    def __init__(self, table: pa.Table, tokenize: Tokenize) -> None:
+        """Measure the sample."""
+        self.columns = [table[name] for name in ("text", "text_pair") if name in table.column_names]
+        self.most = tokenize.max_length
+        sample = np.unique(np.linspace(0, table.num_rows - 1, min(SAMPLE, table.num_rows)).astype(np.int64))
+        tokens = sum(len(row["input_ids"]) for row in tokenize.rows(take(table, sample)))
+        self.tokens_a_byte = tokens / max(int(self._bytes(sample).sum()), 1)
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Return the estimates for the rows at `rows`, (rows,) int32."""
+        return np.clip(np.ceil(self._bytes(rows) * self.tokens_a_byte), 1, self.most).astype(np.int32)
+
+    def _bytes(self, rows: np.ndarray) -> np.ndarray:
+        return np.sum([text_bytes(column, rows) for column in self.columns], axis=0)
 
 
-def updates(draws: Draws, length: Mapping[str, np.ndarray], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Group an epoch's draws into updates of `batch_size` positions of similar length, in a seeded random order.
+def updates(
+    epoch: Epoch, length: Mapping[str, Callable[[np.ndarray], np.ndarray]], batch_size: int, first: int = 0
+) -> Iterator[Draws]:
+    """Group an epoch's draws into updates of `batch_size` draws of similar length, in a seeded random order.
 
-    Independent of the number of workers: each takes every world-th position of an update, `update[rank::world]`.
-    Within an update rows are sorted by length, so that workers get equal work.
+    `length` gives the tokens of a language's rows at some places. Yields the updates from the `first` on. They are
+    independent of the number of workers: each takes every world-th draw of an update, `update[rank::world]`. Within an
+    update draws are sorted by length, so that workers get equal work.
     """
-    estimate = np.empty(len(draws), dtype=np.int32)
-    for index, name in enumerate(draws.languages):
-        chosen = draws.language == index
-        estimate[chosen] = length[name][draws.row[chosen]]
-    groups = []
-    for start in range(0, len(draws), WINDOW * batch_size):
-        window = np.arange(start, min(start + WINDOW * batch_size, len(draws)))
-        window = window[np.argsort(estimate[window], kind="stable")]
-        groups += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-    order = np.random.default_rng([seed, epoch, 2]).permutation(len(groups))
-    return [groups[i] for i in order]
+    size = BLOCK * batch_size
+    for block in range(first // BLOCK, -(-len(epoch) // size)):
+        draws = epoch.draws(block * size, (block + 1) * size)
+        estimate = np.empty(len(draws), dtype=np.int32)
+        for index in np.unique(draws.language):
+            chosen = draws.language == index
+            estimate[chosen] = length[draws.languages[index]](draws.row[chosen])
+        groups = []
+        for start in range(0, len(draws), WINDOW * batch_size):
+            window = np.arange(start, min(start + WINDOW * batch_size, len(draws)))
+            window = window[np.argsort(estimate[window], kind="stable")]
+            groups += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        order = np.random.default_rng([epoch.seed, epoch.number, 2, block]).permutation(len(groups))
+        for group in order[max(first - block * BLOCK, 0) :]:
+            yield draws.take(groups[group])

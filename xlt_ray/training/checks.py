@@ -19,6 +19,7 @@ import torch
 from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import soundness
+from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.corpus import Corpus, known_languages, refuse
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, collecting, joined
@@ -191,7 +192,7 @@ def unknown_share(tokenizer: Any, table: pa.Table) -> float:
     A tokenizer of bytes knows everything, and BERT's [UNK] stands for all characters of its word.
     """
     rows = np.unique(np.linspace(0, table.num_rows - 1, min(SAMPLE, table.num_rows)).astype(np.int64))
-    firsts, seconds = collate.texts_of(table, rows)
+    firsts, seconds = collate.texts_of(take(table, rows))
     texts = [text[:LONGEST] for text in (*firsts, *(seconds or [])) if text]
     cut = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {"input_ids": []}
     characters = unknown = 0

@@ -92,7 +92,7 @@ def _named(split: str, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
 
 def _changed(table: pa.Table, code: str, changing: Sequence[Technique], address: tuple[int, int]) -> pa.Table:
     rows = np.arange(table.num_rows)
-    texts, pairs = change_examples(changing, *collate.texts_of(table, rows), code, address, rows)
+    texts, pairs = change_examples(changing, *collate.texts_of(table), code, address, rows)
     return with_texts(table, {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs})
 
 

@@ -152,12 +152,12 @@ class TrainingState:
     def _epoch(self) -> None:
         """Train what is left of the current epoch, then measure dev and report a checkpoint."""
         progress, training = self.progress, self.experiment.training
-        draws, plan = self.feed.plan(progress.epoch)
-        total = training.epochs * len(plan)
+        updates = self.feed.updates_an_epoch
+        total = training.epochs * updates
         every = max(1, total // REPORTS)
         self.run.network.train()
-        for positions in plan[progress.update :]:
-            self._update(draws, positions, total)
+        for draws in self.feed.updates(progress.epoch, progress.update):
+            self._update(draws, total)
             progress.update += 1
             progress.step += 1
             if progress.step == 1:
@@ -165,21 +165,21 @@ class TrainingState:
             if progress.step % every == 0:
                 self._report_loss(total)
             due = training.checkpoint_every and progress.step % training.checkpoint_every == 0
-            if due and progress.update < len(plan):  # the epoch's end has a checkpoint of its own
+            if due and progress.update < updates:  # the epoch's end has a checkpoint of its own
                 self._sum_losses()
                 self.run.report({"step": progress.step}, self.save)
         self._end_epoch()
 
-    def _update(self, draws: Draws, positions: np.ndarray, total: int) -> None:
+    def _update(self, draws: Draws, total: int) -> None:
         factor = rate(self.experiment.training, self.progress.step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         # dropout is seeded by (seed, update, rank): the same masks are drawn after a restart
         address = np.random.SeedSequence([self.experiment.seed, self.progress.step, self.rank])
         torch.manual_seed(int(address.generate_state(1)[0]))
-        batches = list(self.feed.batches(draws, positions, self.progress, total))
+        batches = list(self.feed.batches(draws, self.progress, total))
         for number, batch in enumerate(batches, start=1):
-            self._step(batch, len(positions), last=number == len(batches))
+            self._step(batch, len(draws), last=number == len(batches))
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.experiment.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlt_ray import durable
-from xlt_ray.corpora.arrow import column_digest
+from xlt_ray.corpora.arrow import column_digest, take
 from xlt_ray.errors import InputError
 from xlt_ray.languages import lexicon, word_alignment
 from xlt_ray.languages.lexicon import FEWEST_PAIRS, Lexicon
@@ -191,7 +191,7 @@ def _rate(part: Lexicon, held: tuple[pa.Table, pa.Table], settings: Settings) ->
     rates = []
     for rows in (np.flatnonzero(beside == kind) for kind in (False, True)):
         if len(rows) >= FEWEST_JUDGED:
-            texts, others = ([text or "" for text in table["text"].take(rows).to_pylist()] for table in (mine, theirs))
+            texts, others = ([text or "" for text in take(one, rows)["text"].to_pylist()] for one in (mine, theirs))
             rates.append(match_rate(gloss.translate(texts, *pair), others))
     return min(rates, default=float("nan"))
 
