@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from workers import on_workers
 
 from xlt_ray.config.experiment import Experiment, TrainingConfig
@@ -351,6 +352,46 @@ def test_only_what_is_trained_is_sent_and_once_an_update(tiny_settings: Settings
             assert sent == trained * updates and updates == 4
         weights[name] = trained
     assert weights["frozen"] < weights["whole"] / 2
+
+
+def test_gradients_sent_in_bfloat16_are_half_the_bytes_and_nearly_the_same(tiny_settings: Settings) -> None:
+    training = {"epochs": 1, "batch_size": 16, "all_reduce": "bfloat16"}
+    settings = changed(tiny_settings, training=training, network={"dropout": 0.0}, mixture={"draws_per_epoch": 64})
+    rounded = on_workers(2, train, settings)
+    exact = on_workers(2, train, changed(settings, training={"all_reduce": "float32"}))
+    assert equal(rounded[0].weights, rounded[1].weights)
+    assert 0 < largest_difference(rounded[0].weights, exact[0].weights) < 0.05
+    assert rounded[0].losses == pytest.approx(exact[0].losses, rel=0.02)
+    assert equal(train(settings).weights, train(changed(settings, training={"all_reduce": "float32"})).weights), (
+        "one worker sends nothing"
+    )
+
+
+def own_state(settings: Settings) -> tuple[int, int]:
+    """Train an epoch, and return the numbers of the optimiser's state that this worker keeps, and those of all."""
+    state = loop.begin(make(build(settings)))
+    state.advance(1)
+    assert isinstance(state.optimizer, ZeroRedundancyOptimizer)
+    kept = [tensor for one in state.optimizer.optim.state.values() for tensor in one.values() if tensor.ndim]
+    return sum(one.numel() for one in kept), 2 * sum(one.numel() for one in state.parameters)
+
+
+def test_a_sharded_optimiser_gives_the_same_bits_and_checkpoints_for_any_number_of_workers(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
+    training = {"epochs": 2, "batch_size": 16, "checkpoint_every": 3, "head_learning_rate": 1e-2, "average_last": 2}
+    whole = changed(tiny_settings, training=training, mixture={"draws_per_epoch": 64}, resources={"workers": 2})
+    sharded = changed(whole, resources={"shard_optimizer": True})
+    assert build(sharded).key() == build(whole).key()
+    kept, alike = str(tmp_path / "sharded"), str(tmp_path / "whole")
+    found, expected = on_workers(2, train, sharded, kept), on_workers(2, train, whole, alike)
+    assert equal(found[0].weights, expected[0].weights) and equal(found[0].weights, found[1].weights)
+    for settings, folder in ((sharded, kept), (sharded, alike), (whole, kept)):
+        resumed = on_workers(2, train, settings, "", f"{folder}/1")
+        assert equal(resumed[0].weights, expected[0].weights)
+    assert equal(train(sharded, "", f"{kept}/1").weights, train(whole, "", f"{alike}/1").weights)
+    shares = on_workers(2, own_state, changed(sharded, training={"average_last": 1}))
+    assert sum(own for own, _ in shares) == shares[0][1] and max(own for own, _ in shares) < 0.7 * shares[0][1]
 
 
 @pytest.mark.parametrize("blocks", [3, -1])

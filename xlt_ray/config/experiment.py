@@ -153,6 +153,9 @@ class TrainingConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where measured faster"
     )
+    all_reduce: Literal["float32", "bfloat16"] = Field(
+        "float32", description="in what workers send each other gradients; bfloat16 halves the bytes and rounds the sum"
+    )
     average_last: int = Field(1, ge=1, description="epochs at whose ends weights are averaged; 1 takes the last alone")
     checkpoint_every: int | None = Field(None, ge=1, description="updates between checkpoints besides each epoch's end")
     select: Literal["last", "source_dev", "target_dev"] = Field(
@@ -201,6 +204,10 @@ class ResourcesConfig(Section):
     )
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
+    shard_optimizer: bool = Field(
+        False,
+        description="each worker keeps a part of the optimiser's state: less memory, the same weights",
+    )
     max_failures: int = Field(3, ge=0, description="worker failures survived before the run stops")
     wait_minutes: float | None = Field(
         None,
@@ -312,16 +319,16 @@ class Experiment(Section):
         """Return the name of the run: its own, and a digest of the configuration and of the corpus' `fingerprint`.
 
         So the same command finds the same run again, and another one where rows have changed. Where a run is tracked,
-        stored and cached, how often it may fail and how long it waits do not change its result and are left out; the
-        number of workers stays in, because floating-point sums depend on it.
+        stored and cached, how often it may fail, how long it waits and who keeps the optimiser's state change no
+        result and are left out; the number of workers stays in, because floating-point sums depend on it.
         """
         deciding = self.model_dump(mode="json", exclude={"tracking": True, "storage": True, "name": True})
-        for name in ("max_failures", "wait_minutes"):
+        for name in ("max_failures", "wait_minutes", "shard_optimizer"):
             deciding["resources"].pop(name)
         deciding["corpus"].pop("cache_dir")
         if deciding["corpus"]["parallel"] is None:
             del deciding["corpus"]["parallel"]  # so that a run made before there was any is found again
-        for name, before in (("refit", "none"), ("probe_select", "source_dev")):
+        for name, before in (("refit", "none"), ("probe_select", "source_dev"), ("all_reduce", "float32")):
             if deciding["training"][name] == before:
                 del deciding["training"][name]  # so that a run made before there was a choice is found again
         # a list, because they compose in their order, which sorted keys would hide

@@ -24,6 +24,7 @@ from xlt_ray.training import checkpoint
 from xlt_ray.training.batches import Feed
 from xlt_ray.training.checkpoint import Progress
 from xlt_ray.training.setup import Run, calibrate
+from xlt_ray.training.workers.gradients import in_bfloat16
 
 REPORTS = 50  # losses reported over a run
 
@@ -54,13 +55,15 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
     _add_terms(run, progress.precision)
     head_alone = any(one.holds_encoder for one in run.setup.techniques)
     forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing, head_alone)
-    optimizer = _optimizer(run.network, run.experiment.training)
+    optimizer = _optimizer(run.network, run.experiment.training, world > 1 and run.experiment.resources.shard_optimizer)
     average: Weights = {}
     best: Weights = {}
     if saved is not None:
         average, best = checkpoint.restore(saved, run.network, optimizer)
     if world > 1:
         forward = DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        if run.experiment.training.all_reduce == "bfloat16":
+            forward.register_comm_hook(None, in_bfloat16)
     return TrainingState(run, forward, optimizer, progress, average, best)
 
 
@@ -90,7 +93,11 @@ def rate(training: TrainingConfig, step: int, total: int) -> float:
     return shapes[training.decay]
 
 
-def _optimizer(network: Network, training: TrainingConfig) -> torch.optim.Optimizer:
+def _optimizer(network: Network, training: TrainingConfig, sharded: bool = False) -> torch.optim.Optimizer:
+    """Return AdamW for what is trained; sharded, each worker updates a part of it and sends the others the result.
+
+    That is stage 1 of ZeRO (Rajbhandari et al. 2020, section 5): the state, two numbers a weight, is in one place.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -98,6 +105,10 @@ def _optimizer(network: Network, training: TrainingConfig) -> torch.optim.Optimi
             peak = training.head_learning_rate if name.startswith("head.") else None
             groups.setdefault((peak or training.learning_rate, decay), []).append(parameter)
     settings = [{"params": ps, "lr": peak, "peak": peak, "weight_decay": decay} for (peak, decay), ps in groups.items()]
+    if sharded:
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # takes two seconds
+
+        return ZeroRedundancyOptimizer(settings, torch.optim.AdamW, fused=True, parameters_as_bucket_view=True)
     return torch.optim.AdamW(settings, fused=True)
 
 
@@ -134,6 +145,12 @@ class TrainingState:
         network, optimizer = self.run.network, self.optimizer
         checkpoint.save(folder, network, optimizer, self.progress, self.average, self.best)
 
+    def _checkpoint(self, metrics: dict[str, float]) -> None:
+        """Report metrics and a checkpoint, which the first worker writes with the whole of a sharded optimiser."""
+        if hasattr(self.optimizer, "consolidate_state_dict"):
+            self.optimizer.consolidate_state_dict()
+        self.run.report(metrics, self.save)
+
     def finish(self) -> None:
         """Set the network to the weights to deploy, and to evaluation mode."""
         if self.average:
@@ -167,7 +184,7 @@ class TrainingState:
             due = training.checkpoint_every and progress.step % training.checkpoint_every == 0
             if due and progress.update < updates:  # the epoch's end has a checkpoint of its own
                 self._sum_losses()
-                self.run.report({"step": progress.step}, self.save)
+                self._checkpoint({"step": progress.step})
         self._end_epoch()
 
     def _update(self, draws: Draws, total: int) -> None:
@@ -242,7 +259,7 @@ class TrainingState:
         progress.epoch, progress.update = progress.epoch + 1, 0
         self._keep_weights(row)
         self.run.emit(row)
-        self.run.report(row, self.save)
+        self._checkpoint(row)
 
     def _dev(self) -> dict[str, float]:
         """Measure the mean accuracy on dev of the sources and, where the run is an oracle, of the targets."""
