@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from pathlib import Path
 
 # Tests run side by side on few cores, where threads that wait for one another in a spin take twice the time of one.
@@ -33,6 +35,29 @@ WORDS = 60  # words a language
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Number cases of bytes, which are no name: gzip writes the time into them, and then workers do not agree."""
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--until",
+        type=int,
+        help="seconds since 1970 after which no long test begins any more, but is skipped; each number has an order of "
+        "files of its own, so that none is always the last",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    until = config.getoption("--until")
+    if until is not None:
+        files = sorted({item.path for item in items})
+        random.Random(until).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    until = item.config.getoption("--until")
+    if until is not None and item.get_closest_marker("long") and time.time() > until:
+        pytest.skip("no time was left to begin it")
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ def reader(tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path) -> Iterator[Re
         (Path(short) / "home").mkdir()
         variables = environment(HOME=f"{short}/home", SHORT=f"{short}/ray", MORE="", HF_HUB_OFFLINE="1")
         variables[MARK] = short
-        changes = {**ports, "/shared/xlt": str(tmp_path / "shared"), "$PWD/.venv": str(ROOT / ".venv")}
+        changes = {**ports, "/shared/xlt": str(tmp_path / "shared"), "$PWD/.venv": sys.prefix}
         try:
             yield Reader(made, variables, changes)
         finally:
