@@ -370,7 +370,8 @@ def own_state(settings: Settings) -> tuple[int, int]:
     """Train an epoch, and return the numbers of the optimiser's state that this worker keeps, and those of all."""
     state = loop.begin(make(build(settings)))
     state.advance(1)
-    kept = [tensor for one in state.optimizer.optim.state.values() for tensor in one.values() if tensor.ndim]
+    own: Any = state.optimizer.optim  # type: ignore[attr-defined]
+    kept = [tensor for one in own.state.values() for tensor in one.values() if tensor.ndim]
     return sum(one.numel() for one in kept), 2 * sum(one.numel() for one in state.parameters)
 
 
