@@ -252,13 +252,13 @@ def predict(middle: dict[Arm, Parts]) -> None:
     cores = os.cpu_count() or 1
     compute = (one.compute + one.input) / one.rows  # seconds of a core a row
     wire = two.alone / (two.sent_bytes * 2 * (2 - 1) / 2)  # seconds a byte, of the ring's 2 (N - 1) / N
-    hidden = 1 - two.sending / two.alone if two.alone else 0.0  # share of sending behind the backward pass
+    beside = two.sending / two.alone  # the backward pass hides some of it, and takes the cores that it needs
     contention = (two.compute + two.input) / (compute * two.rows / min(2, cores))
-    asked = compute * four.rows / min(4, cores) * contention + wire * four.sent_bytes * 2 * 3 / 4 * (1 - hidden)
+    asked = compute * four.rows / min(4, cores) * contention + wire * four.sent_bytes * 2 * 3 / 4 * beside
     asked += two.optimiser * max(4 / cores, 1)
     print(
         f"\nmodel, of one and two workers: {1000 * compute:.1f} ms of a core a row, {contention:.2f} times that where "
-        f"both cores work, {1e9 * wire:.2f} s a GB of the ring, {100 * hidden:.0f}% of it behind the backward pass\n"
+        f"both cores work, {1e9 * wire:.2f} s a GB of the ring, {beside:.2f} times that beside the backward pass\n"
         f"four workers on {cores} cores: {asked:.3f} s an update by the model, {four.update:.3f} s measured "
         f"({100 * (asked / four.update - 1):+.0f}%)"
     )

@@ -24,7 +24,7 @@ from xlt_ray.training import checkpoint
 from xlt_ray.training.batches import Feed
 from xlt_ray.training.checkpoint import Progress
 from xlt_ray.training.setup import Run, calibrate
-from xlt_ray.training.workers.gradients import in_bfloat16
+from xlt_ray.training.workers.sharing import collect, in_bfloat16
 
 REPORTS = 50  # losses reported over a run
 
@@ -148,7 +148,7 @@ class TrainingState:
     def _checkpoint(self, metrics: dict[str, float]) -> None:
         """Report metrics and a checkpoint, which the first worker writes with the whole of a sharded optimiser."""
         if hasattr(self.optimizer, "consolidate_state_dict"):
-            self.optimizer.consolidate_state_dict()
+            collect(self.optimizer)
         self.run.report(metrics, self.save)
 
     def finish(self) -> None:
