@@ -1,11 +1,14 @@
 """What `check` refuses and says, and what `drop_overlap` takes out."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from xlt_ray.corpora import overlap
 from xlt_ray.corpora.arrow import with_origin
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.corpora.overlap import drop_overlap
@@ -328,3 +331,43 @@ def test_splits_without_rows_are_refused_where_they_are_needed_and_only_there() 
     assert "test: nothing to measure; no language has this split" in refusal(
         sound(test_eng=None, test_hau=None, test_yor=None)
     )
+
+
+def warned(corpus: Corpus, sources: Sequence[str], cache: Path) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check(corpus, sources, "all", (), str(cache))
+    return [str(one.message) for one in caught]
+
+
+def test_what_was_found_sound_is_looked_at_once_and_warned_of_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    whole = overlap.overlaps
+
+    def overlaps(corpus: Corpus, read: Sequence[tuple[str, str]]) -> Iterator[str]:
+        looked.append(corpus.name)
+        return whole(corpus, read)
+
+    monkeypatch.setattr(overlap, "overlaps", overlaps)
+    repeated = [("a", 0, "same"), ("b", 1, "same")]
+    first = warned(sound(test_yor=repeated), SOURCES, tmp_path)
+    assert len(first) == 1 and warned(sound(test_yor=repeated), SOURCES, tmp_path) == first and len(looked) == 1
+    (kept,) = (tmp_path / "sound").iterdir()
+    kept.write_text(kept.read_text()[:7])  # torn
+    assert warned(sound(test_yor=repeated), SOURCES, tmp_path) == first and len(looked) == 2
+    # other rows, other languages read, other files
+    assert not warned(sound(), SOURCES, tmp_path) and len(looked) == 3
+    assert warned(sound(test_yor=repeated), SOURCES[:1], tmp_path) == first and len(looked) == 4
+    moved = replace(sound(test_yor=repeated), name="moved")
+    assert warned(moved, SOURCES, tmp_path) == first and len(looked) == 5
+    for _ in range(2):
+        with pytest.raises(InputError, match="empty text"):
+            check(sound(test_yor=[("", 0, "r")]), SOURCES, cache_dir=str(tmp_path))
+    assert len(looked) == 7, "a fault may be mended"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "sound").write_text("no folder")
+    check(sound(), SOURCES, cache_dir=str(tmp_path))

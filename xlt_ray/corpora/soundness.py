@@ -5,27 +5,67 @@ Everything is computed by Arrow on whole columns; only the first faulty row of a
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xlt_ray import durable
 from xlt_ray.corpora import labels, overlap
 from xlt_ray.corpora.arrow import origins_of
 from xlt_ray.corpora.corpus import Corpus, first_of, offer, refuse
 
+RULES = 1  # to be raised where a change refuses or warns of more, or in other words
+
 
 def check(
-    corpus: Corpus, sources: Sequence[str], targets: Sequence[str] | Literal["all"] = "all", dev: Sequence[str] = ()
+    corpus: Corpus,
+    sources: Sequence[str],
+    targets: Sequence[str] | Literal["all"] = "all",
+    dev: Sequence[str] = (),
+    cache_dir: str | None = None,
 ) -> None:
     """Refuse a corpus that cannot yield a sound result for these languages, with one InputError listing every fault.
 
     `dev` names the languages whose dev rows are needed (the sources for early stopping on them). What no run reads,
-    such as train rows of a target, is not looked at. What may be intended only causes a warning.
+    such as train rows of a target, is not looked at. What may be intended only causes a warning. That a corpus was
+    found sound, and the warnings, are kept in `cache_dir`, since millions of rows take a minute.
     """
+    kept = _kept(corpus, sources, targets, dev, cache_dir) if cache_dir else None
+    cautions: list[str] | None = None
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError):  # it is not there, or torn
+            cautions = json.loads(kept.read_text(encoding="utf-8"))
+    if cautions is None:
+        cautions = _examine(corpus, sources, targets, dev)
+        if kept is not None:
+            with contextlib.suppress(OSError):  # no cache is no fault
+                durable.write(kept, json.dumps(cautions))
+    for caution in cautions:
+        warnings.warn(caution, stacklevel=2)
+
+
+def _kept(
+    corpus: Corpus, sources: Sequence[str], targets: Sequence[str] | str, dev: Sequence[str], cache_dir: str
+) -> Path:
+    """Name the file that tells what was found, by all that is looked at and by what is called a fault here."""
+    named = [(split, code, origins_of(table)) for split, code, table in corpus.tables()]
+    about = [corpus.labels_stated, corpus.drop_labels, corpus.left_out, {s: corpus.sizes(s) for s in corpus.splits}]
+    asked = [RULES, corpus.name, corpus.fingerprint, named, about, sorted(sources), targets, sorted(dev)]
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return Path(cache_dir).expanduser() / "sound" / f"{key[:32]}.json"
+
+
+def _examine(
+    corpus: Corpus, sources: Sequence[str], targets: Sequence[str] | Literal["all"], dev: Sequence[str]
+) -> list[str]:
+    """Look at every row that a run reads; return what to warn of, or raise InputError listing every fault."""
     measured = corpus.measured(sources, targets)
     read = [
         (split, language)
@@ -43,13 +83,12 @@ def check(
     ]
     if faults:
         refuse(f"corpus {corpus.name}", faults)
-    for caution in itertools.chain(
-        _left_out(corpus, sources),
-        (caution for split, language in read for caution in _repeated_ids(corpus, split, language)),
-        labels.cautions(found),
-        overlap.repeats(corpus, read),
-    ):
-        warnings.warn(caution, stacklevel=2)
+    return [
+        *_left_out(corpus, sources),
+        *(caution for split, language in read for caution in _repeated_ids(corpus, split, language)),
+        *labels.cautions(found),
+        *overlap.repeats(corpus, read),
+    ]
 
 
 def _absent(corpus: Corpus, sources: Sequence[str], measured: Sequence[str], dev: Sequence[str]) -> Iterator[str]:

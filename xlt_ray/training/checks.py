@@ -69,7 +69,8 @@ def prepare(
         for note in corpus.notes:
             warnings.warn(note, stacklevel=2)
         with collecting(faults):
-            soundness.check(corpus, experiment.sources, experiment.targets, dev=_dev_needed(experiment, corpus))
+            dev, kept = _dev_needed(experiment, corpus), experiment.corpus.cache_dir
+            soundness.check(corpus, experiment.sources, experiment.targets, dev, kept)
         with collecting(faults):
             check(chosen, experiment, corpus)
     faults += _encoder(experiment, chosen, corpus)
