@@ -4,6 +4,7 @@
     python benchmarks/chaos.py --minutes 5               # as many as begin within five minutes
     python benchmarks/chaos.py --play "serve: replica" "train: any process"    # these pairs alone
     python benchmarks/chaos.py --round 17                # one round of these again; the seed decides it
+    python benchmarks/chaos.py --first 40 --out FOLDER   # the rounds from 40 on; the table counts all of that folder
 
 A seed and the number of a round decide command, victim and moment: every pair of a command and a victim comes once in
 an order of the seed's, then again; the moment is a time of the undisturbed command's, or shortly after a line of it.
@@ -723,13 +724,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--play", nargs="+", choices=[*PAIRS], metavar="PAIR", help=f"one of {', '.join(PAIRS)}")
     parser.add_argument("--round", type=int, help="play this one alone")
-    parser.add_argument("--out", type=Path, help="folder for what was found, as JSON lines, and for logs of faults")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first round, where others were played before"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for what was found, as JSON lines, and for logs of faults; all there are counted",
+    )
     arguments = parser.parse_args()
     rounds = arguments.rounds or (len(arguments.play) if arguments.play else 100)
-    numbers = range(rounds) if arguments.round is None else [arguments.round]
+    numbers = range(arguments.first, rounds) if arguments.round is None else [arguments.round]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all that was started is ended
     with world() as here:
         played = run(here, numbers, arguments)
+    if arguments.out:
+        lines = (arguments.out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+        played = list({one.number: one for one in (Round(**json.loads(line)) for line in lines)}.values())
     print(table(played))
     faulty = [one for one in played if one.faults]
     print(f"{len(played)} rounds, {len(faulty)} with a fault, {sum(one.seconds for one in played) / 60:.0f} minutes")

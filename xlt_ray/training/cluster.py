@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from xlt_ray import interrupts
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError, TrainingError
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the name of the interface
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+VITAL = {"raylet": "Ray's raylet", "gcs_server": "Ray's head (GCS)"}
+UNWINDING = 30.0  # seconds in which what runs is expected to end when it is interrupted
 AHEAD = 4  # calls a CPU that wait for it, each with its rows in memory
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
@@ -55,9 +58,47 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
                 if old is not None:
                     os.environ[name] = old
     try:
-        yield
+        with contextlib.nullcontext() if os.environ.get("RAY_ADDRESS") else _watched():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Raise TrainingError soon after a process of the local Ray dies without which it can do nothing.
+
+    Ray waits for it, for a minute, and then ends this process without a word, or prints what a user cannot read.
+    Checked with Ray 2.60.
+    """
+    node: Any = ray._private.worker._global_node
+    over = threading.Event()
+    main = threading.current_thread() is threading.main_thread()
+
+    def dead() -> str:
+        gone = [VITAL[name] for name, _ in node.dead_processes() if name in VITAL]
+        remedy = "where memory is short, give it less to do at once; the same command goes on"
+        return f"{gone[0]} died on this machine; {remedy}" if gone else ""
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            if dead():
+                interrupts.interrupt()
+                if not over.wait(UNWINDING):
+                    print(f"error: {dead()}", file=sys.stderr, flush=True)
+                    os._exit(1)
+                return
+
+    if main:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, ray.exceptions.RayError, TrainingError):
+        if sentence := dead():
+            raise TrainingError(sentence) from None
+        raise
+    finally:
+        over.set()
 
 
 def init_on_loopback(address: str, **options: Any) -> None:
