@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from xlt_ray.config.read import build
 from xlt_ray.evaluation import features
+from xlt_ray.evaluation.features import Pieces
 
 
 def test_a_cache_key_changes_with_text_and_settings_and_not_with_chunks() -> None:
@@ -60,3 +63,30 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
     found = features.read(file)
     assert found is not None and found.sum() == 2
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_torn_file_counts_as_missing_and_is_made_again(tmp_path: Path) -> None:
+    experiment = build({"sources": ["eng_Latn"], "corpus": {"cache_dir": str(tmp_path)}})
+    pieces = Pieces.of(experiment, {"a": pa.table({"text": ["x"] * 1500})}, "e", "float32")
+    for file, piece in pieces.missing().items():
+        pieces.keep(file, np.ones((piece.num_rows, 4), np.float32))
+    whole, other = pieces.tables
+    for size in (whole.stat().st_size // 2, 5, 0):
+        os.truncate(whole, size)
+        assert list(pieces.missing()) == [whole]
+        pieces.keep(whole, np.ones((1024, 4), np.float32))
+    assert not pieces.missing() and pieces.read()["a"].shape == (1500, 4) and other.is_file()
+
+
+def test_machines_with_one_storage_compute_nothing_twice(tmp_path: Path) -> None:
+    def machine(name: str, storage: str) -> Pieces:
+        data = {"sources": ["eng_Latn"], "corpus": {"cache_dir": str(tmp_path / name)}, "storage": storage}
+        return Pieces.of(build(data), {"a": pa.table({"text": ["x", "y"]})}, "e", "float32")
+
+    storage, rows = f"memory://{tmp_path.name}/runs", np.arange(8, dtype=np.float32).reshape(2, 4)
+    first, second, elsewhere = machine("1", storage), machine("2", storage + "/"), machine("3", str(tmp_path / "disk"))
+    (file,) = first.missing()
+    assert list(second.missing())[0].name == file.name
+    first.keep(file, rows)
+    assert not second.missing() and np.array_equal(second.read()["a"], rows)
+    assert len(elsewhere.missing()) == 1 and elsewhere.shared is None

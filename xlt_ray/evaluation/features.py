@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+from fsspec.implementations.dirfs import DirFileSystem
 
 from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
@@ -31,8 +33,14 @@ def cache_file(cache_dir: str, table: pa.Table, settings: Mapping[str, str | int
 
 
 def read(file: Path) -> np.ndarray | None:
-    """Open cached features, (rows, width) float32, mapped from disk; None where there are none."""
-    return np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None
+    """Open cached features, (rows, width) float32, mapped from disk; None where there are none, or a part of them."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError):  # torn, by a full disk or a lost power supply
+        file.unlink(missing_ok=True)
+        return None
 
 
 def write(file: Path, features: np.ndarray) -> None:
@@ -50,12 +58,25 @@ def refuse_broken(found: np.ndarray, precision: str, init: str) -> None:
         )
 
 
+def _shared(storage: str) -> DirFileSystem | None:
+    """Open the folder of features beside the runs of a storage; None where that is a directory."""
+    if "://" not in storage or storage.startswith("file://"):
+        return None
+    files, path = fsspec.core.url_to_fs(f"{storage.rstrip('/')}/features")
+    return DirFileSystem(path, files)
+
+
 @dataclass(frozen=True)
 class Pieces:
-    """Tables cut into pieces: the `files` (name of table -> in order of its rows) and the piece that each is of."""
+    """Tables cut into pieces: the `files` (name of table -> in order of its rows) and the piece that each is of.
+
+    Where runs are stored at a URL, features are there too, in `shared`, so that no machine of a cluster computes what
+    another has.
+    """
 
     files: dict[str, list[Path]]
     tables: dict[Path, pa.Table]
+    shared: DirFileSystem | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, tables: Mapping[str, pa.Table], encoder: str, precision: str) -> Pieces:
@@ -76,11 +97,27 @@ class Pieces:
                 file = cache_file(experiment.corpus.cache_dir, piece, settings)
                 files[name].append(file)
                 found[file] = piece
-        return cls(files, found)
+        return cls(files, found, _shared(experiment.storage))
 
     def missing(self) -> dict[Path, pa.Table]:
-        """Return the pieces that are not cached."""
-        return {file: piece for file, piece in self.tables.items() if not file.is_file()}
+        """Return the pieces that are not cached, neither here nor where they are shared; those are fetched."""
+        lacking = [file for file in self.tables if read(file) is None]
+        if self.shared is not None and lacking:
+            self.shared.fs.invalidate_cache()  # others may have added some
+            there = {Path(name).name for name in self.shared.ls("", detail=False)} if self.shared.exists("") else set()
+            for file in lacking:
+                if file.name in there:
+                    with durable.publishing(file) as draft:
+                        self.shared.get_file(file.name, str(draft))
+            lacking = [file for file in lacking if read(file) is None]
+        return {file: self.tables[file] for file in lacking}
+
+    def keep(self, file: Path, found: np.ndarray) -> None:
+        """Write the features of a piece, and share them."""
+        write(file, found)
+        if self.shared is not None:
+            self.shared.makedirs("", exist_ok=True)
+            self.shared.put_file(str(file), file.name)
 
     def read(self) -> dict[str, np.ndarray]:
         """Return the features of all tables that have rows, once no piece is missing."""

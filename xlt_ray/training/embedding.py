@@ -15,7 +15,7 @@ import torch
 from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.evaluation import evaluate
-from xlt_ray.evaluation.features import Pieces, refuse_broken, write
+from xlt_ray.evaluation.features import Pieces, refuse_broken
 from xlt_ray.events import OnEvent, counting
 from xlt_ray.model import encoders, network
 from xlt_ray.model.precision import choose_precision
@@ -52,8 +52,9 @@ def features(
 ) -> tuple[dict[str, np.ndarray], str]:
     """Embed the rows of tables in parallel; return ((rows, width) float32 features by name of table, precision).
 
-    What an earlier run of the same encoder and settings computed is read from `corpus.cache_dir`, and what is computed
-    is written there piece by piece, so that a call after a kill computes only the rest.
+    What an earlier run of the same encoder and settings computed is read from `corpus.cache_dir`, or from the folder
+    `features` of a `storage` at a URL, and what is computed is written there piece by piece, so that a call after a
+    kill computes only the rest.
     """
     actors: list[Any] = []
     asked = experiment.resources
@@ -79,11 +80,11 @@ def features(
     actors += [_actor(experiment) for _ in range(min(workers, len(missing)) - len(actors))]
     waiting: dict[Any, tuple[Path, int]] = {}
     for number, (file, piece) in enumerate(missing.items()):
-        done += _collect(waiting, limit=2 * workers - 1)
+        done += _collect(pieces, waiting, limit=2 * workers - 1)
         waiting[actors[number % workers].embed.remote(piece.combine_chunks(), precision)] = (file, piece.num_rows)
         report(done, total)
     while waiting:
-        done += _collect(waiting, limit=len(waiting) - 1)
+        done += _collect(pieces, waiting, limit=len(waiting) - 1)
         report(done, total)
     for actor in actors:
         ray.kill(actor)
@@ -102,13 +103,13 @@ def _actor(experiment: Experiment) -> Any:
     return options.remote(experiment.model_dump(mode="json", exclude={"tracking"}))
 
 
-def _collect(waiting: dict[Any, tuple[Path, int]], limit: int) -> int:
+def _collect(pieces: Pieces, waiting: dict[Any, tuple[Path, int]], limit: int) -> int:
     """Write what actors have finished until at most `limit` pieces, which memory holds, remain; return rows written."""
     rows = 0
     while len(waiting) > limit:
         ready, _ = ray.wait(list(waiting), num_returns=1)
         file, count = waiting.pop(ready[0])
-        write(file, ray.get(ready[0]))
+        pieces.keep(file, ray.get(ready[0]))
         rows += count
     return rows
 

@@ -269,7 +269,8 @@ class Run:
         encoder = f"{identity} {network.digest(self.network.encoder)}"  # of tokenizer and configuration, and of weights
         pieces = Pieces.of(self.experiment, tables, encoder, precision)
         device = next(self.network.parameters()).device
-        lacking = evaluate.on_any_worker([not file.is_file() for file in pieces.tables], device)
+        absent = pieces.missing()
+        lacking = evaluate.on_any_worker([file in absent for file in pieces.tables], device)
         missing = [item for item, lacks in zip(pieces.tables.items(), lacking, strict=True) if lacks]
         report, total = counting(self.emit, "embed"), sum(piece.num_rows for piece in pieces.tables.values())
         done = total - sum(piece.num_rows for _, piece in missing)
@@ -277,7 +278,7 @@ class Run:
             found = evaluate.embed(self.network, {"": piece}, self.inputs(precision))[""]
             features.refuse_broken(found, precision, config.init)
             if not file.is_file():  # workers that share a disk write the same
-                features.write(file, found)
+                pieces.keep(file, found)
             done += piece.num_rows
             report(done, total)
         return pieces.read()
