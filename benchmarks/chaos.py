@@ -75,6 +75,7 @@ class Round:
     seconds: float = 0.0
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    seed: int = 0
 
 
 def wait_for(command: Command, job: Train, rng: np.random.Generator) -> str:
@@ -134,7 +135,7 @@ def strike(here: World, victim: Victim, command: Command, place: Path, rng: np.r
         return ""
     hit = named[int(rng.integers(len(named)))]
     hit.kill()
-    return hit.command[:60]
+    return Path(hit.command.split()[0]).name
 
 
 def play(here: World, job: Train, victim: Victim, this: Round, rng: np.random.Generator) -> None:
@@ -429,8 +430,10 @@ def main() -> None:
     with world() as here:
         played = run(here, numbers, arguments)
     if arguments.out:
-        lines = (arguments.out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-        played = list({one.number: one for one in (Round(**json.loads(line)) for line in lines)}.values())
+        with contextlib.suppress(FileNotFoundError):  # no round was played yet
+            lines = (arguments.out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+            kept = [Round(**json.loads(line)) for line in lines]
+            played = list({(one.seed, one.number, one.scenario, one.victim): one for one in kept}.values())
     print(table(played))
     faulty = [one for one in played if one.faults]
     print(f"{len(played)} rounds, {len(faulty)} with a fault, {sum(one.seconds for one in played) / 60:.0f} minutes")
@@ -446,7 +449,7 @@ def run(here: World, numbers: Sequence[int], arguments: argparse.Namespace) -> l
         if time.monotonic() > end:
             break
         scenario, victim, rng = choose(arguments.seed, number, arguments.play or [*PAIRS])
-        this = Round(number, scenario, victim.name)
+        this = Round(number, scenario, victim.name, seed=arguments.seed)
         began = time.monotonic()
         try:
             if scenario == "serve":

@@ -320,13 +320,13 @@ def train(place: Path) -> tuple[str, ...]:
     shutil.rmtree(place / "runs", ignore_errors=True)
     (place / "rows.yaml").write_text(json.dumps(data))
     command = [sys.executable, "-m", "xlt_ray.cli", "train", str(place / "rows.yaml")]
-    began, first, peaks = time.monotonic(), float("nan"), {"driver": [0.0, 0.0], "worker": [0.0, 0.0]}
+    began, first, peaks = time.monotonic(), 0.0, {"driver": [0.0, 0.0], "worker": [0.0, 0.0]}
     with (place / "told").open("w+") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
         while process.poll() is None:
             for kind, memory in _memory(process.pid):
                 peaks[kind] = [max(pair) for pair in zip(peaks[kind], memory, strict=True)]
-            if first != first and "loss" in (place / "told").read_text():
+            if not first and "loss" in (place / "told").read_text():
                 first = time.monotonic() - began
             time.sleep(0.1)
         if process.returncode:

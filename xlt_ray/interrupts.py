@@ -20,3 +20,11 @@ def allow() -> bool:
 def interrupt() -> None:
     """Interrupt the main thread, also where it waits in a system call, from which `_thread` would not wake it."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def interrupt_until(done: threading.Event) -> None:
+    """Interrupt the main thread until `done`: Ray asks a controller first, which may not answer, but only twice."""
+    for _ in range(3):
+        interrupt()
+        if done.wait(5):
+            return

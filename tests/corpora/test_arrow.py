@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from xlt_ray.corpora.arrow import take, text_bytes
+from xlt_ray.corpora.arrow import Chunked, take, text_bytes
 
 
 def chunked(kind: pa.DataType) -> tuple[pa.Table, list[str | None]]:
@@ -19,9 +19,10 @@ def chunked(kind: pa.DataType) -> tuple[pa.Table, list[str | None]]:
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
 def test_rows_come_in_the_order_asked_for(kind: pa.DataType) -> None:
     table, texts = chunked(kind)
+    again = Chunked(table)
     for rows in ([], [59], [3, 10, 10, 0, 59, 11, 9], list(reversed(range(60)))):
         found = take(table, np.array(rows, dtype=np.int64))
-        assert found.schema == table.schema
+        assert found.schema == table.schema and found.equals(again.take(np.array(rows, dtype=np.int64)))
         assert found["text"].to_pylist() == [texts[row] for row in rows]
         assert found["label"].to_pylist() == rows
         wanted = [len((texts[row] or "").encode()) for row in rows]

@@ -362,10 +362,19 @@ def test_what_was_found_sound_is_looked_at_once_and_warned_of_each_time(
     assert warned(sound(test_yor=repeated), SOURCES[:1], tmp_path) == first and len(looked) == 4
     moved = replace(sound(test_yor=repeated), name="moved")
     assert warned(moved, SOURCES, tmp_path) == first and len(looked) == 5
+    empty, renamed = sound(dev_eng=[]), sound(dev_eng=[])
+    renamed.splits["dev"]["eng_Latn"] = table([], origin="other.tsv")  # type: ignore[index]
+    for corpus in (empty, renamed):
+        check(corpus, SOURCES, cache_dir=str(tmp_path))
+    assert len(looked) == 7
+    for dev, targets in ((SOURCES, "all"), ((), ["fra_Latn"])):
+        with pytest.raises(InputError, match="dev, eng_Latn: no rows|target fra_Latn has none"):
+            check(empty, SOURCES, targets, dev, str(tmp_path))
+    looked.clear()
     for _ in range(2):
         with pytest.raises(InputError, match="empty text"):
             check(sound(test_yor=[("", 0, "r")]), SOURCES, cache_dir=str(tmp_path))
-    assert len(looked) == 7, "a fault may be mended"
+    assert len(looked) == 2, "a fault may be mended"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:

@@ -90,3 +90,17 @@ def test_machines_with_one_storage_compute_nothing_twice(tmp_path: Path) -> None
     first.keep(file, rows)
     assert not second.missing() and np.array_equal(second.read()["a"], rows)
     assert len(elsewhere.missing()) == 1 and elsewhere.shared is None
+
+
+def test_a_storage_that_does_not_answer_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"sources": ["eng_Latn"], "corpus": {"cache_dir": str(tmp_path)}, "storage": "memory://away/runs"}
+    pieces = Pieces.of(build(data), {"a": pa.table({"text": ["x"]})}, "e", "float32")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("throttled")
+
+    for call in ("ls", "put_file", "makedirs"):
+        monkeypatch.setattr(pieces.shared, call, refuse)
+    (file,) = pieces.missing()
+    pieces.keep(file, np.ones((1, 4), np.float32))
+    assert not pieces.missing() and pieces.read()["a"].tolist() == [[1, 1, 1, 1]]

@@ -90,6 +90,7 @@ def test_estimates_keep_within_one_and_the_longest_and_count_both_texts(tokenize
     epoch=st.integers(0, 3),
     window=st.sampled_from([1, 2, batches.WINDOW]),
     blocks=st.sampled_from([1, 3, 64]),
+    most=st.sampled_from([1, 100, batches.DRAWS]),
     first=st.integers(0, 30),
 )
 @settings(derandomize=True, deadline=None)
@@ -100,6 +101,7 @@ def test_updates_hold_every_draw_once_and_all_but_the_last_of_the_last_window_ar
     epoch: int,
     window: int,
     blocks: int,
+    most: int,
     first: int,
 ) -> None:
     draws = mixture.epoch(sizes, MixtureConfig(alpha=0.3, draws_per_epoch=draws_per_epoch), 0, epoch)
@@ -108,6 +110,7 @@ def test_updates_hold_every_draw_once_and_all_but_the_last_of_the_last_window_ar
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "WINDOW", window)
         patch.setattr(batches, "BLOCK", blocks * window)
+        patch.setattr(batches, "DRAWS", most)
         plan, rest = (list(batches.updates(draws, length, batch_size, start)) for start in (0, first))
     assert sorted(np.concatenate([update.place for update in plan]).tolist()) == list(range(len(draws)))
     assert len(plan) == -(-len(draws) // batch_size)

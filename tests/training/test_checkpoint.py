@@ -52,7 +52,7 @@ def test_saved_and_loaded_is_the_same_network_optimiser_and_place(tmp_path: Path
     other = Small()
     frozen = other.frozen.weight.clone()
     other_optimizer = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=9.0)
-    content = checkpoint.load(tmp_path, other)
+    content = checkpoint.load(tmp_path)
     assert content["progress"] == progress
     found = checkpoint.restore(content, other, other_optimizer)
     assert torch.equal(found[0]["trained.bias"], average["trained.bias"])
@@ -69,7 +69,7 @@ def test_saved_and_loaded_is_the_same_network_optimiser_and_place(tmp_path: Path
 def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     torch.save({"network": Small()}, tmp_path / "training.pt")
     with pytest.raises(Exception, match="weights_only"):
-        checkpoint.load(tmp_path, Small())
+        checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "broadcastable"])

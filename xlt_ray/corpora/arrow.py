@@ -37,29 +37,46 @@ def column_digest(column: pa.ChunkedArray) -> bytes:
     return values.digest() + lengths.digest()
 
 
-def take(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Return the rows of a table at `rows`, in that order, in memory of their own.
+class Chunked:
+    """A table of which rows are taken again and again; its chunks are listed once."""
 
-    Arrow's `take` joins all chunks of a column of strings first: it reads millions of rows for a few of them.
-    """
-    found = [(batch.take(pa.array(inside)), at) for batch, inside, at in _by_chunk(table.to_batches(), rows)]
-    whole = pa.Table.from_batches([batch for batch, _ in found], schema=table.schema)
-    return whole.take(pa.array(np.argsort(np.concatenate([np.empty(0, np.int64), *(at for _, at in found)]))))
+    def __init__(self, table: pa.Table) -> None:
+        self.schema, self.num_rows, self.batches = table.schema, table.num_rows, table.to_batches()
+        self.ends = _ends(self.batches)
+
+    def take(self, rows: np.ndarray) -> pa.Table:
+        """Return the rows at `rows`, in that order, in memory of their own.
+
+        Arrow's `take` joins all chunks of a column of strings first: it reads millions of rows for a few of them.
+        """
+        found = [(batch.take(pa.array(inside)), at) for batch, inside, at in _by_chunk(self.batches, self.ends, rows)]
+        whole = pa.Table.from_batches([batch for batch, _ in found], schema=self.schema)
+        return whole.take(pa.array(np.argsort(np.concatenate([np.empty(0, np.int64), *(at for _, at in found)]))))
+
+
+def take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Return the rows of a table at `rows` as `Chunked` does."""
+    return Chunked(table).take(rows)
 
 
 def text_bytes(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
-    """Return how many bytes the texts at `rows` have, (rows,) int64, without reading the texts."""
+    """Return how many bytes the texts at `rows` of a column of strings have, (rows,) int64, without reading them."""
     found = np.empty(len(rows), dtype=np.int64)
-    for chunk, inside, at in _by_chunk(column.chunks, rows):
+    for chunk, inside, at in _by_chunk(column.chunks, _ends(column.chunks), rows):
         offsets = np.frombuffer(chunk.buffers()[1], np.int64 if pa.types.is_large_string(chunk.type) else np.int32)
         start = offsets[chunk.offset + inside]
         found[at] = offsets[chunk.offset + inside + 1] - start
     return found
 
 
-def _by_chunk(chunks: Sequence[Any], rows: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+def _ends(chunks: Sequence[Any]) -> np.ndarray:
+    return np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
+
+
+def _by_chunk(
+    chunks: Sequence[Any], ends: np.ndarray, rows: np.ndarray
+) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     """Yield each chunk that has some of the rows, their places in it, and where they stand in `rows`."""
-    ends = np.cumsum([len(chunk) for chunk in chunks])
     which = np.searchsorted(ends, rows, "right")
     for index in np.unique(which):
         at = np.flatnonzero(which == index)

@@ -21,11 +21,11 @@ class Permutation:
 
     def __init__(self, count: int, address: Sequence[int]) -> None:
         rng = np.random.default_rng(address)
-        self.count = count
-        self.whole = rng.permutation(count) if count <= WHOLE else None
-        self.width = math.isqrt(count - 1) + 1 if count else 0
-        self.height = -(-count // self.width) if count else 0
-        self.keys = rng.integers(0, 2**64, ROUNDS, dtype=np.uint64)
+        self.count, self.whole = count, rng.permutation(count) if count <= WHOLE else None
+        if self.whole is None:
+            self.width = math.isqrt(count - 1) + 1
+            self.height = -(-count // self.width)
+            self.keys = rng.integers(0, 2**64, ROUNDS, dtype=np.uint64)
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
         """Return the numbers at some places of the order, int64, of the shape of `places`."""

@@ -21,7 +21,7 @@ from xlt_ray.corpora import labels, overlap
 from xlt_ray.corpora.arrow import origins_of
 from xlt_ray.corpora.corpus import Corpus, first_of, offer, refuse
 
-RULES = 1  # to be raised where a change refuses or warns of more, or in other words
+RULES = ("soundness", "labels", "overlap", "corpus")  # modules that say what is refused or warned of, and how
 
 
 def check(
@@ -55,9 +55,10 @@ def _kept(
     corpus: Corpus, sources: Sequence[str], targets: Sequence[str] | str, dev: Sequence[str], cache_dir: str
 ) -> Path:
     """Name the file that tells what was found, by all that is looked at and by what is called a fault here."""
-    named = [(split, code, origins_of(table)) for split, code, table in corpus.tables()]
-    about = [corpus.labels_stated, corpus.drop_labels, corpus.left_out, {s: corpus.sizes(s) for s in corpus.splits}]
-    asked = [RULES, corpus.name, corpus.fingerprint, named, about, sorted(sources), targets, sorted(dev)]
+    named = {split: {code: origins_of(one) for code, one in tables.items()} for split, tables in corpus.splits.items()}
+    about = [corpus.name, corpus.labels_stated, corpus.drop_labels, corpus.left_out, named]
+    rules = [pa.__version__, *(durable.digest(Path(__file__).with_name(f"{name}.py")) for name in RULES)]
+    asked = [rules, corpus.fingerprint, about, sorted(sources), targets, sorted(dev)]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return Path(cache_dir).expanduser() / "sound" / f"{key[:32]}.json"
 

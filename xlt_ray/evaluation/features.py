@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,7 @@ def read(file: Path) -> np.ndarray | None:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError):  # torn, by a full disk or a lost power supply
-        file.unlink(missing_ok=True)
+    except (ValueError, EOFError):  # torn, by a full disk or a lost power supply; writing takes its place
         return None
 
 
@@ -70,8 +70,8 @@ def _shared(storage: str) -> DirFileSystem | None:
 class Pieces:
     """Tables cut into pieces: the `files` (name of table -> in order of its rows) and the piece that each is of.
 
-    Where runs are stored at a URL, features are there too, in `shared`, so that no machine of a cluster computes what
-    another has.
+    Where runs are stored at a URL, features are there too, in `shared`, so that no machine computes what another has
+    for a run of the same storage.
     """
 
     files: dict[str, list[Path]]
@@ -103,21 +103,27 @@ class Pieces:
         """Return the pieces that are not cached, neither here nor where they are shared; those are fetched."""
         lacking = [file for file in self.tables if read(file) is None]
         if self.shared is not None and lacking:
-            self.shared.fs.invalidate_cache()  # others may have added some
-            there = {Path(name).name for name in self.shared.ls("", detail=False)} if self.shared.exists("") else set()
-            for file in lacking:
-                if file.name in there:
-                    with durable.publishing(file) as draft:
-                        self.shared.get_file(file.name, str(draft))
+            with suppress(Exception):  # of whatever file system; what is not fetched is computed
+                self._fetch(self.shared, lacking)
             lacking = [file for file in lacking if read(file) is None]
         return {file: self.tables[file] for file in lacking}
+
+    @staticmethod
+    def _fetch(shared: DirFileSystem, lacking: Sequence[Path]) -> None:
+        shared.fs.invalidate_cache()  # others may have added some
+        there = {Path(name).name for name in shared.ls("", detail=False)}
+        files = [file for file in lacking if file.name in there]
+        with ExitStack() as stack:  # all at once, since each is a request
+            drafts = [str(stack.enter_context(durable.publishing(file))) for file in files]
+            shared.get([file.name for file in files], drafts)
 
     def keep(self, file: Path, found: np.ndarray) -> None:
         """Write the features of a piece, and share them."""
         write(file, found)
         if self.shared is not None:
-            self.shared.makedirs("", exist_ok=True)
-            self.shared.put_file(str(file), file.name)
+            with suppress(Exception):  # of whatever file system; others compute it again
+                self.shared.makedirs("", exist_ok=True)
+                self.shared.put_file(str(file), file.name)
 
     def read(self) -> dict[str, np.ndarray]:
         """Return the features of all tables that have rows, once no piece is missing."""

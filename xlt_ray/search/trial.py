@@ -98,6 +98,9 @@ class Worker:
 
         `saved` is the content of the checkpoint's file, because workers may share no disk.
         """
+        # Tune asks one worker alone to save a trial, who could not collect what others keep; the weights are the same
+        whole = experiment.resources.model_copy(update={"shard_optimizer": False})
+        experiment = experiment.model_copy(update={"resources": whole})
         setup = Setup.of(experiment, self.corpus, self.texts)
         self._build(setup)
         self.net.languages = setup.languages

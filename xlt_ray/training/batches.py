@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from xlt_ray.corpora import mixture
-from xlt_ray.corpora.arrow import take, text_bytes
+from xlt_ray.corpora.arrow import Chunked, take, text_bytes
 from xlt_ray.corpora.mixture import Draws, Epoch
 from xlt_ray.events import counting
 from xlt_ray.model import collate, precision
@@ -18,7 +18,8 @@ from xlt_ray.training.checkpoint import Progress
 from xlt_ray.training.setup import Run, change_examples
 
 WINDOW = 64  # updates among which rows are sorted by length: wide enough to save padding, narrow enough to stay random
-BLOCK = 64 * WINDOW  # updates that are planned at once, and shuffled
+BLOCK = 64 * WINDOW  # updates that are planned at once and shuffled, or fewer where updates are large:
+DRAWS = 1 << 20  # in such a block, of some hundred bytes each
 SAMPLE = 256  # rows a language from which its tokens per byte are measured
 
 
@@ -33,12 +34,13 @@ class Feed:
         tables = run.setup.tables("train")
         self.train = {code: table for code, table in tables.items() if mix.weights.get(code, 1.0) > 0}
         self.sizes = {code: table.num_rows for code, table in self.train.items()}
+        self.rows = {code: Chunked(table) for code, table in self.train.items()}
         self.lengths = {code: Lengths(table, run.tokenize) for code, table in self.train.items()}
         known = {code: table["label"].to_numpy() for code, table in self.train.items()} if mix.label_balance else {}
         self.weights = mixture.label_weights(known, run.network.head.out_features, mix)
         self.examples = run.setup.prepare_techniques(counting(run.emit, "prepare"))
         joining = _joining(run)
-        self.texts = dict(run.setup.unlabelled) if joining else {}
+        self.texts = {code: Chunked(table) for code, table in run.setup.unlabelled.items()} if joining else {}
         self.joining = joining if self.texts else 0
 
     def epoch(self, number: int) -> Epoch:
@@ -65,7 +67,7 @@ class Feed:
         more = self._unlabelled(progress.step) if self.joining else draws.take(np.arange(0))
         idle = not len(own) and not len(more)  # a worker without rows runs one at weight 0: all must meet in the sum
         own = draws.take(np.arange(1)) if idle else own
-        encoded, labels, language = self._rows(own, self.train, progress.epoch)
+        encoded, labels, language = self._rows(own, self.rows, progress.epoch)
         if len(more):
             rows, _, others = self._rows(more, self.texts, None)
             encoded, language = encoded + rows, np.concatenate([language, others])
@@ -91,14 +93,14 @@ class Feed:
         return self._own(mixture.unlabelled(sizes, experiment.mixture.alpha, self.joining, experiment.seed, step))
 
     def _rows(
-        self, draws: Draws, tables: Mapping[str, pa.Table], epoch: int | None
+        self, draws: Draws, tables: Mapping[str, Chunked], epoch: int | None
     ) -> tuple[list[dict[str, list[int]]], np.ndarray, np.ndarray]:
         """Encode draws, of an epoch or, with None, unlabelled; return (rows, labels, languages)."""
         encoded: list[dict[str, list[int]]] = [{}] * len(draws)
         labels, language = np.zeros(len(draws), dtype=np.int64), np.zeros(len(draws), dtype=np.int64)
         for index in np.unique(draws.language):
             code, at = draws.languages[index], np.flatnonzero(draws.language == index)
-            table = take(tables[code], draws.row[at])
+            table = tables[code].take(draws.row[at])
             language[at] = self.run.network.index(code)
             texts, pairs = collate.texts_of(table)
             if epoch is not None:
@@ -149,9 +151,9 @@ def updates(
     independent of the number of workers: each takes every world-th draw of an update, `update[rank::world]`. Within an
     update draws are sorted by length, so that workers get equal work.
     """
-    size = BLOCK * batch_size
-    for block in range(first // BLOCK, -(-len(epoch) // size)):
-        draws = epoch.draws(block * size, (block + 1) * size)
+    many = min(BLOCK, WINDOW * max(1, DRAWS // (WINDOW * batch_size)))
+    for block in range(first // many, -(-len(epoch) // (many * batch_size))):
+        draws = epoch.draws(block * many * batch_size, (block + 1) * many * batch_size)
         estimate = np.empty(len(draws), dtype=np.int32)
         for index in np.unique(draws.language):
             chosen = draws.language == index
@@ -161,6 +163,7 @@ def updates(
             window = np.arange(start, min(start + WINDOW * batch_size, len(draws)))
             window = window[np.argsort(estimate[window], kind="stable")]
             groups += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-        order = np.random.default_rng([epoch.seed, epoch.number, 2, block]).permutation(len(groups))
-        for group in order[max(first - block * BLOCK, 0) :]:
+        # the first block's order is what it was when an epoch was one block
+        order = np.random.default_rng([epoch.seed, epoch.number, 2, *[block] * (block > 0)]).permutation(len(groups))
+        for group in order[max(first - block * many, 0) :]:
             yield draws.take(groups[group])

@@ -56,11 +56,9 @@ def save(
     torch.save(content, folder / FILE)
 
 
-def load(folder: Path, network: nn.Module) -> dict[str, Any]:
-    """Read a checkpoint, for `restore`, onto the device of a network."""
-    content: dict[str, Any] = torch.load(
-        folder / FILE, map_location=next(network.parameters()).device, weights_only=True
-    )
+def load(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint, for `restore`, into the memory of the CPU, since of a sharded optimiser a part is wanted."""
+    content: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True)
     return content | {"progress": Progress(**content["progress"])}
 
 
@@ -68,4 +66,6 @@ def restore(content: dict[str, Any], network: nn.Module, optimizer: torch.optim.
     """Restore network and optimiser, in place, from what was loaded; return (average, best)."""
     restore_weights(network, content.pop("network"))  # they need not be held twice
     optimizer.load_state_dict(content["optimizer"])
-    return content["average"], content["best"]
+    device = next(network.parameters()).device
+    average, best = ({name: one.to(device) for name, one in content[key].items()} for key in ("average", "best"))
+    return average, best

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the name of the interface
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 VITAL = {"raylet": "Ray's raylet", "gcs_server": "Ray's head (GCS)"}
-UNWINDING = 30.0  # seconds in which what runs is expected to end when it is interrupted
 AHEAD = 4  # calls a CPU that wait for it, each with its rows in memory
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
@@ -66,14 +65,13 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Raise TrainingError soon after a process of the local Ray dies without which it can do nothing.
+    """Interrupt the main thread soon after a process dies without which the local Ray can do nothing, and say so.
 
-    Ray waits for it, for a minute, and then ends this process without a word, or prints what a user cannot read.
-    Checked with Ray 2.60.
+    Ray waits for it, for a minute, and then ends this process without a word, or prints what a user cannot read. Raises
+    TrainingError. Checked with Ray 2.60.
     """
     node: Any = ray._private.worker._global_node
-    over = threading.Event()
-    main = threading.current_thread() is threading.main_thread()
+    over, interrupted = threading.Event(), threading.Event()
 
     def dead() -> str:
         gone = [VITAL[name] for name, _ in node.dead_processes() if name in VITAL]
@@ -83,22 +81,24 @@ def _watched() -> Iterator[None]:
     def watch() -> None:
         while not over.wait(0.5):
             if dead():
-                interrupts.interrupt()
-                if not over.wait(UNWINDING):
-                    print(f"error: {dead()}", file=sys.stderr, flush=True)
-                    os._exit(1)
+                interrupted.set()
+                interrupts.interrupt_until(over)
                 return
 
-    if main:
-        threading.Thread(target=watch, daemon=True).start()
+    thread = threading.Thread(target=watch, daemon=True)
+    if interrupts.allow():
+        thread.start()
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, ray.exceptions.RayError, TrainingError):
-        if sentence := dead():
+    except (KeyboardInterrupt, SystemExit, ray.exceptions.RayError, TrainingError) as error:
+        by_user = isinstance(error, KeyboardInterrupt | SystemExit) and not interrupted.is_set()
+        if not by_user and (sentence := dead()):
             raise TrainingError(sentence) from None
         raise
     finally:
         over.set()
+        if thread.is_alive():
+            thread.join()
 
 
 def init_on_loopback(address: str, **options: Any) -> None:

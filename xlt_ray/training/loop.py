@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from xlt_ray.training import checkpoint
 from xlt_ray.training.batches import Feed
 from xlt_ray.training.checkpoint import Progress
 from xlt_ray.training.setup import Run, calibrate
-from xlt_ray.training.workers.sharing import collect, in_bfloat16
+from xlt_ray.training.workers.sharing import collected, in_bfloat16, settle
 
 REPORTS = 50  # losses reported over a run
 
@@ -45,7 +46,7 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
     """Set up precision, loss, optimiser and DDP for a run, at its start or where the checkpoint `restored` left it."""
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     asked, longest = run.experiment.training.precision, run.experiment.network.max_length
-    saved = None if restored is None else checkpoint.load(restored, run.network)
+    saved = None if restored is None else checkpoint.load(restored)
     if saved is None:
         chosen = choose_precision(asked, run.network, longest, lambda note: run.emit({"note": note}))
         progress = Progress(precision=chosen)
@@ -55,16 +56,19 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
     _add_terms(run, progress.precision)
     head_alone = any(one.holds_encoder for one in run.setup.techniques)
     forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing, head_alone)
-    optimizer = _optimizer(run.network, run.experiment.training, world > 1 and run.experiment.resources.shard_optimizer)
+    sharded = world > 1 and run.experiment.resources.shard_optimizer
+    optimizer = _optimizer(run.network, run.experiment.training, sharded)
     average: Weights = {}
     best: Weights = {}
     if saved is not None:
         average, best = checkpoint.restore(saved, run.network, optimizer)
+        if sharded:
+            settle(optimizer)
     if world > 1:
         forward = DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
         if run.experiment.training.all_reduce == "bfloat16":
             forward.register_comm_hook(None, in_bfloat16)
-    return TrainingState(run, forward, optimizer, progress, average, best)
+    return TrainingState(run, forward, optimizer, progress, average, best, sharded)
 
 
 def _add_terms(run: Run, precision: str) -> None:
@@ -122,6 +126,7 @@ class TrainingState:
     progress: Progress
     average: Weights
     best: Weights
+    sharded: bool = False  # the optimiser, over workers
 
     def __post_init__(self) -> None:
         started = distributed.is_initialized()
@@ -147,9 +152,8 @@ class TrainingState:
 
     def _checkpoint(self, metrics: dict[str, float]) -> None:
         """Report metrics and a checkpoint, which the first worker writes with the whole of a sharded optimiser."""
-        if hasattr(self.optimizer, "consolidate_state_dict"):
-            collect(self.optimizer)
-        self.run.report(metrics, self.save)
+        with collected(self.optimizer) if self.sharded else nullcontext():
+            self.run.report(metrics, self.save)
 
     def finish(self) -> None:
         """Set the network to the weights to deploy, and to evaluation mode."""

@@ -122,7 +122,7 @@ def draining(events: Any, on_event: OnEvent, waiting: Waiting) -> Iterator[None]
                     return
                 waiting.look(on_event)
                 if waiting.over and inside:
-                    _interrupt(done)
+                    interrupts.interrupt_until(done)
                     return
             except ray.exceptions.RayError:  # the cluster is going down; fit() says why
                 return
@@ -135,14 +135,6 @@ def draining(events: Any, on_event: OnEvent, waiting: Waiting) -> Iterator[None]
         done.set()
         thread.join(timeout=10)
         events.shutdown(force=True)
-
-
-def _interrupt(done: threading.Event) -> None:
-    """Interrupt the main thread until `done`: Ray asks a controller first, which may not answer, but only twice."""
-    for _ in range(3):
-        interrupts.interrupt()
-        if done.wait(5):
-            return
 
 
 def loss(failures: Mapping[int, Exception]) -> str:
