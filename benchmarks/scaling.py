@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -40,7 +41,9 @@ import torch
 from torch import distributed
 
 from xlt_ray import config
-from xlt_ray.training import loop
+from xlt_ray.config.experiment import MixtureConfig
+from xlt_ray.corpora import mixture
+from xlt_ray.training import batches, loop
 from xlt_ray.training.checks import prepare
 from xlt_ray.training.setup import Run
 
@@ -105,11 +108,11 @@ class Clock:
 
     def __init__(self, state: loop.TrainingState) -> None:
         self.state, self.spent, self.sends = state, dict.fromkeys(("input", "optimiser"), 0.0), True
-        batches, step, apply = state.feed.batches, state._step, state.optimizer.step
+        made_by, step, apply = state.feed.batches, state._step, state.optimizer.step
 
         def timed_batches(*arguments: Any) -> Iterator[Any]:
             began = time.perf_counter()
-            made = list(batches(*arguments))
+            made = list(made_by(*arguments))
             self.spent["input"] += time.perf_counter() - began
             return iter(made)
 
@@ -276,6 +279,10 @@ def _processor() -> str:
 
 def rows(args: argparse.Namespace) -> None:
     """Train on corpora of so many million rows, twice each, and print memory and the time to the first loss."""
+    for millions in args.rows:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rate, grown = pool.submit(draw, int(millions * 1e6)).result()
+        print(f"{millions:g} million rows: {rate / 1e6:.2f} million draws a second and core, in {grown:.0f} MB")
     print("| million rows | cache | first loss, s | driver, GB (of its own) | worker, GB (of its own) | ended, s |")
     print("|---:|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
@@ -285,6 +292,19 @@ def rows(args: argparse.Namespace) -> None:
             for cache in ("none yet", "there"):
                 print(f"| {millions:g} | {cache} | " + " | ".join(train(place)) + " |", flush=True)
             shutil.rmtree(place)
+
+
+def draw(rows: int) -> tuple[float, float]:
+    """Draw the first million of a whole epoch, in updates of 32; return draws a second, and the MB that it takes."""
+    sizes = dict.fromkeys(CODES, rows // len(CODES))
+    length = {code: (lambda rows: (rows % 100 + 1).astype(np.int32)) for code in CODES}
+    before, began, drawn = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), 0
+    for update in batches.updates(mixture.epoch(sizes, MixtureConfig(alpha=0.3), 0, 2), length, 32):
+        drawn += len(update)
+        if drawn >= 1e6 - 64:
+            break
+    taken = time.perf_counter() - began
+    return drawn / taken, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
 
 
 def write_rows(folder: Path, count: int) -> None:
