@@ -19,6 +19,8 @@ from typing import Any
 
 import mlflow
 
+from xlt_ray import durable
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # a small corpus, and processes to start and kill
 
 import conftest
@@ -206,7 +208,7 @@ class Train:
         """Return what a round left, to be compared with the undisturbed one's."""
         folder = self.folder(place)
         leases = [one.name for one in folder.rglob("lease-*")]
-        return {**ray_runs.results(folder), "leases": leases, "drafts": _drafts(folder)}
+        return {**ray_runs.results(folder), "leases": leases, "drafts": [one.name for one in durable.drafts(folder)]}
 
     def tracked(self, number: int) -> Any:
         """Return what MLflow knows, to be compared with what it knows of the undisturbed one."""
@@ -237,11 +239,6 @@ class Train:
 
 def progress(command: Command) -> list[str]:
     return [line for line in command.told.splitlines() if line.startswith("[")]
-
-
-def _drafts(folder: Path) -> list[str]:
-    """List files that were being written when something died; the names of `durable.publishing`'s end in 8 digits."""
-    return [one.name for one in folder.rglob(".*") if len(one.name.rpartition(".")[2]) == 8]
 
 
 def compared(where: str, found: Any, expected: Any) -> list[str]:
@@ -282,7 +279,7 @@ class Tune(Train):
             "ended": sum(line["fidelity"] == "fine_tune" and bool(line["whole"]) for line in lines),
             "retrained": len(list(folder.glob("retrained/tiny-chosen-*/result.json"))),
             "leases": [one.name for one in folder.rglob("lease-*")],
-            "drafts": _drafts(folder),
+            "drafts": [one.name for one in durable.drafts(folder)],
         }
 
     def _record(self, client: mlflow.MlflowClient, run: Any) -> dict[str, Any]:

@@ -221,3 +221,18 @@ def test_a_temporary_folder_needs_no_locks(tmp_path: Path, monkeypatch: Any) -> 
     with durable.scratch() as folder:
         assert folder.is_dir()
     assert names(tmp_path) == []
+
+
+def test_what_was_being_written_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    inside = tmp_path / "ray" / "checkpoint_1"
+    (inside / ".folder.77.0123abcd").mkdir(parents=True)
+    (inside / ".folder.77.0123abcd" / "part").write_text("half")
+    for name in (".training.pt.992e00b4", ".a.json.123.deadbeef"):
+        (inside / name).write_text("half")
+    kept = ["training.pt", ".validate_storage_marker", ".hidden", ".outbox.sent.9.00c0ffee", "lease.deadbeef"]
+    for name in kept:
+        (inside / name).write_text("whole")
+    assert len(durable.drafts(tmp_path)) == 4
+    durable.sweep(tmp_path)
+    assert sorted(path.name for path in inside.iterdir()) == sorted(kept)
+    durable.sweep(tmp_path / "nowhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -15,6 +16,8 @@ from typing import Any
 
 import platformdirs
 from filelock import FileLock, Timeout
+
+DRAFT = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 def cache_folder(*parts: str) -> Path:
@@ -61,6 +64,23 @@ def digest(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     lines = [f"{file.relative_to(path).as_posix()}\0{digest(file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def drafts(folder: Path) -> list[Path]:
+    """List files and folders that were being written, by `publishing` or through `runs.storage.WholeFiles`."""
+    return [path for path in folder.rglob(".*") if DRAFT.fullmatch(path.name)]
+
+
+def sweep(folder: Path) -> None:
+    """Remove the drafts of processes that have died from a folder in which nobody else writes.
+
+    Not those of an outbox, whose courier outlives the process that it sends for.
+    """
+    for draft in drafts(folder):
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        elif not draft.name.startswith(".outbox"):
+            draft.unlink(missing_ok=True)
 
 
 @contextmanager

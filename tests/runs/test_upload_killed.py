@@ -35,7 +35,7 @@ def test_what_a_kill_leaves_in_a_bucket_is_gone_on_with(
             files.invalidate_cache()
             return any(part in name for name in files.find(path))
 
-        for number, part in enumerate(("/training.pt", "/final.json", "/bundle/")):
+        for number, part in enumerate(("/training.pt", "/bundle/")):
             assert not there(part), "the kill before came too late"
             command = Command(killed / f"log{number}", environment(), "train", config)
             command.until(lambda part=part: there(part), f"the first {part} in the bucket")

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from xlt_ray import interrupts
+from xlt_ray import durable, interrupts
 from xlt_ray.errors import InputError, TrainingError
 from xlt_ray.events import Event, OnEvent
 from xlt_ray.runs.storage import RunFolder
@@ -69,7 +69,10 @@ def held(folder: RunFolder, on_event: OnEvent, finished: Callable[[], T | None])
         done = lease.take(on_event, finished)
         if done is None:
             lease.keep()
+            durable.sweep(folder.local)
         yield Held(done, on_event if done is not None else lease.telling(on_event), folder, lease)
+        if done is None:
+            durable.sweep(folder.local)  # of workers that were killed meanwhile
     except BaseException as error:
         lease.release(error)
         raise
