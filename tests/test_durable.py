@@ -236,3 +236,20 @@ def test_what_was_being_written_is_swept_and_nothing_else(tmp_path: Path) -> Non
     durable.sweep(tmp_path)
     assert sorted(path.name for path in inside.iterdir()) == sorted(kept)
     durable.sweep(tmp_path / "nowhere")
+
+
+def test_a_sealed_file_is_known_to_be_whole(tmp_path: Path) -> None:
+    file = tmp_path / "table.tsv"
+    assert not durable.sealed(file)
+    durable.write(file, "one\ttwo\n" * 9)
+    assert not durable.sealed(file)
+    durable.seal(file)
+    assert durable.sealed(file)
+    os.truncate(file, 36)
+    assert not durable.sealed(file)
+    durable.write(file, "one\ttwo\n" * 9)
+    os.truncate(tmp_path / "table.tsv.sha256", 7)
+    assert not durable.sealed(file)
+    durable.seal(file)
+    file.unlink()
+    assert not durable.sealed(file)

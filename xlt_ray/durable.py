@@ -83,6 +83,19 @@ def sweep(folder: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
+def seal(file: Path) -> None:
+    """Note the digest of a finished file of a cache beside it, for `sealed`."""
+    write(file.with_name(f"{file.name}.sha256"), digest(file))
+
+
+def sealed(file: Path) -> bool:
+    """Return whether a file is there as `seal` found it: a part of a table of words would be another, shorter table."""
+    try:
+        return file.with_name(f"{file.name}.sha256").read_text(encoding="utf-8") == digest(file)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 @contextmanager
 def locked(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file against other processes and yield whether it was free; a process that dies frees its locks."""

@@ -3,6 +3,7 @@
 import gzip
 import json
 import multiprocessing
+import os
 import re
 import subprocess
 import threading
@@ -762,3 +763,23 @@ def test_the_overlap_of_sib200_is_found_and_dropped(load) -> None:
     smaller, dropped = overlap.drop_overlap(corpus)
     assert dropped == {"train": {"ary_Arab": 1}}
     soundness.check(smaller, ["ary_Arab"])
+
+
+def test_a_conversion_of_which_a_part_is_there_is_made_again(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        file = tmp_path / "data" / "eng_Latn" / f"{split}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"text\tlabel\n{split} one\ta\n{split} two\tb\n", encoding="utf-8")
+    config = CorpusConfig(loader="files", path=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    whole = loaders.load(config).fingerprint
+    (folder,) = (tmp_path / "cache" / "corpora").iterdir()
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["corpus.json", "test.arrow", "train.arrow"]
+    for name in names:
+        for size in (folder.joinpath(name).stat().st_size // 2, 1, 0, None):
+            if size is None:
+                (folder / name).unlink()
+            else:
+                os.truncate(folder / name, size)
+            assert loaders.load(config).fingerprint == whole
+            assert sorted(file.name for file in folder.iterdir()) == names

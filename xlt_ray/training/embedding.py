@@ -64,7 +64,7 @@ def features(
     encoder = encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision)
     kept = _precision_file(experiment, encoder)
     precision = "float32" if experiment.training.precision == "float32" else ""
-    if not precision and kept.is_file():
+    if not precision and durable.sealed(kept):
         precision = kept.read_text(encoding="utf-8").strip()
     if not precision:
         actors.append(_actor(experiment))
@@ -72,6 +72,7 @@ def features(
         for note in notes:
             on_event({"stage": "embed", "note": note})
         durable.write(kept, precision)
+        durable.seal(kept)
     pieces = Pieces.of(experiment, tables, encoder, precision)
     missing = pieces.missing()
     done = total = sum(table.num_rows for table in tables.values())

@@ -59,9 +59,10 @@ def induce(
 ) -> Lexicon:
     """Return the lexicon of two tables' rows of equal ids, from the cache where it was induced before."""
     kept = _kept(pair, tables, settings).with_suffix(".tsv")
-    if not kept.is_file():
+    if not durable.sealed(kept):
         # written and read back, so that a first run and a later one see the same order of entries
         lexicon.write(kept, lexicon.induce_tables(*tables, pair, settings.score, settings.phrases, fewest))
+        durable.seal(kept)
     return lexicon.read_table(kept, *pair)
 
 
@@ -166,9 +167,10 @@ def rate_of(pair: tuple[str, str], tables: tuple[pa.Table, pa.Table], held: pa.A
     source, target = tables
     seen = source.filter(pc.is_in(source["id"], value_set=held.cast(source["id"].type)))
     kept = _kept(pair, (source, target, seen), _low(settings)).with_suffix(".rate")
-    if not kept.is_file():
+    if not durable.sealed(kept):
         part = _part(pair, tables, held, settings)
         durable.write(kept, repr(_rate(part, word_alignment.shared(seen, target), _low(settings))))
+        durable.seal(kept)
     return float(kept.read_text(encoding="utf-8"))
 
 

@@ -91,11 +91,12 @@ class FromSources:
         columns = [name for name in ("text", "text_pair") if name in table.column_names]
         folder = Path(self.settings.cache_dir).expanduser() / "translations"
         kept = folder / f"{source}-{code}-{self._digest(table.select(columns), pair)}.arrow"
-        if not kept.is_file():
+        if not durable.sealed(kept):
             gloss = WordByWord(Lexicons({source: pack(self._usable(pair))}), self.settings.score, code)
             texts = {name: [text or "" for text in table[name].to_pylist()] for name in columns}
             found = {name: gloss.translate(each, source, code) for name, each in texts.items()}
             write_split(kept, [(code, pa.table({name: pa.array(each, pa.string()) for name, each in found.items()}))])
+            durable.seal(kept)
         read = open_split(kept)[code]
         return with_texts(table, {name: read[name] for name in columns})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,13 +46,14 @@ def key(config: CorpusConfig, origin: Any) -> str:
 def corpus(
     config: CorpusConfig, named: str, name: str, read: Callable[[Path], Rows], notes: Sequence[Note] = ()
 ) -> Corpus:
-    """Open the conversion of that key, after making it from the rows that `read` yields where there is none yet.
+    """Open the conversion of that key, after making it from the rows that `read` yields where there is none, or a part.
 
     `read` receives an empty folder for temporary files, yields the rows split by split, and raises InputError for rows
     that cannot be read; then nothing is kept. `notes`, which may grow meanwhile, are kept with the rows.
     """
     final = Path(config.cache_dir).expanduser() / "corpora" / named
-    if not (final / "corpus.json").is_file():
+    if (found := _whole(final)) is None:
+        shutil.rmtree(final, ignore_errors=True)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             # a network file system may keep the name of a file that is still mapped, and its folder, a moment longer
@@ -65,9 +67,17 @@ def corpus(
             about = _convert(draft, Path(temporary.name), config, read)
             about |= {"name": name, "notes": _grouped(notes)}
             (draft / "corpus.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-        if not (final / "corpus.json").is_file():  # a folder that lost it was there already, and stays
-            raise InputError(f"{final}: no corpus.json, so it is not whole; delete that folder")
-    return _open(final)
+        if (found := _whole(final)) is None:  # what was there could not be deleted, and stays
+            raise InputError(f"{final}: it is not whole, and cannot be written anew; delete that folder")
+    return found
+
+
+def _whole(final: Path) -> Corpus | None:
+    """Open a conversion; None where there is none, or files are missing or were cut short, as by a full disk."""
+    try:
+        return _open(final)
+    except (OSError, ValueError, KeyError):  # of Arrow's errors the one about such a file is a ValueError
+        return None
 
 
 def _convert(draft: Path, temporary: Path, config: CorpusConfig, read: Callable[[Path], Rows]) -> dict[str, Any]:
@@ -83,6 +93,7 @@ def _convert(draft: Path, temporary: Path, config: CorpusConfig, read: Callable[
     for split in seen:
         write_split(draft / f"{split}.arrow", _final(open_split(temporary / f"{split}.arrow"), [*labels, *unknown]))
     return {
+        "splits": [split for split in SPLITS if split in seen],
         "labels": labels,
         "unknown_labels": unknown,
         "labels_stated": config.labels is not None,
@@ -187,5 +198,5 @@ def _final(tables: dict[str, pa.Table], labels: Sequence[str]) -> Iterator[tuple
 def _open(final: Path) -> Corpus:
     about = json.loads((final / "corpus.json").read_text(encoding="utf-8"))
     fields: dict[str, Any] = {key: tuple(kept) if isinstance(kept, list) else kept for key, kept in about.items()}
-    splits = {split: open_split(file) for split in SPLITS if (file := final / f"{split}.arrow").is_file()}
-    return Corpus(splits=splits, **fields)
+    named = fields.pop("splits", [split for split in SPLITS if (final / f"{split}.arrow").is_file()])
+    return Corpus(splits={split: open_split(final / f"{split}.arrow") for split in named}, **fields)
