@@ -21,6 +21,7 @@ from workers import on_workers
 from xlt_ray import techniques
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
+from xlt_ray.corpora.arrow import Chunked
 from xlt_ray.corpora.corpus import bitext
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
@@ -207,8 +208,8 @@ def test_the_task_trains_the_head_alone(settings: Settings) -> None:
     runs = [run_of(build(distilled(settings))) for _ in range(2)]
     for run, table in zip(runs, ([0, 1, 2], [2, 1, 0]), strict=True):  # other labels, and nothing else
         state = loop.begin(run)
-        train = {code: relabelled(rows, table) for code, rows in state.feed.train.items()}
-        state.feed.train = train
+        train = run.setup.tables("train")
+        state.feed.train = {code: Chunked(relabelled(rows, table)) for code, rows in train.items()}
         state.advance(1)
     one, other = (run.network.state_dict() for run in runs)
     moved = {name for name in one if not torch.equal(one[name], other[name])}

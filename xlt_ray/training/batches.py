@@ -31,12 +31,11 @@ class Feed:
         self.run, self.rank, self.world = run, rank, world
         self.device = next(run.network.parameters()).device
         mix = run.experiment.mixture
-        tables = run.setup.tables("train")
-        self.train = {code: table for code, table in tables.items() if mix.weights.get(code, 1.0) > 0}
-        self.sizes = {code: table.num_rows for code, table in self.train.items()}
-        self.rows = {code: Chunked(table) for code, table in self.train.items()}
-        self.lengths = {code: Lengths(table, run.tokenize) for code, table in self.train.items()}
-        known = {code: table["label"].to_numpy() for code, table in self.train.items()} if mix.label_balance else {}
+        drawn = {code: one for code, one in run.setup.tables("train").items() if mix.weights.get(code, 1.0) > 0}
+        self.sizes = {code: table.num_rows for code, table in drawn.items()}
+        self.train = {code: Chunked(table) for code, table in drawn.items()}
+        self.lengths = {code: Lengths(table, run.tokenize) for code, table in drawn.items()}
+        known = {code: table["label"].to_numpy() for code, table in drawn.items()} if mix.label_balance else {}
         self.weights = mixture.label_weights(known, run.network.head.out_features, mix)
         self.examples = run.setup.prepare_techniques(counting(run.emit, "prepare"))
         joining = _joining(run)
@@ -67,7 +66,7 @@ class Feed:
         more = self._unlabelled(progress.step) if self.joining else draws.take(np.arange(0))
         idle = not len(own) and not len(more)  # a worker without rows runs one at weight 0: all must meet in the sum
         own = draws.take(np.arange(1)) if idle else own
-        encoded, labels, language = self._rows(own, self.rows, progress.epoch)
+        encoded, labels, language = self._rows(own, self.train, progress.epoch)
         if len(more):
             rows, _, others = self._rows(more, self.texts, None)
             encoded, language = encoded + rows, np.concatenate([language, others])
