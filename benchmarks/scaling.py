@@ -28,7 +28,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,15 @@ from torch import distributed
 from xlt_ray import config
 from xlt_ray.config.experiment import MixtureConfig
 from xlt_ray.corpora import mixture
+from xlt_ray.tracking.environment import environment
 from xlt_ray.training import batches, loop
 from xlt_ray.training.checks import prepare
+from xlt_ray.training.cluster import LOOPBACK
 from xlt_ray.training.setup import Run
+from xlt_ray.training.workers import process_group
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
-LIMIT = timedelta(minutes=10)  # for one operation of the group
 WARM = 4  # updates that are not timed
 CODES = ("eng_Latn", "arb_Arab", "bul_Cyrl", "deu_Latn", "ell_Grek", "spa_Latn", "fra_Latn", "hin_Deva", "rus_Cyrl",
          "swh_Latn", "tha_Thai", "tur_Latn", "urd_Arab", "vie_Latn", "zho_Hans")  # fmt: skip
@@ -128,7 +129,7 @@ class Clock:
 
     def updates(self, count: int) -> Iterator[tuple[bool, dict[str, float]]]:
         """Do updates, and yield whether gradients were sent, and the seconds of input, optimiser and the rest."""
-        total = self.state.feed.updates_an_epoch
+        total = self.state.run.setup.updates
         for number, draws in zip(range(count), self.state.feed.updates(0), strict=False):
             if self.state.world > 1:
                 distributed.barrier()
@@ -145,9 +146,8 @@ def work(rank: int, arm: Arm, port: int, updates: int) -> Parts:
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if arm.workers > 1:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        store = distributed.TCPStore("127.0.0.1", port, is_master=False, timeout=LIMIT)
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=arm.workers, timeout=LIMIT)
+        os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
+        process_group.join("127.0.0.1", port, rank, arm.workers, gpus=False)
     asked = [f"training.all_reduce={arm.all_reduce}", f"resources.shard_optimizer={arm.shard_optimizer}"]
     setup = prepare(config.load(QUICKSTART, [*asked, "tracking.uri=off", "training.precision=float32"]))
     net, tokenize, _ = setup.build()
@@ -212,7 +212,7 @@ def _checkpoint(state: loop.TrainingState) -> float:
 
 def measure(arm: Arm, updates: int) -> Parts:
     """Measure an arm in processes of its own."""
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = process_group.meeting_place("127.0.0.1")
     with ProcessPoolExecutor(arm.workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(work, rank, arm, store.port, updates) for rank in range(arm.workers)]
         found = [future.result() for future in futures]
@@ -232,7 +232,10 @@ def parts(args: argparse.Namespace) -> None:
     head = (
         "| workers | rows/s | x | input | compute | sending | alone | optimiser | checkpoint | MB sent | MB of state |"
     )
-    print(f"\nprocessor: {_processor()}, {os.cpu_count()} cores; seconds an update\n\n{head}\n|---|" + "---:|" * 10)
+    print(
+        f"\nprocessor: {environment()['cpu']}, {os.cpu_count()} cores; seconds an update\n\n{head}\n|---|"
+        + "---:|" * 10
+    )
     for arm, one in middle.items():
         seconds = [f"{getattr(one, name):.3f}" for name in SECONDS]
         cells = [arm.name, f"{one.rows / one.update:.1f}", f"{first / one.update:.2f}", *seconds]
@@ -265,13 +268,6 @@ def predict(middle: dict[Arm, Parts]) -> None:
         f"four workers on {cores} cores: {asked:.3f} s an update by the model, {four.update:.3f} s measured "
         f"({100 * (asked / four.update - 1):+.0f}%)"
     )
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        return found[1] if found else "unknown"
-    return "unknown"
 
 
 # millions of rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -271,6 +272,7 @@ def test_one_loss_curve_on_one_and_two_workers_whose_caches_differ(
     for file in kept[::2]:  # the second worker has computed some before, and the first one none
         (tmp_path / "cache-1" / "features").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, tmp_path / "cache-1" / "features")
+    os.truncate(tmp_path / "cache-1" / "features" / kept[0].name, kept[0].stat().st_size // 2)  # and of one a part
     workers = on_workers(2, train_apart, settings)
     assert workers[0][0] == workers[1][0] == pytest.approx(losses, rel=1e-4)
     assert max(float(np.abs(array - weights[name]).max()) for name, array in workers[0][1].items()) < 1e-3

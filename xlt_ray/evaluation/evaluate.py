@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import distributed
 
-from xlt_ray.corpora.arrow import take
+from xlt_ray.corpora.arrow import Chunked
 from xlt_ray.evaluation import calibration
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.model import collate
@@ -47,8 +47,9 @@ def outputs(
     `language` is the place of the rows' language among the network's, -1 where it is not among them.
     """
     parts: list[np.ndarray] = []
+    chunked = Chunked(table)
     for start in range(0, len(rows), CHUNK):
-        encoded = inputs.tokenize.rows(take(table, rows[start : start + CHUNK]))
+        encoded = inputs.tokenize.rows(chunked.take(rows[start : start + CHUNK]))
         parts.append(forward(call, device, encoded, inputs, [language] * len(encoded)))
     return np.concatenate(parts)
 

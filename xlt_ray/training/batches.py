@@ -46,11 +46,6 @@ class Feed:
         """Return what epoch `number` draws; the same on every worker."""
         return mixture.epoch(self.sizes, self.run.experiment.mixture, self.run.experiment.seed, number)
 
-    @property
-    def updates_an_epoch(self) -> int:
-        """How many updates each epoch has."""
-        return -(-len(self.epoch(0)) // self.run.experiment.training.batch_size)
-
     def updates(self, epoch: int, first: int = 0) -> Iterator[Draws]:
         """Yield the draws of each update of an epoch from the `first` on; the same on every worker."""
         return updates(self.epoch(epoch), self.lengths, self.run.experiment.training.batch_size, first)

@@ -173,8 +173,8 @@ class TrainingState:
     def _epoch(self) -> None:
         """Train what is left of the current epoch, then measure dev and report a checkpoint."""
         progress, training = self.progress, self.experiment.training
-        updates = self.feed.updates_an_epoch
-        total = training.epochs * updates
+        total = self.run.setup.updates
+        updates = total // training.epochs
         every = max(1, total // REPORTS)
         self.run.network.train()
         for draws in self.feed.updates(progress.epoch, progress.update):
