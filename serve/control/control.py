@@ -113,6 +113,8 @@ def started(settings: ServeArgs, port: int, log: Log, haproxy: bool = True) -> I
         with on_loopback("local") as ray_address:
             from ray import serve
 
+            from xlt_ray.training import cluster
+
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             server = Server(f"http://127.0.0.1:{port}", Driver())
@@ -124,9 +126,10 @@ def started(settings: ServeArgs, port: int, log: Log, haproxy: bool = True) -> I
                 yield server
             finally:
                 file.unlink(missing_ok=True)
-                log("stopping: requests in hand are answered first")
-                serve.delete(APP)  # waits for requests under way; shutdown alone does not
-                serve.shutdown()
+                if not cluster.died():
+                    log("stopping: requests in hand are answered first")
+                    serve.delete(APP)  # waits for requests under way; shutdown alone does not
+                    serve.shutdown()
 
 
 def _check_port(port: int) -> None:

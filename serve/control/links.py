@@ -69,7 +69,10 @@ class Driver:
 
 @contextlib.contextmanager
 def on_loopback(address: str) -> Iterator[str]:
-    """Connect to a Ray on this machine's loopback interface, or start one ("local"), and yield its address."""
+    """Connect to a Ray on this machine's loopback interface, or start one ("local"), and yield its address.
+
+    Raises TrainingError where the Ray that was started dies.
+    """
     import ray
 
     from xlt_ray.training import cluster
@@ -82,6 +85,7 @@ def on_loopback(address: str) -> Iterator[str]:
     except ConnectionError:
         raise InputError(f"--port: the server's Ray at {address} does not answer; is it still running?") from None
     try:
-        yield str(ray.get_runtime_context().gcs_address)
+        with cluster.watched() if address == "local" else contextlib.nullcontext():
+            yield str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()

@@ -285,3 +285,23 @@ def test_ctrl_c_answers_what_is_in_hand_and_leaves_nothing_behind(server: Runnin
     left = sorted(str(one.relative_to(server.scratch)) for one in server.scratch.rglob("*"))
     # Ray keeps its logs, and onnxruntime the number of a session, one file whatever runs; nothing else stays
     assert [one for one in left if one.split("/")[0] not in ("ray", ".ses")] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("process", "name"), [("raylet/raylet", "raylet"), ("gcs/gcs_server", "head")])
+def test_where_ray_itself_dies_the_server_ends_soon_with_a_sentence(
+    models: Path, tmp_path: Path, process: str, name: str
+) -> None:
+    running = Running(tmp_path, models / "first")
+    try:
+        until(running.up, "the server", 120)
+        next(one for one in running.look() if process in one.command.split()[0]).kill()
+        assert running.process.wait(60) == 1
+        last = running.told().splitlines()[-1]
+        assert last.startswith(f"error: Ray's {name}") and last.endswith("the same command goes on")
+        assert "Traceback" not in running.told() and "state-dump" not in running.told()
+        until(lambda: not [one for one in running.family.values() if one.now()], "the end of what it started", 60)
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", running.port), timeout=2)
+    finally:
+        running.end()

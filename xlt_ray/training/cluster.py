@@ -16,7 +16,7 @@ import ray
 
 from xlt_ray import interrupts
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.errors import InputError, TrainingError
+from xlt_ray.errors import InputError, ServingError, TrainingError
 
 if TYPE_CHECKING:
     from xlt_ray.techniques.technique import Each
@@ -57,30 +57,24 @@ def ray_cluster(experiment: Experiment) -> Iterator[None]:
                 if old is not None:
                     os.environ[name] = old
     try:
-        with contextlib.nullcontext() if os.environ.get("RAY_ADDRESS") else _watched():
+        with _in_a_line() if os.environ.get("RAY_ADDRESS") else watched():
             yield
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[None]:
+def watched() -> Iterator[None]:
     """Interrupt the main thread soon after a process dies without which the local Ray can do nothing, and say so.
 
     Ray waits for it, for a minute, and then ends this process without a word, or prints what a user cannot read. Raises
     TrainingError. Checked with Ray 2.60.
     """
-    node: Any = ray._private.worker._global_node
     over, interrupted = threading.Event(), threading.Event()
-
-    def dead() -> str:
-        gone = [VITAL[name] for name, _ in node.dead_processes() if name in VITAL]
-        remedy = "where memory is short, give it less to do at once; the same command goes on"
-        return f"{gone[0]} died on this machine; {remedy}" if gone else ""
 
     def watch() -> None:
         while not over.wait(0.5):
-            if dead():
+            if died():
                 interrupted.set()
                 interrupts.interrupt_until(over)
                 return
@@ -89,16 +83,43 @@ def _watched() -> Iterator[None]:
     if interrupts.allow():
         thread.start()
     try:
-        yield
-    except (KeyboardInterrupt, SystemExit, ray.exceptions.RayError, TrainingError) as error:
+        with _in_a_line():
+            yield
+        if interrupted.is_set():
+            raise TrainingError(died())
+    except (KeyboardInterrupt, SystemExit, ray.exceptions.RayError, TrainingError, ServingError) as error:
         by_user = isinstance(error, KeyboardInterrupt | SystemExit) and not interrupted.is_set()
-        if not by_user and (sentence := dead()):
+        if not by_user and (sentence := died()):
             raise TrainingError(sentence) from None
         raise
     finally:
         over.set()
         if thread.is_alive():
             thread.join()
+
+
+@contextlib.contextmanager
+def _in_a_line() -> Iterator[None]:
+    """Let Ray say of a dead raylet that it is dead, and not print the end of its log, which it keeps in raylet.out."""
+    worker: Any = ray._private.worker
+    usual = worker.print_to_stdstream
+
+    def show(told: dict[str, Any], ignore_prefix: bool) -> None:
+        usual(told | {"lines": [line.partition(" Possible reasons")[0] for line in told["lines"]]}, ignore_prefix)
+
+    worker.print_to_stdstream = show
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = usual
+
+
+def died() -> str:
+    """Say in a sentence which process of the Ray that was started here is dead, "" while none is."""
+    node: Any = ray._private.worker._global_node
+    gone = [VITAL[name] for name, _ in node.dead_processes() if name in VITAL]
+    remedy = "where memory is short, give it less to do at once; the same command goes on"
+    return f"{gone[0]} died on this machine; {remedy}" if gone else ""
 
 
 def init_on_loopback(address: str, **options: Any) -> None:
