@@ -153,7 +153,7 @@ def serving(arm: str, bundle: Path, folder: Path, mlflow_model: Path, log: Path)
             command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         try:
-            _wait(f"http://127.0.0.1:{port}{ready}", process, log)
+            wait(f"http://127.0.0.1:{port}{ready}", process, log)
             yield Served(process, port, holder)
         finally:
             left = family(process.pid)
@@ -182,7 +182,8 @@ def _command(arm: str, bundle: Path, folder: Path, mlflow_model: Path, port: int
     return [sys.executable, "-m", "xlt_ray.cli", "serve", *options], "/readyz", "ServeReplica:xlt"
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path, limit: float = 300) -> None:
+def wait(url: str, process: subprocess.Popen[bytes], log: Path, limit: float = 300) -> None:
+    """Wait until a server answers; raises SystemExit where it ends first."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
         if process.poll() is not None:
