@@ -40,9 +40,9 @@ import uvloop
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `xlt serve` does; read once, when ray is imported
 
-from serve.app import LINGER
 from serve.control import control
 from serve.replica.admission import Queue
+from serve.replica.batcher import LINGER
 from serve.replica.service import CHUNK_TOKENS
 from serve.settings import Limits
 from xlt_ray.export import export
@@ -183,7 +183,7 @@ class Simulation:
             self.linger(now, which)
 
     def linger(self, now: float, which: int) -> None:
-        """Wait for more, as `serve.app` does, before the next batch."""
+        """Wait for more, as `serve.replica.batcher` does, before the next batch."""
         self.busy[which] = []
         self.at(now + self.lingers[which], lambda then: self.begin(then, which))
 

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from serve import loopback
 from serve.replica.admission import Keys
+from serve.replica.batcher import Batcher, Found
 from serve.replica.challenge import Challenge, ChallengeArgs
 from serve.replica.model import Chunk, Model
 from serve.replica.service import CHUNK_TOKENS, Service, answer_all
@@ -35,9 +35,6 @@ from xlt_ray.config.experiment import Section
 
 NAME = "Classifier"  # of the deployment
 ONGOING = 256  # requests in a replica; as many more wait at its door, and Ray refuses the rest, in plain text
-# Share of a batch's time that the next one waits for more: whoever was answered asks again right away, and would else
-# come too late for it. A request that was alone waits for nobody.
-LINGER = 0.1
 logger = logging.getLogger("ray.serve")
 
 
@@ -49,20 +46,16 @@ class Choice(Section):
     challenger: ChallengeArgs | None = None
 
 
-def tokens_of(chunks: Sequence[Chunk]) -> int:
-    """Count the tokens of chunks, by which Serve bounds a batch."""
-    return sum(chunk.tokens for chunk in chunks)
-
-
 @ray_serve.deployment(name=NAME)
 @ray_serve.ingress()
 class Classifier:
-    """One replica: a `Service` behind `@ray_serve.batch`."""
+    """One replica: a `Service`, and what waits for its engine."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         loopback.keep_inside()
         self.args = ServeArgs.model_validate(args)
-        self.service = Service(self.args, self._infer, ServeTelemetry(), ray_serve.get_replica_context().replica_tag)
+        self._batcher = Batcher(answer_all, self._note, 2 * CHUNK_TOKENS["cpu"])
+        self.service = Service(self.args, self._batcher, ServeTelemetry(), ray_serve.get_replica_context().replica_tag)
         self._swap: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -71,25 +64,14 @@ class Classifier:
         keys = Keys(self.args.api_keys, lambda: ray_serve.get_replica_context().world_size)
         return api.create(self.args, lambda: self.service, keys, _exposition)
 
-    @ray_serve.batch(max_batch_size=2 * CHUNK_TOKENS["cpu"], batch_wait_timeout_s=0, batch_size_fn=tokens_of)
-    async def _batch(self, chunks: list[Chunk]) -> list[Any]:
-        began = time.perf_counter()
-        results = await asyncio.to_thread(answer_all, chunks)
-        seconds = time.perf_counter() - began
+    def _note(self, chunks: Sequence[Chunk], results: Found, seconds: float) -> None:
         # what was dropped as late took no time, and would make the engine look quick just when it is not
         done = [chunk for chunk, found in zip(chunks, results, strict=True) if isinstance(found, np.ndarray)]
         if done:
             texts, rows = sum(chunk.texts for chunk in done), sum(len(chunk.rows) for chunk in done)
             self.service.queue.measured(texts, seconds)
-            self.service.telemetry.batch(texts, rows, tokens_of(done), seconds)
+            self.service.telemetry.batch(texts, rows, sum(chunk.tokens for chunk in done), seconds)
         self.service.telemetry.waiting(self.service.queue.waiting)
-        batch: Any = self._batch
-        batch.set_batch_wait_timeout_s(LINGER * seconds if len(chunks) > 1 else 0)
-        return results
-
-    async def _infer(self, chunk: Chunk) -> np.ndarray:
-        found: np.ndarray = await self._batch(chunk)
-        return found
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Change to the models of a `Choice`: at once when there is none yet, else beside the one that answers.
@@ -123,8 +105,7 @@ class Classifier:
         elif challenge is None or challenge.args != choice.challenger:
             challenge = Challenge(choice.challenger, await load(choice.challenger.model, self.args))
         # two chunks' worth: rows of one batch are sorted by length, and more rows leave less padding
-        batch: Any = self._batch
-        batch.set_max_batch_size(2 * self.service.chunk_tokens(model))
+        self._batcher.most = 2 * self.service.chunk_tokens(model)
         self.service.model, self.service.challenge = model, challenge
         self.service.problem = ""
 
