@@ -6,8 +6,8 @@
 A replica answers what waits for it in batches, one at a time; a batch takes `fixed` seconds and `text` seconds a text
 more. Both are fitted to one replica, with 1 and with 64 clients that ask again as soon as they are answered. Two
 replicas on these two cores share them with HAProxy and the client, so each text costs `beside` seconds more there,
-measured on processors. From that, and nothing that two replicas did, their throughput and the quantiles of their
-latency are simulated, at several rates, and printed beside what they did. The lag of autoscaling is measured with one
+measured on processors. From that their throughput and the quantiles of their latency are simulated, at shares of what
+they can take, and printed beside what they did. The lag of autoscaling is measured with one
 replica that may become two. The plan simulates arrivals at random (Poisson) on replicas of one core.
 """
 
@@ -20,6 +20,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -38,8 +39,10 @@ import numpy as np
 import serving
 import uvloop
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `xlt serve` does; read once, when ray is imported
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `xlt serve` does; read once, when ray is imported
 
+from serve.app import ONGOING
 from serve.control import control
 from serve.replica.admission import Queue
 from serve.replica.batcher import LINGER
@@ -47,7 +50,6 @@ from serve.replica.service import CHUNK_TOKENS
 from serve.settings import Limits
 from xlt_ray.export import export
 from xlt_ray.inference import engine
-from xlt_ray.model import batching
 from xlt_ray.tracking.environment import environment
 
 SHARES = (0.3, 0.6, 0.8, 0.9)
@@ -77,22 +79,34 @@ class Replica:
 
 @dataclass
 class Seen:
-    """What came of requests: seconds each answer took, when which were refused, and how long all took."""
+    """What came of requests: when each was asked and how long its answer took, when those refused were, time in all."""
 
+    asked: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     wall: float = 0.0
+
+    def since(self, when: float) -> Seen:
+        """Return what came of the requests asked from then on."""
+        kept = [(asked, took) for asked, took in zip(self.asked, self.seconds, strict=True) if asked >= when]
+        refused = [asked for asked in self.refused if asked >= when]
+        return Seen([asked for asked, _ in kept], [took for _, took in kept], refused, self.wall - when)
 
     def quantiles(self) -> list[float]:
         """Return p50, p95 and p99 in milliseconds."""
         return (np.quantile(self.seconds, [0.5, 0.95, 0.99]) * 1000).tolist() if self.seconds else [math.nan] * 3
 
+    def refusals(self) -> float:
+        """Return the share of requests that was refused."""
+        return len(self.refused) / max(1, len(self.refused) + len(self.seconds))
+
 
 class Simulation:
     """Replicas behind proxies, each of which sends a request to the replica with the fewest of its own under way.
 
-    Each replica refuses as the real one does (`serve.replica.admission.Queue`). Replicas may come and go: those that go
-    lose what they have in hand, which is asked again elsewhere.
+    A replica has some requests in hand (`serve.app.ONGOING`) and as many at its door, and refuses the rest and what it
+    could not answer in time (`serve.replica.admission.Queue`). Replicas may come and go, which the proxies know at
+    once: what those that go have in hand is asked again elsewhere.
     """
 
     def __init__(self, replica: Replica, count: int, proxies: int = 1, seed: int = 0) -> None:
@@ -103,9 +117,10 @@ class Simulation:
         self.under_way = np.zeros((proxies, 0))
         self.queues: list[Queue] = []
         self.waiting: list[deque[tuple[float, int]]] = []  # (when asked for, by which proxy)
+        self.door: list[deque[tuple[float, int]]] = []
         self.busy: list[list[tuple[float, int]] | None] = []  # None: idle; []: lingers
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
-        self.lingers: list[float] = []
+        self.quiet: list[float] = []  # until when the next batch waits for more
         self.order = itertools.count()
         self.seen = Seen()
         self.again: Callable[[float], None] = lambda now: None
@@ -130,15 +145,16 @@ class Simulation:
         for _ in range(count):
             self.queues.append(Queue(self.limits.waiting_texts))
             self.waiting.append(deque())
+            self.door.append(deque())
             self.busy.append(None)
-            self.lingers.append(0.0)
+            self.quiet.append(0.0)
 
     def go(self, now: float, count: int) -> None:
         """Lose replicas with what they have in hand."""
         for which in np.flatnonzero(self.up)[:count]:
             self.up[which] = False
-            lost = [*(self.busy[which] or ()), *self.waiting[which]]
-            self.waiting[which] = deque()
+            lost = [*(self.busy[which] or ()), *self.waiting[which], *self.door[which]]
+            self.waiting[which], self.door[which] = deque(), deque()
             for asked, proxy in lost:
                 self.ask(now, proxy, asked)
 
@@ -147,14 +163,30 @@ class Simulation:
         proxy = int(self.rng.integers(self.proxies)) if proxy is None else proxy
         load = np.where(self.up, self.under_way[proxy], np.inf)
         which = int(self.rng.choice(np.flatnonzero(load == load.min())))
+        one = (now if asked is None else asked, proxy)
+        if self.queues[which].waiting < ONGOING:
+            self.under_way[proxy, which] += 1
+            self.enter(now, which, one)
+        elif len(self.door[which]) < ONGOING:
+            self.under_way[proxy, which] += 1
+            self.door[which].append(one)
+        else:
+            self.refuse(now, one)
+
+    def refuse(self, now: float, one: tuple[float, int]) -> None:
+        """Refuse a request, whose client asks again a little later."""
+        self.seen.refused.append(one[0])
+        self.at(now + 0.01, self.again)
+
+    def enter(self, now: float, which: int, one: tuple[float, int]) -> None:
+        """Let a request into a replica, which may refuse it."""
         queue = self.queues[which]
         if not queue.free(1, self.limits.deadline_s):
-            self.seen.refused.append(now)
-            self.at(now, self.again)
+            self.under_way[one[1], which] -= 1
+            self.refuse(now, one)
             return
         queue.waiting += 1
-        self.under_way[proxy, which] += 1
-        self.waiting[which].append((now if asked is None else asked, proxy))
+        self.waiting[which].append(one)
         if self.busy[which] is None:
             self.linger(now, which)
 
@@ -175,17 +207,22 @@ class Simulation:
         for asked, proxy in batch:
             self.queues[which].waiting -= 1
             self.under_way[proxy, which] -= 1
+            self.seen.asked.append(asked)
             self.seen.seconds.append(now - asked)
             self.at(now, self.again)
-        self.lingers[which] = LINGER * seconds if len(batch) > 1 else 0.0
+        self.quiet[which] = now + LINGER * seconds if len(batch) > 1 else 0.0
+        self.busy[which] = []  # not idle while those at the door come in
+        while self.door[which] and self.queues[which].waiting < ONGOING:
+            self.enter(now, which, self.door[which].popleft())
         self.busy[which] = None
         if self.waiting[which]:
             self.linger(now, which)
 
     def linger(self, now: float, which: int) -> None:
-        """Wait for more, as `serve.replica.batcher` does, before the next batch."""
+        """Wait for more before the next batch, as `serve.replica.batcher` does, where it is not full."""
         self.busy[which] = []
-        self.at(now + self.lingers[which], lambda then: self.begin(then, which))
+        full = len(self.waiting[which]) >= self.replica.most
+        self.at(now if full else max(now, self.quiet[which]), lambda then: self.begin(then, which))
 
 
 def closed(replica: Replica, count: int, clients: int, seconds: float = 5) -> Seen:
@@ -243,10 +280,20 @@ def server(folder: Path, log: Path, precision: str, least: int, most: int) -> It
         )  # fmt: skip
         try:
             serving.wait(f"http://127.0.0.1:{port}/readyz", process, log)
+            while not control.state_file(port).is_file():  # written when all replicas are there
+                if process.poll() is not None:
+                    raise SystemExit(f"the server ended before all replicas were there; see {log}")
+                time.sleep(0.1)
             yield serving.Served(process, port, "ServeReplica:xlt")
         finally:
+            left = serving.family(process.pid)
             process.terminate()
-            process.wait(120)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 def processor(served: serving.Served) -> float:
@@ -282,20 +329,27 @@ def measure(folder: Path, texts: Sequence[tuple[str, str]], log: Path, args: arg
             for _ in range(args.rounds):
                 taken_once = loop(served, clients)
                 answered += taken_once.texts
-                two.append({"clients": clients, "rate": taken_once.texts_per_second, **taken_once.quantiles()})
+                two.append({"clients": clients, **told(taken_once)})
         found["beside"] = (processor(served) - before) / answered
         capacity = statistics.median(one["rate"] for one in two if one["clients"] == 64)
         for share in SHARES:
             for _ in range(args.rounds):
                 taken_once = uvloop.run(http_load.opened(served.port, asked, 1, share * capacity, args.seconds))
-                two.append({"clients": 0, "rate": share * capacity, **taken_once.quantiles()})
+                two.append({"clients": 0, "share": share, "asked": share * capacity, **told(taken_once)})
     for one in two:
         print(json.dumps(one), flush=True)
+    found["seconds"] = args.seconds
     return found | {"lag": lag(folder, log, asked, args, 1.3 * found["one"]["64"]["rate"])}
 
 
+def told(taken: http_load.Taken) -> dict[str, float]:
+    """Return what is kept of a measurement."""
+    failed = sum(count for status, count in taken.statuses.items() if status != 200)
+    return {"rate": taken.texts_per_second, **taken.quantiles(), "failed": failed}
+
+
 def lag(folder: Path, log: Path, asked: Sequence[bytes], args: argparse.Namespace, rate: float) -> dict[str, float]:
-    """Return the seconds from too much load for one replica until Ray has a second that answers."""
+    """Return the seconds from too much load for one replica until Ray says that a second one runs."""
     taken: list[http_load.Taken] = []
     seconds = math.nan
     with server(folder, log, args.precision, 1, 2) as served, control.found(served.port, None, None, None) as found:
@@ -309,6 +363,8 @@ def lag(folder: Path, log: Path, asked: Sequence[bytes], args: argparse.Namespac
                 seconds = time.monotonic() - began
             time.sleep(0.5)
         load.join()
+    if math.isnan(seconds):
+        raise SystemExit(f"{rate:.0f} texts a second for 90 s brought no second replica; see what limits it in the log")
     return {"rate": rate, "seconds": seconds, "answered": taken[0].texts, "refused": taken[0].statuses[503]}
 
 
@@ -324,17 +380,21 @@ def check(found: dict[str, Any], most: int) -> Replica:
         f"a batch takes {1000 * replica.fixed:.1f} ms and {1000 * replica.text:.2f} ms a text, at most {most}; HAProxy "
         f"and the client take {1000 * found['beside']:.2f} ms a text"
     )
-    print("| load | measured texts/s | simulated | measured p50, p95, p99 ms | simulated |\n|---|---:|---:|---:|---:|")
-    loads = dict.fromkeys((each["clients"], each["rate"] if not each["clients"] else 0.0) for each in found["two"])
-    for clients, rate in loads:
-        ones = [each for each in found["two"] if each["clients"] == clients and rate in (0.0, each["rate"])]
+    print("| load | texts/s | simulated | p50, p95, p99 ms | simulated |\n|---|---:|---:|---:|---:|")
+    kinds = dict.fromkeys((one["clients"], one.get("share")) for one in found["two"])
+    for clients, share in kinds:
+        ones = [one for one in found["two"] if (one["clients"], one.get("share")) == (clients, share)]
+        if any(one["failed"] for one in ones):
+            raise SystemExit(f"{sum(one['failed'] for one in ones)} requests failed; measure again")
         if clients:
             seen, name = closed(shared, 2, clients), f"{clients} clients"
         else:
-            seen, name = opened(Simulation(shared, 2), np.arange(0, 60, 1 / rate)), f"{rate:.0f} a second"
-        told = [statistics.median(each[key] for each in ones) for key in ("rate", "p50", "p95", "p99")]
-        cells = [name, f"{told[0]:.0f}", f"{len(seen.seconds) / seen.wall:.0f}"]
-        cells += [", ".join(f"{one:.0f}" for one in quantiles) for quantiles in (told[1:], seen.quantiles())]
+            rate = ones[0]["asked"]
+            seen = opened(Simulation(shared, 2), np.arange(0, found["seconds"], 1 / rate))
+            name = f"{rate:.0f} a second"
+        middle = [statistics.median(one[key] for one in ones) for key in ("rate", "p50", "p95", "p99")]
+        cells = [name, f"{middle[0]:.0f}", f"{len(seen.seconds) / seen.wall:.0f}"]
+        cells += [", ".join(f"{one:.0f}" for one in quantiles) for quantiles in (middle[1:], seen.quantiles())]
         print(f"| {' | '.join(cells)} |")
     return replica
 
@@ -345,7 +405,7 @@ def plan(found: dict[str, Any], replica: Replica) -> None:
     each = int((CORES - 1) / cores)
     print(
         f"a replica answers {replica.rate:.0f} texts/s on {cores:.2f} cores: {each} on a machine of {CORES}\n\n"
-        "| busy | replicas | machines | p50 ms | p99 ms | a machine lost: p99 ms, refused | dollars a million texts |\n"
+        "| busy | replicas | machines | p50 ms | p99 ms | one machine's gone: p99 ms, refused | dollars a million |\n"
         "|---:|---:|---:|---:|---:|---:|---:|"
     )
     for busy in (0.5, 0.6, 0.7, 0.8, 0.9):
@@ -354,12 +414,11 @@ def plan(found: dict[str, Any], replica: Replica) -> None:
         quiet = opened(Simulation(replica, count, machines), poisson(RATE, 10)).quantiles()
         lost = Simulation(replica, count, machines)
         lost.at(2, lambda now, lost=lost: lost.go(now, each))  # type: ignore[misc]
-        seen = opened(lost, poisson(RATE, 20))
-        refused = len(seen.refused) / (len(seen.refused) + len(seen.seconds))
+        seen = opened(lost, poisson(RATE, 12)).since(2)
         price = machines * PRICE / 3600 / RATE * 1e6
         print(
             f"| {RATE / replica.rate / count:.0%} | {count} | {machines} | {quiet[0]:.0f} | {quiet[2]:.0f} | "
-            f"{seen.quantiles()[2]:.0f}, {refused:.1%} | {price:.2f} |"
+            f"{seen.quantiles()[2]:.0f}, {seen.refusals():.1%} | {price:.2f} |"
         )
     seconds = found["lag"]["seconds"]
     print(f"\nautoscaling took {seconds:.0f} s; the load grows at once, replicas for it come after as long:\n")
@@ -368,9 +427,8 @@ def plan(found: dict[str, Any], replica: Replica) -> None:
         rate = RATE / SCALE
         count = math.ceil(rate / replica.rate / busy)
         grown = Simulation(replica, count)
-        seen = opened(grown, np.concatenate([poisson(rate, 2), 2 + poisson(growth * rate, seconds, seed=1)]))
-        refused = len(seen.refused) / (len(seen.refused) + len(seen.seconds))
-        print(f"| {busy:.0%} | {growth:g} x | {seen.quantiles()[2]:.0f} | {refused:.1%} |")
+        seen = opened(grown, np.concatenate([poisson(rate, 2), 2 + poisson(growth * rate, seconds, seed=1)])).since(2)
+        print(f"| {busy:.0%} | {growth:g} x | {seen.quantiles()[2]:.0f} | {seen.refusals():.1%} |")
 
 
 def main() -> None:
@@ -393,7 +451,7 @@ def main() -> None:
             found = measure(folder, texts, Path(scratch) / "serve.log", args)
             running = engine.load(folder, precision=args.precision)
             lengths = [len(row) for row in running.encode([text for _, text in texts[:2000]])]
-        found |= {"tokens": statistics.mean(map(batching.rounded, lengths)), "processor": environment()["cpu"]}
+        found |= {"tokens": statistics.mean(lengths), "processor": environment()["cpu"]}
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / "capacity.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

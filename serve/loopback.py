@@ -30,6 +30,8 @@ RETRY_ON = "conn-failure empty-response junk-response"
 RETRIES = 10
 STREAMED = "/v1/classify/stream"
 BUFFER = 131072  # bytes of a request that may have to be repeated; longer ones are broken off with their replica
+HELD = 256  # requests that a replica is given at once; `serve.app.ONGOING`, which this file cannot import
+PATIENCE = "1s"  # how long others wait for a place, before they are refused
 WHOLE = "{ res.hdr(content-length) -m found } !{ method HEAD }"
 FILES = {
     "CONFIG_FILE_LOC": "haproxy.cfg",
@@ -56,6 +58,9 @@ def correct(config: str, refusal: Path) -> str:
     and the body of an answer, which its server writes one after the other: an answer of known length that fits into
     half a buffer is held until it is whole, and refused where it never is.
 
+    What a replica refuses costs it milliseconds, so that three times the load that it can take would leave it nothing
+    for answers: here, where it costs nothing, all that finds no place soon is refused.
+
     >>> print(correct("frontend requests\\n  bind 127.0.0.1:8000\\nlisten stats\\n  bind *:8404\\n", Path("503.http")))
     frontend requests
       bind 127.0.0.1:8000
@@ -72,6 +77,11 @@ def correct(config: str, refusal: Path) -> str:
         f"    http-response return status 503 default-errorfiles if {WHOLE} {{ res.body_size lt {BUFFER // 2} }}"
         " { res.body_size,sub(txn.arrived) gt 0 }\n"
     )
+    config = re.sub(
+        r"^(\s*server \S+ \S+ check)\b(?! (?:maxconn|backup))", rf"\1 maxconn {HELD}", config, flags=re.MULTILINE
+    )
+    if "timeout queue" not in config:
+        config = re.sub(r"^defaults\n", f"defaults\n    timeout queue {PATIENCE}\n", config, flags=re.MULTILINE)
     if whole not in config:
         config = re.sub(r"^(frontend http_frontend\n.*\n)", rf"\1{whole}", config, flags=re.MULTILINE)
     return config

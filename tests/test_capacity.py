@@ -41,3 +41,11 @@ def test_every_request_is_answered_or_refused_where_replicas_go_and_come() -> No
     assert max(seen.seconds) > 1, "two replicas are too few"
     quiet = capacity.opened(capacity.Simulation(replica, 4, proxies=2), times)
     assert not quiet.refused and max(quiet.seconds) < 1
+
+
+def test_a_batch_waits_for_more_after_the_last_one_and_not_when_all_is_quiet() -> None:
+    replica = capacity.Replica(0.1, 0.1, 40)
+    simulation = capacity.Simulation(replica, 1)
+    seen = capacity.opened(simulation, [0.0, 0.01, 0.02, 0.51, 9.0])
+    # the first alone, two during it; what comes right after them waits for a tenth of their time, what comes later not
+    assert seen.seconds == pytest.approx([0.2, 0.49, 0.48, 0.22, 0.2])

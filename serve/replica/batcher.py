@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from serve.replica.model import Chunk
 # Share of a batch's time that the next one waits for more: whoever was answered asks again right away, and would else
 # come too late for it. A request that was alone, or comes when all is quiet, waits for nobody.
 LINGER = 0.1
+logger = logging.getLogger("ray.serve")
 Found = Sequence[np.ndarray | Exception]  # for each chunk its rows' probabilities, or what is raised to who asked
 
 
@@ -23,7 +25,7 @@ class Batcher:
 
     Ray Serve's own batches are made up as requests come, not when there is room for one, so that under a steady load
     each request becomes a batch. `run` blocks, in a thread; `note` is told the chunks of a batch, what was found and
-    the seconds it took; a batch has at most `most` tokens. Used from one event loop.
+    the seconds it took. A batch has at most `most` tokens, or one chunk with more. Used from one event loop.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class Batcher:
 
     async def _work(self) -> None:
         while self._waiting:
-            await asyncio.sleep(max(0.0, self._quiet - time.perf_counter()))
+            if sum(chunk.tokens for chunk, _ in self._waiting) < self.most:
+                await asyncio.sleep(max(0.0, self._quiet - time.perf_counter()))
             batch = self._next()
             if not batch:
                 continue
@@ -63,7 +66,10 @@ class Batcher:
                 if future.done():  # whoever asked has gone
                     continue
                 future.set_exception(found) if isinstance(found, Exception) else future.set_result(found)
-            self._note(chunks, results, now - began)
+            try:
+                self._note(chunks, results, now - began)
+            except Exception:  # what is counted must not keep those who wait
+                logger.exception("a batch could not be counted")
 
     def _next(self) -> list[tuple[Chunk, asyncio.Future[np.ndarray]]]:
         """Take the first that wait, as many as fit; those whose asker has gone are dropped."""

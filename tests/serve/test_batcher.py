@@ -128,23 +128,58 @@ def test_who_has_gone_is_not_computed_for() -> None:
     assert engine.batches == [["first"], ["here"]]
 
 
-def test_a_request_waits_for_others_after_a_batch_and_for_nobody_when_all_is_quiet() -> None:
+@pytest.mark.parametrize(("pause", "waits"), [(0.0, True), (0.3, False)])
+def test_a_request_waits_for_others_after_a_batch_and_for_nobody_when_all_is_quiet(pause: float, waits: bool) -> None:
     engine = Engine(free=False)
 
-    async def timed(batcher: Batcher) -> float:
+    async def play() -> float:
+        batcher = engine.batcher()
+        tasks = [ask(batcher, name) for name in ("a", "b")]
+        await begun(engine)
+        await asyncio.sleep(2)  # so a tenth of it is long beside what all else takes
+        engine.go.set()
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(pause)
         began = time.perf_counter()
         await ask(batcher, "later")
         return time.perf_counter() - began
 
-    async def play() -> tuple[float, float, float]:
-        batcher = engine.batcher()
-        tasks = [ask(batcher, name) for name in ("a", "b")]
+    took = asyncio.run(play())
+    assert engine.batches == [["a", "b"], ["later"]]
+    assert (took > 0.5 * LINGER * engine.noted[0][1]) is waits
+
+
+def test_nobody_waits_where_a_full_batch_is_there() -> None:
+    engine = Engine(free=False)
+
+    async def play() -> float:
+        batcher = engine.batcher(most=2)
+        tasks = [ask(batcher, name) for name in "abcd"]
         await begun(engine)
         await asyncio.sleep(2)
+        began = time.perf_counter()
         engine.go.set()
         await asyncio.gather(*tasks)
-        return await timed(batcher), await timed(batcher), engine.noted[0][1]
+        return time.perf_counter() - began
 
-    after, quiet, seconds = asyncio.run(play())
-    assert engine.batches[0] == ["a", "b"] and seconds > 1
-    assert after > 0.5 * LINGER * seconds > quiet
+    took = asyncio.run(play())
+    assert engine.batches == [["a", "b"], ["c", "d"]]
+    assert took < 0.5 * LINGER * engine.noted[0][1]
+
+
+def test_what_cannot_be_counted_is_answered_and_so_is_who_waits() -> None:
+    engine = Engine(free=False)
+
+    def note(chunks: Sequence[Chunk], results: Found, seconds: float) -> None:
+        raise OSError("no telemetry")
+
+    async def play() -> list[np.ndarray]:
+        batcher = Batcher(engine.run, note, 100)
+        tasks = [ask(batcher, "first")]
+        await begun(engine)
+        tasks.append(ask(batcher, "second"))
+        await asyncio.sleep(0.01)
+        engine.go.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+    assert [int(one[0]) for one in asyncio.run(play())] == [5, 6]

