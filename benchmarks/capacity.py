@@ -4,11 +4,11 @@
     python benchmarks/capacity.py --plan benchmarks/results/capacity.json          # the plan from its figures; a minute
 
 A replica answers what waits for it in batches, one at a time; a batch takes `fixed` seconds and `text` seconds a text
-more. Both are fitted to one replica, with 1 and with 64 clients that ask again as soon as they are answered. Two
-replicas on these two cores share them with HAProxy and the client, so each text costs `beside` seconds more there,
-measured on processors. From that their throughput and the quantiles of their latency are simulated, at shares of what
-they can take, and printed beside what they did. The lag of autoscaling is measured with one
-replica that may become two. The plan simulates arrivals at random (Poisson) on replicas of one core.
+more. Both are fitted to one replica, with 1 and with 64 clients that ask again as soon as they are answered, while a
+neighbour keeps the other core busy with the same model, as a second replica would: they share caches, the memory and
+what HAProxy and the client take. From that the throughput and the quantiles of the latency of two replicas are
+simulated, at shares of what they can take, and printed beside what they did. The lag of autoscaling is measured with
+one replica that may become two. The plan simulates arrivals at random (Poisson) on replicas of one core.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -296,11 +296,28 @@ def server(folder: Path, log: Path, precision: str, least: int, most: int) -> It
             process.wait()
 
 
-def processor(served: serving.Served) -> float:
-    """Return the seconds on processors so far of HAProxy and of this process, which asks."""
-    proxies = serving.named(serving.family(served.process.pid), "haproxy -db")
-    ticks = [(Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split() for pid in proxies]
-    return time.process_time() + sum(int(one[11]) + int(one[12]) for one in ticks) / os.sysconf("SC_CLK_TCK")
+@contextlib.contextmanager
+def neighbour(folder: Path, precision: str, texts: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Keep a core busy with the model, on one thread, eight texts at a time."""
+    script = (
+        "import json, sys; from xlt_ray.inference import engine; texts = json.load(sys.stdin);"
+        f"running = engine.load({str(folder)!r}, precision={precision!r}, threads=1)\n"
+        "while True:\n"
+        "    for at in range(0, len(texts), 8):\n"
+        "        running.probabilities(running.encode(texts[at : at + 8]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(serving.ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdin
+        json.dump([text for _, text in texts[:800]], process.stdin)
+        process.stdin.close()
+        time.sleep(10)  # it loads the model
+        yield
+        assert process.poll() is None, "the neighbour ended"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def measure(folder: Path, texts: Sequence[tuple[str, str]], log: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -314,23 +331,20 @@ def measure(folder: Path, texts: Sequence[tuple[str, str]], log: Path, args: arg
 
     with server(folder, log, args.precision, 1, 1) as served:
         loop(served, 8)
-        for clients in (1, 64):
-            before = served.processor()
-            taken = [loop(served, clients) for _ in range(args.rounds)]
-            rate = statistics.median(one.texts_per_second for one in taken)
-            texts_done = sum(one.texts for one in taken)
-            cores = rate * (served.processor() - before) / texts_done
-            found["one"][str(clients)] = {"rate": rate, "cores": cores}
-            print(f"one replica, {clients} clients: {rate:.1f} texts/s on {cores:.2f} cores", flush=True)
+        for where in ("alone", "beside a neighbour"):
+            with neighbour(folder, args.precision, texts) if where != "alone" else contextlib.nullcontext():
+                for clients in (1, 64):
+                    before = served.processor()
+                    taken = [loop(served, clients) for _ in range(args.rounds)]
+                    rate = statistics.median(one.texts_per_second for one in taken)
+                    cores = rate * (served.processor() - before) / sum(one.texts for one in taken)
+                    found["one"][f"{clients} {where}"] = {"rate": rate, "cores": cores}
+                    told_so = f"one replica {where}, {clients} clients: {rate:.1f} texts/s on {cores:.2f} cores"
+                    print(told_so, flush=True)
     with server(folder, log, args.precision, 2, 2) as served:
         loop(served, 8)
-        before, answered = processor(served), 0
         for clients in (8, 64):
-            for _ in range(args.rounds):
-                taken_once = loop(served, clients)
-                answered += taken_once.texts
-                two.append({"clients": clients, **told(taken_once)})
-        found["beside"] = (processor(served) - before) / answered
+            two += [{"clients": clients, **told(loop(served, clients))} for _ in range(args.rounds)]
         capacity = statistics.median(one["rate"] for one in two if one["clients"] == 64)
         for share in SHARES:
             for _ in range(args.rounds):
@@ -339,7 +353,7 @@ def measure(folder: Path, texts: Sequence[tuple[str, str]], log: Path, args: arg
     for one in two:
         print(json.dumps(one), flush=True)
     found["seconds"] = args.seconds
-    return found | {"lag": lag(folder, log, asked, args, 1.3 * found["one"]["64"]["rate"])}
+    return found | {"lag": lag(folder, log, asked, args, 1.3 * found["one"]["64 alone"]["rate"])}
 
 
 def told(taken: http_load.Taken) -> dict[str, float]:
@@ -373,13 +387,9 @@ def lag(folder: Path, log: Path, asked: Sequence[bytes], args: argparse.Namespac
 
 def check(found: dict[str, Any], most: int) -> Replica:
     """Fit one replica, simulate two, and print both beside what was measured."""
-    one = {clients: each["rate"] for clients, each in found["one"].items()}
-    replica = fitted(one["1"], one["64"], most)
-    shared = replace(replica, text=replica.text + found["beside"])
-    print(
-        f"a batch takes {1000 * replica.fixed:.1f} ms and {1000 * replica.text:.2f} ms a text, at most {most}; HAProxy "
-        f"and the client take {1000 * found['beside']:.2f} ms a text"
-    )
+    alone, many = (found["one"][f"{clients} beside a neighbour"]["rate"] for clients in (1, 64))
+    replica = fitted(alone, many, most)
+    print(f"a batch takes {1000 * replica.fixed:.1f} ms and {1000 * replica.text:.2f} ms a text, at most {most}")
     print("| load | texts/s | simulated | p50, p95, p99 ms | simulated |\n|---|---:|---:|---:|---:|")
     kinds = dict.fromkeys((one["clients"], one.get("share")) for one in found["two"])
     for clients, share in kinds:
@@ -387,10 +397,10 @@ def check(found: dict[str, Any], most: int) -> Replica:
         if any(one["failed"] for one in ones):
             raise SystemExit(f"{sum(one['failed'] for one in ones)} requests failed; measure again")
         if clients:
-            seen, name = closed(shared, 2, clients), f"{clients} clients"
+            seen, name = closed(replica, 2, clients), f"{clients} clients"
         else:
             rate = ones[0]["asked"]
-            seen = opened(Simulation(shared, 2), np.arange(0, found["seconds"], 1 / rate))
+            seen = opened(Simulation(replica, 2), np.arange(0, found["seconds"], 1 / rate))
             name = f"{rate:.0f} a second"
         middle = [statistics.median(one[key] for one in ones) for key in ("rate", "p50", "p95", "p99")]
         cells = [name, f"{middle[0]:.0f}", f"{len(seen.seconds) / seen.wall:.0f}"]
@@ -401,7 +411,7 @@ def check(found: dict[str, Any], most: int) -> Replica:
 
 def plan(found: dict[str, Any], replica: Replica) -> None:
     """Print what 10,000 texts a second take."""
-    cores = max(1.0, found["one"]["64"]["cores"])
+    cores = max(1.0, found["one"]["64 beside a neighbour"]["cores"])
     each = int((CORES - 1) / cores)
     print(
         f"a replica answers {replica.rate:.0f} texts/s on {cores:.2f} cores: {each} on a machine of {CORES}\n\n"
