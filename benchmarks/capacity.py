@@ -418,8 +418,7 @@ def plan(found: dict[str, Any], replica: Replica) -> None:
         "| busy | replicas | machines | p50 ms | p99 ms | one machine's gone: p99 ms, refused | dollars a million |\n"
         "|---:|---:|---:|---:|---:|---:|---:|"
     )
-    for busy in (0.5, 0.6, 0.7, 0.8, 0.9):
-        machines = math.ceil(RATE / replica.rate / busy / each)
+    for machines in dict.fromkeys(math.ceil(RATE / replica.rate / busy / each) for busy in (0.5, 0.6, 0.7, 0.8, 0.9)):
         count = machines * each
         quiet = opened(Simulation(replica, count, machines), poisson(RATE, 10)).quantiles()
         lost = Simulation(replica, count, machines)
