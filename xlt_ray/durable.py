@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -162,7 +163,7 @@ class JsonLines:
         before = os.fstat(self._stream.fileno()).st_size
         if self._stream.write(line) != len(line):
             os.ftruncate(self._stream.fileno(), before)
-            raise OSError(f"{self.file}: the disk is full; free space and run the same command again")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
 
     def close(self) -> None:
         """Close the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -91,6 +92,16 @@ def test_a_verb_leaves_the_form_of_warnings_as_it_was(xlt: Call) -> None:
         (errors.TrainingError("a worker died"), 1, "error: a worker died\n"),
         (errors.RegistryError("no answer"), 1, "error: no answer\n"),
         (errors.ServingError("not loaded"), 1, "error: not loaded\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a/outbox.jsonl"),
+            1,
+            "error: runs/a/outbox.jsonl: the disk is full; free space and run the same command again\n",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            1,
+            "error: the disk is full; free space and run the same command again\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes from what is done\n"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from typing import Any
@@ -31,6 +32,12 @@ class Commands(TyperGroup):
         except (errors.InputError, errors.TrainingError, errors.RegistryError, errors.ServingError) as error:
             typer.echo(_masked(f"error: {error}"), err=True)
             raise typer.Exit(2 if isinstance(error, errors.InputError) else 1) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"error: {place}the disk is full; free space and run the same command again", err=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("interrupted; the same command resumes from what is done", err=True)
             raise typer.Exit(130) from None
