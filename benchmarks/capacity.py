@@ -20,8 +20,6 @@ import itertools
 import json
 import math
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -130,9 +128,9 @@ class Simulation:
         """Let something happen later."""
         heapq.heappush(self.events, (when, next(self.order), what))
 
-    def run(self, until: float = math.inf) -> Seen:
+    def run(self) -> Seen:
         """Let happen what is to happen, in order."""
-        while self.events and self.events[0][0] <= until:
+        while self.events:
             now, _, what = heapq.heappop(self.events)
             what(now)
             self.seen.wall = now
@@ -268,32 +266,15 @@ def fitted(alone: float, many: float, most: int) -> Replica:
 @contextlib.contextmanager
 def server(folder: Path, log: Path, precision: str, least: int, most: int) -> Iterator[serving.Served]:
     """Serve a model here, on replicas of one thread."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
+    port = serving.free_port()
     options = [f"precision={precision}", f"scaling.min_replicas={least}", f"scaling.max_replicas={most}"]
-    command = [sys.executable, "-m", "xlt_ray.cli", "serve", str(folder), "--port", str(port)]
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            [*command, *options, "scaling.cpus=0.5"], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": str(serving.ROOT), "TOKENIZERS_PARALLELISM": "false"},
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            serving.wait(f"http://127.0.0.1:{port}/readyz", process, log)
-            while not control.state_file(port).is_file():  # written when all replicas are there
-                if process.poll() is not None:
-                    raise SystemExit(f"the server ended before all replicas were there; see {log}")
-                time.sleep(0.1)
-            yield serving.Served(process, port, "ServeReplica:xlt")
-        finally:
-            left = serving.family(process.pid)
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+    command = [sys.executable, "-m", "xlt_ray.cli", "serve", str(folder), "--port", str(port), *options]
+    with serving.running([*command, "scaling.cpus=0.5"], port, "/readyz", "ServeReplica:xlt", log) as served:
+        while not control.state_file(port).is_file():  # written when all replicas are there
+            if served.process.poll() is not None:
+                raise SystemExit(f"the server ended before all replicas were there; see {log}")
+            time.sleep(0.1)
+        yield served
 
 
 @contextlib.contextmanager

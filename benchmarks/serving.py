@@ -139,12 +139,16 @@ class Served:
         return max(memory(pid) for pid in self.holders())
 
 
-@contextlib.contextmanager
-def serving(arm: str, bundle: Path, folder: Path, mlflow_model: Path, log: Path) -> Iterator[Served]:
-    """Start an arm's server and stop it again; only what was started here is stopped, by its pid."""
+def free_port() -> int:
+    """Return a port on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
-    command, ready, holder = _command(arm, bundle, folder, mlflow_model, port)
+        port: int = held.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], port: int, ready: str, holder: str, log: Path) -> Iterator[Served]:
+    """Start a server, wait until the path `ready` answers, and stop it; only what was started here is, by its pid."""
     # MLflow looks for uvicorn on the path
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "PATH": path}
@@ -164,6 +168,15 @@ def serving(arm: str, bundle: Path, folder: Path, mlflow_model: Path, log: Path)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
+
+
+def serving(
+    arm: str, bundle: Path, folder: Path, mlflow_model: Path, log: Path
+) -> contextlib.AbstractContextManager[Served]:
+    """Start an arm's server and stop it again."""
+    port = free_port()
+    command, ready, holder = _command(arm, bundle, folder, mlflow_model, port)
+    return running(command, port, ready, holder, log)
 
 
 def _command(arm: str, bundle: Path, folder: Path, mlflow_model: Path, port: int) -> tuple[list[str], str, str]:

@@ -34,7 +34,7 @@ from serve.settings import ServeArgs, from_builder
 from xlt_ray.config.experiment import Section
 
 NAME = "Classifier"  # of the deployment
-ONGOING = 256  # requests in a replica; as many more wait at its door, and Ray refuses the rest, in plain text
+ONGOING = loopback.HELD  # requests in a replica; as many more wait at its door, and Ray refuses the rest, in plain text
 logger = logging.getLogger("ray.serve")
 
 

@@ -163,7 +163,7 @@ class JsonLines:
         before = os.fstat(self._stream.fileno()).st_size
         if self._stream.write(line) != len(line):
             os.ftruncate(self._stream.fileno(), before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+            raise OSError(errno.ENOSPC, "the disk is full; free space and run the same command again", str(self.file))
 
     def close(self) -> None:
         """Close the file."""

@@ -58,7 +58,7 @@ class Chunk:
         """How many texts the rows are."""
         return float(sum(self.parts)) if self.parts else float(len(self.rows))
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens of all rows."""
         return sum(len(row) for row in self.rows)

@@ -36,7 +36,7 @@ class Commands(TyperGroup):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             place = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"error: {place}the disk is full; free space and run the same command again", err=True)
+            typer.echo(_masked(f"error: {place}the disk is full; free space and run the same command again"), err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("interrupted; the same command resumes from what is done", err=True)
