@@ -59,6 +59,8 @@ import ray_runs
 from local_server import artefact_of
 from ray_runs import ROOT, Command, until
 
+from xlt_ray.training.cluster import VITAL
+
 Environment = Callable[[], dict[str, str]]
 
 
@@ -357,6 +359,12 @@ def _strike_server(
     this.hit = strike(here, victim, server.command, here.folder, rng)
     time.sleep(2)
     answers("answers, or the end of the server")
+    if this.hit and any(title.rpartition("/")[2] in VITAL for title in victim.titles):
+        process = server.command.process  # replicas answer for some seconds yet
+        until(lambda: process.poll() is not None, "the end of the server, as Ray is dead", GRACE)
+        last = server.command.told.strip().rpartition("\n")[2]
+        if process.returncode != 1 or not last.startswith("error: Ray's "):
+            this.faults.append(f"ended with status {process.returncode} and: {last[:300]}")
     if server.command.process.poll() is not None:
         this.calls = 2
         until(lambda: not here.processes(), "the end of what the server had started", GRACE)

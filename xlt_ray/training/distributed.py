@@ -92,10 +92,6 @@ def fine_tune(experiment: Experiment, storage_path: str, filesystem: Any, on_eve
             result = trainer.fit()
         except TrainingFailedError as error:
             raise _plain_error(error, waiting) from None
-        except (KeyboardInterrupt, SystemExit):  # Ray makes the second of the first
-            if waiting.over:
-                raise waiting.error() from None
-            raise
     assert result.checkpoint is not None
     with _opened(result.checkpoint) as folder:
         return _read_final(folder)

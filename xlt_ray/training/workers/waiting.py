@@ -105,11 +105,13 @@ class Waiting:
 def draining(events: Any, on_event: OnEvent, waiting: Waiting) -> Iterator[None]:
     """Pass what workers put into the queue on to `on_event`, in a thread, until the block ends and it is empty.
 
-    The block is interrupted where machines are waited for in vain.
+    The block is interrupted, and raises the error, where machines are waited for in vain or `on_event` raises one, as
+    where what it keeps finds no room on the disk.
     """
     from ray.util.queue import Empty
 
     done, inside = threading.Event(), interrupts.allow()
+    failed: list[Exception] = []
 
     def drain() -> None:
         while True:
@@ -122,19 +124,41 @@ def draining(events: Any, on_event: OnEvent, waiting: Waiting) -> Iterator[None]
                     return
                 waiting.look(on_event)
                 if waiting.over and inside:
-                    interrupts.interrupt_until(done)
-                    return
+                    raise waiting.error() from None
             except ray.exceptions.RayError:  # the cluster is going down; fit() says why
                 return
 
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
+    def watch() -> None:
+        try:
+            drain()
+        except Exception as error:
+            failed.append(error)
+            if inside and not done.is_set():
+                interrupts.interrupt_until(done)
+
+    def close() -> None:
         done.set()
         thread.join(timeout=10)
         events.shutdown(force=True)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    try:
+        try:
+            thread.start()
+            yield
+        finally:
+            try:
+                close()
+            except (KeyboardInterrupt, SystemExit):  # Ray makes the second of the first
+                if not failed:
+                    raise
+                close()  # interrupted by `watch`, as the block had just ended
+    except BaseException:
+        if failed:
+            raise failed[0] from None
+        raise
+    if failed:
+        raise failed[0]
 
 
 def loss(failures: Mapping[int, Exception]) -> str:
