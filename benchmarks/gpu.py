@@ -61,7 +61,6 @@ def batches(device: str, rows: int, length: int, vocabulary: int) -> Iterator[di
             "attention_mask": torch.ones(rows, length, dtype=torch.long),
             "label": torch.randint(CLASSES, (rows,), generator=generator),
             "weight": torch.ones(rows),
-            "share": torch.ones(rows),
         }
         yield {name: tensor.to(device) for name, tensor in made.items()}
 

@@ -1,13 +1,15 @@
 """What an encoder gains in a stage before the task: SIB-200, then a probe on English, with readings or without.
 
     python benchmarks/stages.py                                     all: some two hours on 2 cores
-    python benchmarks/stages.py --teachers translations --seeds 1
-    python benchmarks/stages.py --teachers translations --seeds 1 --disjoint
+    python benchmarks/stages.py --stages distil --seeds 1
+    python benchmarks/stages.py --stages contrast --seeds 3 --disjoint
 
-A stage is `distil`: unlabelled rows of all targets learn the features of their English translations, or those of their
-word-by-word readings, as the encoder had them. After it come the probes of benchmarks/readings.py: centred, and with
-readings besides. The first two arms have no stage. A probe on English is the same for every seed, so what a seed
-changes is the stage: its draws and its dropout.
+Stages, all of unlabelled rows, 64 an update: `distil`, rows of all targets learn the features of their English
+translations as the encoder had them; `distil_readings`, or those of their word-by-word readings; `contrast`, rows learn
+to be nearer to their translations, whose features are frozen, than to 15 others; `contrast_trained`, both sides move.
+After a stage come the probes of benchmarks/readings.py: centred, and with readings besides. The first three arms have
+no stage; one has a ridge map in place of a mean. A probe on English is the same for every seed, so what a seed changes
+is the stage: its draws and its dropout.
 
 `--disjoint` labels 350 English rows, and all parallel text is of the other 351, so that no row is both labelled and
 translated; a student meets texts of targets only beside their translations.
@@ -37,13 +39,19 @@ from xlt_ray.evaluation.predictions import Predictions, load_predictions
 STAGE = {
     "epochs": 8,
     "batch_size": 16,
-    "unlabelled_rows": 64,
     "learning_rate": 1e-4,
     "head_learning_rate": 1e-2,  # of the head, which learns the task alone, on features that change less and less
     "average_last": 3,
 }
+DISTIL = {**STAGE, "unlabelled_rows": 64}
+STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "distil": (DISTIL, {"distil": {"teacher": "translations"}}),
+    "distil_readings": (DISTIL, {"distil": {"teacher": "readings"}}),
+    "contrast": (STAGE, {"contrast": {"groups": 2}}),
+    "contrast_trained": (STAGE, {"contrast": {"groups": 2, "anchor": "trained"}}),
+}
 PROBE = {"method": "probe", **others.CHOSEN}
-PLAIN, READ = "centre", "readings"
+PLAIN, MAP, READ = "centre", "map", "readings"
 Runs = dict[str, list[Mapping[str, Predictions]]]  # by arm, one a seed
 
 
@@ -54,7 +62,7 @@ def main() -> None:
     parser.add_argument("--published", type=Path, default=others.SHARED / "facts" / "sib200_published.csv")
     parser.add_argument("--languages", type=int, default=24, help="targets, half of them seen")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--teachers", nargs="+", default=["translations", "readings"])
+    parser.add_argument("--stages", nargs="+", choices=[*STAGES], default=["distil", "distil_readings", "contrast"])
     parser.add_argument("--disjoint", action="store_true", help="translate no row that is labelled")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/stages"), help="where finished runs are kept")
@@ -63,18 +71,18 @@ def main() -> None:
         seen = {row["code"]: row["in_xlmr"] == "1" for row in csv.DictReader(file)}
     targets = others.chosen_targets(args.data, seen, args.languages)
     stage, probe = _corpora(args, targets)
-    found: Runs = {PLAIN: [], READ: []}
-    for arm, chosen in ((PLAIN, readings.CENTRE), (READ, readings.READ)):
-        found[arm].append(_run(args, probe, targets, arm, 0, PROBE, chosen)[0])
-    for teacher in args.teachers:
-        name = f"student of {teacher}"
+    found: Runs = {}
+    mapped = {"centre": {"rows": 500, "map": "ridge"}}
+    for arm, chosen in ((PLAIN, readings.CENTRE), (MAP, mapped), (READ, readings.READ)):
+        found[arm] = [_run(args, probe, targets, arm, 0, PROBE, chosen)[0]]
+    for name in args.stages:
         for seed in range(args.seeds):
-            own, folder = _run(args, stage, targets, name, seed, STAGE, {"distil": {"teacher": teacher}})
+            own, folder = _run(args, stage, targets, name, seed, *STAGES[name])
             found.setdefault(f"{name}, its own head", []).append(own)
             for arm, chosen in ((f"{name}, {PLAIN}", readings.CENTRE), (f"{name}, {READ}", readings.READ)):
                 made, _ = _run(args, probe, targets, arm, seed, PROBE, chosen, str(folder / "bundle"))
                 found.setdefault(arm, []).append(made)
-    for base in (PLAIN, READ):
+    for base in (PLAIN, MAP, READ):
         _print(found, base, {code: seen[code] for code in targets})
 
 

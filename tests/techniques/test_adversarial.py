@@ -17,8 +17,9 @@ from workers import on_workers
 
 from xlt_ray import techniques
 from xlt_ray.config.read import build
-from xlt_ray.corpora import loaders, mixture
+from xlt_ray.corpora import loaders, streams
 from xlt_ray.errors import InputError
+from xlt_ray.model.objective import Outputs
 from xlt_ray.techniques.losses.adversarial import Discriminator, language_accuracy
 from xlt_ray.techniques.technique import Available
 from xlt_ray.training import loop
@@ -35,6 +36,12 @@ def adversarial(settings: Settings, training: Settings | None = None, **paramete
     return {**changed, "techniques": [{"adversarial": parameters}]}
 
 
+def outputs_of(features: torch.Tensor) -> Outputs:
+    """Return what a network computes, where a loss looks at features alone."""
+    nothing: Any = None
+    return Outputs(nothing, features, features, nothing)
+
+
 # the discriminator
 
 
@@ -45,7 +52,7 @@ def gradients(progress: float, weight: float = 0.3) -> tuple[torch.Tensor, torch
     batch = {"language": torch.arange(ROWS) % 4, "progress": torch.tensor(progress)}
     net: Any = None  # not looked at
     reversed_, plain = (features.clone().requires_grad_() for _ in range(2))
-    losses = term(net, batch, reversed_)
+    losses = term(net, batch, outputs_of(reversed_), torch.ones(ROWS, dtype=torch.bool))
     losses.sum().backward()
     own = [p.grad.clone() for p in term.parameters()]
     term.zero_grad()
@@ -139,7 +146,7 @@ def trained_encoder(weight: float, seed: int) -> tuple[float, float, float]:
     before = probed()
     for step in range(300):
         found, batch = encoder(rows), {"language": language, "progress": torch.tensor(step / 300)}
-        loss = functional.cross_entropy(head(found), label) + term(net, batch, found).mean()
+        loss = functional.cross_entropy(head(found), label) + term(net, batch, outputs_of(found), label >= 0).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,8 +187,9 @@ def test_targets_join_every_update_without_their_labels(tiny_settings: Settings)
     batches = list(state.feed.batches(state.feed.epoch(0).draws(0, 16), Progress(step=3), total=10))
     language = torch.cat([batch["language"] for batch in batches])
     weight, label = (torch.cat([batch[key] for batch in batches]) for key in ("weight", "label"))
-    share = torch.cat([batch["share"] for batch in batches])
-    assert len(language) == 32 and float(weight.sum()) == 16 and float(share.sum()) == pytest.approx(16)
+    stream = torch.cat([batch["stream"] for batch in batches])
+    assert len(language) == 32 and float(weight.sum()) == 16
+    assert stream.bincount().tolist() == batches[0]["counts"].tolist() == [16, 16]
     targets = {run.network.index(code) for code in ("swh_Latn", "hin_Deva")}
     assert set(language[weight == 1].tolist()).isdisjoint(targets)
     assert targets <= set(language[weight == 0].tolist())
@@ -191,13 +199,13 @@ def test_targets_join_every_update_without_their_labels(tiny_settings: Settings)
 
 def test_unlabelled_rows_are_those_of_any_number_of_workers(tiny_settings: Settings) -> None:
     sizes = {"eng_Latn": 160, "swh_Latn": 12, "hin_Deva": 12}
-    one, again, later = (mixture.unlabelled(sizes, 0.3, 16, 0, step) for step in (5, 5, 6))
+    one, again, later = (streams.unlabelled(sizes, 0.3, 16, 0, step) for step in (5, 5, 6))
     assert np.array_equal(one.row, again.row) and np.array_equal(one.language, again.language)
     assert not np.array_equal(one.row, later.row)
     run = run_of(build(adversarial(tiny_settings)))
     loop.begin(run)
     alone = Feed(run, 0, 1)._unlabelled(5)
-    parts = [Feed(run, rank, 2)._unlabelled(5) for rank in range(2)]
+    parts = [feed._own(feed._unlabelled(5)) for feed in (Feed(run, rank, 2) for rank in range(2))]
     whole = np.argsort(np.concatenate([part.place for part in parts]))
     for name in ("place", "language", "row"):
         both = np.concatenate([getattr(part, name) for part in parts])

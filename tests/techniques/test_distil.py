@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_adversarial import train
+from test_adversarial import outputs_of, train
 from test_catalogue import parallel_corpus, run_of
 from torch import distributed
 from workers import on_workers
@@ -24,6 +24,7 @@ from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.corpora.arrow import Chunked
 from xlt_ray.corpora.corpus import bitext
+from xlt_ray.corpora.streams import UNLABELLED as UNLABELLED_ROWS
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.search import prepare, space
@@ -148,19 +149,17 @@ def test_the_loss_is_the_squared_distance_in_variances_of_unlabelled_rows_alone(
     targets = {0: rng.normal(size=(3, 8)), 2: rng.normal(size=(4, 8))}
     term = Student(targets, languages=4, scale=5.0, weight=2.0)
     features = torch.from_numpy(rng.normal(size=(4, 8)).astype(np.float32))
-    # the third row is labelled, in a language without texts; share sums to one, the number of labelled rows
+    # the third row is labelled, in a language without texts
     batch = {
         "language": torch.tensor([2, 0, 3, 2]),
         "row": torch.tensor([3, 2, -1, 0]),
-        "share": torch.full((4,), 0.25),
     }
     net: Any = None  # not looked at
     wanted = [targets[2][3], targets[0][2], features[2].numpy(), targets[2][0]]
     distances = np.square(features.numpy() - np.stack(wanted)).sum(1) / 5.0
-    losses = term(net, batch, features)
-    np.testing.assert_allclose(float((losses * batch["share"]).sum()), 2.0 * distances.sum() / 3, rtol=1e-5)
-    np.testing.assert_allclose(losses.numpy(), 2.0 * distances / 0.75, rtol=1e-5)
-    assert float(losses[2]) == 0
+    losses = term(net, batch, outputs_of(features), batch["row"] >= 0)
+    assert float(losses[2]) == 0 and term.streams == (UNLABELLED_ROWS,)
+    np.testing.assert_allclose(losses.numpy()[[0, 1, 3]], 2.0 * distances[[0, 1, 3]], rtol=1e-5)
 
 
 def test_every_row_of_a_batch_finds_its_own_target(settings: Settings) -> None:
@@ -174,8 +173,10 @@ def test_every_row_of_a_batch_finds_its_own_target(settings: Settings) -> None:
     seen = 0
     for batch in state.feed.batches(state.feed.epoch(0).draws(0, 16), Progress(step=2), total=10):
         with torch.no_grad():
-            pooled = run.network.eval().features(batch)
-            mine, others = (one(run.network, batch, pooled) for one in (run.network.terms["distil"], term))
+            outputs = outputs_of(run.network.eval().features(batch))
+            mine, others = (
+                one(run.network, batch, outputs, batch["row"] >= 0) for one in (run.network.terms["distil"], term)
+            )
         assert float(mine.max()) < 1e-6 < 0.01 < float(others.max())
         assert not others[batch["row"] < 0].any()
         seen += int((batch["row"] >= 0).sum())

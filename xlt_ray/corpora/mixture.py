@@ -142,19 +142,6 @@ def label_weights(labels: Mapping[str, np.ndarray], classes: int, config: Mixtur
     return weights.astype(np.float32)
 
 
-def unlabelled(sizes: Mapping[str, int], alpha: float, rows: int, seed: int, step: int) -> Draws:
-    """Draw the rows without labels that join update `step`, languages by p ~ rows ** alpha, independently each.
-
-    The same on every rank and after a restart, as `epoch` is.
-    """
-    names = tuple(sorted(code for code, count in sizes.items() if count))
-    share = shares({name: sizes[name] for name in names}, alpha)
-    rng = np.random.default_rng([seed, step, 3])
-    language = rng.choice(len(names), rows, p=[share[name] for name in names])
-    counts = np.array([sizes[name] for name in names])
-    return Draws(names, language.astype(np.int32), rng.integers(counts[language]), np.arange(rows))
-
-
 def _counts(sizes: Mapping[str, int], config: MixtureConfig, seed: int, number: int) -> np.ndarray:
     # systematic sampling: every count is its expectation rounded up or down, unbiased over epochs, and the sum is exact
     expected = {share.language: share.draws for share in table(sizes, config)}

@@ -38,7 +38,7 @@ class Network(nn.Module):
         self.encoder, self.pooling, self.seed, self.languages = encoder, pooling, seed, tuple(languages)
         self.temperature = 1.0
         self.steps = nn.ModuleDict()  # name of a technique -> (features, language) to features, in their order
-        self.terms = nn.ModuleDict()  # name of a technique -> (network, batch, features) to a loss per row
+        self.terms = nn.ModuleDict()  # name of a technique -> (network, batch, outputs) to a loss per row
         settings = encoder.config
         self.dropout = nn.Dropout(getattr(settings, "hidden_dropout_prob", getattr(settings, "dropout_rate", 0.1)))
         # a generator of its own and none of nn.Linear's own numbers, so that building a network disturbs nothing
@@ -48,14 +48,22 @@ class Network(nn.Module):
             self.head.weight.normal_(0.0, 0.02, generator=generator)
             self.head.bias.zero_()
 
-    def features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Pool the encoder's last hidden states: (rows, tokens) token ids to (rows, width) float32."""
+    def encode(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the encoder's last hidden states: (rows, tokens) token ids to (rows, tokens, width) float32."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
-        hidden = self.encoder(**inputs).last_hidden_state.float()
+        hidden: torch.Tensor = self.encoder(**inputs).last_hidden_state
+        return hidden.float()
+
+    def pool(self, hidden: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Pool hidden states, (rows, tokens, width) to (rows, width)."""
         if self.pooling == "first":
             return hidden[:, 0]
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def features(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute pooled features: (rows, tokens) token ids to (rows, width) float32."""
+        return self.pool(self.encode(batch), batch)
 
     def transform(self, features: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
         """Apply the steps of techniques to pooled features (rows, width), of languages (rows,) or all unknown."""
@@ -71,7 +79,7 @@ class Network(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # the head decides; it costs nothing in float32
             return self.head(features)
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Score every label: a batch of (rows, tokens) tensors to (rows, classes) float32 logits."""
         return self.classify(self.transform(self.features(batch), batch.get("language")))
 

@@ -37,6 +37,7 @@ CATALOGUE = {
     "translate_train": "xlt_ray.techniques.translate_train.TranslateTrain",
     "lora": "xlt_ray.techniques.lora.Lora",
     "distil": "xlt_ray.techniques.losses.distil.Distil",
+    "contrast": "xlt_ray.techniques.losses.contrast.Contrast",
     "adversarial": "xlt_ray.techniques.losses.adversarial.Adversarial",
     "translate_test": "xlt_ray.techniques.translate_test.TranslateTest",
     "centre": "xlt_ray.techniques.centre.Centre",

@@ -14,9 +14,10 @@ from xlt_ray.corpora.corpus import Corpus, bitext, known_languages
 from xlt_ray.events import OnProgress
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from xlt_ray.model.network import Network
+    from xlt_ray.model.objective import Term
     from xlt_ray.translation.readings import Readings
 
 # Maps tables of texts by language to their pooled features by language, (rows, width) float32, before any step: in
@@ -240,12 +241,11 @@ class Technique(Section):
         material: Material,
         embed: Embed,
         on_progress: OnProgress = lambda done, total: None,
-    ) -> nn.Module | None:
-        """Return a module whose `forward(network, batch, pooled)` is a loss per row, (rows,), added to the task's.
+    ) -> Term | None:
+        """Return a `model.objective.Term`: a loss per row, (rows,), added to the task's.
 
         Called in every worker as training begins or resumes, each time with the weights that it begins with; `embed`
-        keeps what it has computed. Parameters of the module are trained and are in checkpoints, and are in no bundle.
-        `pooled` are features (rows, width) after the steps; what a batch has is in `training.batches`.
+        keeps what it has computed. Parameters of the term are trained and are in checkpoints, and are in no bundle.
         """
         return None
 

@@ -1,19 +1,21 @@
-"""Make the batches of an update: labelled draws, changed by techniques, and unlabelled rows beside them."""
+"""Make the batches of an update: labelled draws, changed by techniques, and the rows of other streams beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from xlt_ray.corpora import mixture
+from xlt_ray.corpora import mixture, streams
 from xlt_ray.corpora.arrow import Chunked, take, text_bytes
 from xlt_ray.corpora.mixture import Draws, Epoch
 from xlt_ray.events import counting
-from xlt_ray.model import collate, precision
+from xlt_ray.model import batching, collate, objective, precision
 from xlt_ray.model.collate import Tokenize
+from xlt_ray.model.objective import Batch
 from xlt_ray.training.checkpoint import Progress
 from xlt_ray.training.setup import Run, change_examples
 
@@ -41,6 +43,11 @@ class Feed:
         joining = _joining(run)
         self.texts = {code: Chunked(table) for code, table in run.setup.unlabelled.items()} if joining else {}
         self.joining = joining if self.texts else 0
+        self.streams = dict(enumerate(objective.own_streams(run.network).values(), start=2))
+        self.paired = {
+            number: {code: Chunked(stream.tables[code]) for code in (*stream.pairs, stream.pivot)}
+            for number, stream in self.streams.items()
+        }
 
     def epoch(self, number: int) -> Epoch:
         """Return what epoch `number` draws; the same on every worker."""
@@ -50,60 +57,96 @@ class Feed:
         """Yield the draws of each update of an epoch from the `first` on; the same on every worker."""
         return updates(self.epoch(epoch), self.lengths, self.run.experiment.training.batch_size, first)
 
-    def batches(self, draws: Draws, progress: Progress, total: int) -> Iterator[dict[str, torch.Tensor]]:
+    def batches(self, draws: Draws, progress: Progress, total: int) -> Iterator[Batch]:
         """Yield this worker's part of an update, one of `total`, in steps under the token budget.
 
-        A batch has the encoder's inputs, (rows, tokens), and for each row its `label`, `weight`, `language` and `share`
-        (see `Objective`), and its `row` in `Setup.unlabelled` of its language, -1 for labelled draws; `progress` is a
-        number from 0 to 1.
+        Atomic groups, see `Stream`, are in steps of their own, one or more in each.
         """
-        own = self._own(draws)
-        more = self._unlabelled(progress.step) if self.joining else draws.take(np.arange(0))
-        idle = not len(own) and not len(more)  # a worker without rows runs one at weight 0: all must meet in the sum
-        own = draws.take(np.arange(1)) if idle else own
-        encoded, labels, language = self._rows(own, self.train, progress.epoch)
-        if len(more):
-            rows, _, others = self._rows(more, self.texts, None)
-            encoded, language = encoded + rows, np.concatenate([language, others])
-        labels = np.pad(labels, (0, len(more)))
-        row = np.concatenate([np.full(len(own), -1), more.row])
-        labelled = np.arange(len(encoded)) < (0 if idle else len(own))
-        weight = np.where(labelled, self.weights[labels], 0.0).astype(np.float32)
-        share = 0.0 if idle else len(draws) / (len(draws) + self.joining)
+        own, step = self._own(draws), progress.step
+        more = self._own(self._unlabelled(step)) if self.joining else None
+        groups = {number: self._groups(number, step) for number in self.streams}
+        idle = not len(own) and not more and not any(groups.values())
+        rows = self._rows(own, self.train, 0, progress.epoch)
+        if idle:  # all workers must meet in the sum of gradients
+            rows = self._rows(draws.take(np.arange(1)), self.train, -1, progress.epoch)
+        if more:
+            rows = rows.joined(self._rows(more, self.texts, 1))
+        counts = [len(draws), self.joining, *(stream.rows for stream in self.streams.values())]
+        shared = {"counts": torch.tensor(counts, dtype=torch.float32), "progress": torch.tensor(step / total)}
         tokens = precision.token_budget(self.run.experiment.training.tokens_per_step, self.device)
-        for group, batch in collate.budgeted(encoded, tokens, self.run.tokenize.tokenizer.pad_token_id):
-            batch["label"], batch["weight"] = torch.from_numpy(labels[group]), torch.from_numpy(weight[group])
-            batch["language"], batch["row"] = torch.from_numpy(language[group]), torch.from_numpy(row[group])
-            batch["share"] = torch.full((len(group),), share)
-            batch["progress"] = torch.tensor(progress.step / total)
-            yield batch
+        pad = self.run.tokenize.tokenizer.pad_token_id
+        for at, batch in collate.budgeted(rows.encoded, tokens, pad):
+            yield {**batch, **rows.take(at), **shared}
+        for number, drawn in groups.items():
+            for rows in packed([self._rows(one, self.paired[number], number) for one in drawn], tokens):
+                yield {**collate.pad(rows.encoded, pad), **rows.take(slice(None)), **shared}
 
     def _own(self, draws: Draws) -> Draws:
         return draws.take(np.arange(self.rank, len(draws), self.world))
 
     def _unlabelled(self, step: int) -> Draws:
-        """Draw this worker's part of the unlabelled rows of an update."""
+        """Draw the unlabelled rows of an update."""
         experiment, sizes = self.run.experiment, {code: table.num_rows for code, table in self.texts.items()}
-        return self._own(mixture.unlabelled(sizes, experiment.mixture.alpha, self.joining, experiment.seed, step))
+        return streams.unlabelled(sizes, experiment.mixture.alpha, self.joining, experiment.seed, step)
 
-    def _rows(
-        self, draws: Draws, tables: Mapping[str, Chunked], epoch: int | None
-    ) -> tuple[list[dict[str, list[int]]], np.ndarray, np.ndarray]:
-        """Encode draws, of an epoch or, with None, unlabelled; return (rows, labels, languages)."""
-        encoded: list[dict[str, list[int]]] = [{}] * len(draws)
-        labels, language = np.zeros(len(draws), dtype=np.int64), np.zeros(len(draws), dtype=np.int64)
+    def _groups(self, number: int, step: int) -> list[Draws]:
+        """Draw this worker's groups of a stream's in an update."""
+        experiment = self.run.experiment
+        drawn = self.streams[number].draw(experiment.mixture.alpha, experiment.seed, step, salt=number)
+        return drawn[self.rank :: self.world]
+
+    def _rows(self, draws: Draws, tables: Mapping[str, Chunked], stream: int, epoch: int | None = None) -> Rows:
+        """Encode draws of a stream, which is -1 for rows that do not count; labelled ones are of an epoch."""
+        encoded: list[Encoded] = [{}] * len(draws)
+        label, language = np.zeros(len(draws), dtype=np.int64), np.zeros(len(draws), dtype=np.int64)
         for index in np.unique(draws.language):
             code, at = draws.languages[index], np.flatnonzero(draws.language == index)
             table = tables[code].take(draws.row[at])
             language[at] = self.run.network.index(code)
             texts, pairs = collate.texts_of(table)
             if epoch is not None:
-                labels[at] = table["label"].to_numpy()
+                label[at] = table["label"].to_numpy()
                 address = (self.run.experiment.seed, epoch)
                 texts, pairs = change_examples(self.examples, texts, pairs, code, address, draws.place[at])
-            for place, row in zip(at, self.run.tokenize(texts, pairs), strict=True):
-                encoded[place] = row
-        return encoded, labels, language
+            for place, one in zip(at, self.run.tokenize(texts, pairs), strict=True):
+                encoded[place] = one
+        weight = self.weights[label] if stream == 0 else np.zeros(len(draws))
+        row = draws.row.astype(np.int64) if epoch is None else np.full(len(draws), -1)
+        columns: dict[str, np.ndarray] = {"label": label, "weight": weight.astype(np.float32)}
+        return Rows(encoded, columns | {"language": language, "row": row, "stream": np.full(len(draws), stream)})
+
+
+Encoded = dict[str, list[int]]
+
+
+class Rows(NamedTuple):
+    """Encoded rows, and what a batch tells of each, (rows,) by name."""
+
+    encoded: list[Encoded]
+    columns: dict[str, np.ndarray]
+
+    def joined(self, other: Rows) -> Rows:
+        """Return these rows and others."""
+        columns = {name: np.concatenate([values, other.columns[name]]) for name, values in self.columns.items()}
+        return Rows(self.encoded + other.encoded, columns)
+
+    def take(self, at: list[int] | slice) -> dict[str, torch.Tensor]:
+        """Return what a batch tells of the rows at some places."""
+        return {name: torch.from_numpy(values[at]) for name, values in self.columns.items()}
+
+
+def packed(groups: Sequence[Rows], tokens: int) -> Iterator[Rows]:
+    """Yield groups that follow one another, as many together as keep to the budget of padded tokens, one at least."""
+    held: Rows | None = None
+    for group in groups:
+        both = group if held is None else held.joined(group)
+        width = batching.rounded(max(len(row["input_ids"]) for row in both.encoded))
+        if held is not None and width * len(both.encoded) > tokens:
+            yield held
+            both = group
+        held = both
+    if held is not None:
+        yield held
 
 
 def _joining(run: Run) -> int:

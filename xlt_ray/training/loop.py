@@ -19,7 +19,7 @@ from xlt_ray.evaluation import evaluate
 from xlt_ray.events import counting
 from xlt_ray.model import cpu
 from xlt_ray.model.network import Network, Weights, restore_weights, trained
-from xlt_ray.model.objective import Objective
+from xlt_ray.model.objective import Batch, Objective
 from xlt_ray.model.precision import BROKEN, autocast, choose_precision
 from xlt_ray.training import checkpoint
 from xlt_ray.training.batches import Feed
@@ -205,7 +205,7 @@ class TrainingState:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _step(self, batch: dict[str, torch.Tensor], rows: int, last: bool) -> None:
+    def _step(self, batch: Batch, rows: int, last: bool) -> None:
         batch = {key: value.to(self.device) for key, value in batch.items()}
         if isinstance(self.forward, DistributedDataParallel):
             self.forward.require_backward_grad_sync = last  # what no_sync() sets, without nesting

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
+from xlt_ray.model.objective import Batch, Outputs, Term
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
 from xlt_ray.translation.readings import is_first
 
@@ -65,7 +66,7 @@ class Adversarial(Technique):
         material: Material,
         embed: Embed,
         on_progress: OnProgress = lambda done, total: None,
-    ) -> nn.Module:
+    ) -> Term:
         """Return the discriminator, after measuring language separability before training with a linear probe."""
         width, languages = network.head.in_features, sum(map(is_first, network.languages))
         term = Discriminator(width, self.hidden, languages, self.weight, self.gamma, network.seed)
@@ -84,7 +85,7 @@ class Adversarial(Technique):
         }
 
 
-class Discriminator(nn.Module):
+class Discriminator(Term):
     """Classify features by language with one hidden layer, and reverse the gradients that reach the features."""
 
     def __init__(self, width: int, hidden: int, languages: int, weight: float, gamma: float, seed: int) -> None:
@@ -94,10 +95,10 @@ class Discriminator(nn.Module):
             torch.manual_seed(seed)
             self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, languages))
 
-    def forward(self, network: Network, batch: Mapping[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+    def forward(self, network: Network, batch: Batch, outputs: Outputs, mine: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy of every row's language, (rows,)."""
         factor = self.weight * (2 / (1 + math.exp(-self.gamma * float(batch["progress"]))) - 1)
-        scores = self.layers(_Reversed.apply(features, factor))
+        scores = self.layers(_Reversed.apply(outputs.features, factor))
         return functional.cross_entropy(scores, batch["language"], reduction="none")
 
 

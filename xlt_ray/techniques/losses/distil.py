@@ -14,25 +14,24 @@ those with labels (measured: 51% on languages where English has 93%).
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from pydantic import Field
-from torch import distributed, nn
 
 from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora.streams import UNLABELLED, counterparts
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
-from xlt_ray.languages.lexicon import FEWEST_PAIRS
+from xlt_ray.model.objective import Batch, Outputs, Term
+from xlt_ray.techniques.losses import translations
+from xlt_ray.techniques.losses.translations import Bitext, Faults
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
 from xlt_ray.techniques.translate_test import Scores
 from xlt_ray.translation import induced, readings
-from xlt_ray.translation.lexicons import shown
 from xlt_ray.translation.translator import Lexicons, pack
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 PLACE = "techniques.distil"
 MEASURED = 20  # rows a language by which the student is measured
-
-Bitext = Mapping[str, pa.Table]  # rows by language, of which those of equal ids are translations
 
 
 class Distil(Technique):
@@ -103,12 +100,12 @@ class Distil(Technique):
         material: Material,
         embed: Embed,
         on_progress: OnProgress = lambda done, total: None,
-    ) -> nn.Module:
+    ) -> Term:
         """Return the distance from the teacher's features, which are computed here, by the encoder as it begins."""
         texts, pivot = material.bitext, material.experiment.sources[0]
         read, places = self._read(material, on_progress), {}
         if self.teacher == "translations":
-            places = {code: _counterparts(texts[code], texts[pivot]) for code in read if code != pivot}
+            places = {code: counterparts(texts[code], texts[pivot]) for code in read if code != pivot}
             alone = [code for code in texts if code not in places or places[code].min() < 0]
             read = {code: {code: texts[code]} for code in alone}
         first = {f"{code}, measured": texts[code].slice(0, MEASURED) for code in texts if code not in read}
@@ -157,72 +154,34 @@ class Distil(Technique):
         settings = induced.Settings(min(self.scores), True, material.experiment.corpus.cache_dir)
         faults = self._faults(rows, [code for code in rows if code != pivot], pivot)
         found = {code: {code: table} for code, table in rows.items()}
-        for number, code in enumerate(_in_turn(list(faults)), start=1):
-            pair = (code, pivot)
-            if faults[code] is None and induced.fault(pair, rows) is None:  # else there are no words to tell by
-                faults[code] = induced.no_translations(pair, rows, settings)
-                if faults[code] is None and self.teacher == "readings":
-                    lexicon = Lexicons({code: pack(induced.induce(pair, (rows[code], rows[pivot]), settings))})
-                    found[code] = readings.by_lexicon(pivot, self.scores, True, lexicon).tables(found[code])
-            on_progress(number, len(faults))
+        for code in translations.judged(rows, faults, pivot, settings, on_progress):
+            if self.teacher == "readings":
+                lexicons = Lexicons({code: pack(induced.induce((code, pivot), (rows[code], rows[pivot]), settings))})
+                found[code] = readings.by_lexicon(pivot, self.scores, True, lexicons).tables(found[code])
         self._tell(faults, pivot)
         if self.teacher == "translations":
             found = {code: tables for code, tables in found.items() if faults.get(code) is None}
         return found
 
-    def _faults(self, rows: Bitext, languages: Collection[str], pivot: str) -> dict[str, str | None]:
+    def _faults(self, rows: Bitext, languages: Collection[str], pivot: str) -> Faults:
         """Return why a language has no translations, None where it has some."""
         if self.teacher == "readings":
             return {code: induced.fault((code, pivot), rows) for code in languages}
-        there = [code for code in languages if code in rows and pivot in rows]
-        pairs = {code: int((_counterparts(rows[code], rows[pivot]) >= 0).sum()) for code in there}
-        few = {code: f"{pairs.get(code, 0)} of its rows have the id of one of {pivot}" for code in languages}
-        return {code: few[code] if pairs.get(code, 0) < FEWEST_PAIRS else None for code in languages}
+        return translations.faults(rows, languages, pivot)
 
-    def _tell(self, faults: Mapping[str, str | None], pivot: str) -> None:
-        lacking = {code: fault for code, fault in faults.items() if fault}
-        if len(lacking) == len(faults):
-            raise InputError(
-                f"{PLACE}: no language has rows that can be learned from as translations of {FEWEST_PAIRS} or more "
-                f"rows of {pivot}; give parallel rows (equal ids, corpus.id), parallel text (corpus.parallel), put a "
-                f"source that has some first in sources, or take it out{shown(lacking)}"
-            )
-        if lacking:
-            warnings.warn(
-                f"{PLACE}: {len(lacking)} of {len(faults)} languages have no translations, and learn to stay where the "
-                f"encoder has them, about the mean of {pivot}{shown(lacking)}",
-                stacklevel=3,
-            )
+    def _tell(self, found: Faults, pivot: str) -> None:
+        without = f"learn to stay where the encoder has them, about the mean of {pivot}"
+        translations.tell(PLACE, found, pivot, without)
 
 
-def _in_turn(names: list[str]) -> list[str]:
-    """Return the names in an order of this worker's own: what one has put into a shared cache, another finds there."""
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    start = len(names) * rank // world
-    return names[start:] + names[:start]
-
-
-def _counterparts(rows: pa.Table, others: pa.Table) -> np.ndarray:
-    """Return the place of each row's translation among `others`, (rows,) int64, -1 where it has none.
-
-    An id that stands twice in either table tells no translation.
-    """
-    mine, theirs = (table["id"].cast(pa.large_string()).combine_chunks() for table in (rows, others))
-    places = pc.fill_null(pc.index_in(mine, value_set=theirs), -1).to_numpy().astype(np.int64)
-    for ids in (mine, theirs):
-        counts = pc.value_counts(ids)
-        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-        places[pc.is_in(mine, value_set=twice).to_numpy(zero_copy_only=False)] = -1
-    return places
-
-
-class Student(nn.Module):
+class Student(Term):
     """The squared distance of features from those that are to be learned, in variances of the teacher's.
 
     `targets` (rows of all languages, width) float32 are no part of a checkpoint, as they are computed anew; `starts`
     (languages,) int64 are where those of a language begin.
     """
 
+    streams = (UNLABELLED,)
     targets: torch.Tensor
     starts: torch.Tensor
 
@@ -237,17 +196,12 @@ class Student(nn.Module):
         self.register_buffer("targets", torch.from_numpy(whole), persistent=False)
         self.register_buffer("starts", torch.from_numpy(np.cumsum(sizes) - sizes), persistent=False)
 
-    def forward(self, network: Network, batch: Mapping[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
-        """Return the weighted distance of every unlabelled row, (rows,), and 0 for labelled ones.
-
-        Multiplied by `share` they sum to the weight of so many rows as are labelled, however many are not.
-        """
+    def forward(self, network: Network, batch: Batch, outputs: Outputs, mine: torch.Tensor) -> torch.Tensor:
+        """Return the weighted distance of every unlabelled row, (rows,), and 0 for others."""
         row = batch["row"]
-        there = row >= 0
-        wanted = self.targets[torch.where(there, self.starts[batch["language"]] + row, 0)]
-        distance = (features - wanted).square().sum(1) / self.scale
-        unlabelled = (1 - batch["share"]).clamp(min=1e-6)  # their part of the update
-        return torch.where(there, self.weight * distance / unlabelled, 0.0)
+        wanted = self.targets[torch.where(mine, self.starts[batch["language"]] + row, 0)]
+        distance = (outputs.features - wanted).square().sum(1) / self.scale
+        return torch.where(mine, self.weight * distance, 0.0)
 
     def distance(self, language: int, features: np.ndarray) -> float:
         """Return the mean distance of the features (rows, width) of a language's first rows from those to learn."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
+from xlt_ray.model.objective import Batch, Outputs, Term
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
 from xlt_ray.translation.readings import is_first
 
@@ -46,13 +47,13 @@ class LanguageId(Technique):
         material: Material,
         embed: Embed,
         on_progress: OnProgress = lambda done, total: None,
-    ) -> nn.Module:
+    ) -> Term:
         """Return the second head."""
         languages = sum(map(is_first, network.languages))
         return LanguageHead(network.head.in_features, languages, self.weight, network.seed)
 
 
-class LanguageHead(nn.Module):
+class LanguageHead(Term):
     """A linear layer from features to languages."""
 
     def __init__(self, width: int, languages: int, weight: float, seed: int) -> None:
@@ -64,6 +65,6 @@ class LanguageHead(nn.Module):
             self.layer.weight.normal_(0.0, 0.02, generator=generator)
             self.layer.bias.zero_()
 
-    def forward(self, network: Network, batch: dict[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+    def forward(self, network: Network, batch: Batch, outputs: Outputs, mine: torch.Tensor) -> torch.Tensor:
         """Return the weighted cross-entropy of every row's language, (rows,)."""
-        return self.weight * functional.cross_entropy(self.layer(features), batch["language"], reduction="none")
+        return self.weight * functional.cross_entropy(self.layer(outputs.features), batch["language"], reduction="none")
