@@ -30,8 +30,8 @@ from xlt_ray.inference import bundle, engine
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import network
 from xlt_ray.model.network import Network
-from xlt_ray.model.objective import Objective
 from xlt_ray.model.precision import autocast
+from xlt_ray.training.loop import Objective
 
 CLASSES, WARM = 7, 5  # updates that are not timed
 ARMS = ("float32", "bfloat16", "bfloat16, compiled")

@@ -18,7 +18,7 @@ from xlt_ray.config.experiment import Experiment, NetworkConfig
 from xlt_ray.errors import InputError
 from xlt_ray.model import collate, network
 from xlt_ray.model.network import Network
-from xlt_ray.model.objective import Objective
+from xlt_ray.training.loop import Objective
 
 
 def built(folder: Path, **settings: Any) -> Network:

@@ -19,9 +19,9 @@ from xlt_ray import techniques
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders, streams
 from xlt_ray.errors import InputError
-from xlt_ray.model.objective import Outputs
 from xlt_ray.techniques.losses.adversarial import Discriminator, language_accuracy
 from xlt_ray.techniques.technique import Available
+from xlt_ray.techniques.term import Outputs
 from xlt_ray.training import loop
 from xlt_ray.training.batches import Feed
 from xlt_ray.training.checkpoint import Progress

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xlt_ray.model.network import Network
-    from xlt_ray.model.objective import Term
+    from xlt_ray.techniques.term import Term
     from xlt_ray.translation.readings import Readings
 
 # Maps tables of texts by language to their pooled features by language, (rows, width) float32, before any step: in
@@ -242,7 +242,7 @@ class Technique(Section):
         embed: Embed,
         on_progress: OnProgress = lambda done, total: None,
     ) -> Term | None:
-        """Return a `model.objective.Term`: a loss per row, (rows,), added to the task's.
+        """Return a `techniques.term.Term`: a loss per row, (rows,), added to the task's.
 
         Called in every worker as training begins or resumes, each time with the weights that it begins with; `embed`
         keeps what it has computed. Parameters of the term are trained and are in checkpoints, and are in no bundle.

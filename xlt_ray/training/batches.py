@@ -13,9 +13,9 @@ from xlt_ray.corpora import mixture, streams
 from xlt_ray.corpora.arrow import Chunked, take, text_bytes
 from xlt_ray.corpora.mixture import Draws, Epoch
 from xlt_ray.events import counting
-from xlt_ray.model import batching, collate, objective, precision
+from xlt_ray.model import batching, collate, precision
 from xlt_ray.model.collate import Tokenize
-from xlt_ray.model.objective import Batch
+from xlt_ray.techniques.term import Batch, own_streams
 from xlt_ray.training.checkpoint import Progress
 from xlt_ray.training.setup import Run, change_examples
 
@@ -43,7 +43,7 @@ class Feed:
         joining = _joining(run)
         self.texts = {code: Chunked(table) for code, table in run.setup.unlabelled.items()} if joining else {}
         self.joining = joining if self.texts else 0
-        self.streams = dict(enumerate(objective.own_streams(run.network).values(), start=2))
+        self.streams = dict(enumerate(own_streams(run.network).values(), start=2))
         self.paired = {
             number: {code: Chunked(stream.tables[code]) for code in (*stream.pairs, stream.pivot)}
             for number, stream in self.streams.items()

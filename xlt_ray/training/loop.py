@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import distributed, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from xlt_ray.config.experiment import TrainingConfig
 from xlt_ray.corpora.mixture import Draws
+from xlt_ray.corpora.streams import LABELLED, UNLABELLED
 from xlt_ray.evaluation import evaluate
 from xlt_ray.events import counting
 from xlt_ray.model import cpu
 from xlt_ray.model.network import Network, Weights, restore_weights, trained
-from xlt_ray.model.objective import Batch, Objective
 from xlt_ray.model.precision import BROKEN, autocast, choose_precision
+from xlt_ray.techniques.term import Batch, Outputs, Term, own_streams
 from xlt_ray.training import checkpoint
 from xlt_ray.training.batches import Feed
 from xlt_ray.training.checkpoint import Progress
@@ -81,6 +83,45 @@ def _add_terms(run: Run, precision: str) -> None:
         term = one.loss_term(network, run.setup.material, lambda tables: run.embed_once(tables, precision), on_progress)
         if term is not None:
             network.terms[one.name] = term.to(device)
+
+
+class Objective(nn.Module):
+    """Sum the losses of a batch's rows: cross-entropy by `weight`, and terms of techniques, each as much as the task.
+
+    With `head_alone` the task trains the head and whatever stands behind the pooled features, and the encoder learns
+    from the terms alone.
+    """
+
+    def __init__(self, network: Network, label_smoothing: float = 0.0, head_alone: bool = False) -> None:
+        super().__init__()
+        self.network, self.label_smoothing, self.head_alone = network, label_smoothing, head_alone
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Map a batch to a scalar: the sum over its rows, of which the sum over an update is divided by its draws."""
+        network, language = self.network, batch.get("language")
+        hidden = network.encode(batch)
+        pooled = network.pool(hidden, batch)
+        features = network.transform(pooled, language)
+        held = network.transform(pooled.detach(), language) if self.head_alone else features
+        outputs = Outputs(hidden, pooled, features, network.classify(held))
+        losses = functional.cross_entropy(
+            outputs.logits, batch["label"], reduction="none", label_smoothing=self.label_smoothing
+        )
+        total = (losses * batch["weight"]).sum()
+        if self.head_alone:  # DDP wants a gradient of every parameter, also where no row is a term's
+            total = total + 0.0 * features.sum()
+        for name, term in network.terms.items():
+            mine, factor = self._share(name, batch)
+            total = total + (term(network, batch, outputs, mine) * (mine * factor)).sum()
+        return total
+
+    def _share(self, name: str, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which rows are a term's, (rows,), and their factor: over an update, of as many as are labelled."""
+        names, term = (LABELLED, UNLABELLED, *own_streams(self.network)), self.network.terms[name]
+        asked = (name,) if name in names else getattr(term, "streams", Term.streams)
+        places = torch.tensor([names.index(one) for one in asked], device=batch["stream"].device)
+        factor = batch["counts"][0] / batch["counts"][places].sum().clamp(min=1)
+        return torch.isin(batch["stream"], places), factor
 
 
 def rate(training: TrainingConfig, step: int, total: int) -> float:

@@ -29,10 +29,10 @@ from xlt_ray.corpora.streams import Stream, pairs
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages.lexicon import FEWEST_PAIRS
-from xlt_ray.model.objective import Batch, Outputs, Term
 from xlt_ray.techniques.losses import translations
 from xlt_ray.techniques.losses.translations import Faults
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.techniques.term import Batch, Outputs, Term
 from xlt_ray.translation import induced
 from xlt_ray.translation.retrieval import retrieval
 

@@ -26,10 +26,10 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.streams import UNLABELLED, counterparts
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
-from xlt_ray.model.objective import Batch, Outputs, Term
 from xlt_ray.techniques.losses import translations
 from xlt_ray.techniques.losses.translations import Bitext, Faults
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.techniques.term import Batch, Outputs, Term
 from xlt_ray.techniques.translate_test import Scores
 from xlt_ray.translation import induced, readings
 from xlt_ray.translation.translator import Lexicons, pack

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
-from xlt_ray.model.objective import Batch, Outputs, Term
 from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.techniques.term import Batch, Outputs, Term
 from xlt_ray.translation.readings import is_first
 
 if TYPE_CHECKING:

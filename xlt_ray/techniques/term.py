@@ -1,4 +1,4 @@
-"""The training objective in one forward, so that DDP can wrap it: the task's loss and what is added to it."""
+"""A loss beside the task's: what it is given of a batch, and on which rows it is computed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from xlt_ray.corpora.streams import LABELLED, UNLABELLED, Stream
 from xlt_ray.model.network import Network
@@ -56,42 +55,3 @@ def own_streams(network: Network) -> dict[str, Stream]:
     """Return the streams that terms of a network have, by name; a batch numbers them from 2 on, in this order."""
     found = {name: getattr(term, "stream", None) for name, term in network.terms.items()}
     return {name: stream for name, stream in found.items() if stream is not None}
-
-
-class Objective(nn.Module):
-    """Sum the losses of a batch's rows: cross-entropy by `weight`, and terms of techniques, each as much as the task.
-
-    With `head_alone` the task trains the head and whatever stands behind the pooled features, and the encoder learns
-    from the terms alone.
-    """
-
-    def __init__(self, network: Network, label_smoothing: float = 0.0, head_alone: bool = False) -> None:
-        super().__init__()
-        self.network, self.label_smoothing, self.head_alone = network, label_smoothing, head_alone
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Map a batch to a scalar: the sum over its rows, of which the sum over an update is divided by its draws."""
-        network, language = self.network, batch.get("language")
-        hidden = network.encode(batch)
-        pooled = network.pool(hidden, batch)
-        features = network.transform(pooled, language)
-        held = network.transform(pooled.detach(), language) if self.head_alone else features
-        outputs = Outputs(hidden, pooled, features, network.classify(held))
-        losses = functional.cross_entropy(
-            outputs.logits, batch["label"], reduction="none", label_smoothing=self.label_smoothing
-        )
-        total = (losses * batch["weight"]).sum()
-        if self.head_alone:  # DDP wants a gradient of every parameter, also where no row is a term's
-            total = total + 0.0 * features.sum()
-        for name, term in network.terms.items():
-            mine, factor = self._share(name, batch)
-            total = total + (term(network, batch, outputs, mine) * (mine * factor)).sum()
-        return total
-
-    def _share(self, name: str, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return which rows are a term's, (rows,), and their factor: over an update, of as many as are labelled."""
-        names, term = (LABELLED, UNLABELLED, *own_streams(self.network)), self.network.terms[name]
-        asked = (name,) if name in names else getattr(term, "streams", Term.streams)
-        places = torch.tensor([names.index(one) for one in asked], device=batch["stream"].device)
-        factor = batch["counts"][0] / batch["counts"][places].sum().clamp(min=1)
-        return torch.isin(batch["stream"], places), factor
