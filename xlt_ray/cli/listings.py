@@ -33,6 +33,7 @@ ENCODERS = {
     "xlm-roberta-base": "XLM-R base; any other AutoModel encoder of the hub goes as well",
     "microsoft/mdeberta-v3-base": "mDeBERTa v3",
     "google/mt5-small": "the encoder of an encoder-decoder",
+    "run:FILE": "the bundle of the run of another configuration, which `xlt train` does first, or finds done",
     "a directory": "what `save_pretrained` writes of a model and its tokenizer, or a bundle of an earlier run",
 }
 
@@ -40,12 +41,12 @@ ENCODERS = {
 def plan(experiment: Experiment) -> None:
     """Print an experiment, its mixture and what it needs of a cluster; raise InputError if it is unsound."""
     from xlt_ray import config
-    from xlt_ray.runs import storage
-    from xlt_ray.training.checks import prepare
+    from xlt_ray.runs import run, stages
 
     console = Console(highlight=False)
     with progress.shown(console) as on_event:
-        prepared = prepare(experiment, on_progress=counting(on_event, "prepare"))
+        planned = stages.plan(experiment)
+        prepared = planned.check(counting(on_event, "prepare"))
     console.print(config.dump(experiment), markup=False)
     mixture = Table("language", "rows", "weight", "share", "draws an epoch", "repeats of a row", title="mixture")
     for share in prepared.mixture:
@@ -67,7 +68,10 @@ def plan(experiment: Experiment) -> None:
         f"{asked.most * asked.cpus_per_worker:g} CPU, {asked.most * asked.gpus_per_worker:g} GPU"
         f"{'' if asked.fewest == asked.most else f'; {asked.fewest} workers are enough'}"
     )
-    console.print(f"run: {experiment.storage}/{storage.key(experiment, prepared.corpus.fingerprint)}")
+    for stage in planned.before():
+        done = "done" if run.finished(stage.experiment, stage.folder()) else "to be done first"
+        console.print(f"begins from: {stage.experiment.storage}/{stage.key}, {done}", soft_wrap=True)
+    console.print(f"run: {experiment.storage}/{planned.key}", soft_wrap=True)
 
 
 def catalogue() -> None:

@@ -77,10 +77,10 @@ def print_tracking(console: Console, experiment: Any, outcome: Any) -> None:
 def check(config: Config, overrides: Overrides = None) -> None:
     """Check a configuration and its corpus and list every fault, without starting Ray."""
     from xlt_ray.config import load
-    from xlt_ray.training.checks import prepare
+    from xlt_ray.runs import stages
 
     with progress.shown(Console(highlight=False)) as on_event:
-        prepared = prepare(load(config, overrides or ()), on_progress=counting(on_event, "prepare"))
+        prepared = stages.plan(load(config, overrides or ())).check(counting(on_event, "prepare"))
     rows = sum(share.rows for share in prepared.mixture)
     few = f", {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
     more = "".join(f", {sum(each.values())} of them by {name}" for name, each in prepared.added.items() if each)

@@ -7,6 +7,7 @@ opened at all. What can be read of a bundle without torch is here as well.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -181,6 +182,14 @@ def bundle_digest(folder: str | Path) -> str:
     if not file.is_file():
         raise InputError(f"{folder}: {NO_BUNDLE}")
     return durable.digest(file)[:16]
+
+
+def content_digest(folder: str | Path) -> str:
+    """Return a digest of what a bundle computes, whoever trained it, with what name and where; scores are left out."""
+    content = _content(Path(folder) / BUNDLE_FILE, NO_BUNDLE, "copy the bundle again", "train again")
+    files = {name: sha256 for name, sha256 in content["sha256"].items() if name != "scores.json"}
+    kept = {name: content.get(name) for name in ("labels", "prefix", "max_length", "pooling", "languages")}
+    return hashlib.sha256(json.dumps([files, kept], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def describe(bundle: str | Path, pad_id: int) -> Artefact:

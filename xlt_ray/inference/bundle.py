@@ -1,6 +1,6 @@
 """Save and load a bundle: a folder with the network, its tokenizer, its labels, its experiment and its scores.
 
-Only safetensors and JSON, never a pickle. `bundle.json` lists the SHA-256 of every other file.
+Only safetensors, JSON and an array of numbers, never a pickle. `bundle.json` lists the SHA-256 of every other file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from xlt_ray import durable, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import public
 from xlt_ray.config.read import build
+from xlt_ray.corpora import seen
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.evaluate import Inputs
@@ -50,6 +51,9 @@ class Bundle:
     run: str = ""  # the key of the run that made it, where that is known
     readings: Readings | None = None  # how texts are read, None as they stand
     supervision: Mapping[str, str] = field(default_factory=dict)  # rung of `supervision.LADDER`, of all but sources
+    corpus: str = ""  # fingerprint of what it was trained on
+    lineage: tuple[Mapping[str, str], ...] = ()  # of the bundles it descends from, the first first, see `lineage`
+    seen: np.ndarray | None = None  # digests of the texts that it or one of these was trained on, see `corpora.seen`
 
     def probabilities(
         self,
@@ -134,6 +138,8 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
     durable.write(folder / "head.safetensors", serialised(_plain(net.head.state_dict())))
     if bundle.scores is not None:
         (folder / "scores.json").write_text(bundle.scores.to_json(), encoding="utf-8")
+    if bundle.seen is not None:
+        np.save(folder / seen.FILE, bundle.seen, allow_pickle=False)
     content: dict[str, Any] = {
         "format": artefact.FORMAT,
         "labels": list(bundle.labels),
@@ -142,6 +148,8 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         "pooling": net.pooling,
         "encoder": identity,
         "run": bundle.run,
+        "corpus": bundle.corpus,
+        "lineage": list(map(dict, bundle.lineage)),
         "experiment": public(bundle.experiment.model_dump(mode="json")),
         "languages": list(net.languages),
         "supervision": dict(bundle.supervision),
@@ -234,7 +242,23 @@ def load(folder: str | Path) -> Bundle:
         run=content.get("run", ""),
         readings=readings.read(folder / content["readings"]) if content.get("readings") else None,
         supervision=rungs,
+        corpus=content.get("corpus", ""),
+        lineage=tuple(content.get("lineage", ())),
+        seen=seen.load(folder),
     )
+
+
+def lineage(init: str) -> tuple[Mapping[str, str], ...]:
+    """Return `run`, `corpus` and digest of the bundle `network.init` is, or is the encoder of, after its ancestors'.
+
+    Empty for another encoder.
+    """
+    folder = Path(init).parent if Path(init).name == "encoder" else Path(init)
+    if not (folder / artefact.BUNDLE_FILE).is_file():
+        return ()
+    content = artefact.verify_bundle(folder)
+    own = {"run": content.get("run", ""), "corpus": content.get("corpus", ""), "bundle": artefact.bundle_digest(folder)}
+    return (*content.get("lineage", ()), own)
 
 
 def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:

@@ -23,6 +23,7 @@ from xlt_ray.model.collate import Tokenize
 
 Weights = dict[str, torch.Tensor]
 
+STAGE = "run:"  # begins a `network.init` that names a run to be done first
 CHANGES = "changes.safetensors"  # in a bundle: of the encoder, where the encoder itself is not
 
 
@@ -151,8 +152,12 @@ def whole_again(content: Mapping[str, Any]) -> str:
 def encoder_source(config: NetworkConfig) -> str:
     """Return the name that `encoders.load` loads: `config.init`, or the encoder inside of it where that is a bundle.
 
-    Raises InputError for a bundle that holds changes to an encoder alone.
+    Raises InputError for a bundle that holds changes to an encoder alone, and for a run that is to be done first.
     """
+    if config.init.startswith(STAGE):
+        raise InputError(
+            f"network.init: {config.init!r}: only `xlt train` does another run first; do that one, and give its bundle"
+        )
     if not (Path(config.init) / "bundle.json").is_file():
         return config.init
     if (Path(config.init) / CHANGES).is_file():

@@ -11,8 +11,8 @@ import torch
 
 from xlt_ray import config, techniques
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora import soundness
-from xlt_ray.corpora.corpus import Corpus
+from xlt_ray.corpora import seen, soundness
+from xlt_ray.corpora.corpus import Corpus, refuse
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate as evaluation
@@ -93,6 +93,10 @@ def rows(
     _refuse_unmeasured(wanted, measured)
     test = corpus.for_testing()
     soundness.check(test, (), experiment.targets)
+    if model.seen is not None:
+        faults = list(seen.faults(test, measured, model.seen, "is to be measured"))
+        if faults:
+            refuse(f"corpus {corpus.name}", faults)
     return experiment, {code: test.table("test", code) for code in measured}
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from xlt_ray import durable
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
+from xlt_ray.corpora import seen
 from xlt_ray.corpora.loaders import LOADERS
 from xlt_ray.evaluation import evaluate, metrics
 from xlt_ray.evaluation.features import Features
@@ -31,10 +32,11 @@ from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
 from xlt_ray.model.network import Built, Network
 from xlt_ray.reports import readings, report
-from xlt_ray.runs import lease
+from xlt_ray.runs import lease, stages
 from xlt_ray.runs.lease import Held
 from xlt_ray.runs.records import record_end, record_event, record_start
-from xlt_ray.runs.storage import RunFolder, open_run
+from xlt_ray.runs.stages import Planned
+from xlt_ray.runs.storage import RunFolder
 from xlt_ray.tracking import courier
 from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.outbox import Outbox, pending
@@ -68,13 +70,29 @@ def run(
     beside the run's own.
     """
     on_event({"stage": "check"})
-    loaded = checks.load(experiment)
-    if loaded.corpus and (done := finished(experiment, loaded.corpus.fingerprint)):
+    planned = stages.plan(experiment)
+    if planned.loaded.corpus and (done := finished(experiment, planned.folder())):
         return done
-    setup = checks.prepare(experiment, loaded, counting(on_event, "prepare"))
-    folder, fingerprint = open_run(experiment, setup.corpus.fingerprint), setup.corpus.fingerprint
-    with lease.held(folder, on_event, lambda: finished(experiment, fingerprint)) as held:
-        return held.done or _run(setup, held, parent_key, tags or {})
+    setup = planned.check(counting(on_event, "prepare"))
+    return _begin(planned, setup, on_event, parent_key, tags or {})
+
+
+def _begin(
+    planned: Planned, setup: Setup, on_event: OnEvent, parent_key: str | None, tags: Mapping[str, str]
+) -> Outcome:
+    """Do the stage that a run begins from, where it has one, then the run, once all of it was checked."""
+    experiment, folder = planned.experiment, planned.folder()
+    if planned.stage is not None:
+        on_event({"stage": "check", "note": f"network.init: {planned.stage.key} comes first"})
+        below = f"{folder.key}-{folder.identity()}"
+        stage = finished(planned.stage.experiment, planned.stage.folder()) or _begin(
+            planned.stage, planned.stage.check(), on_event, below, {"xlt.stage_of": folder.key}
+        )
+        experiment = planned.begun(stage.folder)
+        on_event({"stage": "check", "note": f"network.init: {planned.stage.key} is done"})
+        setup = checks.prepare(experiment, planned.loaded, counting(on_event, "prepare"))
+    with lease.held(folder, on_event, lambda: finished(planned.experiment, folder)) as held:
+        return held.done or _run(setup, held, parent_key, tags)
 
 
 def _run(setup: Setup, held: Held[Outcome], parent_key: str | None, tags: Mapping[str, str]) -> Outcome:
@@ -102,9 +120,8 @@ def _run(setup: Setup, held: Held[Outcome], parent_key: str | None, tags: Mappin
     return Outcome(experiment, folder, scores, unsent, repeated=False)
 
 
-def finished(experiment: Experiment, fingerprint: str) -> Outcome | None:
-    """Return the result of an experiment's run on the corpus of that fingerprint, None where it is not finished."""
-    folder = open_run(experiment, fingerprint)
+def finished(experiment: Experiment, folder: RunFolder) -> Outcome | None:
+    """Return the result of an experiment's run in its folder, None where it is not finished."""
     folder.download(RESULT, "scores.json")
     if not (folder.local / RESULT).is_file():
         with contextlib.suppress(OSError):
@@ -171,6 +188,9 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
         run=folder.key,
         readings=setup.readings,
         supervision=setup.supervision,
+        corpus=setup.corpus.fingerprint,
+        lineage=bundle.lineage(experiment.network.init),
+        seen=seen.together(setup.read_texts(), seen.of(experiment.network.init)),
     )
     bundle.save(folder.local / "bundle", made, identity)
     save_predictions(folder.local / "predictions.npz", fitted.predictions)

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from xlt_ray import durable, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
+from xlt_ray.inference import artefact
 
 
 class WholeFiles(LocalFileSystem):
@@ -139,7 +140,14 @@ def open_run(experiment: Experiment, fingerprint: str) -> RunFolder:
 
 
 def key(experiment: Experiment, fingerprint: str) -> str:
-    """Return the name of an experiment's run: it tells apart what rows, and what files of techniques, it has read."""
+    """Return the name of an experiment's run: it tells apart what rows, and what files of techniques, it has read.
+
+    A bundle that it begins from counts by its content, wherever it is.
+    """
+    init = Path(experiment.network.init)
+    if (init / artefact.BUNDLE_FILE).is_file():
+        network = experiment.network.model_copy(update={"init": f"bundle:{artefact.content_digest(init)}"})
+        experiment = experiment.model_copy(update={"network": network})
     return experiment.key(fingerprint + techniques.digest(experiment.techniques))
 
 

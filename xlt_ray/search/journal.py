@@ -105,7 +105,7 @@ class Trials:
         self._report()
 
     def __call__(self, what: str, trial: str, facts: Mapping[str, Any]) -> None:
-        """Receive a trial's `start` (with its parameters), `result` (with what it measured), `complete` or `error`."""
+        """Receive a trial's `start` (with parameters), `result` (measures), `complete`, `recover` (why) or `error`."""
         if what == "start":
             self.running.add(trial)
             self.earlier.discard(point_key(self.judge.search.decode(facts)))
@@ -113,6 +113,10 @@ class Trials:
             self.notes.append(f"a trial diverged and counts as the worst: {facts['diverged']}")
         elif what == "result":
             self._result(facts)
+        elif what == "recover":
+            why = f" ({facts['why']})" if facts["why"] else ""
+            again = f"a trial failed{why} and goes on from its last checkpoint"
+            self.progress.on_event({"stage": "tune", "note": again})
         elif what in ("complete", "error"):
             self.running.discard(trial)
             self.ended.add(trial)

@@ -16,7 +16,7 @@ from xlt_ray.evaluation.comparison import Comparison, compare_seeds
 from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.events import OnEvent
 from xlt_ray.runs import run
-from xlt_ray.runs.storage import RunFolder
+from xlt_ray.runs.storage import RunFolder, open_run
 from xlt_ray.search.findings import Retrained
 from xlt_ray.search.selection import CHOSEN, Judge, Tried
 from xlt_ray.search.space import Point, Search
@@ -98,7 +98,8 @@ def retrain(
             experiment = experiment.model_copy(update=place)
             show = _inner(on_event, index * len(seeds) + number, total, name)
             show({"stage": "check"})
-            outcome = run.finished(experiment, search.fingerprint)  # the corpus was read once, for the search
+            # the corpus was read once, for the search
+            outcome = run.finished(experiment, open_run(experiment, search.fingerprint))
             if outcome is None:
                 begin()
                 tags = {"xlt.selection": rule, "xlt.search_role": name}

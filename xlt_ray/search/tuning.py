@@ -10,6 +10,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -54,7 +55,7 @@ SESSIONS: dict[str, Session] = {}
 
 
 class Follow(tune.Callback):
-    """Report every `start`, `result`, `complete` and `error` of a trial to the listener of its search."""
+    """Report `start`, `result`, `complete`, `recover` and `error` of every trial to the listener of its search."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -78,9 +79,20 @@ class Follow(tune.Callback):
         """Report a trial that failed for good."""
         self._report("error", trial, {})
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Report a trial that failed and is tried again."""
+        self._report("recover", trial, {"why": _why(trial)})
+
     def _report(self, what: str, trial: Any, result: Mapping[str, Any]) -> None:
         if self.key in SESSIONS:
             SESSIONS[self.key].listener(what, trial.trial_id, result)
+
+
+def _why(trial: Any) -> str:
+    """Return the last line of what a trial failed of, "" where it was not written, as on a disk that is full."""
+    with contextlib.suppress(OSError, TypeError):
+        return Path(trial.error_file).read_text(encoding="utf-8").strip().rpartition("\n")[2][:200]
+    return ""
 
 
 class Deadline(tune.Stopper):
@@ -183,7 +195,7 @@ def fine_tune(
     """
     search = judge.search
     os.environ.update(TUNE_SETTINGS)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial that fails is told of by `Follow`, in a line
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     resources, key = search.base.resources, search.key()
     gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}

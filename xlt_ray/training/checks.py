@@ -18,7 +18,7 @@ import torch
 
 from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora import soundness
+from xlt_ray.corpora import seen, soundness
 from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.corpus import Corpus, known_languages, refuse
 from xlt_ray.corpora.loaders import load_corpus
@@ -73,6 +73,8 @@ def prepare(
             soundness.check(corpus, experiment.sources, experiment.targets, dev, kept)
         with collecting(faults):
             check(chosen, experiment, corpus)
+        with collecting(faults):
+            faults += trained_on(corpus, corpus.measured(experiment.sources, experiment.targets), experiment)
     faults += _encoder(experiment, chosen, corpus)
     with collecting(faults):
         check_resources(experiment)
@@ -82,6 +84,12 @@ def prepare(
     if faults or corpus is None:
         refuse(f"experiment {experiment.name}", faults)
     return Setup.of(experiment, corpus, dropped=loaded.dropped, on_progress=on_progress)
+
+
+def trained_on(corpus: Corpus, tested: Sequence[str], experiment: Experiment) -> list[str]:
+    """List the languages whose test rows the bundle that an experiment begins from was trained on, or its ancestors."""
+    known, init = seen.of(experiment.network.init), experiment.network.init
+    return [] if known is None else list(seen.faults(corpus, tested, known, f"network.init names ({init})"))
 
 
 def check_resources(experiment: Experiment) -> None:

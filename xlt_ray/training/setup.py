@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from xlt_ray import supervision, techniques
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.corpora import mixture, overlap
+from xlt_ray.corpora import mixture, overlap, seen
 from xlt_ray.corpora.corpus import Corpus, known_languages
 from xlt_ray.corpora.mixture import Share
 from xlt_ray.evaluation import evaluate, features
@@ -136,6 +136,11 @@ class Setup:
         """The rows that join updates where a loss wants any, by language."""
         parallel = any(one.wants_parallel for one in self.techniques)
         return self.material.bitext if parallel else self.material.texts
+
+    def read_texts(self) -> np.ndarray:
+        """Return the digests, see `seen.digests`, of all texts that the run may have been trained on."""
+        labelled = [table for _, _, table in self.visible.tables()]
+        return seen.digests([*labelled, *self.material.bitext.values()])
 
     @property
     def measured(self) -> tuple[str, ...]:
