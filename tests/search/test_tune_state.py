@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from search_runs import search_settings
 
+from xlt_ray.events import Event
 from xlt_ray.search import prepare, space, tuning
+from xlt_ray.search.journal import Journal, Trials
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import point_key
 
@@ -66,3 +69,29 @@ def test_without_tunes_state_what_the_journal_has_counts_and_what_ran_last_begin
     keys = {point_key(found.decode(searcher.suggest(f"other{number}"))) for number in range(3)}
     assert not keys & {stopped.key, ended.key, running.key}, "what had ended is not proposed again"
     assert tuning.Left.of(found, [tuned([str(number)], number, whole=True) for number in range(5)]) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "note"),
+    [
+        ("Failure # 1 (occurred at ...)\nTraceback\nOSError: No space left\n", " (OSError: No space left)"),
+        (None, ""),
+    ],
+    ids=["why is known", "nothing could be written"],
+)
+def test_a_trial_that_is_tried_again_is_told_of_in_a_line(
+    tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, written: str | None, note: str
+) -> None:
+    search = space.build(search_settings(tiny_encoder, tiny_corpus, tmp_path))
+    events: list[Event] = []
+    trials = Trials(Judge(search, {}), Journal(tmp_path / "journal.jsonl"), events.append)
+    if written is not None:
+        (tmp_path / "error.txt").write_text(written)
+    tuning.SESSIONS["one"] = tuning.Session(trials, deadline=0.0)
+    try:
+        failed = SimpleNamespace(trial_id="1", error_file=str(tmp_path / "error.txt"))
+        tuning.Follow("one").on_trial_recover(0, [], failed)
+    finally:
+        del tuning.SESSIONS["one"]
+    told = [event["note"] for event in events if "note" in event]
+    assert told == [f"a trial failed{note} and goes on from its last checkpoint"]

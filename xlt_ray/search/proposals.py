@@ -161,3 +161,19 @@ def whole_space(search: Search) -> list[dict[str, Any]]:
     except InputError:
         return []
     return points if len(points) <= search.settings.screening.trials else []
+
+
+def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
+    """Choose the mixes to fine-tune first: the probes' choice and the best of other sets, half of all trials.
+
+    Of mixes that differ in weights alone the best is enough.
+    """
+    search = judge.search
+    if search.settings.searcher != "tpe":
+        return []
+    chosen: dict[tuple[str, ...], Point] = {}
+    found = candidates(search, screened)
+    first = judge.choose(found)
+    for one in (*((first,) if first else ()), *judge.ranked(found)):
+        chosen.setdefault(tuple(search.sources(one.point)), mix_of(one.point))
+    return list(chosen.values())[: max(1, search.settings.fine_tuning.trials // 2)]

@@ -23,7 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 from xlt_ray.errors import TrainingError
 from xlt_ray.search import proposals
 from xlt_ray.search.selection import Judge, Tried
-from xlt_ray.search.space import Point, Search, mix_of, point_key
+from xlt_ray.search.space import Search, point_key
 from xlt_ray.search.trial import Trial, TrialData
 from xlt_ray.training import checkpoint, cluster
 
@@ -282,7 +282,7 @@ def _new(judge: Judge, trainable: Any, left: Left, storage: tuple[str, Any]) -> 
     search, settings = judge.search, judge.search.settings
     first = f"objective_{settings.selection.objectives[0]}"
     ended = {one.key for one in left.ended}
-    chosen = [search.encode(point) for point in starts(judge, left.probes)]
+    chosen = [search.encode(point) for point in proposals.starts(judge, left.probes)]
     begin = [search.encode(one.point) for one in left.begun]
     begin += [parameters for parameters in chosen if point_key(search.decode(parameters)) not in ended]
     scheduler: Any = FIFOScheduler()
@@ -339,22 +339,6 @@ def _searcher(judge: Judge, left: Left, begin: list[dict[str, Any]]) -> NonRepea
         for one in (*ranked[::step], *judge.ranked([one for one in left.ended if one.whole])):
             found.add_evaluated_point(search.encode(one.point), judge.value(one) or 0.0)
     return found
-
-
-def starts(judge: Judge, screened: Sequence[Tried]) -> list[Point]:
-    """Choose the mixes to fine-tune first: the probes' choice and the best of other sets, half of all trials.
-
-    Of mixes that differ in weights alone the best is enough.
-    """
-    search = judge.search
-    if search.settings.searcher != "tpe":
-        return []
-    chosen: dict[tuple[str, ...], Point] = {}
-    candidates = proposals.candidates(search, screened)
-    first = judge.choose(candidates)
-    for one in (*((first,) if first else ()), *judge.ranked(candidates)):
-        chosen.setdefault(tuple(search.sources(one.point)), mix_of(one.point))
-    return list(chosen.values())[: max(1, search.settings.fine_tuning.trials // 2)]
 
 
 def _name(trial: Any) -> str:  # kept with a search by its module and name, like `Follow` and `Deadline`
