@@ -166,11 +166,17 @@ def check_file(file: Path, sha256: str, again: str, size: int | None = None) -> 
         raise InputError(f"{file}: {what}; {again}") from None
 
 
-def verify_bundle(folder: Path) -> dict[str, Any]:
-    """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json."""
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """Return the content of bundle.json; no other file is looked at."""
     content = _content(folder / BUNDLE_FILE, NO_BUNDLE, "copy the bundle again", "train again")
     if not isinstance(content.get("sha256"), dict):
         raise InputError(f"{folder / BUNDLE_FILE}: damaged (sha256: no list of files); copy the bundle again")
+    return content
+
+
+def verify_bundle(folder: Path) -> dict[str, Any]:
+    """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json."""
+    content = read_bundle(folder)
     for name, sha256 in content["sha256"].items():
         check_file(folder / name, sha256, "copy the bundle again")
     return content
@@ -186,7 +192,7 @@ def bundle_digest(folder: str | Path) -> str:
 
 def content_digest(folder: str | Path) -> str:
     """Return a digest of what a bundle computes, whoever trained it, with what name and where; scores are left out."""
-    content = _content(Path(folder) / BUNDLE_FILE, NO_BUNDLE, "copy the bundle again", "train again")
+    content = read_bundle(Path(folder))
     files = {name: sha256 for name, sha256 in content["sha256"].items() if name != "scores.json"}
     kept = {name: content.get(name) for name in ("labels", "prefix", "max_length", "pooling", "languages")}
     return hashlib.sha256(json.dumps([files, kept], sort_keys=True).encode()).hexdigest()[:16]

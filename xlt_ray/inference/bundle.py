@@ -256,7 +256,7 @@ def lineage(init: str) -> tuple[Mapping[str, str], ...]:
     folder = Path(init).parent if Path(init).name == "encoder" else Path(init)
     if not (folder / artefact.BUNDLE_FILE).is_file():
         return ()
-    content = artefact.verify_bundle(folder)
+    content = artefact.read_bundle(folder)
     own = {"run": content.get("run", ""), "corpus": content.get("corpus", ""), "bundle": artefact.bundle_digest(folder)}
     return (*content.get("lineage", ()), own)
 

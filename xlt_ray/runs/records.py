@@ -9,6 +9,7 @@ from typing import Any
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.inference import bundle
 from xlt_ray.runs.storage import RunFolder
 from xlt_ray.tracking import environment
 from xlt_ray.tracking.outbox import Outbox
@@ -27,6 +28,8 @@ def record_start(outbox: Outbox, setup: Setup) -> None:
         }
         | setup.rungs
     )
+    if ancestors := bundle.lineage(experiment.network.init):
+        outbox.tags({"xlt.lineage": ", ".join(one["run"] or one["bundle"] for one in ancestors)})
     outbox.tags({f"xlt.environment.{name}": value for name, value in environment.environment().items()})
     profile = {"labels": len(setup.corpus.labels), "train": {s.language: s.rows for s in setup.mixture}}
     where = experiment.corpus.path or experiment.corpus.loader
