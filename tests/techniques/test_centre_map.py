@@ -236,25 +236,6 @@ def test_a_language_without_a_map_is_read_as_unlabelled_text(tiny_settings: Sett
     assert techniques.supervised(build(settings), CODES)["hin_Deva"] == PARALLEL  # the most, where it is not known
 
 
-@pytest.mark.parametrize("method", ["probe", "fine_tune"])
-def test_pairs_may_come_from_parallel_text_beside_the_corpus(
-    tiny_settings: Settings, parallel_corpus: Path, tmp_path: Path, method: str
-) -> None:
-    rows = [f"eng{i % 60} eng{i * 7 % 60} engp{i}\tswh{i % 60} swh{i * 7 % 60} swhp{i}" for i in range(110)]
-    (tmp_path / "beside.tsv").write_text("\n".join(["eng_Latn\tswh_Latn", *rows]) + "\n")
-    settings = copy.deepcopy(tiny_settings) | {"sources": ["eng_Latn"], "techniques": [{"centre": {"map": "ridge"}}]}
-    settings["corpus"] |= {"path": str(parallel_corpus), "id": None, "parallel": str(tmp_path / "beside.tsv")}
-    settings["training"]["method"] = method
-    made = run_of(build(settings)).setup
-    (centre,) = made.techniques
-    texts = centre.texts(made.material)
-    assert texts["swh_Latn"].num_rows == texts["eng_Latn"].num_rows == 110
-    assert made.supervision == {"hin_Deva": UNLABELLED, "swh_Latn": PARALLEL}
-    settings["corpus"]["parallel"] = None
-    with pytest.raises(InputError, match="no target has 100 rows that are translations"):
-        checks.prepare(build(settings))
-
-
 # kept
 
 

@@ -45,7 +45,7 @@ class Centre(Technique):
     paper: ClassVar[str] = "Libovicky et al. 2020, arXiv 2004.05160; Zhao et al. 2021, arXiv 2008.09112"
     needs: ClassVar[str] = (
         "some hundred unlabelled train (else dev) texts of every target, classes about as frequent as in the sources; "
-        "for a map they have the ids of the first source's rows that they translate, 100 or more, or corpus.parallel"
+        "for a map they have the ids of the first source's rows that they translate, 100 or more"
     )
     cost: ClassVar[str] = (
         "one pass of the encoder over those texts; a map is width x width numbers a language in checkpoints and "
@@ -109,12 +109,12 @@ class Centre(Technique):
             raise InputError(
                 f"techniques.centre.rows: {self.rows} are too few for a map; give {FEWEST} or more, or set map to none"
             )
-        if self.map != "none" and not {*self._paired(available.experiment, available.bitext)} & {*available.targets}:
+        if self.map != "none" and not {*self._paired(available.experiment, available.texts)} & {*available.targets}:
             pivot = available.experiment.sources[0]
             raise InputError(
                 f"techniques.centre.map: {self.map}: no target has {FEWEST} rows that are translations of rows of "
-                f"{pivot}; give parallel rows (equal ids, corpus.id), parallel text (corpus.parallel), put a "
-                "source that has some first in sources, or set map to none"
+                f"{pivot}; give parallel rows (equal ids, corpus.id), put a source that has some first in sources, or "
+                "set map to none"
             )
 
     def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
@@ -132,7 +132,7 @@ class Centre(Technique):
         """
         read = [material.to_estimate(code, table) for code, table in material.texts.items()]
         found = {key: self._sample(language_of(key), table) for one in read for key, table in one.items()}
-        return found | self._paired(material.experiment, material.bitext)
+        return found | self._paired(material.experiment, material.texts)
 
     def _paired(self, experiment: Experiment, texts: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
         """Return of every language with enough pairs its rows of pairs, and those of the pivot; {} without maps."""
@@ -149,7 +149,7 @@ class Centre(Technique):
     def _mapped(self, network: Network, material: Material) -> dict[str, pa.Table]:
         """Return the rows of pairs of all languages that get a map: not of the pivot, and of none that is fixed."""
         left = (material.experiment.sources[0], *_fixed(material))
-        paired = self._paired(material.experiment, material.bitext)
+        paired = self._paired(material.experiment, material.texts)
         return {code: one for code, one in paired.items() if code not in left and code in network.languages}
 
     def _sample(self, code: str, table: pa.Table) -> pa.Table:
