@@ -163,20 +163,23 @@ def test_a_test_row_that_an_ancestor_was_trained_on_is_refused(files: tuple[Path
     (corpus / "eng_Latn" / "train.tsv").write_text("\n".join(kept) + "\n")
     (corpus / "swh_Latn" / "test.tsv").write_text("\n".join([*lines, f"strange\t {text}  \tsport"]) + "\n")
     elsewhere = content | {"corpus": content["corpus"] | {"path": str(corpus)}}
-    with pytest.raises(InputError, match=r"swh_Latn.*test\.tsv.*was trained on this text; measure on other rows"):
+    with pytest.raises(InputError, match=r"swh_Latn.*test\.tsv.*is trained on this text; measure on other rows"):
+        run.run(build(elsewhere))
+    assert not list((tmp_path / "runs").glob("*/bundle")), "it is known before the stage is done"
+    grandchild = run.run(build(content))
+    with pytest.raises(InputError, match=r"swh_Latn.*test\.tsv.*is trained on this text"):
         run.run(build(elsewhere))
     made = tmp_path / "runs" / next(one.name for one in (tmp_path / "runs").glob("first-*")) / "bundle"
     third = copy.deepcopy(elsewhere)
     for init in (made, made / "encoder"):
         third["network"]["init"] = str(init)
-        with pytest.raises(InputError, match="was trained on this text"):
+        with pytest.raises(InputError, match="is trained on this text"):
             run.run(build(third))
     # and by a grandchild, whose own corpus does not hold the row
-    grandchild = run.run(build(content))
     third["network"]["init"] = str(grandchild.folder.local / "bundle")
-    with pytest.raises(InputError, match="was trained on this text"):
+    with pytest.raises(InputError, match="is trained on this text"):
         run.run(build(third))
-    with pytest.raises(InputError, match="was trained on this text"):
+    with pytest.raises(InputError, match="is trained on this text"):
         measure.measure(bundle.load(grandchild.folder.local / "bundle"), build(elsewhere), lambda event: None)
     # the remedy: the ancestor is trained again, on a corpus that holds this test
     remedied = elsewhere["corpus"] | {"overlap": "drop_train"}

@@ -41,7 +41,7 @@ ENCODERS = {
 def plan(experiment: Experiment) -> None:
     """Print an experiment, its mixture and what it needs of a cluster; raise InputError if it is unsound."""
     from xlt_ray import config
-    from xlt_ray.runs import run, stages
+    from xlt_ray.runs import stages
 
     console = Console(highlight=False)
     with progress.shown(console) as on_event:
@@ -69,7 +69,7 @@ def plan(experiment: Experiment) -> None:
         f"{'' if asked.fewest == asked.most else f'; {asked.fewest} workers are enough'}"
     )
     for stage in planned.before():
-        done = "done" if run.finished(stage.experiment, stage.folder()) else "to be done first"
+        done = "done" if stage.done else "to be done first, and what it reads is not counted above"
         console.print(f"begins from: {stage.experiment.storage}/{stage.key}, {done}", soft_wrap=True)
     console.print(f"run: {experiment.storage}/{planned.key}", soft_wrap=True)
 

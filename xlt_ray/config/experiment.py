@@ -111,7 +111,9 @@ class MixtureConfig(Section):
 class NetworkConfig(Section):
     """The encoder, its input, and the head on it."""
 
-    init: str = Field("bundled:e5-small", description="bundled:e5-small, a hub id, or a local directory or bundle")
+    init: str = Field(
+        "bundled:e5-small", description="bundled:e5-small, a hub id, a local directory or bundle, or run:FILE"
+    )
     revision: str | None = None
     head: Literal["fresh", "bundle"] = Field("fresh", description="bundle: continue with that of the bundle `init`")
     pooling: Literal["mean", "first"] = Field("mean", description="mean over tokens, or the first token")

@@ -68,7 +68,7 @@ def as_seen(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.utf8_trim_whitespace(spaced)
 
 
-def texts_as_seen(table: pa.Table) -> pa.ChunkedArray:
+def _texts(table: pa.Table) -> pa.ChunkedArray:
     parts = [as_seen(table[name]) for name in ("text", "text_pair") if name in table.column_names]
     return pc.binary_join_element_wise(*parts, pa.scalar("\x1f", pa.large_string())) if len(parts) > 1 else parts[0]
 
@@ -77,7 +77,7 @@ def _ids(table: pa.Table) -> pa.ChunkedArray:
     return table["id"].cast(pa.large_string())
 
 
-_KEYS = {"id": _ids, "text": texts_as_seen}
+_KEYS = {"id": _ids, "text": _texts}
 
 
 def _tests(corpus: Corpus, tested: Iterable[str]) -> list[pa.Table]:
@@ -132,7 +132,7 @@ def repeats(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
             having = {code: groups[kind] for code, groups in found.items() if kind in groups}
             if having:
                 code, (_, first, second) = next(iter(having.items()))
-                text = texts_as_seen(corpus.table(split, code).slice(first, 1))[0].as_py()
+                text = _texts(corpus.table(split, code).slice(first, 1))[0].as_py()
                 total, among = sum(rows for rows, _, _ in having.values()), f" of {len(having)} languages"
                 yield (
                     f"{split}: {total} rows{among if len(having) > 1 else ''} have a text that stands there {kind}, "
@@ -149,7 +149,7 @@ def _labelled(corpus: Corpus, split: str, language: str, row: int) -> str:
 def _repeated(table: pa.Table) -> dict[str, tuple[int, int, int]]:
     """Count the rows of each of KINDS that occurs, and find two of one text: kind -> (rows, first, second)."""
     # numbers of 64 bits stand for texts, since a table of a large language's texts would be another copy of them
-    parts = [np.fromiter(map(hash, texts_as_seen(one).to_pylist()), np.int64, one.num_rows) for one in pieces(table)]
+    parts = [np.fromiter(map(hash, _texts(one).to_pylist()), np.int64, one.num_rows) for one in pieces(table)]
     keys, labels = np.concatenate([np.empty(0, np.int64), *parts]), table["label"].to_numpy()
     order = np.lexsort((labels, keys))
     starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]][: len(keys)])

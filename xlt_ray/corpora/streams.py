@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.mixture import Draws, shares
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"  # streams that every technique may have a loss on
@@ -86,12 +87,9 @@ def pairs(rows: pa.Table, others: pa.Table) -> np.ndarray:
     mine = np.flatnonzero(places >= 0)
     found = np.stack([mine, places[mine]], axis=1)
     for side, table in enumerate((rows, others)):
-        columns = [table[name].cast(pa.large_string()) for name in ("text", "text_pair") if name in table.column_names]
-        texts = (
-            pc.binary_join_element_wise(*columns, pa.scalar("\0", pa.large_string()))
-            .combine_chunks()
-            .take(pa.array(found[:, side]))
-        )
+        taken = take(table, found[:, side])
+        columns = [taken[name].cast(pa.large_string()) for name in ("text", "text_pair") if name in table.column_names]
+        texts = pc.binary_join_element_wise(*columns, pa.scalar("\0", pa.large_string())).combine_chunks()
         found = found[np.sort(np.unique(texts.dictionary_encode().indices.to_numpy(), return_index=True)[1])]
     return found
 

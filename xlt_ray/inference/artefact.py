@@ -191,10 +191,11 @@ def bundle_digest(folder: str | Path) -> str:
 
 
 def content_digest(folder: str | Path) -> str:
-    """Return a digest of what a bundle computes, whoever trained it, with what name and where; scores are left out."""
+    """Return a digest of what a run takes from a bundle that it begins from: encoder, head and what it read of targets."""
     content = read_bundle(Path(folder))
-    files = {name: sha256 for name, sha256 in content["sha256"].items() if name != "scores.json"}
-    kept = {name: content.get(name) for name in ("labels", "prefix", "max_length", "pooling", "languages")}
+    begins = ("encoder/", "head.", "changes.")
+    files = {name: sha256 for name, sha256 in content["sha256"].items() if name.startswith(begins)}
+    kept = {name: content.get(name) for name in ("labels", "prefix", "pooling", "supervision")}
     return hashlib.sha256(json.dumps([files, kept], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -32,7 +32,7 @@ from xlt_ray.languages.identify import Identifier
 from xlt_ray.model import encoders
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.encoders import Encoder
-from xlt_ray.model.network import CHANGES, Network, whole_again
+from xlt_ray.model.network import CHANGES, Network, encoder_source, whole_again
 from xlt_ray.techniques.technique import Technique
 from xlt_ray.translation import readings
 from xlt_ray.translation.readings import Readings
@@ -263,8 +263,9 @@ def lineage(init: str) -> tuple[Mapping[str, str], ...]:
 
 def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
     """Load the encoder that a bundle of changes belongs to; InputError where it is another one now."""
-    init, revision = content["experiment"]["network"]["init"], content["experiment"]["network"]["revision"]
-    found = encoders.load(init, revision)
+    config = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment").network
+    init = encoder_source(config)
+    found = encoders.load(init, config.revision)
     if found.identity != content["encoder"]:
         raise InputError(
             f"{folder}: holds changes to the encoder {content['encoder']}, but {init} is now {found.identity}; bring "

@@ -88,4 +88,6 @@ def _measured(
     model = bundle.load(fetch.fetch(version.model, version.uri, Form(device="cuda"), cache).folder)
     experiment, tables = measure.rows(model, experiment, sources=experiment.sources)
     chosen = {code: table for code, table in tables.items() if codes is None or code in codes}
+    for fault in measure.trained_on(model, chosen):
+        on_event({"stage": "check", "note": f"{version.model} has an advantage: {fault.partition(';')[0]}"})
     return measure.predict(model, experiment, chosen, on_event)

@@ -58,6 +58,8 @@ def measure(
     on_event({"stage": "check"})
     experiment, tables = rows(model, experiment, wanted)
     tables = {code: table for code, table in tables.items() if not alone or code in wanted}
+    if faults := trained_on(model, tables):
+        refuse(f"corpus {experiment.corpus.path or experiment.corpus.loader}", faults)
     predictions = predict(model, experiment, tables, on_event)
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
     roles = Roles(model.experiment.sources, _few_shot(model, tables), seen, model.supervision)
@@ -93,11 +95,13 @@ def rows(
     _refuse_unmeasured(wanted, measured)
     test = corpus.for_testing()
     soundness.check(test, (), experiment.targets)
-    if model.seen is not None:
-        faults = list(seen.faults(test, measured, model.seen, "is to be measured"))
-        if faults:
-            refuse(f"corpus {corpus.name}", faults)
     return experiment, {code: test.table("test", code) for code in measured}
+
+
+def trained_on(model: Bundle, tables: Mapping[str, pa.Table]) -> list[str]:
+    """List the languages among whose rows a bundle was trained on some."""
+    test = Corpus("test", model.labels, {"test": dict(tables)})
+    return [] if model.seen is None else list(seen.faults(test, tables, model.seen, "is to be measured"))
 
 
 def _refuse_unmeasured(wanted: Sequence[str], measured: Collection[str]) -> None:

@@ -6,7 +6,6 @@ Whatever is killed, the same command resumes the run: checkpoints, features and 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import time
@@ -36,14 +35,12 @@ from xlt_ray.runs import lease, stages
 from xlt_ray.runs.lease import Held
 from xlt_ray.runs.records import record_end, record_event, record_start
 from xlt_ray.runs.stages import Planned
-from xlt_ray.runs.storage import RunFolder
+from xlt_ray.runs.storage import RESULT, RunFolder
 from xlt_ray.tracking import courier
 from xlt_ray.tracking import environment as tracking_environment
 from xlt_ray.tracking.outbox import Outbox, pending
-from xlt_ray.training import checks, cluster, distributed, embedding, frozen, probe
+from xlt_ray.training import cluster, distributed, embedding, frozen, probe
 from xlt_ray.training.setup import Setup
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -80,19 +77,18 @@ def run(
 def _begin(
     planned: Planned, setup: Setup, on_event: OnEvent, parent_key: str | None, tags: Mapping[str, str]
 ) -> Outcome:
-    """Do the stage that a run begins from, where it has one, then the run, once all of it was checked."""
-    experiment, folder = planned.experiment, planned.folder()
-    if planned.stage is not None:
-        on_event({"stage": "check", "note": f"network.init: {planned.stage.key} comes first"})
-        below = f"{folder.key}-{folder.identity()}"
-        stage = finished(planned.stage.experiment, planned.stage.folder()) or _begin(
-            planned.stage, planned.stage.check(), on_event, below, {"xlt.stage_of": folder.key}
-        )
-        experiment = planned.begun(stage.folder)
-        on_event({"stage": "check", "note": f"network.init: {planned.stage.key} is done"})
-        setup = checks.prepare(experiment, planned.loaded, counting(on_event, "prepare"))
+    """Do the stage that a run begins from, where it is not done, then the run, once all of it was checked."""
+    folder, stage = planned.folder(), planned.stage
     with lease.held(folder, on_event, lambda: finished(planned.experiment, folder)) as held:
-        return held.done or _run(setup, held, parent_key, tags)
+        if held.done:
+            return held.done
+        if stage is not None and not stage.done:
+            on_event({"stage": "check", "note": f"network.init: {stage.key} comes first"})
+            below, asked = f"{folder.key}-{folder.identity()}", {"xlt.stage_of": folder.key}
+            _begin(stage, stage.check(), held.on_event, below, asked)
+            on_event({"stage": "check", "note": f"network.init: {stage.key} is done"})
+            setup = planned.check(counting(on_event, "prepare"))  # of what it has made too
+        return _run(setup, held, parent_key, tags)
 
 
 def _run(setup: Setup, held: Held[Outcome], parent_key: str | None, tags: Mapping[str, str]) -> Outcome:
@@ -122,11 +118,9 @@ def _run(setup: Setup, held: Held[Outcome], parent_key: str | None, tags: Mappin
 
 def finished(experiment: Experiment, folder: RunFolder) -> Outcome | None:
     """Return the result of an experiment's run in its folder, None where it is not finished."""
-    folder.download(RESULT, "scores.json")
-    if not (folder.local / RESULT).is_file():
-        with contextlib.suppress(OSError):
-            folder.local.rmdir()  # an empty one, made by asking: the run may be refused yet
+    if not folder.finished():
         return None
+    folder.download("scores.json")
     return Outcome(experiment, folder, load_scores(folder.local), pending(folder.local), repeated=True)
 
 

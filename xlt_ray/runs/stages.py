@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+
 from xlt_ray.config import load
 from xlt_ray.config.experiment import Experiment
+from xlt_ray.corpora import seen
 from xlt_ray.corpora.corpus import refuse
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.model.network import STAGE
 from xlt_ray.runs import storage
-from xlt_ray.runs.storage import RunFolder
+from xlt_ray.runs.storage import RunFolder, begun_from
 from xlt_ray.training import checks
 from xlt_ray.training.checks import Loaded
 from xlt_ray.training.setup import Setup
@@ -43,7 +46,7 @@ class Planned:
     @property
     def named(self) -> Experiment:
         """The experiment as its key has it: with the key of its stage, so that the run tells what came before it."""
-        return self.experiment if self.stage is None else _from(self.experiment, STAGE + self.stage.key)
+        return self.experiment if self.stage is None else begun_from(self.experiment, STAGE + self.stage.key)
 
     @property
     def key(self) -> str:
@@ -54,19 +57,51 @@ class Planned:
         """Open the folder of the run."""
         return storage.open_folder(self.experiment, self.key)
 
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended well."""
+        return self.folder().finished()
+
     def check(self, on_progress: OnProgress = lambda done, total: None) -> Setup:
-        """Check this run and all before it; raise as `checks.prepare` what can be known before a stage is done."""
+        """Check this run and all before it that is not done; raise InputError with the faults found.
+
+        Where the stage is done, that is by what it has made, else by what can be known before. The setup of a run whose
+        stage is not done is no more than a plan.
+        """
         if self.stage is None:
             return checks.prepare(self.experiment, self.loaded, on_progress)
-        if "://" in self.experiment.storage and os.environ.get("RAY_ADDRESS"):
+        if storage.is_url(self.experiment.storage) and (os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
             raise InputError(
                 f"network.init: {self.experiment.network.init!r} is done in {self.experiment.storage}, which workers "
                 "cannot begin from; give a storage that all machines have as a folder, or the path of a bundle"
             )
-        self.stage.check()
-        first = next(iter(self.before())).experiment.network.init
-        fresh = self.experiment.network.model_copy(update={"init": first, "head": "fresh"})
-        return checks.prepare(self.experiment.model_copy(update={"network": fresh}), self.loaded, on_progress)
+        if self.stage.done:
+            return checks.prepare(self._begun(), self.loaded, on_progress)
+        before = self.stage.check()
+        first = next(self.before()).experiment.network
+        own = {"init": first.init, "revision": first.revision, "head": "fresh"}
+        faults = self._unfit(before)
+        network = self.experiment.network.model_copy(update=own)
+        return checks.prepare(self.experiment, self.loaded, on_progress, checks.Beginning(network, faults))
+
+    def _unfit(self, before: Setup) -> list[str]:
+        """List why this run will not be able to begin from its stage."""
+        init, faults = self.experiment.network.init, []
+        if changed := [one.name for one in before.techniques if one.replaces_encoder and not one.merged_when_saved]:
+            faults.append(
+                f"network.init: {init!r} will make a bundle that holds changes to an encoder alone; put techniques."
+                f"{changed[0]}.merge=true behind it"
+            )
+        if self.loaded.corpus is None:
+            return faults
+        own, labels = self.loaded.corpus, before.corpus.labels
+        if self.experiment.network.head == "bundle" and own.labels != labels:
+            faults.append(
+                f"network.head: bundle, but {init!r} has the labels {', '.join(labels[:5])} ..., and the corpus "
+                f"{', '.join(own.labels[:5])} ...; take a stage of the same labels, or network.head=fresh"
+            )
+        measured = own.measured(self.experiment.sources, self.experiment.targets)
+        return faults + list(seen.faults(own, measured, before.read_texts(), f"network.init names ({init})"))
 
     def before(self) -> Iterator[Planned]:
         """Yield the runs before this one, in the order in which they are done."""
@@ -74,10 +109,17 @@ class Planned:
             yield from self.stage.before()
             yield self.stage
 
-    def begun(self, folder: RunFolder) -> Experiment:
-        """Return the experiment as it begins from the bundle of its stage, whose run has ended in `folder`."""
+    def _begun(self) -> Experiment:
+        """Return the experiment as it begins from the bundle that its stage has made."""
+        assert self.stage is not None
+        folder = self.stage.folder()
         folder.download("bundle")
-        return _from(self.experiment, str(folder.local / "bundle"))
+        if not seen.is_bundle(folder.local / "bundle"):
+            raise InputError(
+                f"network.init: {folder.shown} has no whole bundle; delete {folder.local / 'bundle'}, or that run's "
+                "folder where it is not a copy, and run the same command again"
+            )
+        return begun_from(self.experiment, str(folder.local / "bundle"))
 
 
 def plan(experiment: Experiment, above: tuple[str, ...] = ()) -> Planned:
@@ -88,22 +130,19 @@ def plan(experiment: Experiment, above: tuple[str, ...] = ()) -> Planned:
     loaded, init = checks.load(experiment), experiment.network.init
     if not init.startswith(STAGE):
         return Planned(experiment, loaded)
-    file, *changes = shlex.split(init.removeprefix(STAGE)) or [""]
-    place = str(Path(file).absolute())
+    try:
+        file, *changes = shlex.split(init.removeprefix(STAGE)) or [""]
+        read = load(file, changes)
+    except (InputError, ValueError) as error:
+        raise InputError(f"network.init: {init!r}: {error}") from None
+    place = " ".join((str(Path(file).absolute()), *changes))
     if place in above:
         raise InputError(f"network.init: {init!r}: that run would come before itself; name another in {file}")
-    try:
-        read = load(file, changes)
-    except InputError as error:
-        raise InputError(f"network.init: {init!r}: {error}") from None
-    tracking = experiment.tracking.model_copy(update={"register_as": read.tracking.register_as})
+    own = {name: getattr(read.tracking, name) for name in ("register_as", "alias")}
+    tracking = experiment.tracking.model_copy(update=own)
     corpus = read.corpus.model_copy(update={"cache_dir": experiment.corpus.cache_dir})
     there = {"storage": experiment.storage, "tracking": tracking, "corpus": corpus}
     stage = plan(read.model_copy(update=there), (*above, place))
     if stage.loaded.corpus is None:
         refuse(f"network.init: {init!r}", stage.loaded.faults)
     return Planned(experiment, loaded, stage)
-
-
-def _from(experiment: Experiment, init: str) -> Experiment:
-    return experiment.model_copy(update={"network": experiment.network.model_copy(update={"init": init})})

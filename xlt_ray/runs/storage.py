@@ -21,6 +21,8 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import InputError
 from xlt_ray.inference import artefact
 
+RESULT = "result.json"  # of a run, written last
+
 
 class WholeFiles(LocalFileSystem):
     """The local disk, on which a written file appears when it is whole; a kill leaves the one before, or none."""
@@ -124,6 +126,15 @@ class RunFolder:
         if self.remote is not None and self.remote.exists(name):
             self.remote.rm(name, recursive=True)
 
+    def finished(self) -> bool:
+        """Return whether the run has ended well; a folder that was made by asking is removed."""
+        self.download(RESULT)
+        if (self.local / RESULT).is_file():
+            return True
+        with contextlib.suppress(OSError):
+            self.local.rmdir()  # an empty one: the run may be refused yet
+        return False
+
     def identity(self) -> str:
         """Return an id, made at the first call; a run of the same key has another after its folder was deleted."""
         self.download("identity.txt")
@@ -140,21 +151,33 @@ def open_run(experiment: Experiment, fingerprint: str) -> RunFolder:
 
 
 def key(experiment: Experiment, fingerprint: str) -> str:
-    """Return the name of an experiment's run: it tells apart what rows, and what files of techniques, it has read.
+    """Return the name of an experiment's run: it tells apart what rows, and what files of techniques, it has read."""
+    return by_content(experiment).key(fingerprint + techniques.digest(experiment.techniques))
 
-    A bundle that it begins from counts by its content, wherever it is.
-    """
-    init = Path(experiment.network.init)
-    if (init / artefact.BUNDLE_FILE).is_file():
-        network = experiment.network.model_copy(update={"init": f"bundle:{artefact.content_digest(init)}"})
-        experiment = experiment.model_copy(update={"network": network})
-    return experiment.key(fingerprint + techniques.digest(experiment.techniques))
+
+def by_content(experiment: Experiment) -> Experiment:
+    """Return an experiment that names a bundle which it begins from, or is the encoder of, by what is in there."""
+    init = Path(experiment.network.init).expanduser()
+    folder, part = (init.parent, "/encoder") if init.name == "encoder" else (init, "")
+    if not (folder / artefact.BUNDLE_FILE).is_file():
+        return experiment
+    return begun_from(experiment, f"bundle:{artefact.content_digest(folder)}{part}")
+
+
+def begun_from(experiment: Experiment, init: str) -> Experiment:
+    """Return an experiment with another `network.init`."""
+    return experiment.model_copy(update={"network": experiment.network.model_copy(update={"init": init})})
+
+
+def is_url(storage: str) -> bool:
+    """Return whether a storage is no folder of this machine's."""
+    return "://" in storage and not storage.startswith("file://")
 
 
 def open_folder(experiment: Experiment, key: str) -> RunFolder:
     """Open, or make, the folder named `key` in an experiment's storage; raise InputError where that cannot be."""
     try:
-        if "://" in experiment.storage and not experiment.storage.startswith("file://"):
+        if is_url(experiment.storage):
             files, path = fsspec.core.url_to_fs(f"{experiment.storage.rstrip('/')}/{key}")
             # the key leaves storage out, and runs in two places are two runs
             where = hashlib.sha256(experiment.storage.rstrip("/").encode()).hexdigest()[:8]

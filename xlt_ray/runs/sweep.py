@@ -34,7 +34,7 @@ from xlt_ray.reports import plots
 from xlt_ray.reports.page import percent, terminal_table
 from xlt_ray.runs import lease, run
 from xlt_ray.runs.lease import Held
-from xlt_ray.runs.storage import RunFolder, open_folder
+from xlt_ray.runs.storage import RunFolder, by_content, open_folder
 from xlt_ray.supervision import highest, shown
 from xlt_ray.training import cluster, embedding, frozen
 from xlt_ray.training.checks import prepare
@@ -142,7 +142,7 @@ def _sweep(prepared: Setup, wanted: Sequence[Setting], held: Held[Sweep], log: C
     file, corpus = folder.local / RESULTS, _corpus(prepared)
     earlier = [Result(**record) for _, record in records(file) if record]
     known = {(one.key, one.corpus): one for one in earlier}
-    keys = {setting: (at(prepared.experiment, *setting).key(), corpus) for setting in wanted}
+    keys = {setting: (by_content(at(prepared.experiment, *setting)).key(), corpus) for setting in wanted}
     results = {setting: known[key] for setting, key in keys.items() if key in known}
     missing = [setting for setting in wanted if setting not in results]
     probing = experiment.training.method == "probe"
@@ -164,7 +164,7 @@ def _sweep(prepared: Setup, wanted: Sequence[Setting], held: Held[Sweep], log: C
 
 def _folder(experiment: Experiment, out: Path | None) -> RunFolder:
     if out is None:  # the name leaves shots and draws out: a larger sweep resumes a smaller one
-        return open_folder(experiment, f"{at(experiment, 1, 0).key()}-few-shot")
+        return open_folder(experiment, f"{by_content(at(experiment, 1, 0)).key()}-few-shot")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -187,7 +187,7 @@ def _result(setup: Setup, setting: Setting, accuracy: Mapping[str, float], place
     """Return the result of a setting; `places` are role and pre-training of each language."""
     return Result(
         *setting,
-        key=setup.experiment.key(),
+        key=by_content(setup.experiment).key(),
         corpus=_corpus(setup),
         accuracy=accuracy,
         role={code: str(one.role) for code, one in places.items()},

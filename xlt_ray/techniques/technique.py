@@ -118,7 +118,7 @@ class Technique(Section):
     cost: ClassVar[str]  # time and memory, as measured
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
     wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update, of `Material.texts`
-    wants_parallel: ClassVar[bool] = False  # and of parallel text: rows of `Material.bitext`
+    wants_parallel: ClassVar[bool] = False  # and of parallel text, of `Material.bitext`; by itself, for a term's stream
     holds_encoder: ClassVar[bool] = False  # which learns from loss terms alone, and the head from the task
     replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be available
     adds_languages: ClassVar[bool] = False  # to a finished bundle, from unlabelled text

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from xlt_ray import techniques
-from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.experiment import Experiment, NetworkConfig
 from xlt_ray.corpora import seen, soundness
 from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.corpus import Corpus, known_languages, refuse
@@ -50,8 +51,19 @@ def load(experiment: Experiment) -> Loaded:
     return Loaded(None, {}, faults)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What stands for `network` where its bundle is yet to be made, and why that one will not do."""
+
+    network: NetworkConfig
+    faults: list[str]
+
+
 def prepare(
-    experiment: Experiment, loaded: Loaded | None = None, on_progress: OnProgress = lambda done, total: None
+    experiment: Experiment,
+    loaded: Loaded | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+    begins: Beginning | None = None,
 ) -> Setup:
     """Load and check everything that can be known without Ray; raise one InputError that lists all faults found.
 
@@ -64,7 +76,7 @@ def prepare(
     with collecting(faults):
         chosen = techniques.build(experiment)
     loaded = loaded or load(experiment)
-    corpus, faults = loaded.corpus, faults + loaded.faults
+    corpus, faults = loaded.corpus, faults + loaded.faults + (begins.faults if begins else [])
     if corpus is not None:
         for note in corpus.notes:
             warnings.warn(note, stacklevel=2)
@@ -75,7 +87,8 @@ def prepare(
             check(chosen, experiment, corpus)
         with collecting(faults):
             faults += trained_on(corpus, corpus.measured(experiment.sources, experiment.targets), experiment)
-    faults += _encoder(experiment, chosen, corpus)
+    begun = experiment.model_copy(update={"network": begins.network}) if begins else experiment
+    faults += _encoder(absolute(begun), chosen, corpus)
     with collecting(faults):
         check_resources(experiment)
     faults += preflight.faults(experiment.tracking)
@@ -83,13 +96,31 @@ def prepare(
         raise InputError(faults[0])  # needs no list
     if faults or corpus is None:
         refuse(f"experiment {experiment.name}", faults)
-    return Setup.of(experiment, corpus, dropped=loaded.dropped, on_progress=on_progress)
+    made = Setup.of(experiment, corpus, dropped=loaded.dropped, on_progress=on_progress)
+    if made.joining and (leaks := _joined_and_tested(made)):
+        refuse(f"experiment {experiment.name}", leaks)
+    return made
 
 
 def trained_on(corpus: Corpus, tested: Sequence[str], experiment: Experiment) -> list[str]:
     """List the languages whose test rows the bundle that an experiment begins from was trained on, or its ancestors."""
-    known, init = seen.of(experiment.network.init), experiment.network.init
-    return [] if known is None else list(seen.faults(corpus, tested, known, f"network.init names ({init})"))
+    init = experiment.network.init
+    if (known := seen.of(init)) is not None:
+        return list(seen.faults(corpus, tested, known, f"network.init names ({init})"))
+    if seen.is_bundle(Path(init)):
+        warnings.warn(
+            f"network.init: {init} was made before bundles kept what they were trained on, so test rows among that are "
+            "not found; train it again to have them looked for",
+            stacklevel=3,
+        )
+    return []
+
+
+def _joined_and_tested(setup: Setup) -> list[str]:
+    """List the languages in whose test stand rows without labels that join updates; `soundness` looks at others."""
+    known, corpus = seen.digests(setup.joining.values()), setup.corpus
+    remedy = "set corpus.overlap: drop_train, or remove the rows from either"
+    return list(seen.faults(corpus, setup.measured, known, "techniques train without labels", remedy))
 
 
 def check_resources(experiment: Experiment) -> None:

@@ -138,9 +138,15 @@ class Setup:
         return self.material.bitext if parallel else self.material.texts
 
     def read_texts(self) -> np.ndarray:
-        """Return the digests, see `seen.digests`, of all texts that the run may have been trained on."""
+        """Return the digests, see `seen.digests`, of all texts that the run is trained on, labelled or not."""
         labelled = [table for _, _, table in self.visible.tables()]
-        return seen.digests([*labelled, *self.material.bitext.values()])
+        return seen.digests([*labelled, *self.joining.values()])
+
+    @property
+    def joining(self) -> Mapping[str, pa.Table]:
+        """The rows without labels that join updates, by language; {} where none do."""
+        join = any(one.wants_unlabelled or one.wants_parallel for one in self.techniques)
+        return self.unlabelled if join or self.experiment.training.unlabelled_rows else {}
 
     @property
     def measured(self) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from xlt_ray.model.network import Network
 
 PLACE = "techniques.contrast"
+SAMPLE = 1000  # translations by whose mean the origin is estimated where they are not frozen
 HELD = 50  # pairs a language that are not learned from, by which retrieval is measured
 LOW = 0.05  # least score of a translation where rows are judged
 
@@ -55,10 +56,11 @@ class Contrast(Technique):
     )
     cost: ClassVar[str] = (
         "2 x group x groups rows an update besides the labelled ones; 1 s a language to judge its rows, on every "
-        "worker; with anchor: frozen the pivot is encoded once, and every worker holds its features"
+        "worker; with anchor: frozen all translations are encoded once, and every worker holds their features"
     )
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
     reads: ClassVar[Reads] = "parallel"
+    wants_parallel: ClassVar[bool] = True
     holds_encoder: ClassVar[bool] = True
 
     temperature: float = Field(0.05, gt=0, description="cosines are divided by it; a small one looks at the nearest")
@@ -105,15 +107,20 @@ class Contrast(Technique):
         held = {code: own[_held(len(own))] for code, own in found.items()}
         measured = {code: (take(texts[code], own[:, 0]), take(texts[pivot], own[:, 1])) for code, own in held.items()}
         learned = {code: np.delete(own, _held(len(own)), axis=0) for code, own in found.items()}
+        used = np.unique(np.concatenate([own[:, 1] for own in learned.values()]))
+        learned = {code: np.stack([own[:, 0], np.searchsorted(used, own[:, 1])], 1) for code, own in learned.items()}
+        translated = take(texts[pivot], used)
         # in one order on all workers, which compute the same pieces together
-        features = embed({pivot: texts[pivot], **_tables(measured)})
+        anchors = translated if self.anchor == "frozen" else translated.slice(0, SAMPLE)
+        features = embed({pivot: anchors, **_tables(measured)})
         origin = features[pivot].mean(0)
         if not float(np.square(features[pivot] - origin).sum()) > 0:
             raise InputError(
-                f"{PLACE}: the encoder has the same features of all {texts[pivot].num_rows} texts of {pivot}, so there "
-                "is nothing to learn; give another encoder, or other texts"
+                f"{PLACE}: the encoder has the same features of all {anchors.num_rows} texts of {pivot}, so there is "
+                "nothing to learn; give another encoder, or other texts"
             )
-        term = Alignment(self, Stream(texts, pivot, learned, self.group, self.groups), features[pivot], measured)
+        stream = Stream({**texts, pivot: translated}, pivot, learned, self.group, self.groups)
+        term = Alignment(self, stream, features[pivot], measured)
         term.before = _retrieval(features, measured)
         return term
 
@@ -152,14 +159,14 @@ def _retrieval(features: Mapping[str, np.ndarray], measured: Measured) -> dict[s
 class Alignment(Term):
     """Softmax over the translations of a group, both ways.
 
-    `anchors`, (rows of the pivot, width), are no part of a checkpoint, as they are computed anew.
+    `anchors`, (rows of the stream's pivot, width), are no part of a checkpoint, as they are computed anew.
     """
 
     anchors: torch.Tensor
     origin: torch.Tensor
 
     def __init__(self, asked: Contrast, stream: Stream, anchors: np.ndarray, measured: Measured) -> None:
-        """Hold the features of the pivot's texts, as the encoder has them at the beginning."""
+        """Hold the features of the pivot's texts, or of a sample, as the encoder has them at the beginning."""
         super().__init__()
         self.asked, self.stream, self.measured = asked, stream, measured
         self.before: dict[str, float] = {"retrieval": math.nan, "xsim": math.nan}
@@ -184,7 +191,8 @@ class Alignment(Term):
 
     def _both_ways(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Return the mean of the losses from the rows to the others and back, (groups, group), of unit vectors."""
-        cosines = rows @ others.transpose(1, 2)
+        with torch.autocast(rows.device.type, enabled=False):  # what is divided by the temperature needs its digits
+            cosines = rows.float() @ others.float().transpose(1, 2)
         right = torch.eye(self.asked.group, dtype=cosines.dtype, device=cosines.device)
         scores = (cosines - self.asked.margin * right) / self.asked.temperature
         there, back = (-functional.log_softmax(one, dim=2).diagonal(dim1=1, dim2=2) for one in (scores, scores.mT))
