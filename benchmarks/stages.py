@@ -8,8 +8,8 @@ Stages, all of unlabelled rows, 64 an update: `distil`, rows of all targets lear
 translations as the encoder had them; `distil_readings`, or those of their word-by-word readings; `contrast`, rows learn
 to be nearer to their translations, whose features are frozen, than to 15 others; `contrast_trained`, both sides move.
 After a stage come the probes of benchmarks/readings.py: centred, and with readings besides. The first three arms have
-no stage; one has a ridge map in place of a mean. A probe on English is the same for every seed, so what a seed changes
-is the stage: its draws and its dropout.
+no stage; one has a ridge map in place of a mean, but not with `--disjoint`, where pairs stand beside the corpus. A
+probe on English is the same for every seed, so what a seed changes is the stage: its draws and its dropout.
 
 `--disjoint` labels 350 English rows, and all parallel text is of the other 351, so that no row is both labelled and
 translated; a student meets texts of targets only beside their translations.
@@ -73,7 +73,8 @@ def main() -> None:
     stage, probe = _corpora(args, targets)
     found: Runs = {}
     mapped = {"centre": {"rows": 500, "map": "ridge"}}
-    for arm, chosen in ((PLAIN, readings.CENTRE), (MAP, mapped), (READ, readings.READ)):
+    arms = [(PLAIN, readings.CENTRE), (MAP, mapped), (READ, readings.READ)]
+    for arm, chosen in [one for one in arms if one[0] != MAP or not args.disjoint]:  # maps want pairs of the corpus
         found[arm] = [_run(args, probe, targets, arm, 0, PROBE, chosen)[0]]
     for name in args.stages:
         for seed in range(args.seeds):
@@ -82,7 +83,7 @@ def main() -> None:
             for arm, chosen in ((f"{name}, {PLAIN}", readings.CENTRE), (f"{name}, {READ}", readings.READ)):
                 made, _ = _run(args, probe, targets, arm, seed, PROBE, chosen, str(folder / "bundle"))
                 found.setdefault(arm, []).append(made)
-    for base in (PLAIN, MAP, READ):
+    for base in (one for one in (PLAIN, MAP, READ) if one in found):
         _print(found, base, {code: seen[code] for code in targets})
 
 

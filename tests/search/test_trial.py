@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -388,3 +389,18 @@ def test_a_technique_that_cannot_be_is_refused_before_ray_starts(
     with pytest.raises(InputError) as refused:
         prepare.prepared(space.build(data))
     assert [words for words in expected if words not in str(refused.value)] == [], str(refused.value)
+
+
+def test_what_cannot_be_saved_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    used: list[Path] = []
+
+    def full(self: Any, checkpoint_dir: str) -> None:
+        used.append(Path(checkpoint_dir))
+        (used[-1] / "training.pt").write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tune.Trainable, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        trial.Trial.save(trial.Trial.__new__(trial.Trial))
+    assert len(used) == 1 and used[0].parent == tmp_path and not list(tmp_path.iterdir())

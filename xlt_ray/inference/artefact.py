@@ -191,7 +191,7 @@ def bundle_digest(folder: str | Path) -> str:
 
 
 def content_digest(folder: str | Path) -> str:
-    """Return a digest of what a run takes from a bundle that it begins from: encoder, head and what it read of targets."""
+    """Return a digest of what a run takes from a bundle it begins from: encoder, head, what was read of targets."""
     content = read_bundle(Path(folder))
     begins = ("encoder/", "head.", "changes.")
     files = {name: sha256 for name, sha256 in content["sha256"].items() if name.startswith(begins)}

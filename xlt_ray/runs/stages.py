@@ -7,13 +7,10 @@ finds it done, or goes on with it. There is no other notion of a pipeline.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import ray
 
 from xlt_ray.config import load
 from xlt_ray.config.experiment import Experiment
@@ -70,7 +67,7 @@ class Planned:
         """
         if self.stage is None:
             return checks.prepare(self.experiment, self.loaded, on_progress)
-        if storage.is_url(self.experiment.storage) and (os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
+        if storage.is_url(self.experiment.storage) and checks.on_a_cluster():
             raise InputError(
                 f"network.init: {self.experiment.network.init!r} is done in {self.experiment.storage}, which workers "
                 "cannot begin from; give a storage that all machines have as a folder, or the path of a bundle"

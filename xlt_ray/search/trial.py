@@ -236,6 +236,13 @@ class Trial(tune.Trainable):
         self.cost += time.monotonic() - began
         return self.cost
 
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Save as Tune does, by way of a folder that goes also where that fails, as on a disk that is full."""
+        if checkpoint_dir is not None:
+            return super().save(checkpoint_dir)
+        with durable.scratch() as folder:
+            return super().save(str(folder))
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save the state of training, which is the same on all workers, and the seconds of work behind it."""
         self.worker.training_state.save(Path(checkpoint_dir))

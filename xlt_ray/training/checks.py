@@ -125,8 +125,7 @@ def _joined_and_tested(setup: Setup) -> list[str]:
 
 def check_resources(experiment: Experiment) -> None:
     """Raise InputError with the arithmetic where Ray will be local and workers ask for more than there is."""
-    ray = sys.modules.get("ray")  # not imported to ask whether it is in use
-    if os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
+    if on_a_cluster():
         return
     asked, larger = experiment.resources, "or give RAY_ADDRESS of a larger cluster"
     there = [("CPU", asked.cpus_per_worker, os.cpu_count() or 1)]
@@ -144,6 +143,12 @@ def check_resources(experiment: Experiment) -> None:
             )
     if faults:
         raise joined(faults)
+
+
+def on_a_cluster() -> bool:
+    """Return whether Ray will be one that is there already, and may have other machines."""
+    ray = sys.modules.get("ray")  # not imported to ask whether it is in use
+    return bool(os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()))
 
 
 def _dev_needed(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
