@@ -150,7 +150,7 @@ def test_a_stage_is_done_first_and_found_done_after_that(files: tuple[Path, Path
     assert f"{stage.key}, done" in " ".join(shown.output.split())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray")
 def test_a_test_row_that_an_ancestor_was_trained_on_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = files
@@ -189,7 +189,7 @@ def test_a_test_row_that_an_ancestor_was_trained_on_is_refused(files: tuple[Path
     assert not run.run(build(elsewhere | {"corpus": remedied})).repeated
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray")
 def test_a_bundle_counts_by_its_content_wherever_it_is(files: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = files

@@ -182,7 +182,7 @@ def test_the_loss_is_softmax_with_a_margin_both_ways_within_each_group(settings:
 
 
 @pytest.mark.parametrize("parameters", [{}, {"anchor": "trained"}], ids=["frozen", "trained"])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_one_loss_curve_on_any_number_of_workers(settings: Settings, world: int, parameters: Settings) -> None:
     settings = aligned(settings, **parameters)
     settings["mixture"] = {"draws_per_epoch": 65}  # the last update has one row, and a worker of four has no group
