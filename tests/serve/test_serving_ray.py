@@ -300,7 +300,9 @@ def test_where_ray_itself_dies_the_server_ends_soon_with_a_sentence(
         last = running.told().splitlines()[-1]
         assert last.startswith(f"error: Ray's {name}") and last.endswith("the same command goes on")
         assert "Traceback" not in running.told() and "state-dump" not in running.told()
-        until(lambda: not [one for one in running.family.values() if one.now()], "the end of what it started", 60)
+        # Ray's agents look for their head and their raylet once in a while, for up to a minute
+        for one in list(running.family.values()):
+            until(lambda one=one: not one.now(), f"the end of {one.command[:100]}", 120)
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", running.port), timeout=2)
     finally:

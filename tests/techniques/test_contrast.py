@@ -110,6 +110,18 @@ def test_pairs_that_are_measured_are_not_learned_from(settings: Settings) -> Non
         assert len(learned) == 120 - HELD and not {*held} & {*learned}
 
 
+def test_no_translation_that_is_held_out_is_learned_by_way_of_another_language(settings: Settings) -> None:
+    run = run_of(build(aligned(settings)))
+    texts = dict(run.setup.material.texts)
+    texts["swh_Latn"] = texts["swh_Latn"].slice(0, 110)  # other ids are the first of these
+    term, _ = alignment(aligned(settings), Material(run.experiment, texts, {}, languages=CODES))
+    assert term.stream is not None
+    english = term.stream.tables["eng_Latn"]["id"].to_pylist()
+    learned = {english[place] for pairs in term.stream.pairs.values() for place in pairs[:, 1]}
+    held = {one for _, others in term.measured.values() for one in others["id"].to_pylist()}
+    assert learned and not learned & held
+
+
 # the batches
 
 

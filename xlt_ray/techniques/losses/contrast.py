@@ -14,6 +14,7 @@ trains the head alone, as beside `distil`, and for its reasons.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -100,13 +101,17 @@ class Contrast(Technique):
         faults = translations.faults(texts, [code for code in texts if code != pivot], pivot)
         judged = sorted(translations.judged(texts, faults, pivot, settings, on_progress))
         found = {code: pairs(texts[code], texts[pivot]) for code in judged}
-        few = {code: len(own) for code, own in found.items() if len(own) < FEWEST_PAIRS}
-        faults |= {code: f"{count} pairs are left without texts that stand twice" for code, count in few.items()}
+        held = {code: own[_held(take(texts[pivot], own[:, 1]))] for code, own in found.items()}
+        apart = np.concatenate([np.empty(0, np.int64), *(own[:, 1] for own in held.values())])
+        learned = {code: own[~np.isin(own[:, 1], apart)] for code, own in found.items()}
+        few = {code: len(own) for code, own in learned.items() if len(own) < self.group or len(held[code]) < HELD}
+        faults |= {
+            code: f"{count} pairs are left to learn from, without texts that stand twice and those that are held out"
+            for code, count in few.items()
+        }
         self._tell(faults, pivot)
-        found = {code: found[code] for code in found if code not in few}
-        held = {code: own[_held(len(own))] for code, own in found.items()}
+        held, learned = ({code: own for code, own in kept.items() if code not in few} for kept in (held, learned))
         measured = {code: (take(texts[code], own[:, 0]), take(texts[pivot], own[:, 1])) for code, own in held.items()}
-        learned = {code: np.delete(own, _held(len(own)), axis=0) for code, own in found.items()}
         used = np.unique(np.concatenate([own[:, 1] for own in learned.values()]))
         learned = {code: np.stack([own[:, 0], np.searchsorted(used, own[:, 1])], 1) for code, own in learned.items()}
         translated = take(texts[pivot], used)
@@ -139,9 +144,10 @@ class Contrast(Technique):
 Measured = Mapping[str, tuple[pa.Table, pa.Table]]  # texts and their translations, in the same order
 
 
-def _held(count: int) -> np.ndarray:
-    """Return which of so many pairs are held out, spread evenly."""
-    return np.unique(np.linspace(0, count - 1, HELD).astype(np.int64))
+def _held(translated: pa.Table) -> np.ndarray:
+    """Return which pairs are held out, by the ids of their translations, so that languages hold out the same ones."""
+    digests = np.array([zlib.crc32(str(one).encode()) for one in translated["id"].to_pylist()], dtype=np.int64)
+    return np.sort(np.argsort(digests, kind="stable")[:HELD])
 
 
 def _tables(measured: Measured) -> dict[str, pa.Table]:
