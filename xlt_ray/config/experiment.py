@@ -127,6 +127,13 @@ class NetworkConfig(Section):
         description="'embeddings' (word embeddings; 96 of the 118 M parameters) and numbers of blocks from the bottom",
     )
 
+    @property
+    def bundle(self) -> Path | None:
+        """The folder of the bundle that `init` is, or is the encoder of; None for any other encoder."""
+        init = Path(self.init).expanduser()
+        folder = init.parent if init.name == "encoder" else init
+        return folder if (folder / "bundle.json").is_file() else None
+
 
 class TrainingConfig(Section):
     """How the network is fitted."""

@@ -60,20 +60,6 @@ def together(*parts: np.ndarray | None) -> np.ndarray:
     return np.unique(np.concatenate([np.empty(0, np.uint64), *(part for part in parts if part is not None)]))
 
 
-def of(init: str) -> np.ndarray | None:
-    """Return what the bundle that `network.init` is, or is the encoder of, was trained on; None where it is not known.
-
-    Raises as `load`.
-    """
-    folder = Path(init).parent if Path(init).name == "encoder" else Path(init)
-    return load(folder) if is_bundle(folder) else None
-
-
-def is_bundle(folder: Path) -> bool:
-    """Return whether a folder holds a bundle."""
-    return (folder / "bundle.json").is_file()
-
-
 def load(folder: Path) -> np.ndarray | None:
     """Return the digests that a bundle keeps, None for one of before they were kept.
 

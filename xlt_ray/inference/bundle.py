@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
 from xlt_ray import durable, techniques
-from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.experiment import Experiment, NetworkConfig
 from xlt_ray.config.masking import public
 from xlt_ray.config.read import build
 from xlt_ray.corpora import seen
@@ -248,13 +248,12 @@ def load(folder: str | Path) -> Bundle:
     )
 
 
-def lineage(init: str) -> tuple[Mapping[str, str], ...]:
+def lineage(network: NetworkConfig) -> tuple[Mapping[str, str], ...]:
     """Return `run`, `corpus` and digest of the bundle `network.init` is, or is the encoder of, after its ancestors'.
 
     Empty for another encoder.
     """
-    folder = Path(init).parent if Path(init).name == "encoder" else Path(init)
-    if not (folder / artefact.BUNDLE_FILE).is_file():
+    if (folder := network.bundle) is None:
         return ()
     content = artefact.read_bundle(folder)
     own = {"run": content.get("run", ""), "corpus": content.get("corpus", ""), "bundle": artefact.bundle_digest(folder)}

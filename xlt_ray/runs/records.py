@@ -28,7 +28,7 @@ def record_start(outbox: Outbox, setup: Setup) -> None:
         }
         | setup.rungs
     )
-    if ancestors := bundle.lineage(experiment.network.init):
+    if ancestors := bundle.lineage(experiment.network):
         outbox.tags({"xlt.lineage": ", ".join(one["run"] or one["bundle"] for one in ancestors)})
     outbox.tags({f"xlt.environment.{name}": value for name, value in environment.environment().items()})
     profile = {"labels": len(setup.corpus.labels), "train": {s.language: s.rows for s in setup.mixture}}

@@ -173,6 +173,7 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
     """Write bundle, predictions and report into the run's folder; return the files of the report."""
     net, tokenize, identity = fitted.model
     setup, experiment = fitted.setup, fitted.setup.experiment
+    before = experiment.network.bundle
     made = bundle.Bundle(
         net,
         tokenize,
@@ -183,8 +184,8 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
         readings=setup.readings,
         supervision=setup.supervision,
         corpus=setup.corpus.fingerprint,
-        lineage=bundle.lineage(experiment.network.init),
-        seen=seen.together(setup.read_texts(), seen.of(experiment.network.init)),
+        lineage=bundle.lineage(experiment.network),
+        seen=seen.together(setup.read_texts(), None if before is None else seen.load(before)),
     )
     bundle.save(folder.local / "bundle", made, identity)
     save_predictions(folder.local / "predictions.npz", fitted.predictions)

@@ -111,12 +111,13 @@ class Planned:
         assert self.stage is not None
         folder = self.stage.folder()
         folder.download("bundle")
-        if not seen.is_bundle(folder.local / "bundle"):
+        begun = begun_from(self.experiment, str(folder.local / "bundle"))
+        if begun.network.bundle is None:
             raise InputError(
                 f"network.init: {folder.shown} has no whole bundle; delete {folder.local / 'bundle'}, or that run's "
                 "folder where it is not a copy, and run the same command again"
             )
-        return begun_from(self.experiment, str(folder.local / "bundle"))
+        return begun
 
 
 def plan(experiment: Experiment, above: tuple[str, ...] = ()) -> Planned:

@@ -157,10 +157,9 @@ def key(experiment: Experiment, fingerprint: str) -> str:
 
 def by_content(experiment: Experiment) -> Experiment:
     """Return an experiment that names a bundle which it begins from, or is the encoder of, by what is in there."""
-    init = Path(experiment.network.init).expanduser()
-    folder, part = (init.parent, "/encoder") if init.name == "encoder" else (init, "")
-    if not (folder / artefact.BUNDLE_FILE).is_file():
+    if (folder := experiment.network.bundle) is None:
         return experiment
+    part = "/encoder" if Path(experiment.network.init).name == "encoder" else ""
     return begun_from(experiment, f"bundle:{artefact.content_digest(folder)}{part}")
 
 

@@ -113,18 +113,17 @@ def supervised(
         unread = as_they_stand if one.changes_readings else ()
         found += [(code, supervision.BY_READING[what]) for code, what in read.items() if code not in unread]
     rungs: dict[str, str] = {}
-    for code, rung in [*found, *_inherited(experiment.network.init).items()]:
+    for code, rung in [*found, *_inherited(experiment.network.bundle).items()]:
         if code not in experiment.sources:
             rungs[code] = supervision.highest([rungs.get(code), rung]) or rung
     return rungs
 
 
-def _inherited(init: str) -> Mapping[str, str]:
+def _inherited(folder: Path | None) -> Mapping[str, str]:
     """Return the rungs of the run whose bundle `network.init` is, or is the encoder of; its sources had labels."""
-    folder = Path(init).parent if Path(init).name == "encoder" else Path(init)
-    file = folder / "bundle.json"
-    if not file.is_file():
+    if folder is None:
         return {}
+    file = folder / "bundle.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         earlier = read(content["experiment"], place=f"{file}: experiment")

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,15 +103,16 @@ def prepare(
 
 def trained_on(corpus: Corpus, tested: Sequence[str], experiment: Experiment) -> list[str]:
     """List the languages whose test rows the bundle that an experiment begins from was trained on, or its ancestors."""
-    init = experiment.network.init
-    if (known := seen.of(init)) is not None:
+    init, folder = experiment.network.init, experiment.network.bundle
+    if folder is None:
+        return []
+    if (known := seen.load(folder)) is not None:
         return list(seen.faults(corpus, tested, known, f"network.init names ({init})"))
-    if seen.is_bundle(Path(init)):
-        warnings.warn(
-            f"network.init: {init} was made before bundles kept what they were trained on, so test rows among that are "
-            "not found; train it again to have them looked for",
-            stacklevel=3,
-        )
+    warnings.warn(
+        f"network.init: {init} was made before bundles kept what they were trained on, so test rows among that are "
+        "not found; train it again to have them looked for",
+        stacklevel=3,
+    )
     return []
 
 

@@ -27,7 +27,6 @@ from torch.nn import functional
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.streams import Stream, pairs
-from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages.lexicon import FEWEST_PAIRS
 from xlt_ray.techniques.losses import translations
@@ -118,12 +117,7 @@ class Contrast(Technique):
         # in one order on all workers, which compute the same pieces together
         anchors = translated if self.anchor == "frozen" else translated.slice(0, SAMPLE)
         features = embed({pivot: anchors, **_tables(measured)})
-        origin = features[pivot].mean(0)
-        if not float(np.square(features[pivot] - origin).sum()) > 0:
-            raise InputError(
-                f"{PLACE}: the encoder has the same features of all {anchors.num_rows} texts of {pivot}, so there is "
-                "nothing to learn; give another encoder, or other texts"
-            )
+        translations.spread(features[pivot], PLACE, pivot)
         stream = Stream({**texts, pivot: translated}, pivot, learned, self.group, self.groups)
         term = Alignment(self, stream, features[pivot], measured)
         term.before = _retrieval(features, measured)

@@ -112,12 +112,7 @@ class Distil(Technique):
         # in one order on all workers, which compute the same pieces together
         features = embed({key: table for tables in (*read.values(), first) for key, table in tables.items()})
         origin = features[pivot].mean(0)
-        scale = float(np.square(features[pivot] - origin).sum(1).mean())
-        if not scale > 0:
-            raise InputError(
-                f"{PLACE}: the encoder has the same features of all {texts[pivot].num_rows} texts of {pivot}, so there "
-                "is nothing to learn; give another encoder, or other texts"
-            )
+        scale = translations.spread(features[pivot], PLACE, pivot)
         wanted: dict[int, np.ndarray] = {}
         for code in texts:
             found = features[pivot] if code == pivot else features[pivot][places[code]] if code in places else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 
+import numpy as np
 import pyarrow as pa
 from torch import distributed
 
@@ -44,6 +45,17 @@ def judged(
         if found[code] is None:
             yield code
         on_progress(number, len(names))
+
+
+def spread(features: np.ndarray, place: str, pivot: str) -> float:
+    """Return the mean squared distance of features (rows, width) from their mean; raise InputError where it is 0."""
+    found = float(np.square(features - features.mean(0)).sum(1).mean())
+    if not found > 0:
+        raise InputError(
+            f"{place}: the encoder has the same features of all {len(features)} texts of {pivot}, so there is nothing "
+            "to learn; give another encoder, or other texts"
+        )
+    return found
 
 
 def tell(place: str, found: Faults, pivot: str, without: str) -> None:
