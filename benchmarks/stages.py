@@ -3,10 +3,15 @@
     python benchmarks/stages.py                                     all: some two hours on 2 cores
     python benchmarks/stages.py --stages distil --seeds 1
     python benchmarks/stages.py --stages contrast --seeds 3 --disjoint
+    python benchmarks/stages.py --stages mlm tlm --seeds 1
 
-Stages, all of unlabelled rows, 64 an update: `distil`, rows of all targets learn the features of their English
-translations as the encoder had them; `distil_readings`, or those of their word-by-word readings; `contrast`, rows learn
-to be nearer to their translations, whose features are frozen, than to 15 others; `contrast_trained`, both sides move.
+Stages, the first four of 64 unlabelled rows an update: `distil`, rows of all targets learn the features of their
+English translations as the encoder had them; `distil_readings`, or those of their word-by-word readings; `contrast`,
+rows learn to be nearer to their translations, whose features are frozen, than to 15 others; `contrast_trained`, both
+sides move.
+Without any label, and so without a head of their own: `mlm`, words are masked in texts and filled in; `tlm`, in texts
+with their translations behind them, `tlm_restarted` with positions that begin anew there. What these measure of
+themselves is printed below the table.
 After a stage come the probes of benchmarks/readings.py: centred, and with readings besides. The first three arms have
 no stage; one has a ridge map in place of a mean, but not with `--disjoint`, where pairs stand beside the corpus. A
 probe on English is the same for every seed, so what a seed changes is the stage: its draws and its dropout.
@@ -29,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import readings
 import techniques as others
 
@@ -44,11 +50,29 @@ STAGE = {
     "average_last": 3,
 }
 DISTIL = {**STAGE, "unlabelled_rows": 64}
+ADAPT = {"method": "adapt", "epochs": 3, "batch_size": 32, "learning_rate": 1e-4}
 STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "distil": (DISTIL, {"distil": {"teacher": "translations"}}),
     "distil_readings": (DISTIL, {"distil": {"teacher": "readings"}}),
     "contrast": (STAGE, {"contrast": {"groups": 2}}),
     "contrast_trained": (STAGE, {"contrast": {"groups": 2, "anchor": "trained"}}),
+    "mlm": (ADAPT, {"mlm": {}}),
+    "tlm": (ADAPT, {"tlm": {}}),
+    "tlm_restarted": (ADAPT, {"tlm": {"positions": "restarted"}}),
+}
+FIGURES: dict[str, tuple[str, ...]] = {
+    "mlm": ("perplexity_before", "perplexity_after", "top10_before", "top10_after"),
+    **dict.fromkeys(
+        ("tlm", "tlm_restarted"),
+        (
+            "top10_unrelated_before",
+            "gain_before",
+            "top10_unrelated_after",
+            "gain_after",
+            "gain_low_after",
+            "gain_high_after",
+        ),
+    ),
 }
 PROBE = {"method": "probe", **others.CHOSEN}
 PLAIN, MAP, READ = "centre", "map", "readings"
@@ -72,6 +96,7 @@ def main() -> None:
     targets = others.chosen_targets(args.data, seen, args.languages)
     stage, probe = _corpora(args, targets)
     found: Runs = {}
+    folders: dict[str, list[Path]] = {}
     mapped = {"centre": {"rows": 500, "map": "ridge"}}
     arms = [(PLAIN, readings.CENTRE), (MAP, mapped), (READ, readings.READ)]
     for arm, chosen in [one for one in arms if one[0] != MAP or not args.disjoint]:  # maps want pairs of the corpus
@@ -79,12 +104,17 @@ def main() -> None:
     for name in args.stages:
         for seed in range(args.seeds):
             own, folder = _run(args, stage, targets, name, seed, *STAGES[name])
-            found.setdefault(f"{name}, its own head", []).append(own)
+            folders.setdefault(name, []).append(folder)
+            if own:
+                found.setdefault(f"{name}, its own head", []).append(own)
             for arm, chosen in ((f"{name}, {PLAIN}", readings.CENTRE), (f"{name}, {READ}", readings.READ)):
                 made, _ = _run(args, probe, targets, arm, seed, PROBE, chosen, str(folder / "bundle"))
                 found.setdefault(arm, []).append(made)
     for base in (one for one in (PLAIN, MAP, READ) if one in found):
         _print(found, base, {code: seen[code] for code in targets})
+    for name, made_in in folders.items():
+        if name in FIGURES:
+            _print_figures(name, made_in, {code: seen[code] for code in targets})
 
 
 def _corpora(args: argparse.Namespace, targets: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -135,13 +165,17 @@ def _run(
         progress=False,
     )
     print(f"{arm}, seed {seed}: {(time.monotonic() - began) / 60:.1f} min, {made.folder.name}", flush=True)
-    return load_predictions(made.folder / "predictions.npz"), made.folder
+    file = made.folder / "predictions.npz"
+    return load_predictions(file) if file.is_file() else {}, made.folder
 
 
 def _print(found: Runs, base: str, seen: Mapping[str, bool]) -> None:
     groups = [[code for code in seen if seen[code] is known] for known in (True, False)]
     print(f"\naccuracy x 100 on test; difference from {base} [95%]\n")
-    print("| arm | seeds | seen | unseen | seen, difference | unseen, difference |\n|---|---|---|---|---|---|")
+    print(
+        "| arm | seeds | seen | unseen | seen, difference | unseen, difference | English |\n"
+        "|---|---|---|---|---|---|---|"
+    )
     for arm, runs in found.items():
         cells = [arm, str(len(runs))]
         cells += [f"{100 * np.mean([one[c].accuracy for one in runs for c in codes]):.1f}" for codes in groups]
@@ -150,7 +184,22 @@ def _print(found: Runs, base: str, seen: Mapping[str, bool]) -> None:
             gain = compare_seeds(*sides)
             shown = f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
             cells.append("" if arm == base else shown)
+        cells.append(f"{100 * np.mean([one[readings.ENGLISH].accuracy for one in runs]):.1f}")
         print("| " + " | ".join(cells) + " |")
+
+
+def _print_figures(name: str, folders: Sequence[Path], seen: Mapping[str, bool]) -> None:
+    """Print what a stage measured of itself in each language, a mean over seeds."""
+    technique, figures = name.partition("_")[0], FIGURES[name]
+    tables = [pd.read_csv(folder / "figures.tsv", sep="\t", index_col="language") for folder in folders]
+    mean = pd.concat(tables).groupby(level=0).mean()
+    print(
+        f"\n{name}, {len(tables)} seeds\n\n| language | seen | {' | '.join(figures)} |\n"
+        f"|---|---|{'---|' * len(figures)}"
+    )
+    for code in (code for code in ("all", readings.ENGLISH, *seen) if code in mean.index):
+        cells = [f"{mean.loc[code, f'{technique} {figure}']:.3g}" for figure in figures]
+        print(f"| {code} | {'' if code not in seen else 'yes' if seen[code] else 'no'} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
