@@ -25,7 +25,7 @@ import transformers
 from torch import distributed, nn
 
 from xlt_ray import config
-from xlt_ray.config.experiment import TrainingConfig
+from xlt_ray.config.sections import TrainingConfig
 from xlt_ray.inference import bundle, engine
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import network

@@ -28,7 +28,8 @@ import numpy as np
 import techniques as others
 
 from xlt_ray import config
-from xlt_ray.config.experiment import CorpusConfig, Experiment
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation.comparison import compare_seeds

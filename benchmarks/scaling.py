@@ -40,7 +40,7 @@ import torch
 from torch import distributed
 
 from xlt_ray import config
-from xlt_ray.config.experiment import MixtureConfig
+from xlt_ray.config.sections import MixtureConfig
 from xlt_ray.corpora import mixture
 from xlt_ray.tracking.environment import environment
 from xlt_ray.training import batches, loop

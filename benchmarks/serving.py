@@ -49,7 +49,7 @@ from xlt_ray.corpora import loaders
 from xlt_ray.export import export
 from xlt_ray.inference import artefact, engine
 from xlt_ray.inference import bundle as bundles
-from xlt_ray.training import setup
+from xlt_ray.training import checks
 from xlt_ray.translation import readings
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ class Row:
 def texts_of(run: Path) -> list[tuple[str, str]]:
     """Return (language, text) of the test rows of a run's corpus, shuffled once and for all."""
     experiment = config.load(run / "experiment.yaml")
-    corpus, _ = loaders.load_corpus(setup.absolute(experiment))
+    corpus, _ = loaders.load_corpus(checks.absolute(experiment))
     rows = [
         (code, text) for code in corpus.languages("test") for text in corpus.table("test", code)["text"].to_pylist()
     ]
@@ -441,7 +441,7 @@ def prepared(run: Path, scratch: Path) -> tuple[Path, Path, Path, Path]:
     bundle = run / "bundle"
     folder, other, model = scratch / "artefact", scratch / "other", scratch / "mlflow"
     experiment = config.load(run / "experiment.yaml")
-    corpus, _ = loaders.load_corpus(setup.absolute(experiment))
+    corpus, _ = loaders.load_corpus(checks.absolute(experiment))
     seen = [text for code in corpus.languages("train") for text in corpus.table("train", code)["text"].to_pylist()[:20]]
     export.export(bundle, folder, texts=seen)
     export.export(bundle, scratch / "twenty", vocabulary="trimmed", languages=TWENTY, texts=seen)
@@ -460,7 +460,7 @@ def prepared_readings(run: Path, scratch: Path, numbers: Sequence[int]) -> tuple
         have = "none" if found is None else len(found.translators)
         raise SystemExit(f"{run}: --readings {max(numbers)}, but its model reads a text in {have}; give another run")
     experiment = config.load(run / "experiment.yaml")
-    corpus, _ = loaders.load_corpus(setup.absolute(experiment))
+    corpus, _ = loaders.load_corpus(checks.absolute(experiment))
     seen = [text for code in found.languages for text in corpus.table("train", code)["text"].to_pylist()[:20]]
     folder = scratch / "artefact"
     made = export.export(run / "bundle", folder, texts=seen)

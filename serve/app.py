@@ -31,7 +31,7 @@ from serve.replica.model import Chunk, Model
 from serve.replica.service import CHUNK_TOKENS, Service, answer_all
 from serve.replica.telemetry import ServeTelemetry
 from serve.settings import ServeArgs, from_builder
-from xlt_ray.config.experiment import Section
+from xlt_ray.config.sections import Section
 
 NAME = "Classifier"  # of the deployment
 ONGOING = loopback.HELD  # requests in a replica; as many more wait at its door, and Ray refuses the rest, in plain text

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from xlt_ray import config, durable
-from xlt_ray.config.experiment import Section
 from xlt_ray.config.keys import explain
+from xlt_ray.config.sections import Section
 from xlt_ray.errors import InputError
 from xlt_ray.languages.codes import read
 from xlt_ray.tracking.tracking_uri import absolute

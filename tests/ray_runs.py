@@ -20,7 +20,7 @@ import ray
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.loaders import load_corpus
-from xlt_ray.training.setup import absolute
+from xlt_ray.training.checks import absolute
 
 TRAIN_WORKER = "RayTrainWorker"  # in the title of a process that runs a worker of Ray Train
 COURIER = "xlt_ray.tracking.courier"

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from xlt_ray.config.experiment import TrackingConfig
+from xlt_ray.config.sections import TrackingConfig
 from xlt_ray.tracking.outbox import Outbox
 
 KEY = "trial-0123456789"

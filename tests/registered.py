@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.config.read import build
+from xlt_ray.config.sections import TrackingConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
 from xlt_ray.inference import bundle
 from xlt_ray.model import collate, network
 from xlt_ray.tracking import outbox
 from xlt_ray.tracking.delivery import Delivery
-from xlt_ray.training import setup
+from xlt_ray.training import checks
 
 NAME = "tiny"
 
@@ -53,7 +53,7 @@ def settings(encoder: Path, corpus: Path, cache: Path) -> dict[str, Any]:
 def made_bundle(folder: Path, data: Mapping[str, Any], seed: int = 0, labels: tuple[str, ...] | None = None) -> Path:
     """Save a bundle of an untrained network whose answers differ from text to text."""
     experiment = build(dict(data))
-    corpus, _ = loaders.load_corpus(setup.absolute(experiment))
+    corpus, _ = loaders.load_corpus(checks.absolute(experiment))
     labels = labels or corpus.labels
     net, tokenize, identity = network.build(experiment.network, len(labels), seed)
     texts = [text for code in corpus.languages("test") for text in corpus.table("test", code)["text"].to_pylist()]
@@ -67,7 +67,7 @@ def made_bundle(folder: Path, data: Mapping[str, Any], seed: int = 0, labels: tu
 
 def answers(data: Mapping[str, Any], right: Mapping[str, float], seed: int = 0) -> dict[str, Predictions]:
     """Return predictions of the corpus's test rows, a share of them right, language -> share."""
-    corpus, _ = loaders.load_corpus(setup.absolute(build(dict(data))))
+    corpus, _ = loaders.load_corpus(checks.absolute(build(dict(data))))
     rng = np.random.default_rng(seed)
     found = {}
     for code, share in right.items():

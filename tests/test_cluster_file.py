@@ -13,7 +13,7 @@ import yaml
 from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from xlt_ray.config.experiment import TrackingConfig
+from xlt_ray.config.sections import TrackingConfig
 
 ROOT = Path(__file__).parents[1]
 TEXT, LOCAL = ((ROOT / name).read_text(encoding="utf-8") for name in ("cluster.yaml", "deploy/cluster.local.yaml"))

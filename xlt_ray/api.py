@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 
 from xlt_ray import config as configuration
-from xlt_ray.config.experiment import Experiment, Section
+from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import plain
+from xlt_ray.config.sections import Section
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import comparison
 from xlt_ray.evaluation.metrics import Scores
@@ -49,17 +50,30 @@ SECTIONS = {
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run: its folder, what was measured, and how many tracking records are not sent (see `xlt sync`)."""
+    """A finished run: its folder, what was measured, and how many tracking records are not sent (see `xlt sync`).
+
+    One that learned no task (`training.method: adapt`) has no scores, report or model, and its `bundle` is an encoder.
+    """
 
     folder: Path
     experiment: Experiment = field(repr=False)
-    scores: Scores
+    measured: Scores | None
     unsent: int = 0
+
+    @property
+    def scores(self) -> Scores:
+        """What was measured on test; raises InputError where no task was learned."""
+        return run.scores_of(self.measured, self.folder)
 
     @property
     def report(self) -> Path:
         """The run's page, with its table and plots."""
         return self.folder / "report.html"
+
+    @property
+    def bundle(self) -> Path:
+        """What another run can begin from, as its `network.init`."""
+        return self.folder / "bundle"
 
     @cached_property
     def model(self) -> Model:
@@ -135,10 +149,12 @@ def train(config: Config, overrides: Mapping[str, Any] | None = None, progress: 
     with _events(progress) as on_event:
         outcome = run.run(experiment, on_event)
         if outcome.repeated:
-            outcome.folder.download("bundle", "report.html", "predictions.npz")  # what `Run` offers, of a remote run
+            outcome.folder.download(
+                "bundle", "report.html", "predictions.npz", "figures.tsv"
+            )  # what `Run` offers, of a remote run
             at = outcome.folder.shown
             on_event({"stage": "check", "note": f"{at}: finished before; `xlt promote {at}` registers it elsewhere"})
-    return Run(outcome.folder.local, experiment, outcome.scores, outcome.unsent)
+    return Run(outcome.folder.local, experiment, outcome.measured, outcome.unsent)
 
 
 def tune(config: Config, overrides: Mapping[str, Any] | None = None, progress: bool | OnEvent = True) -> SearchResult:

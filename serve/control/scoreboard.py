@@ -16,8 +16,8 @@ from scipy import stats
 from serve.control import control
 from serve.replica import challenge
 from xlt_ray import durable
-from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.config.masking import masked
+from xlt_ray.config.sections import TrackingConfig
 from xlt_ray.languages import codes
 from xlt_ray.tracking import courier
 from xlt_ray.tracking.outbox import Outbox, reason

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from xlt_ray.config.experiment import Section
+from xlt_ray.config.sections import Section
 
 if TYPE_CHECKING:
     from serve.replica.model import Answer, Model

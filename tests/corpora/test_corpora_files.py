@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import loaders, overlap, soundness
 from xlt_ray.corpora.arrow import origins_of
 from xlt_ray.corpora.corpus import Corpus

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import loaders, soundness
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.corpora.loaders import hub

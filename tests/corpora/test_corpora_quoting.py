@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from xlt_ray.config.experiment import CorpusConfig, Experiment
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.corpora.arrow import origins_of
 from xlt_ray.corpora.corpus import Corpus

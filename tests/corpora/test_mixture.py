@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlt_ray.config.experiment import MixtureConfig
+from xlt_ray.config.sections import MixtureConfig
 from xlt_ray.corpora import mixture
 from xlt_ray.errors import InputError
 

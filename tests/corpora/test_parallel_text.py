@@ -11,10 +11,10 @@ import pytest
 
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders, overlap, soundness
-from xlt_ray.corpora.corpus import Corpus, bitext
+from xlt_ray.corpora.corpus import Corpus, end_to_end
 from xlt_ray.corpora.loaders import parallel
 from xlt_ray.errors import InputError
-from xlt_ray.training.setup import absolute
+from xlt_ray.training.checks import absolute
 
 Settings = dict[str, Any]
 MEMORY = """<?xml version="1.0" encoding="UTF-8"?>
@@ -131,7 +131,7 @@ def settings(tiny_settings: Settings, tmp_path: Path) -> Settings:
 def test_a_corpus_holds_it_beside_its_splits_and_it_decides_the_run(settings: Settings, tmp_path: Path) -> None:
     corpus = loaders.load(build(settings).corpus)
     assert rows(dict(corpus.parallel)) == {"eng_Latn": {"a.tsv:2": "eng1 eng2"}, "swh_Latn": {"a.tsv:2": "swh1 swh2"}}
-    both = bitext(corpus.unlabelled(["eng_Latn"], ids=True), corpus.parallel, ["eng_Latn"])
+    both = end_to_end(corpus.unlabelled(["eng_Latn"], ids=True), corpus.parallel, ["eng_Latn"])
     assert both["eng_Latn"]["text"].to_pylist()[-1] == "eng1 eng2" and list(both) == ["eng_Latn"]
     (tmp_path / "beside" / "a.tsv").write_text("en\tsw\neng1 eng3\tswh1 swh2\n", encoding="utf-8")
     changed = loaders.load(build(settings).corpus)
@@ -179,7 +179,7 @@ def test_in_pair_tasks_neither_text_may_stand_in_test() -> None:
         corpus = Corpus(
             "made", ("a",), {"test": {"eng_Latn": test}}, parallel={**beside, "eng_Latn": table(text=texts)}
         )
-        (fault,) = overlap.parallel_overlaps(corpus, ["eng_Latn"])
+        (fault,) = overlap.overlaps_beside(corpus, ["eng_Latn"])
         assert f"eng_Latn, {row}: text '{text}' is in test too" in fault
         kept, dropped = overlap.drop_overlap(corpus)
         assert dropped["parallel"] == {"eng_Latn": 1, "swh_Latn": 1} and kept.parallel["swh_Latn"].num_rows == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.corpora.corpus import SPLITS, Corpus
 from xlt_ray.corpora.loaders import voice_commands
@@ -164,7 +164,7 @@ def test_unlike_actions_that_home_assistant_files_together_have_labels_of_their_
 
 def test_another_process_with_another_cache_gets_the_same_rows(corpus: Corpus, tmp_path: Path) -> None:
     script = (
-        "import sys; from xlt_ray.config.experiment import CorpusConfig;"
+        "import sys; from xlt_ray.config.sections import CorpusConfig;"
         "from xlt_ray.corpora import loaders; print(loaders.load(CorpusConfig(cache_dir=sys.argv[1])).fingerprint)"
     )
     other = subprocess.run(

@@ -12,7 +12,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlt_ray.config.experiment import Experiment, MixtureConfig
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import MixtureConfig
 from xlt_ray.corpora import loaders, mixture
 from xlt_ray.corpora.arrow import take
 from xlt_ray.model import batching, collate

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from xlt_ray.config.experiment import NetworkConfig
+from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.errors import InputError
 from xlt_ray.model import cpu, encoders, network, precision
 from xlt_ray.model.network import Network

@@ -14,7 +14,8 @@ import transformers
 from conftest import saved
 from torch import nn
 
-from xlt_ray.config.experiment import Experiment, NetworkConfig
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.errors import InputError
 from xlt_ray.model import collate, network
 from xlt_ray.model.network import Network

@@ -17,8 +17,8 @@ from conftest import WORDS
 from test_catalogue import run_of
 
 from xlt_ray import techniques
-from xlt_ray.config.experiment import MixtureConfig
 from xlt_ray.config.read import build
+from xlt_ray.config.sections import MixtureConfig
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.inference import adapt, bundle

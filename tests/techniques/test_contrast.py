@@ -18,7 +18,7 @@ from workers import on_workers
 from xlt_ray import techniques
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
-from xlt_ray.corpora.streams import Stream, pairs
+from xlt_ray.corpora.streams import Groups, pairs
 from xlt_ray.errors import InputError
 from xlt_ray.supervision import PARALLEL, ZERO_SHOT
 from xlt_ray.techniques.losses.contrast import HELD, Alignment, Contrast
@@ -68,13 +68,13 @@ def test_rows_that_differ_in_their_second_text_are_different() -> None:
 
 
 @pytest.fixture
-def stream() -> Stream:
+def stream() -> Groups:
     tables = {code: pa.table({"id": [str(i) for i in range(40)]}) for code in CODES}
     found = {"hin_Deva": np.stack([np.arange(40)] * 2, 1), "swh_Latn": np.stack([np.arange(20), 39 - np.arange(20)], 1)}
-    return Stream(tables, "eng_Latn", found, group=8, groups=50)
+    return Groups(tables, "eng_Latn", found, group=8, groups=50)
 
 
-def test_a_group_is_of_one_language_and_of_pairs_that_are_all_different(stream: Stream) -> None:
+def test_a_group_is_of_one_language_and_of_pairs_that_are_all_different(stream: Groups) -> None:
     drawn = stream.draw(1.0, seed=0, step=3, salt=2)
     assert len(drawn) == 50 and sum(map(len, drawn)) == stream.rows
     for one in drawn:
@@ -85,7 +85,7 @@ def test_a_group_is_of_one_language_and_of_pairs_that_are_all_different(stream: 
         assert np.array_equal(one.row[8:], wanted)
 
 
-def test_groups_are_drawn_by_seed_update_and_stream(stream: Stream) -> None:
+def test_groups_are_drawn_by_seed_update_and_stream(stream: Groups) -> None:
     def rows(**address: int) -> list[list[int]]:
         return [one.row.tolist() for one in stream.draw(1.0, **({"seed": 0, "step": 3, "salt": 2} | address))]
 
@@ -94,7 +94,7 @@ def test_groups_are_drawn_by_seed_update_and_stream(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize(("alpha", "share"), [(1.0, 2 / 3), (0.0, 0.5)])
-def test_languages_are_drawn_by_their_pairs_and_alpha(stream: Stream, alpha: float, share: float) -> None:
+def test_languages_are_drawn_by_their_pairs_and_alpha(stream: Groups, alpha: float, share: float) -> None:
     drawn = [one for step in range(40) for one in stream.draw(alpha, 0, step, 2)]
     hindi = np.mean([one.languages[one.language[0]] == "hin_Deva" for one in drawn])
     assert hindi == pytest.approx(share, abs=0.04)
@@ -102,7 +102,8 @@ def test_languages_are_drawn_by_their_pairs_and_alpha(stream: Stream, alpha: flo
 
 def test_pairs_that_are_measured_are_not_learned_from(settings: Settings) -> None:
     term, run = alignment(aligned(settings))
-    assert term.stream is not None and term.measured.keys() == term.stream.pairs.keys() == {"hin_Deva", "swh_Latn"}
+    assert isinstance(term.stream, Groups)
+    assert term.measured.keys() == term.stream.pairs.keys() == {"hin_Deva", "swh_Latn"}
     for code, (rows, others) in term.measured.items():
         learned = run.setup.material.texts[code]["id"].take(pa.array(term.stream.pairs[code][:, 0])).to_pylist()
         held = rows["id"].to_pylist()
@@ -115,7 +116,7 @@ def test_no_translation_that_is_held_out_is_learned_by_way_of_another_language(s
     texts = dict(run.setup.material.texts)
     texts["swh_Latn"] = texts["swh_Latn"].slice(0, 110)  # other ids are the first of these
     term, _ = alignment(aligned(settings), Material(run.experiment, texts, {}, languages=CODES))
-    assert term.stream is not None
+    assert isinstance(term.stream, Groups)
     english = term.stream.tables["eng_Latn"]["id"].to_pylist()
     learned = {english[place] for pairs in term.stream.pairs.values() for place in pairs[:, 1]}
     held = {one for _, others in term.measured.values() for one in others["id"].to_pylist()}
@@ -177,7 +178,7 @@ def test_the_loss_is_softmax_with_a_margin_both_ways_within_each_group(settings:
     rng = np.random.default_rng(0)
     anchors = rng.normal(size=(10, 8)).astype(np.float32) + 3
     asked = Contrast(temperature=0.5, margin=0.2, group=3, groups=2, anchor=anchor, weight=2.0)
-    term = Alignment(asked, Stream({}, "eng_Latn", {}, 3, 2), anchors, {})
+    term = Alignment(asked, Groups({}, "eng_Latn", {}, 3, 2), anchors, {})
     features = rng.normal(size=(12, 8)).astype(np.float32) + 3
     row = torch.tensor([0, 1, 2, 4, 9, 2, 5, 6, 7, 0, 1, 8])
     net: Any = None  # not looked at
@@ -257,7 +258,7 @@ def test_a_language_without_translations_takes_no_part_and_owes_it_nothing(setti
     settings["corpus"] |= {"id": None, "parallel": str(tmp_path / "beside.tsv")}
     with pytest.warns(UserWarning, match="1 of 2 languages have no translations, and take no part in the loss"):
         term, run = alignment(aligned(settings))
-    assert term.stream is not None and term.stream.pairs.keys() == {"swh_Latn"}
+    assert isinstance(term.stream, Groups) and term.stream.pairs.keys() == {"swh_Latn"}
     found = techniques.supervised(run.experiment, CODES, run.setup.material.texts, {}, run.setup.material.bitext)
     assert found == {"swh_Latn": PARALLEL, "hin_Deva": ZERO_SHOT}
 
@@ -270,7 +271,7 @@ def test_rows_of_equal_ids_that_are_no_translations_are_left_out(settings: Setti
     texts["swh_Latn"] = texts["swh_Latn"].set_column(place, "id", shuffled)
     with pytest.warns(UserWarning, match="do not look like translations"):
         term, _ = alignment(aligned(settings), Material(run.experiment, texts, {}, languages=CODES))
-    assert term.stream is not None and term.stream.pairs.keys() == {"hin_Deva"}
+    assert isinstance(term.stream, Groups) and term.stream.pairs.keys() == {"hin_Deva"}
 
 
 def test_a_run_without_translations_is_refused(settings: Settings) -> None:

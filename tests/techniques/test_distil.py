@@ -23,7 +23,7 @@ from xlt_ray import techniques
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.corpora.arrow import Chunked
-from xlt_ray.corpora.corpus import bitext
+from xlt_ray.corpora.corpus import end_to_end
 from xlt_ray.corpora.streams import UNLABELLED as UNLABELLED_ROWS
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
@@ -367,7 +367,7 @@ def test_a_language_without_translations_has_read_texts_alone(settings: Settings
     rungs = techniques.supervised(found.experiment, CODES, material.texts, {}, material.bitext)
     assert rungs == {"swh_Latn": UNLABELLED, "hin_Deva": PARALLEL}
     english = {"eng_Latn": material.texts["eng_Latn"]}
-    alone = bitext(english, {"hin_Deva": material.texts["hin_Deva"]})
+    alone = end_to_end(english, {"hin_Deva": material.texts["hin_Deva"]})
     rungs = techniques.supervised(found.experiment, CODES, english, {}, alone)
     assert rungs == {"swh_Latn": ZERO_SHOT, "hin_Deva": PARALLEL}, "of Swahili there is no text"
     with pytest.warns(UserWarning, match=r"1 of 2 languages have no translations.*\n  swh_Latn: "):

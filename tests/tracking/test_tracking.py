@@ -467,7 +467,7 @@ def test_when_the_driver_is_killed_the_sender_finishes_and_marks_the_run_as_kill
     code = """
 import os, signal, sys
 from pathlib import Path
-from xlt_ray.config.experiment import TrackingConfig
+from xlt_ray.config.sections import TrackingConfig
 from xlt_ray.tracking import courier
 from xlt_ray.tracking.outbox import Outbox
 box = Outbox.open(Path(sys.argv[1]), TrackingConfig(uri=sys.argv[2]), "driver", "driver")

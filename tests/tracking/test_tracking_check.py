@@ -10,8 +10,8 @@ import pytest
 import typer.testing
 
 from xlt_ray import cli
-from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.config.masking import masked
+from xlt_ray.config.sections import TrackingConfig
 from xlt_ray.errors import InputError
 from xlt_ray.tracking import preflight, tracking_uri
 

@@ -16,8 +16,9 @@ from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from workers import on_workers
 
-from xlt_ray.config.experiment import Experiment, TrainingConfig
+from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
+from xlt_ray.config.sections import TrainingConfig
 from xlt_ray.corpora import loaders, mixture
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.errors import InputError

@@ -136,7 +136,7 @@ def test_local_places_become_absolute_and_all_others_stay(tmp_path: Path, monkey
     def absolute(**corpus: str) -> Experiment:
         init = corpus.pop("init", "bundled:e5-small")
         data = {"sources": ["eng_Latn"], "network": {"init": init}, "corpus": corpus}
-        return setup.absolute(build(data))
+        return checks.absolute(build(data))
 
     assert absolute(init="model").network.init == str(tmp_path / "model")
     assert absolute(init="~/model").network.init == str(tmp_path / "home" / "model")
@@ -156,5 +156,5 @@ def test_local_places_become_absolute_and_all_others_stay(tmp_path: Path, monkey
 
 
 def test_absolute_changes_nothing_that_is_absolute_and_nothing_else(tiny_experiment: Experiment) -> None:
-    assert setup.absolute(tiny_experiment) == tiny_experiment
-    assert setup.absolute(setup.absolute(tiny_experiment)) == tiny_experiment
+    assert checks.absolute(tiny_experiment) == tiny_experiment
+    assert checks.absolute(checks.absolute(tiny_experiment)) == tiny_experiment

@@ -7,7 +7,8 @@ import pytest
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from xlt_ray.config.experiment import Experiment, MixtureConfig
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import MixtureConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate

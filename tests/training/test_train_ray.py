@@ -22,8 +22,9 @@ from ray_runs import TRAIN_WORKER, Settings, offspring, run_key, settings
 from typer.testing import CliRunner
 
 from xlt_ray import cli, errors
-from xlt_ray.config.experiment import Experiment, ResourcesConfig
+from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
+from xlt_ray.config.sections import ResourcesConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics

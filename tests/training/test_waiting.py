@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.util.queue import Empty
 
-from xlt_ray.config.experiment import ResourcesConfig
+from xlt_ray.config.sections import ResourcesConfig
 from xlt_ray.errors import TrainingError
 from xlt_ray.events import Event
 from xlt_ray.training import cluster

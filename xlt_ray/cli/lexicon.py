@@ -70,18 +70,18 @@ def _induce(
 ) -> None:
     from xlt_ray.config import load
     from xlt_ray.corpora import loaders, overlap
-    from xlt_ray.corpora.corpus import bitext, refuse
+    from xlt_ray.corpora.corpus import end_to_end, refuse
     from xlt_ray.languages import codes, lexicon
     from xlt_ray.languages.words import unsegmented
-    from xlt_ray.training import setup
+    from xlt_ray.training import checks
     from xlt_ray.translation import induced
     from xlt_ray.translation.lexicons import FromSources
 
-    source, experiment = codes.resolve(source), setup.absolute(load(config, overrides))
+    source, experiment = codes.resolve(source), checks.absolute(load(config, overrides))
     corpus, _ = loaders.load_corpus(experiment)
-    if faults := [*overlap.parallel_overlaps(corpus, corpus.languages("test"))]:
+    if faults := [*overlap.overlaps_beside(corpus, corpus.languages("test"))]:
         refuse(f"corpus {corpus.name}", faults)
-    rows = bitext(corpus.unlabelled(corpus.languages("train"), ids=True), corpus.parallel)
+    rows = end_to_end(corpus.unlabelled(corpus.languages("train"), ids=True), corpus.parallel)
     named = [codes.resolve(code) for code in dict.fromkeys(targets)]
     for code in (source, *named):
         if code not in rows:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 METHODS = {
     "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
+    "adapt": "train the encoder alone, by losses of techniques that want no label; another run begins from its bundle",
     "probe": "logistic regression on frozen features; seconds once the features are there; the baseline of everything",
 }
 READS = {
@@ -55,13 +56,14 @@ def plan(experiment: Experiment) -> None:
     console.print(mixture)
     rungs = prepared.rungs.values()
     few = f" and {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
-    console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot{few}")
+    if experiment.training.labelled:
+        console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot{few}")
     console.print(f"supervision: {'; '.join(dict.fromkeys(map(shown, rungs))) or 'sources alone'}")
     console.print(
         f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}"
     )
     asked = experiment.resources
-    if experiment.training.method == "fine_tune":
+    if experiment.training.method != "probe":
         console.print(f"updates: {prepared.updates} of {experiment.training.batch_size} rows")
     console.print(
         f"resources: {asked.most} workers x {asked.cpus_per_worker:g} CPU, {asked.gpus_per_worker:g} GPU = "

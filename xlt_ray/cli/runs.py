@@ -37,18 +37,21 @@ def train(
     if dry_run:
         listings.plan(experiment)
         return
-    from xlt_ray.reports import report
+    from xlt_ray.reports import figures, report
     from xlt_ray.runs import run
 
     console = Console(highlight=False)
     with progress.shown(console) as on_event:
         outcome = run.run(experiment, on_event)
-    console.print(report.table(outcome.scores, experiment))
+    if outcome.measured is not None:
+        console.print(report.table(outcome.scores, experiment))
+    elif (found := figures.table(outcome.folder.local, f"{experiment.name}: an encoder, no task learned")) is not None:
+        console.print(found)
     if outcome.repeated:
         console.print(
             "This run was finished before; change the seed or the name, or delete its folder, to train again."
         )
-    for name in ("report.html", "bundle"):
+    for name in ("report.html" if outcome.measured else figures.FILE, "bundle"):
         console.print(f"{name:<12} {outcome.folder.shown}/{name}", soft_wrap=True)
     print_tracking(console, experiment, outcome)
 
@@ -82,6 +85,9 @@ def check(config: Config, overrides: Overrides = None) -> None:
     with progress.shown(Console(highlight=False)) as on_event:
         prepared = stages.plan(load(config, overrides or ())).check(counting(on_event, "prepare"))
     rows = sum(share.rows for share in prepared.mixture)
+    if not prepared.experiment.training.labelled:
+        typer.echo(f"sound: {len(prepared.mixture)} languages with {rows} texts, {prepared.updates} updates, no labels")
+        return
     few = f", {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
     more = "".join(f", {sum(each.values())} of them by {name}" for name, each in prepared.added.items() if each)
     typer.echo(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from xlt_ray.config.experiment import Section
+from xlt_ray.config.sections import Section
 
 Rule = Literal["sources", "held_out_sources", "targets"]
 Objective = Literal["mean", "worst"]

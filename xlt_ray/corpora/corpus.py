@@ -37,6 +37,8 @@ class Corpus:
     splits: Mapping[str, Mapping[str, pa.Table]] = field(repr=False)
     # parallel text beside the splits, without labels: by language `id`, which translations share, and `text`
     parallel: Mapping[str, pa.Table] = field(default_factory=dict, repr=False)
+    # plain text beside the splits, likewise, of which no row is known to be a translation
+    plain: Mapping[str, pa.Table] = field(default_factory=dict, repr=False)
     licence: str = ""
     # the user or the loader listed the labels, so one that only some languages have is intended
     labels_stated: bool = False
@@ -118,7 +120,8 @@ class Corpus:
     def fingerprint(self) -> str:
         """The SHA-256 of labels and rows in their order, the same in any place and however they are chunked."""
         digest = hashlib.sha256(json.dumps([self.labels, self.unknown_labels]).encode())
-        beside = [("parallel", language, table) for language, table in sorted(self.parallel.items())]
+        others = {"parallel": self.parallel, "plain": self.plain}
+        beside = [(kind, language, one) for kind, tables in others.items() for language, one in sorted(tables.items())]
         for split, language, table in (*self.tables(), *beside):
             digest.update(json.dumps([split, language, table.num_rows]).encode())
             for column in ("text", "text_pair", "id", "label"):
@@ -127,21 +130,21 @@ class Corpus:
         return digest.hexdigest()
 
 
-def bitext(
-    texts: Mapping[str, pa.Table], parallel: Mapping[str, pa.Table], languages: Collection[str] = ()
+def end_to_end(
+    texts: Mapping[str, pa.Table], others: Mapping[str, pa.Table], languages: Collection[str] = ()
 ) -> dict[str, pa.Table]:
-    """Return unlabelled rows and those of parallel text end to end, by language, of some languages or of all.
+    """Return unlabelled rows and those of parallel or plain text end to end, by language, of some languages or of all.
 
-    Rows of equal ids are translations of each other. A column `beside` tells parallel text where there is some.
+    Rows of equal ids are translations of each other. A column `beside` tells the latter where there are some.
     """
     found = {}
-    for code in sorted({*texts, *parallel} & {*(languages or (*texts, *parallel))}):
-        found[code] = texts[code].replace_schema_metadata(None) if code in texts else parallel[code].slice(0, 0)
-        if code in parallel:
-            both = (found[code], parallel[code])
+    for code in sorted({*texts, *others} & {*(languages or (*texts, *others))}):
+        found[code] = texts[code].replace_schema_metadata(None) if code in texts else others[code].slice(0, 0)
+        if code in others:
+            both = (found[code], others[code])
             beside = np.repeat([False, True], [table.num_rows for table in both])
             whole = pa.concat_tables(both, promote_options="permissive")
-            if "text_pair" in whole.column_names:  # parallel text has none
+            if "text_pair" in whole.column_names:  # text beside the rows has none
                 whole = with_texts(whole, {"text_pair": pc.fill_null(whole["text_pair"], "")})
             found[code] = whole.append_column("beside", pa.array(beside))
     return found

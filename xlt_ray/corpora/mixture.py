@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xlt_ray.config.experiment import MixtureConfig
+from xlt_ray.config.sections import MixtureConfig
 from xlt_ray.corpora.permutation import Permutation
 from xlt_ray.errors import InputError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,19 +42,21 @@ def overlaps(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
                 fault = f"{what} {_short(value.as_py())} is in test too, at {_find(corpus, tested, what, value)}"
                 restarts = ", or unset corpus.id if ids restart in every split" if what == "id" else ""
                 yield from first_of(corpus, split, language, both, fault, remedy + restarts)
-    yield from parallel_overlaps(corpus, tested)
+    yield from overlaps_beside(corpus, tested)
 
 
-def parallel_overlaps(corpus: Corpus, tested: Sequence[str]) -> Iterator[str]:
-    """Yield the faults of parallel text that stands in test of some languages, in pair tasks as one of two texts."""
-    for (language, table), both in zip(corpus.parallel.items(), _parallel_in_test(corpus, tested), strict=True):
-        if (row := pc.index(both, True).as_py()) >= 0:
-            count = pc.sum(both).as_py()
-            more = f" (and {count - 1} more rows of {language})" if count > 1 else ""
-            yield (
-                f"corpus.parallel, {language}, {table['id'][row]}: text {_short(table['text'][row].as_py())} is in "
-                f"test too{more}; remove it with its translations, or set corpus.overlap: drop_train"
-            )
+def overlaps_beside(corpus: Corpus, tested: Sequence[str]) -> Iterator[str]:
+    """Yield the faults of parallel and plain text that stands in test, in pair tasks as one of two texts."""
+    kinds = (("parallel", corpus.parallel, "it with its translations"), ("unlabelled", corpus.plain, "it"))
+    for key, tables, what in kinds:
+        for (language, table), both in zip(tables.items(), _beside_in_test(corpus, tables, tested), strict=True):
+            if (row := pc.index(both, True).as_py()) >= 0:
+                count = pc.sum(both).as_py()
+                more = f" (and {count - 1} more rows of {language})" if count > 1 else ""
+                yield (
+                    f"corpus.{key}, {language}, {table['id'][row]}: text {_short(table['text'][row].as_py())} is in "
+                    f"test too{more}; remove {what}, or set corpus.overlap: drop_train"
+                )
 
 
 def as_seen(texts: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -84,11 +86,11 @@ def _tests(corpus: Corpus, tested: Iterable[str]) -> list[pa.Table]:
     return [corpus.table("test", code) for code in tested]
 
 
-def _parallel_in_test(corpus: Corpus, tested: Iterable[str]) -> list[pa.ChunkedArray]:
-    """Mark the rows of parallel text, by language, whose text is one of test."""
+def _beside_in_test(corpus: Corpus, tables: Mapping[str, pa.Table], tested: Iterable[str]) -> list[pa.ChunkedArray]:
+    """Mark the rows of text beside a corpus, by language, whose text is one of test."""
     columns = [(table, name) for table in _tests(corpus, tested) for name in ("text", "text_pair")]
     alone = [pa.table({"text": table[name]}) for table, name in columns if name in table.column_names]
-    return _in_test(alone, [table.select(["text"]) for table in corpus.parallel.values()], "text")
+    return _in_test(alone, [table.select(["text"]) for table in tables.values()], "text")
 
 
 def _in_test(test: Sequence[pa.Table], tables: Sequence[pa.Table], what: str) -> list[pa.ChunkedArray]:
@@ -166,9 +168,9 @@ def _repeated(table: pa.Table) -> dict[str, tuple[int, int, int]]:
 def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:
     """Drop from train and dev every row whose id or text stands in the test split of any language.
 
-    Of parallel text, rows of such a text are dropped with their translations. Returns the smaller corpus and split ->
-    language -> number of rows dropped, where any were; those of parallel text stand under "parallel". Whole batches
-    without such a row stay memory-mapped.
+    Of parallel text, rows of such a text are dropped with their translations, and lines of plain text. Returns the
+    smaller corpus and split -> language -> number of rows dropped, where any were; those beside the rows stand under
+    "parallel" and "unlabelled". Whole batches without such a row stay memory-mapped.
     """
     tested = corpus.languages("test")
     kept: dict[str, dict[str, pa.Table]] = {"train": {}, "dev": {}, "test": dict(corpus.splits.get("test", {}))}
@@ -181,15 +183,20 @@ def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:
         count = table.num_rows - kept[split][language].num_rows
         if count:
             dropped.setdefault(split, {})[language] = count
-    parallel = _untested(corpus, tested)
-    beside = {code: table.num_rows - parallel[code].num_rows for code, table in corpus.parallel.items()}
-    dropped |= {"parallel": fewer} if (fewer := {code: count for code, count in beside.items() if count}) else {}
-    return replace(corpus, splits=kept, parallel=parallel), dropped
+    parallel, plain = _untested(corpus, tested), dict(corpus.plain)
+    for (code, table), both in zip(corpus.plain.items(), _beside_in_test(corpus, corpus.plain, tested), strict=True):
+        plain[code] = table.filter(pc.invert(both))
+    for name, before, after in (("parallel", corpus.parallel, parallel), ("unlabelled", corpus.plain, plain)):
+        fewer = {code: table.num_rows - after[code].num_rows for code, table in before.items()}
+        dropped |= {name: counts} if (counts := {code: count for code, count in fewer.items() if count}) else {}
+    return replace(
+        corpus, splits=kept, parallel=parallel, plain={c: t for c, t in plain.items() if t.num_rows}
+    ), dropped
 
 
 def _untested(corpus: Corpus, tested: Sequence[str]) -> dict[str, pa.Table]:
     """Return parallel text without texts that stand in test, and without their translations."""
-    parallel, marks = dict(corpus.parallel), _parallel_in_test(corpus, tested)
+    parallel, marks = dict(corpus.parallel), _beside_in_test(corpus, corpus.parallel, tested)
     ids = [table["id"].filter(both) for table, both in zip(parallel.values(), marks, strict=True)]
     leaked = pa.chunked_array([chunk for one in ids for chunk in one.chunks], pa.string()).unique()
     return {code: table.filter(pc.invert(pc.is_in(table["id"], value_set=leaked))) for code, table in parallel.items()}

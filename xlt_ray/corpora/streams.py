@@ -1,9 +1,12 @@
-"""Rows that join the updates of training beside labelled draws: single ones, or groups of translations."""
+"""Rows that join the updates of training beside labelled draws, or alone: single ones, or groups of translations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +18,45 @@ from xlt_ray.corpora.mixture import Draws, shares
 LABELLED, UNLABELLED = "labelled", "unlabelled"  # streams that every technique may have a loss on
 
 
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """Pairs of translations that join every update in atomic groups, which no step, budget or worker cuts.
+Encoded = dict[str, list[int]]  # a row as numbers by piece: `input_ids`, and what else a network or a loss takes
+# Encodes texts, and the second texts of pairs, with a `model.collate.Tokenize` and a generator for each row.
+Encode = Callable[[Any, list[str], list[str] | None, list[np.random.Generator]], list[Encoded]]
 
-    A loss that tells the rows of a group apart is then the same on any number of workers. `pairs[language]`, (pairs, 2)
-    int64, are places of rows in the tables of that language and of `pivot`. A group is of one language and has `group`
-    pairs, all different: first the rows of the language, then those of the pivot in the same order.
+
+@dataclass(frozen=True, eq=False)
+class Stream(ABC):
+    """Rows that join every update beside labelled draws, in groups that no step, budget or worker cuts.
+
+    `tables` are their texts by language.
     """
 
     tables: Mapping[str, pa.Table]
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """How many rows join an update."""
+
+    @abstractmethod
+    def draw(self, alpha: float, seed: int, step: int, salt: int) -> list[Draws]:
+        """Draw the groups that join update `step`; the same on every worker. `salt` tells streams of one run apart."""
+
+    def encoded(
+        self, tokenize: Any, texts: list[str], pairs: list[str] | None, generators: list[np.random.Generator]
+    ) -> list[Encoded]:
+        """Encode texts as `Encode` does; by default as texts that are measured are, and by no chance."""
+        return tokenize(texts, pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups(Stream):
+    """Pairs of translations, in groups of one language and of pairs that are all different.
+
+    A loss that tells the rows of a group apart is then the same on any number of workers. `pairs[language]`, (pairs, 2)
+    int64, are places of rows in the tables of that language and of `pivot`. A group has `group` pairs: first the rows
+    of the language, then those of the pivot in the same order.
+    """
+
     pivot: str
     pairs: Mapping[str, np.ndarray] = field(repr=False)
     group: int
@@ -36,10 +68,7 @@ class Stream:
         return 2 * self.group * self.groups
 
     def draw(self, alpha: float, seed: int, step: int, salt: int) -> list[Draws]:
-        """Draw the groups that join update `step`, languages by p ~ pairs ** alpha; the same on every worker.
-
-        `salt` tells streams of one run apart.
-        """
+        """Draw the groups that join update `step`, languages by p ~ pairs ** alpha."""
         names = tuple(sorted(self.pairs))
         share = shares({name: len(self.pairs[name]) for name in names}, alpha)
         rng = np.random.default_rng([seed, step, 5, salt])
@@ -53,14 +82,42 @@ class Stream:
         return found
 
 
-def unlabelled(sizes: Mapping[str, int], alpha: float, rows: int, seed: int, step: int) -> Draws:
+@dataclass(frozen=True, eq=False)
+class Singles(Stream):
+    """Rows one by one, `drawn` an update, for a loss that does not read them as they stand, such as a masked one.
+
+    `encode` gives all rows of all updates the same keys.
+    """
+
+    drawn: int
+    encode: Encode
+
+    @property
+    def rows(self) -> int:
+        """How many rows join an update."""
+        return self.drawn
+
+    def draw(self, alpha: float, seed: int, step: int, salt: int) -> list[Draws]:
+        """Draw the rows that join update `step`, languages by p ~ rows ** alpha."""
+        sizes = {code: table.num_rows for code, table in self.tables.items()}
+        found = unlabelled(sizes, alpha, self.drawn, seed, step, salt)
+        return [found.take(np.array([at])) for at in range(len(found))]
+
+    def encoded(
+        self, tokenize: Any, texts: list[str], pairs: list[str] | None, generators: list[np.random.Generator]
+    ) -> list[Encoded]:
+        """Encode texts as `encode` does."""
+        return self.encode(tokenize, texts, pairs, generators)
+
+
+def unlabelled(sizes: Mapping[str, int], alpha: float, rows: int, seed: int, step: int, *salt: int) -> Draws:
     """Draw the single rows without labels that join update `step`, languages by p ~ rows ** alpha.
 
-    The same on every rank and after a restart, as `mixture.epoch` is.
+    The same on every rank and after a restart, as `mixture.epoch` is. A `salt` draws others.
     """
     names = tuple(sorted(code for code, count in sizes.items() if count))
     share = shares({name: sizes[name] for name in names}, alpha)
-    rng = np.random.default_rng([seed, step, 3])
+    rng = np.random.default_rng([seed, step, 3, *salt])
     language = rng.choice(len(names), rows, p=[share[name] for name in names])
     counts = np.array([sizes[name] for name in names])
     return Draws(names, language.astype(np.int32), rng.integers(counts[language]), np.arange(rows))
@@ -92,6 +149,16 @@ def pairs(rows: pa.Table, others: pa.Table) -> np.ndarray:
         texts = pc.binary_join_element_wise(*columns, pa.scalar("\0", pa.large_string())).combine_chunks()
         found = found[np.sort(np.unique(texts.dictionary_encode().indices.to_numpy(), return_index=True)[1])]
     return found
+
+
+def held_out(table: pa.Table, count: int) -> np.ndarray:
+    """Return the places of `count` rows to measure by, (count,) int64, sorted; chosen by id, in all tables alike.
+
+    There are more where several rows have one id.
+    """
+    digests = np.array([zlib.crc32(str(one).encode()) for one in table["id"].to_pylist()], dtype=np.int64)
+    last = np.sort(digests)[:count]
+    return np.flatnonzero(digests <= last[-1]) if len(last) else np.empty(0, dtype=np.int64)
 
 
 def _repeated(values: pa.Array) -> pa.Array:

@@ -167,6 +167,28 @@ def embed(
     return dict(_sharded(network, network.features, width, tables, inputs, progress))
 
 
+def compute(
+    network: Network,
+    call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    encoded: Sequence[Mapping[str, Sequence[int]]],
+    inputs: Inputs,
+    width: int,
+) -> np.ndarray:
+    """Apply `call`, of a network in evaluation mode, to encoded rows that are the same on all workers: (rows, width).
+
+    Rows are sharded over `torch.distributed`'s workers, and what they give, float32, gathered on all.
+    """
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    was_training, device = network.training, next(network.parameters()).device
+    network.eval()
+    whole, mine = np.zeros((len(encoded), width), dtype=np.float32), np.arange(rank, len(encoded), world)
+    for start in range(0, len(mine), CHUNK):
+        rows = mine[start : start + CHUNK]
+        whole[rows] = forward(call, device, [encoded[row] for row in rows], inputs)
+    network.train(was_training)
+    return _summed(whole, device) if world > 1 else whole
+
+
 def on_any_worker(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Return which flags, as many on all, are set on any of `torch.distributed`'s workers."""
     counts = torch.tensor(list(map(int, flags)), device=device)

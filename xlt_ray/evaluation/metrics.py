@@ -145,7 +145,7 @@ def load_scores(folder: Path) -> Scores:
     """Read the scores of a finished run or of a bundle; raise InputError where the folder holds none."""
     file = folder / "scores.json"
     if not file.is_file():
-        raise InputError(f"{folder}: no scores.json; give the folder of a finished run, such as runs/quickstart-...")
+        raise InputError(f"{folder}: no scores.json; give the folder of a finished run that learned a task")
     return Scores.from_json(file.read_text(encoding="utf-8"))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xlt_ray import durable, techniques
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
 from xlt_ray.export import agreement, bert_graph, onnx_graph, quantising, tracing, trimming

@@ -28,6 +28,7 @@ FORMAT = 1
 FORMAT_OF_HEADS = 2  # of an artefact whose networks have `heads`, which earlier versions would read wrongly
 FILE = "artefact.json"
 BUNDLE_FILE = "bundle.json"
+HEAD = "head.safetensors"  # in a bundle: of its network
 TOKENIZER = "tokenizer.json"
 PRECISIONS = ("float32", "int8")
 LISTED = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json|model)$")
@@ -175,8 +176,16 @@ def read_bundle(folder: Path) -> dict[str, Any]:
 
 
 def verify_bundle(folder: Path) -> dict[str, Any]:
-    """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json."""
+    """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json.
+
+    Raises InputError too for a bundle that answers nothing.
+    """
     content = read_bundle(folder)
+    if HEAD not in content["sha256"]:
+        raise InputError(
+            f"{folder}: holds an encoder that learned no task (training.method: adapt), so it answers nothing; train a "
+            f"run that begins from it, with network.init={folder}"
+        )
     for name, sha256 in content["sha256"].items():
         check_file(folder / name, sha256, "copy the bundle again")
     return content

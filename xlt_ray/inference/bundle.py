@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
 from xlt_ray import durable, techniques
-from xlt_ray.config.experiment import Experiment, NetworkConfig
+from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import public
 from xlt_ray.config.read import build
+from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.corpora import seen
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
@@ -40,7 +41,10 @@ from xlt_ray.translation.readings import Readings
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model ready to answer: `experiment` is how it was made, `scores` how good it was measured to be."""
+    """A model ready to answer: `experiment` is how it was made, `scores` how good it was measured to be.
+
+    Without labels it is an encoder, which can be saved, and begun from, but not loaded to answer.
+    """
 
     network: Network
     tokenize: Tokenize
@@ -135,7 +139,8 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
         mode = (folder / "encoder" / "config.json").stat().st_mode
         for file in (folder / "encoder").glob("*.safetensors"):
             file.chmod(mode)  # safetensors writes files that their owner alone can read
-    durable.write(folder / "head.safetensors", serialised(_plain(net.head.state_dict())))
+    if bundle.labels:
+        durable.write(folder / artefact.HEAD, serialised(_plain(net.head.state_dict())))
     if bundle.scores is not None:
         (folder / "scores.json").write_text(bundle.scores.to_json(), encoding="utf-8")
     if bundle.seen is not None:
@@ -216,7 +221,7 @@ def load(folder: str | Path) -> Bundle:
     experiment = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment")
     encoder = encoders.load(str(folder / "encoder")) if (folder / "encoder").is_dir() else _unchanged(folder, content)
     network = Network(encoder.model, len(content["labels"]), content["pooling"], languages=content.get("languages", ()))
-    network.head.load_state_dict(load_file(folder / "head.safetensors"))
+    network.head.load_state_dict(load_file(folder / artefact.HEAD))
     network.temperature = content.get("temperature", 1.0)
     changes = load_file(folder / CHANGES) if (folder / CHANGES).is_file() else None
     steps = load_file(folder / content["steps"]) if content.get("steps") else {}

@@ -19,15 +19,44 @@ class Tokenize:
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
         """Encode texts; each row is a dict of `input_ids` and, where the encoder uses them, `token_type_ids`."""
-        encoded = self.tokenizer(
+        encoded = self._encoded(texts, pairs)
+        keys = list(encoded.keys())
+        return [{key: encoded[key][i] for key in keys} for i in range(len(texts))]
+
+    def words(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> tuple[list[dict[str, list[int]]], list[list[int]], list[int]]:
+        """Encode texts as ever; tell the word of every piece, by a number that grows along the row, and where a pair's
+        second text begins.
+
+        A word is -1 for what stands in no text: the prefix, and pieces that the tokenizer adds.
+        """
+        found = self._encoded(texts, pairs, return_offsets_mapping=True)
+        offsets = found.pop("offset_mapping")
+        words, seconds = [], []
+        for number, spans in enumerate(offsets):
+            own: list[int] = []
+            last, count = None, -1
+            sequences = found.sequence_ids(number)
+            seconds.append(sequences.index(1) if 1 in sequences else len(sequences))
+            places = zip(sequences, found.word_ids(number), strict=True)
+            for (_, end), place in zip(spans, places, strict=True):
+                inside = place[0] is not None and not (place[0] == 0 and end <= len(self.prefix))
+                if inside and place != last:
+                    last, count = place, count + 1
+                own.append(count if inside else -1)
+            words.append(own)
+        return [{key: found[key][i] for key in found} for i in range(len(texts))], words, seconds
+
+    def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None, **more: Any) -> Any:
+        return self.tokenizer(
             [self.prefix + text for text in texts],
             list(pairs) if pairs is not None else None,
             truncation=True,
             max_length=self.max_length,
             return_attention_mask=False,
+            **more,
         )
-        keys = list(encoded.keys())
-        return [{key: encoded[key][i] for key in keys} for i in range(len(texts))]
 
     def rows(self, table: pa.Table) -> list[dict[str, list[int]]]:
         """Encode the rows of a table of a corpus."""

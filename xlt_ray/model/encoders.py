@@ -66,14 +66,14 @@ def load(init: str, revision: str | None = None, weights: bool = True) -> Encode
     # The commit rather than the branch, so that configuration, weights and tokenizer cannot be of different commits.
     source, commit = (str(folder), None) if folder.is_dir() else (init, identity.rpartition("@")[2])
     try:
-        with _quiet():
+        with quiet():
             model = _pretrained_model(source, commit, weights)
     except InputError:
         raise
     except UNLOADABLE as error:
         raise _unloadable(init, error) from error
     try:
-        with _quiet():
+        with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
     except UNLOADABLE as error:
         raise InputError(
@@ -155,7 +155,7 @@ def _parts(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' reports on what it loads: what matters of them is an InputError of this module."""
     logging = transformers.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

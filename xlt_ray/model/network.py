@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from xlt_ray.config.experiment import NetworkConfig
+from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.errors import InputError, collecting, joined
 from xlt_ray.model import encoders
 from xlt_ray.model.batching import MULTIPLE
@@ -23,6 +23,7 @@ from xlt_ray.model.collate import Tokenize
 
 Weights = dict[str, torch.Tensor]
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")  # of a batch, what an encoder takes
 STAGE = "run:"  # begins a `network.init` that names a run to be done first
 CHANGES = "changes.safetensors"  # in a bundle: of the encoder, where the encoder itself is not
 
@@ -51,7 +52,7 @@ class Network(nn.Module):
 
     def encode(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Compute the encoder's last hidden states: (rows, tokens) token ids to (rows, tokens, width) float32."""
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+        inputs = {key: batch[key] for key in INPUTS if key in batch}
         hidden: torch.Tensor = self.encoder(**inputs).last_hidden_state
         return hidden.float()
 
@@ -209,7 +210,9 @@ def build(config: NetworkConfig, classes: int, seed: int, languages: Sequence[st
 def _take_head(network: Network, bundle: Path) -> None:
     file = bundle / "head.safetensors"
     if not file.is_file():
-        raise InputError(f"network.head: bundle, but {bundle} is none (no {file.name}); set network.init to a bundle")
+        raise InputError(
+            f"network.head: bundle, but {bundle} is none that learned a task (no {file.name}); set network.init to one"
+        )
     state = load_file(file)
     if state["weight"].shape != network.head.weight.shape:
         raise InputError(

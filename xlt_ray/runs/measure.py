@@ -25,7 +25,7 @@ from xlt_ray.inference import artefact
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import encoders
 from xlt_ray.model.precision import choose_precision
-from xlt_ray.training.setup import absolute
+from xlt_ray.training.checks import absolute
 from xlt_ray.translation.readings import is_first
 
 

@@ -47,18 +47,12 @@ def record_event(outbox: Outbox, event: Mapping[str, Any]) -> None:
 
 
 def record_end(
-    outbox: Outbox, experiment: Experiment, folder: RunFolder, scores: Scores, files: Mapping[str, Path]
+    outbox: Outbox, experiment: Experiment, folder: RunFolder, scores: Scores | None, files: Mapping[str, Path]
 ) -> None:
-    """Record the scores on test, the report's `files`, and the bundle where the configuration names a model."""
-    found = {f"test/{name}": value for name, value in scores.summary.items()} | {"temperature": scores.temperature}
-    for code, language in scores.languages.items():
-        found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}
-        if language.transfer_gap is not None:
-            found[f"test/transfer_gap/{code}"] = language.transfer_gap
-        if language.calibration_error is not None:
-            found[f"test/calibration_error/{code}"] = language.calibration_error
-    outbox.metrics(found, step=0)
-    for path in (*files.values(), folder.local / "experiment.yaml", folder.local / "predictions.npz"):
+    """Record the scores on test, what was written in `files`, and the bundle where the configuration names a model."""
+    if scores is not None:
+        outbox.metrics(_measured(scores), step=0)
+    for path in (*files.values(), folder.local / "experiment.yaml"):
         outbox.artifact(path)
     if experiment.tracking.register_as:
         outbox.model(
@@ -67,6 +61,17 @@ def record_end(
             experiment.tracking.alias,
             pairs=bool(experiment.corpus.text_pair),
         )
+
+
+def _measured(scores: Scores) -> dict[str, float]:
+    found = {f"test/{name}": value for name, value in scores.summary.items()} | {"temperature": scores.temperature}
+    for code, language in scores.languages.items():
+        found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}
+        if language.transfer_gap is not None:
+            found[f"test/transfer_gap/{code}"] = language.transfer_gap
+        if language.calibration_error is not None:
+            found[f"test/calibration_error/{code}"] = language.calibration_error
+    return found
 
 
 def flat(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
 from xlt_ray.corpora import seen
 from xlt_ray.corpora.loaders import LOADERS
+from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate, metrics
 from xlt_ray.evaluation.features import Features
 from xlt_ray.evaluation.groups import Roles
@@ -30,7 +31,7 @@ from xlt_ray.events import OnEvent, counting
 from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
 from xlt_ray.model.network import Built, Network
-from xlt_ray.reports import readings, report
+from xlt_ray.reports import figures, readings, report
 from xlt_ray.runs import lease, stages
 from xlt_ray.runs.lease import Held
 from xlt_ray.runs.records import record_end, record_event, record_start
@@ -49,9 +50,24 @@ class Outcome:
 
     experiment: Experiment
     folder: RunFolder
-    scores: Scores
+    measured: Scores | None  # None where no task was learned
     unsent: int
     repeated: bool  # the run had been finished before, and nothing was computed now
+
+    @property
+    def scores(self) -> Scores:
+        """What was measured on test; raises InputError where no task was learned."""
+        return scores_of(self.measured, self.folder.local)
+
+
+def scores_of(measured: Scores | None, place: Path) -> Scores:
+    """Return the scores of the run in a place; raise InputError where it learned no task."""
+    if measured is None:
+        raise InputError(
+            f"{place}: an encoder that learned no task has no scores; train a run that begins from it, with "
+            f"network.init={place}/bundle"
+        )
+    return measured
 
 
 def run(
@@ -111,7 +127,8 @@ def _run(setup: Setup, held: Held[Outcome], parent_key: str | None, tags: Mappin
         sender.close(min(10.0, experiment.tracking.flush_seconds))
         held.upload()
         raise
-    durable.write(folder.local / RESULT, json.dumps({"summary": dict(scores.summary), "key": folder.key}))
+    summary = {} if scores is None else dict(scores.summary)
+    durable.write(folder.local / RESULT, json.dumps({"summary": summary, "key": folder.key}))
     held.upload()
     return Outcome(experiment, folder, scores, unsent, repeated=False)
 
@@ -120,8 +137,9 @@ def finished(experiment: Experiment, folder: RunFolder) -> Outcome | None:
     """Return the result of an experiment's run in its folder, None where it is not finished."""
     if not folder.finished():
         return None
-    folder.download("scores.json")
-    return Outcome(experiment, folder, load_scores(folder.local), pending(folder.local), repeated=True)
+    folder.download("scores.json", figures.FILE)
+    scores = load_scores(folder.local) if experiment.training.labelled else None
+    return Outcome(experiment, folder, scores, pending(folder.local), repeated=True)
 
 
 @dataclass(frozen=True)
@@ -137,7 +155,7 @@ class Fitted:
     apart: dict[str, float] = field(default_factory=dict)  # accuracy of each reading by itself, by key
 
 
-def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores:
+def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: OnEvent) -> Scores | None:
     experiment, started = setup.experiment, time.monotonic()
     on_event({"stage": "start"})
 
@@ -151,8 +169,10 @@ def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: 
     for row in (*fitted.reported, *fitted.history):
         record_event(outbox, row)  # again, because events on their way to a driver that was killed are lost
     outbox.metrics({f"techniques/{name}": value for name, value in fitted.facts.items()}, step=0)
-    on_event({"stage": "score"})
-    scores = _score(setup, fitted)
+    scores = None
+    if experiment.training.labelled:
+        on_event({"stage": "score"})
+        scores = _score(setup, fitted)
     on_event({"stage": "save"})
     files = _save(folder, fitted, scores)
     outbox.metrics({"seconds": time.monotonic() - started}, step=0)
@@ -169,15 +189,15 @@ def _score(setup: Setup, fitted: Fitted) -> Scores:
     return replace(scores, temperature=net.temperature)
 
 
-def _save(folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
-    """Write bundle, predictions and report into the run's folder; return the files of the report."""
+def _save(folder: RunFolder, fitted: Fitted, scores: Scores | None) -> dict[str, Path]:
+    """Write bundle, predictions and report into the run's folder; return the files to record."""
     net, tokenize, identity = fitted.model
     setup, experiment = fitted.setup, fitted.setup.experiment
     before = experiment.network.bundle
     made = bundle.Bundle(
         net,
         tokenize,
-        setup.corpus.labels,
+        setup.corpus.labels if experiment.training.labelled else (),
         experiment,
         scores,
         run=folder.key,
@@ -188,11 +208,16 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores) -> dict[str, Path]:
         seen=seen.together(setup.read_texts(), None if before is None else seen.load(before)),
     )
     bundle.save(folder.local / "bundle", made, identity)
-    save_predictions(folder.local / "predictions.npz", fitted.predictions)
     facts, environment = corpus_facts(setup), tracking_environment.environment()
     for name, content in {"history": fitted.history, "corpus": facts, "environment": environment}.items():
         (folder.local / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    files = report.write(folder.local, scores, experiment, facts, fitted.history, environment)
+    files = {}
+    if scores is not None:
+        files = dict(report.write(folder.local, scores, experiment, facts, fitted.history, environment))
+        files["predictions.npz"] = folder.local / "predictions.npz"
+        save_predictions(files["predictions.npz"], fitted.predictions)
+    if (table := figures.write(folder.local, fitted.facts, alone=scores is None)) is not None:
+        files[figures.FILE] = table
     if setup.readings is not None:
         files["readings.tsv"] = readings.write(folder.local, setup.readings, setup.material.texts, fitted.apart)
     return files

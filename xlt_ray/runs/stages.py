@@ -23,7 +23,7 @@ from xlt_ray.runs import storage
 from xlt_ray.runs.storage import RunFolder, begun_from
 from xlt_ray.training import checks
 from xlt_ray.training.checks import Loaded
-from xlt_ray.training.setup import Setup
+from xlt_ray.training.setup import Setup, tested
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,14 @@ class Planned:
         if self.loaded.corpus is None:
             return faults
         own, labels = self.loaded.corpus, before.corpus.labels
-        if self.experiment.network.head == "bundle" and own.labels != labels:
+        if self.experiment.network.head == "bundle" and not before.experiment.training.labelled:
+            faults.append(f"network.head: bundle, but {init!r} learns no task (training.method: adapt); leave it out")
+        elif self.experiment.network.head == "bundle" and own.labels != labels:
             faults.append(
                 f"network.head: bundle, but {init!r} has the labels {', '.join(labels[:5])} ..., and the corpus "
                 f"{', '.join(own.labels[:5])} ...; take a stage of the same labels, or network.head=fresh"
             )
-        measured = own.measured(self.experiment.sources, self.experiment.targets)
+        measured = tested(self.experiment, own)
         return faults + list(seen.faults(own, measured, before.read_texts(), f"network.init names ({init})"))
 
     def before(self) -> Iterator[Planned]:

@@ -31,8 +31,7 @@ from xlt_ray.languages import typology
 from xlt_ray.model import encoders, network
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.training import cluster, embedding
-from xlt_ray.training.checks import check_resources
-from xlt_ray.training.setup import absolute
+from xlt_ray.training.checks import absolute, check_resources
 
 Values = dict[str, np.ndarray]  # measure -> (sources, targets) float64, nan where unknown
 

@@ -277,6 +277,11 @@ def build(data: Mapping[str, Any], place: str = "configuration") -> Search:
 
 def _check(search: Search) -> None:
     training, settings = search.base.training, search.settings
+    if not training.labelled:
+        raise InputError(
+            f"training.method: {training.method} learns no task, so there are no scores to choose by; search the run "
+            "that begins from it (network.init)"
+        )
     if training.select != "last":
         raise InputError("training.select: a search keeps the last epoch of every trial; set it to last")
     if settings.selection.languages == "held_out_sources" and max(search.sizes) >= len(search.pool):

@@ -38,6 +38,8 @@ CATALOGUE = {
     "lora": "xlt_ray.techniques.lora.Lora",
     "distil": "xlt_ray.techniques.losses.distil.Distil",
     "contrast": "xlt_ray.techniques.losses.contrast.Contrast",
+    "mlm": "xlt_ray.techniques.losses.mlm.Mlm",
+    "tlm": "xlt_ray.techniques.losses.tlm.Tlm",
     "adversarial": "xlt_ray.techniques.losses.adversarial.Adversarial",
     "translate_test": "xlt_ray.techniques.translate_test.TranslateTest",
     "centre": "xlt_ray.techniques.centre.Centre",
@@ -62,6 +64,14 @@ def build(experiment: Experiment) -> tuple[Technique, ...]:
                 f"techniques.{name}: has no effect with training.method: {experiment.training.method}; set it to "
                 f"{' or '.join(kind.methods)}, or take the technique out"
             )
+    alone = not experiment.training.labelled and not faults
+    if alone and not any(type(one).loss_term is not Technique.loss_term for one in found):
+        able = [name for name in CATALOGUE if (kind := load(name)).loss_term is not Technique.loss_term]
+        able = [name for name in able if "adapt" in load(name).methods]
+        faults.append(
+            f"techniques: training.method: adapt learns by losses of techniques alone, and none has any; add one of "
+            f"{', '.join(able)}, or set training.method to fine_tune"
+        )
     if len(readers := [one.name for one in found if one.changes_readings]) > 1:
         faults.append(f"techniques: {' and '.join(readers)}: one may say how texts are read; take all but one out")
     if faults:
@@ -85,6 +95,7 @@ def network(
 
     built = networks.build(experiment.network, classes, experiment.seed, languages, weights)
     for one in techniques:
+        one.check_encoder(built.network, built.tokenize.tokenizer)
         one.attach(built.network, built.tokenize.tokenizer, material)
     return built
 
@@ -99,13 +110,16 @@ def supervised(
 ) -> dict[str, str]:
     """Return the rung of `supervision.LADDER` on which a run stands in each of its languages that is no source.
 
+    Of a run without labels sources are no other languages than targets.
+
     It is the highest of what its techniques say they read, of what the run of the bundle in `network.init` read, whose
     languages are added, and of the oracle. `texts` are the languages with train or dev rows, `labelled` those with
     train rows and `parallel` those with either or with parallel text; None where that is not known any more, and then
     all may have been read. Languages whose texts turned out
     to be read `as_they_stand` owe nothing to a technique that changes how texts are read.
     """
-    targets = [code for code in languages if code not in experiment.sources]
+    sources = experiment.sources if experiment.training.labelled else ()
+    targets = [code for code in languages if code not in sources]
     found = [(code, supervision.ORACLE if experiment.oracle else supervision.ZERO_SHOT) for code in targets]
     for one in build(experiment):
         there = {"labels": labelled, "parallel": parallel}.get(one.reads, texts)
@@ -114,7 +128,7 @@ def supervised(
         found += [(code, supervision.BY_READING[what]) for code, what in read.items() if code not in unread]
     rungs: dict[str, str] = {}
     for code, rung in [*found, *_inherited(experiment.network.bundle).items()]:
-        if code not in experiment.sources:
+        if code not in sources:
             rungs[code] = supervision.highest([rungs.get(code), rung]) or rung
     return rungs
 
@@ -129,7 +143,7 @@ def _inherited(folder: Path | None) -> Mapping[str, str]:
         earlier = read(content["experiment"], place=f"{file}: experiment")
         rungs = content.get("supervision")  # a bundle of before has none
         rungs = supervised(earlier, content.get("languages", ())) if rungs is None else rungs
-        return rungs | dict.fromkeys(earlier.sources, supervision.FEW_SHOT)
+        return rungs | dict.fromkeys(earlier.sources if earlier.training.labelled else (), supervision.FEW_SHOT)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"network.init: {file} is damaged ({error}); copy the bundle again") from None
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
 
-from xlt_ray.config.experiment import Experiment, Section
-from xlt_ray.corpora.corpus import Corpus, bitext, known_languages
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import Section
+from xlt_ray.corpora.corpus import Corpus, end_to_end, known_languages
 from xlt_ray.events import OnProgress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from xlt_ray.model.collate import Tokenize
     from xlt_ray.model.network import Network
     from xlt_ray.techniques.term import Term
     from xlt_ray.translation.readings import Readings
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
 # Maps tables of texts by language to their pooled features by language, (rows, width) float32, before any step: in
 # fine-tuning computed with the network as it is then, on all workers together; for a probe looked up.
 Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
+
+
+class Compute(Protocol):
+    """What a loss computes with as training begins, on all workers together, which must ask for the same in one order.
+
+    Called, it is an `Embed` that keeps what it has computed. `tokenize` is how the run's texts become pieces.
+    """
+
+    @property
+    def tokenize(self) -> Tokenize: ...
+
+    def __call__(self, tables: Mapping[str, pa.Table], /) -> Mapping[str, np.ndarray]: ...
+
+    def rows(
+        self, call: Callable[..., Tensor], encoded: Sequence[Mapping[str, Sequence[int]]], width: int, /
+    ) -> np.ndarray:
+        """Apply `call`, which maps a batch of encoded rows to (rows, width), to all: (rows, width) float32."""
+        ...
+
 
 # Maps tables of texts by key of their reading to a probe's logits by key, (rows, classes) float32.
 Score = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
@@ -57,6 +78,7 @@ class Available:
     labelled: tuple[str, ...]  # languages with train rows
     texts: Mapping[str, pa.Table]
     parallel: Mapping[str, pa.Table] = field(default_factory=dict)  # as of `Corpus`
+    plain: Mapping[str, pa.Table] = field(default_factory=dict)  # likewise
 
     @classmethod
     def of(cls, experiment: Experiment, corpus: Corpus) -> Available:
@@ -64,7 +86,7 @@ class Available:
         measured, labelled = corpus.measured(experiment.sources, experiment.targets), corpus.languages("train")
         texts = corpus.unlabelled({*labelled, *corpus.languages("dev")}, ids=True)
         codes = known_languages(experiment, corpus)
-        return cls(experiment, codes, measured, labelled, texts, corpus.parallel)
+        return cls(experiment, codes, measured, labelled, texts, corpus.parallel, corpus.plain)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -74,7 +96,12 @@ class Available:
     @property
     def bitext(self) -> dict[str, pa.Table]:
         """What `Material.bitext` will be."""
-        return bitext(self.texts, self.parallel, self.languages)
+        return end_to_end(self.texts, self.parallel, self.languages)
+
+    @property
+    def all_texts(self) -> dict[str, pa.Table]:
+        """What `Material.all_texts` will be."""
+        return end_to_end(self.texts, self.plain, self.languages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +120,17 @@ class Material:
     readings: Readings | None = None  # how texts are read where they are measured or served, once that is known
     languages: tuple[str, ...] = ()  # sources and targets, also those without texts
     parallel: Mapping[str, pa.Table] = field(default_factory=dict)  # as of `Corpus`
+    plain: Mapping[str, pa.Table] = field(default_factory=dict)  # likewise
 
     @property
     def bitext(self) -> dict[str, pa.Table]:
         """Unlabelled rows of sources and targets, of `texts` and of `parallel`: those of equal ids are translations."""
-        return bitext(self.texts, self.parallel, self.languages)
+        return end_to_end(self.texts, self.parallel, self.languages)
+
+    @property
+    def all_texts(self) -> dict[str, pa.Table]:
+        """Unlabelled rows of sources and targets, of `texts` and of `plain`."""
+        return end_to_end(self.texts, self.plain, self.languages)
 
     def to_estimate(self, code: str, table: pa.Table) -> dict[str, pa.Table]:
         """Return rows of a language's `texts` as its texts are read: by key of each reading, see `Readings`."""
@@ -118,6 +151,7 @@ class Technique(Section):
     cost: ClassVar[str]  # time and memory, as measured
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")  # of training.method, those it has an effect on
     wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update, of `Material.texts`
+    wants_texts: ClassVar[bool] = False  # these and plain text, `Material.all_texts`, for a term's own stream
     wants_parallel: ClassVar[bool] = False  # and of parallel text, of `Material.bitext`; by itself, for a term's stream
     holds_encoder: ClassVar[bool] = False  # which learns from loss terms alone, and the head from the task
     replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be available
@@ -212,6 +246,9 @@ class Technique(Section):
         """
         return material.readings
 
+    def check_encoder(self, network: Network, tokenizer: Any) -> None:
+        """Raise InputError where it cannot work with an encoder, which may have shapes alone; before `attach`."""
+
     def attach(self, network: Network, tokenizer: Any, material: Material | None) -> None:
         """Add to a network what the technique needs there, in place: steps, layers of the encoder, frozen parts.
 
@@ -239,13 +276,13 @@ class Technique(Section):
         self,
         network: Network,
         material: Material,
-        embed: Embed,
+        compute: Compute,
         on_progress: OnProgress = lambda done, total: None,
     ) -> Term | None:
         """Return a `techniques.term.Term`: a loss per row, (rows,), added to the task's.
 
-        Called in every worker as training begins or resumes, each time with the weights that it begins with; `embed`
-        keeps what it has computed. Parameters of the term are trained and are in checkpoints, and are in no bundle.
+        Called in every worker as training begins or resumes, each time with the weights that it begins with.
+        Parameters of the term are trained and are in checkpoints, and are in no bundle.
         """
         return None
 

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from xlt_ray import techniques
-from xlt_ray.config.experiment import CorpusConfig, Experiment
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.arrow import with_texts
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.corpora.loaders import formats

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlt_ray import durable
-from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.config.masking import masked, public
+from xlt_ray.config.sections import TrackingConfig
 from xlt_ray.durable import JsonLines
 from xlt_ray.errors import InputError
 from xlt_ray.tracking.tracking_uri import absolute

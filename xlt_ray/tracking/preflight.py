@@ -8,8 +8,8 @@ import re
 import sqlite3
 from collections.abc import Iterator
 
-from xlt_ray.config.experiment import TrackingConfig
 from xlt_ray.config.masking import masked
+from xlt_ray.config.sections import TrackingConfig
 from xlt_ray.tracking import tracking_uri
 
 ALIAS = re.compile(r"(?!latest$|v\d+$)[\w-]{1,100}", re.ASCII | re.IGNORECASE)  # what MLflow takes

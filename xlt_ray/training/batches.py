@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from xlt_ray.corpora import mixture, streams
 from xlt_ray.corpora.arrow import Chunked, take, text_bytes
 from xlt_ray.corpora.mixture import Draws, Epoch
+from xlt_ray.corpora.streams import Encoded
 from xlt_ray.events import counting
 from xlt_ray.model import batching, collate, precision
 from xlt_ray.model.collate import Tokenize
@@ -23,6 +25,7 @@ WINDOW = 64  # updates among which rows are sorted by length: wide enough to sav
 BLOCK = 64 * WINDOW  # updates that are planned at once and shuffled, or fewer where updates are large:
 DRAWS = 1 << 20  # in such a block, of some hundred bytes each
 SAMPLE = 256  # rows a language from which its tokens per byte are measured
+NONE = Draws((), np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))  # draws of an update without any
 
 
 class Feed:
@@ -33,7 +36,8 @@ class Feed:
         self.run, self.rank, self.world = run, rank, world
         self.device = next(run.network.parameters()).device
         mix = run.experiment.mixture
-        drawn = {code: one for code, one in run.setup.tables("train").items() if mix.weights.get(code, 1.0) > 0}
+        labelled = run.setup.tables("train") if run.experiment.training.labelled else {}
+        drawn = {code: one for code, one in labelled.items() if mix.weights.get(code, 1.0) > 0}
         self.sizes = {code: table.num_rows for code, table in drawn.items()}
         self.train = {code: Chunked(table) for code, table in drawn.items()}
         self.lengths = {code: Lengths(table, run.tokenize) for code, table in drawn.items()}
@@ -44,8 +48,8 @@ class Feed:
         self.texts = {code: Chunked(table) for code, table in run.setup.unlabelled.items()} if joining else {}
         self.joining = joining if self.texts else 0
         self.streams = dict(enumerate(own_streams(run.network).values(), start=2))
-        self.paired = {
-            number: {code: Chunked(stream.tables[code]) for code in (*stream.pairs, stream.pivot)}
+        self.tables = {
+            number: {code: Chunked(table) for code, table in stream.tables.items()}
             for number, stream in self.streams.items()
         }
 
@@ -54,13 +58,19 @@ class Feed:
         return mixture.epoch(self.sizes, self.run.experiment.mixture, self.run.experiment.seed, number)
 
     def updates(self, epoch: int, first: int = 0) -> Iterator[Draws]:
-        """Yield the draws of each update of an epoch from the `first` on; the same on every worker."""
+        """Yield the draws of each update of an epoch from the `first` on; the same on every worker.
+
+        Where nothing is learned from labels there are updates without any.
+        """
+        if not self.sizes:
+            setup = self.run.setup
+            return itertools.repeat(NONE, setup.updates // setup.experiment.training.epochs - first)
         return updates(self.epoch(epoch), self.lengths, self.run.experiment.training.batch_size, first)
 
     def batches(self, draws: Draws, progress: Progress, total: int) -> Iterator[Batch]:
         """Yield this worker's part of an update, one of `total`, in steps under the token budget.
 
-        Atomic groups, see `Stream`, are in steps of their own, one or more in each.
+        Groups of a stream are in steps of their own, one or more in each.
         """
         own, step = self._own(draws), progress.step
         more = self._own(self._unlabelled(step)) if self.joining else None
@@ -68,7 +78,8 @@ class Feed:
         idle = not len(own) and not more and not any(groups.values())
         rows = self._rows(own, self.train, 0, progress.epoch)
         if idle:  # all workers must meet in the sum of gradients
-            rows = self._rows(draws.take(np.arange(1)), self.train, -1, progress.epoch)
+            first, tables = (draws, self.train) if len(draws) else self._any()
+            rows = self._rows(first.take(np.arange(1)), tables, -1)
         if more:
             rows = rows.joined(self._rows(more, self.texts, 1))
         counts = [len(draws), self.joining, *(stream.rows for stream in self.streams.values())]
@@ -78,8 +89,14 @@ class Feed:
         for at, batch in collate.budgeted(rows.encoded, tokens, pad):
             yield {**batch, **rows.take(at), **shared}
         for number, drawn in groups.items():
-            for rows in packed([self._rows(one, self.paired[number], number) for one in drawn], tokens):
+            for rows in packed([self._rows(one, self.tables[number], number, step) for one in drawn], tokens):
                 yield {**collate.pad(rows.encoded, pad), **rows.take(slice(None)), **shared}
+
+    def _any(self) -> tuple[Draws, Mapping[str, Chunked]]:
+        """Return some row without label, and the tables that it is from."""
+        tables = self.texts or next(iter(self.tables.values()))
+        start = np.zeros(1, dtype=np.int64)
+        return Draws((next(iter(tables)),), start.astype(np.int32), start, start), tables
 
     def _own(self, draws: Draws) -> Draws:
         return draws.take(np.arange(self.rank, len(draws), self.world))
@@ -95,28 +112,33 @@ class Feed:
         drawn = self.streams[number].draw(experiment.mixture.alpha, experiment.seed, step, salt=number)
         return drawn[self.rank :: self.world]
 
-    def _rows(self, draws: Draws, tables: Mapping[str, Chunked], stream: int, epoch: int | None = None) -> Rows:
-        """Encode draws of a stream, which is -1 for rows that do not count; labelled ones are of an epoch."""
+    def _rows(self, draws: Draws, tables: Mapping[str, Chunked], stream: int, when: int = 0) -> Rows:
+        """Encode draws of a stream, which is -1 for rows that do not count.
+
+        `when` is the epoch of labelled rows, and the update of those of a stream of a term.
+        """
         encoded: list[Encoded] = [{}] * len(draws)
         label, language = np.zeros(len(draws), dtype=np.int64), np.zeros(len(draws), dtype=np.int64)
+        seed = self.run.experiment.seed
         for index in np.unique(draws.language):
             code, at = draws.languages[index], np.flatnonzero(draws.language == index)
             table = tables[code].take(draws.row[at])
             language[at] = self.run.network.index(code)
             texts, pairs = collate.texts_of(table)
-            if epoch is not None:
+            if stream == 0:
                 label[at] = table["label"].to_numpy()
-                address = (self.run.experiment.seed, epoch)
-                texts, pairs = change_examples(self.examples, texts, pairs, code, address, draws.place[at])
-            for place, one in zip(at, self.run.tokenize(texts, pairs), strict=True):
+                texts, pairs = change_examples(self.examples, texts, pairs, code, (seed, when), draws.place[at])
+            if stream > 1:
+                rngs = [np.random.default_rng([seed, when, 6, stream, place]) for place in draws.place[at].tolist()]
+                found = self.streams[stream].encoded(self.run.tokenize, texts, pairs, rngs)
+            else:
+                found = self.run.tokenize(texts, pairs)
+            for place, one in zip(at, found, strict=True):
                 encoded[place] = one
         weight = self.weights[label] if stream == 0 else np.zeros(len(draws))
-        row = draws.row.astype(np.int64) if epoch is None else np.full(len(draws), -1)
+        row = draws.row.astype(np.int64) if stream > 0 else np.full(len(draws), -1)
         columns: dict[str, np.ndarray] = {"label": label, "weight": weight.astype(np.float32)}
         return Rows(encoded, columns | {"language": language, "row": row, "stream": np.full(len(draws), stream)})
-
-
-Encoded = dict[str, list[int]]
 
 
 class Rows(NamedTuple):
@@ -136,9 +158,9 @@ class Rows(NamedTuple):
 
 
 def packed(groups: Sequence[Rows], tokens: int) -> Iterator[Rows]:
-    """Yield groups that follow one another, as many together as keep to the budget of padded tokens, one at least."""
+    """Yield groups, the longest first, as many together as keep to the budget of padded tokens, one at least."""
     held: Rows | None = None
-    for group in groups:
+    for group in sorted(groups, key=lambda one: -max(len(row["input_ids"]) for row in one.encoded)):
         both = group if held is None else held.joined(group)
         width = batching.rounded(max(len(row["input_ids"]) for row in both.encoded))
         if held is not None and width * len(both.encoded) > tokens:

@@ -10,14 +10,16 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from xlt_ray import techniques
-from xlt_ray.config.experiment import Experiment, NetworkConfig
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.corpora import seen, soundness
 from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.corpus import Corpus, known_languages, refuse
@@ -27,10 +29,45 @@ from xlt_ray.events import OnProgress
 from xlt_ray.model import collate
 from xlt_ray.techniques.technique import Available, Technique
 from xlt_ray.tracking import preflight
-from xlt_ray.training.setup import Dropped, Setup, absolute
+from xlt_ray.training.setup import Dropped, Setup, tested
 
 SAMPLE, LONGEST = 50, 500  # rows a language, and characters of each, that are cut into pieces
 MOSTLY, PARTLY = 0.5, 0.25  # shares of unknown characters above which a source is refused and any language warned of
+
+
+def absolute(experiment: Experiment) -> Experiment:
+    """Make local paths absolute, because Ray's workers have working folders of their own."""
+
+    def resolved(path: str) -> str:
+        local = "://" not in path and not path.startswith("bundled:") and Path(path).expanduser().exists()
+        return str(Path(path).expanduser().resolve()) if local else path
+
+    path = experiment.corpus.path
+    if path is not None and experiment.corpus.loader == "files" and "://" not in path:
+        path = str(Path(path).expanduser().absolute())  # not resolved: a pattern with {language} exists nowhere
+    elif path is not None and experiment.corpus.loader == "hub":
+        path = resolved(path)
+    beside = {name: getattr(experiment.corpus, name) for name in ("parallel", "unlabelled")}
+    beside = {
+        name: found if found is None or "://" in found else str(Path(found).expanduser().absolute())
+        for name, found in beside.items()
+    }
+    cache = experiment.corpus.cache_dir  # one that begins with ~ is meant for whatever home a worker has
+    cache = cache if cache.startswith("~") else str(Path(cache).absolute())
+    return experiment.model_copy(
+        update={
+            "techniques": _absolute(experiment.techniques),
+            "network": experiment.network.model_copy(update={"init": resolved(experiment.network.init)}),
+            "corpus": experiment.corpus.model_copy(update={"path": path, **beside, "cache_dir": cache}),
+        }
+    )
+
+
+def _absolute(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    fixed = {name: dict(parameters) for name, parameters in chosen.items()}
+    for name, parameter, path in techniques.paths(chosen):
+        fixed[name][parameter] = str(Path(path).expanduser().absolute())
+    return fixed
 
 
 @dataclass(frozen=True)
@@ -81,11 +118,11 @@ def prepare(
             warnings.warn(note, stacklevel=2)
         with collecting(faults):
             dev, kept = _dev_needed(experiment, corpus), experiment.corpus.cache_dir
-            soundness.check(corpus, experiment.sources, experiment.targets, dev, kept)
+            soundness.check(corpus, experiment.sources, _scored(experiment, corpus), dev, kept)
         with collecting(faults):
             check(chosen, experiment, corpus)
         with collecting(faults):
-            faults += trained_on(corpus, corpus.measured(experiment.sources, experiment.targets), experiment)
+            faults += trained_on(corpus, tested(experiment, corpus), experiment)
     begun = experiment.model_copy(update={"network": begins.network}) if begins else experiment
     faults += _encoder(absolute(begun), chosen, corpus)
     with collecting(faults):
@@ -99,6 +136,20 @@ def prepare(
     if made.joining and (leaks := _joined_and_tested(made)):
         refuse(f"experiment {experiment.name}", leaks)
     return made
+
+
+def _scored(experiment: Experiment, corpus: Corpus) -> tuple[str, ...] | Literal["all"]:
+    """Return the targets that must have test rows; warn of plain text that no run of these languages reads."""
+    known = known_languages(experiment, corpus)
+    if unread := sorted(corpus.plain.keys() - {*known}):
+        warnings.warn(
+            f"corpus.unlabelled: {', '.join(unread[:8])}{' ...' if len(unread) > 8 else ''}: not read, as these are "
+            "neither sources nor targets; name them in targets, or take the files away",
+            stacklevel=3,
+        )
+    if experiment.training.labelled or experiment.targets == "all":
+        return experiment.targets
+    return tuple(code for code in experiment.targets if code in corpus.languages("test") or code not in corpus.plain)
 
 
 def trained_on(corpus: Corpus, tested: Sequence[str], experiment: Experiment) -> list[str]:

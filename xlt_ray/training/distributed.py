@@ -175,16 +175,21 @@ def _worker(settings: dict[str, Any]) -> None:
         report = _reporter(rank)
         run = Run(setup, net, tokenize, report, emit=lambda event: emit({"stage": "train"} | event))
         progress = loop.fit(run, folder)
-    inputs = run.inputs(progress.precision)
-    dev = {code: table for code, table in setup.tables("dev").items() if code in experiment.sources}
+    facts = {name: getattr(progress, name) for name in ("reported", "history", "facts")}
+    predictions = _measure(run, progress.precision, facts, emit) if experiment.training.labelled else {}
+    report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
+
+
+def _measure(run: Run, precision: str, facts: dict[str, Any], emit: OnEvent) -> dict[str, Predictions]:
+    """Fit the temperature, predict this worker's share of test, and put what was found besides into `facts`."""
+    net, setup, inputs = run.network, run.setup, run.inputs(precision)
+    dev = {code: table for code, table in setup.tables("dev").items() if code in run.experiment.sources}
     net.temperature = evaluate.temperature(net, dev, inputs)
     test = setup.tables("test")
     scored = evaluate.score(net, evaluate.read(test, setup.readings), inputs, counting(emit, "evaluate"))
-    predictions = evaluate.predictions(scored, test, net.temperature, setup.readings)
-    facts = {name: getattr(progress, name) for name in ("reported", "history", "facts")}
     facts["temperature"] = net.temperature
     facts["apart"] = evaluate.apart(scored, test, setup.readings)
-    report({"step": progress.step, "final": 1.0}, lambda folder: _write_final(folder, net, predictions, facts))
+    return evaluate.predictions(scored, test, net.temperature, setup.readings)
 
 
 def _reporter(rank: int) -> Report:

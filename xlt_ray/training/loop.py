@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from xlt_ray.config.experiment import TrainingConfig
+from xlt_ray.config.sections import TrainingConfig
 from xlt_ray.corpora.mixture import Draws
 from xlt_ray.corpora.streams import LABELLED, UNLABELLED
 from xlt_ray.evaluation import evaluate
@@ -56,7 +56,7 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
         progress = saved["progress"]
         run.emit({"note": f"going on from update {progress.step} with {world} workers"})
     _add_terms(run, progress.precision)
-    head_alone = any(one.holds_encoder for one in run.setup.techniques)
+    head_alone = not run.experiment.training.labelled or any(one.holds_encoder for one in run.setup.techniques)
     forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing, head_alone)
     sharded = world > 1 and run.experiment.resources.shard_optimizer
     optimizer = _optimizer(run.network, run.experiment.training, sharded)
@@ -80,7 +80,7 @@ def _add_terms(run: Run, precision: str) -> None:
     network.terms.clear()  # of an earlier run of the same network
     for one in run.setup.techniques:
         on_progress = counting(run.emit, "prepare")
-        term = one.loss_term(network, run.setup.material, lambda tables: run.embed_once(tables, precision), on_progress)
+        term = one.loss_term(network, run.setup.material, run.computing(precision), on_progress)
         if term is not None:
             network.terms[one.name] = term.to(device)
 
@@ -116,11 +116,11 @@ class Objective(nn.Module):
         return total
 
     def _share(self, name: str, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return which rows are a term's, (rows,), and their factor: over an update, of as many as are labelled."""
+        """Return which rows are a term's, (rows,), and their factor: in an update of as many as are labelled, or 1."""
         names, term = (LABELLED, UNLABELLED, *own_streams(self.network)), self.network.terms[name]
         asked = (name,) if name in names else getattr(term, "streams", Term.streams)
         places = torch.tensor([names.index(one) for one in asked], device=batch["stream"].device)
-        factor = batch["counts"][0] / batch["counts"][places].sum().clamp(min=1)
+        factor = batch["counts"][0].clamp(min=1) / batch["counts"][places].sum().clamp(min=1)
         return torch.isin(batch["stream"], places), factor
 
 
@@ -241,7 +241,9 @@ class TrainingState:
         torch.manual_seed(int(address.generate_state(1)[0]))
         batches = list(self.feed.batches(draws, self.progress, total))
         for number, batch in enumerate(batches, start=1):
-            self._step(batch, len(draws), last=number == len(batches))
+            self._step(batch, max(len(draws), 1), last=number == len(batches))
+        if not len(draws):  # its losses are means, and it counts as one row
+            self.pending[1] += 1 / self.world
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.experiment.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -309,7 +311,7 @@ class TrainingState:
     def _dev(self) -> dict[str, float]:
         """Measure the mean accuracy on dev of the sources and, where the run is an oracle, of the targets."""
         sources, targets = self.experiment.sources, self.experiment.targets
-        tables = self.run.setup.tables("dev")
+        tables = self.run.setup.tables("dev") if self.experiment.training.labelled else {}
         if targets != "all":
             tables = {code: table for code, table in tables.items() if code in {*targets, *sources}}
         if not tables:

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from xlt_ray.config.experiment import MixtureConfig
+from xlt_ray.config.sections import MixtureConfig
 from xlt_ray.corpora import mixture
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation.features import Features

@@ -19,7 +19,7 @@ import pyarrow as pa
 from xlt_ray import supervision, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import mixture, overlap, seen
-from xlt_ray.corpora.corpus import Corpus, known_languages
+from xlt_ray.corpora.corpus import Corpus, end_to_end, known_languages
 from xlt_ray.corpora.mixture import Share
 from xlt_ray.evaluation import evaluate, features
 from xlt_ray.evaluation.evaluate import Inputs
@@ -71,7 +71,7 @@ class Setup:
         if chosen or experiment.training.unlabelled_rows:
             unlabelled = corpus.unlabelled(codes, ids=True) | {c: t for c, t in (texts or {}).items() if c in codes}
         texts = {code: unlabelled[code] for code in codes if code in unlabelled}
-        material = Material(experiment, texts, shots, languages=codes, parallel=corpus.parallel)
+        material = Material(experiment, texts, shots, languages=codes, parallel=corpus.parallel, plain=corpus.plain)
         visible = corpus.for_training(experiment.sources, targets_dev=experiment.oracle)
         lost: Dropped = dropped or {}
         added: dict[str, Mapping[str, int]] = {}
@@ -118,7 +118,9 @@ class Setup:
         if self.readings is not None:
             further = [key for code in codes for key in self.readings.keys(code) if not is_first(key)]
             codes = (*codes, *further)  # to techniques a further reading is a language of its own
-        return techniques.network(self.techniques, self.experiment, classes, codes, self.material)
+        built = techniques.network(self.techniques, self.experiment, classes, codes, self.material)
+        built.network.head.requires_grad_(self.experiment.training.labelled)
+        return built
 
     def tables(self, split: str) -> dict[str, pa.Table]:
         """Return a split's rows by language: of train and dev those that training may see, of test those measured."""
@@ -142,20 +144,26 @@ class Setup:
         labelled = [table for _, _, table in self.visible.tables()]
         return seen.digests([*labelled, *self.joining.values()])
 
-    @property
+    @cached_property
     def joining(self) -> Mapping[str, pa.Table]:
         """The rows without labels that join updates, by language; {} where none do."""
         join = any(one.wants_unlabelled or one.wants_parallel for one in self.techniques)
-        return self.unlabelled if join or self.experiment.training.unlabelled_rows else {}
+        found = self.unlabelled if join or self.experiment.training.unlabelled_rows else {}
+        if not any(one.wants_texts for one in self.techniques):
+            return found
+        rows = {code: one.select([c for c in one.column_names if c != "beside"]) for code, one in found.items()}
+        return end_to_end({**self.material.texts, **rows}, self.material.plain, self.languages)
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The languages whose test rows are predicted."""
-        return self.corpus.measured(self.experiment.sources, self.experiment.targets)
+        """The languages whose test rows are predicted, or kept from what is learned without labels."""
+        return tested(self.experiment, self.corpus)
 
     @cached_property
     def mixture(self) -> list[Share]:
-        """How the rows of each language are drawn, sources first."""
+        """How the rows of each language are drawn, sources first; without labels, how its texts are."""
+        if not self.experiment.training.labelled:
+            return mixture.table({code: one.num_rows for code, one in self.joining.items()}, self.experiment.mixture)
         sizes = self.visible.sizes("train")
         sizes = {code: sizes[code] for code in (*self.experiment.sources, *sizes) if code in sizes}
         return mixture.table(sizes, self.experiment.mixture)
@@ -187,7 +195,9 @@ class Setup:
         """The rung of `supervision.LADDER` of every language that is no source, as `techniques.supervised` has it."""
         readings = self.readings
         stand = () if readings is None else [code for code in self.languages if not readings.several(code)]
-        texts, shots, both = self.material.texts, self.material.shots, self.material.bitext
+        whole = any(one.wants_texts for one in self.techniques)
+        texts = self.material.all_texts if whole else self.material.texts
+        shots, both = self.material.shots, self.material.bitext
         return techniques.supervised(self.experiment, self.languages, texts, shots, both, stand)
 
     @property
@@ -200,48 +210,26 @@ class Setup:
 
     @property
     def updates(self) -> int:
-        """How many times fine-tuning will change the weights."""
+        """How many times training will change the weights: an epoch draws as many rows as there are."""
         draws = sum(share.draws for share in self.mixture)
         return self.experiment.training.epochs * -(-round(draws) // self.experiment.training.batch_size)
 
 
+def tested(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
+    """List the languages whose test rows a run looks at; of one without labels a target may have none."""
+    found = corpus.measured(experiment.sources, experiment.targets)
+    there = corpus.languages("test")
+    return found if experiment.training.labelled else tuple(code for code in found if code in there)
+
+
 def _apart(visible: Corpus, test: Mapping[str, pa.Table]) -> tuple[Corpus, Dropped]:
-    """Drop and count the rows of train and dev that also stand in `test`; parallel text was compared when loaded."""
+    """Drop and count the rows of train and dev that also stand in `test`; what is beside was compared when loaded."""
     if not test:
         return visible, {}
-    kept, dropped = overlap.drop_overlap(replace(visible, splits={**visible.splits, "test": test}, parallel={}))
-    return replace(visible, splits={**kept.splits, "test": {}}), dropped
-
-
-def absolute(experiment: Experiment) -> Experiment:
-    """Make local paths absolute, because Ray's workers have working folders of their own."""
-
-    def resolved(path: str) -> str:
-        local = "://" not in path and not path.startswith("bundled:") and Path(path).expanduser().exists()
-        return str(Path(path).expanduser().resolve()) if local else path
-
-    path = experiment.corpus.path
-    if path is not None and experiment.corpus.loader == "files" and "://" not in path:
-        path = str(Path(path).expanduser().absolute())  # not resolved: a pattern with {language} exists nowhere
-    elif path is not None and experiment.corpus.loader == "hub":
-        path = resolved(path)
-    parallel = experiment.corpus.parallel and str(Path(experiment.corpus.parallel).expanduser().absolute())
-    cache = experiment.corpus.cache_dir  # one that begins with ~ is meant for whatever home a worker has
-    cache = cache if cache.startswith("~") else str(Path(cache).absolute())
-    return experiment.model_copy(
-        update={
-            "techniques": _absolute(experiment.techniques),
-            "network": experiment.network.model_copy(update={"init": resolved(experiment.network.init)}),
-            "corpus": experiment.corpus.model_copy(update={"path": path, "parallel": parallel, "cache_dir": cache}),
-        }
+    kept, dropped = overlap.drop_overlap(
+        replace(visible, splits={**visible.splits, "test": test}, parallel={}, plain={})
     )
-
-
-def _absolute(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    fixed = {name: dict(parameters) for name, parameters in chosen.items()}
-    for name, parameter, path in techniques.paths(chosen):
-        fixed[name][parameter] = str(Path(path).expanduser().absolute())
-    return fixed
+    return replace(visible, splits={**kept.splits, "test": {}}), dropped
 
 
 @dataclass
@@ -294,9 +282,34 @@ class Run:
             report(done, total)
         return pieces.read()
 
+    def computing(self, precision: str) -> Computing:
+        """Return what losses compute with as training begins."""
+        return Computing(self, precision)
+
     def inputs(self, precision: str) -> Inputs:
         """Return how rows become batches where nothing is trained."""
         return Inputs(self.tokenize, precision, self.experiment.evaluation.tokens_per_step)
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What a loss computes with as training begins, as `technique.Compute` has it."""
+
+    run: Run
+    precision: str
+
+    @property
+    def tokenize(self) -> Tokenize:
+        """How texts become pieces."""
+        return self.run.tokenize
+
+    def __call__(self, tables: Mapping[str, pa.Table]) -> Mapping[str, np.ndarray]:
+        """Compute features, or look them up, see `Run.embed_once`."""
+        return self.run.embed_once(tables, self.precision)
+
+    def rows(self, call: Callable[..., Any], encoded: Sequence[Mapping[str, Sequence[int]]], width: int) -> np.ndarray:
+        """Apply `call` to encoded rows, see `evaluate.compute`."""
+        return evaluate.compute(self.run.network, call, encoded, self.run.inputs(self.precision), width)
 
 
 def change_examples(

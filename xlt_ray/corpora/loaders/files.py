@@ -19,7 +19,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.corpus import Corpus, refuse
 from xlt_ray.corpora.loaders import conversion, formats
 from xlt_ray.corpora.loaders.diagnosis import FileFaults

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.arrow import BATCH_ROWS, with_origin
 from xlt_ray.corpora.loaders import delimited, diagnosis, jsonl
 from xlt_ray.corpora.loaders.conversion import Note

@@ -14,7 +14,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.arrow import BATCH_ROWS, with_origin
 from xlt_ray.corpora.corpus import Corpus, refuse
 from xlt_ray.corpora.loaders import conversion, formats

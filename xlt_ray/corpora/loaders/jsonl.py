@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from xlt_ray import sniff
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.loaders.diagnosis import BLOCK, columns_of, first_of, lines_of, refused
 
 PEEKED = 1000  # lines that show a file's columns and their types

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from xlt_ray.config.experiment import CorpusConfig
+from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.corpus import SPLITS, Corpus
 from xlt_ray.corpora.loaders import conversion
 from xlt_ray.errors import InputError

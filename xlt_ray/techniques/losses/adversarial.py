@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
-from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.techniques.technique import Available, Compute, Embed, Material, Reads, Technique
 from xlt_ray.techniques.term import Batch, Outputs, Term
 from xlt_ray.translation.readings import is_first
 
@@ -64,13 +64,13 @@ class Adversarial(Technique):
         self,
         network: Network,
         material: Material,
-        embed: Embed,
+        compute: Compute,
         on_progress: OnProgress = lambda done, total: None,
     ) -> Term:
         """Return the discriminator, after measuring language separability before training with a linear probe."""
         width, languages = network.head.in_features, sum(map(is_first, network.languages))
         term = Discriminator(width, self.hidden, languages, self.weight, self.gamma, network.seed)
-        term.before = language_accuracy(embed(_sample(material)))
+        term.before = language_accuracy(compute(_sample(material)))
         return term
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:

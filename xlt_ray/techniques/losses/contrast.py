@@ -14,7 +14,6 @@ trains the head alone, as beside `distil`, and for its reasons.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -26,12 +25,12 @@ from torch.nn import functional
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import take
-from xlt_ray.corpora.streams import Stream, pairs
+from xlt_ray.corpora.streams import Groups, held_out, pairs
 from xlt_ray.events import OnProgress
 from xlt_ray.languages.lexicon import FEWEST_PAIRS
 from xlt_ray.techniques.losses import translations
 from xlt_ray.techniques.losses.translations import Faults
-from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.techniques.technique import Available, Compute, Embed, Material, Reads, Technique
 from xlt_ray.techniques.term import Batch, Outputs, Term
 from xlt_ray.translation import induced
 from xlt_ray.translation.retrieval import retrieval
@@ -58,7 +57,7 @@ class Contrast(Technique):
         "2 x group x groups rows an update besides the labelled ones; 1 s a language to judge its rows, on every "
         "worker; with anchor: frozen all translations are encoded once, and every worker holds their features"
     )
-    methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
+    methods: ClassVar[tuple[str, ...]] = ("fine_tune", "adapt")
     reads: ClassVar[Reads] = "parallel"
     wants_parallel: ClassVar[bool] = True
     holds_encoder: ClassVar[bool] = True
@@ -76,11 +75,7 @@ class Contrast(Technique):
         self, experiment: Experiment, targets: Collection[str], there: Collection[str]
     ) -> Mapping[str, Reads]:
         """Return what it reads of each target: nothing of one without translations."""
-        found = dict(super().reads_each(experiment, targets, there))
-        if isinstance(there, Mapping):
-            faults = translations.faults(there, found, experiment.sources[0])
-            found = {code: what for code, what in found.items() if not faults[code]}
-        return found
+        return translations.read_each(super().reads_each(experiment, targets, there), there, experiment.sources[0])
 
     def check(self, available: Available) -> None:
         """Refuse a run in which no language has translations, and warn of those that have none."""
@@ -91,7 +86,7 @@ class Contrast(Technique):
         self,
         network: Network,
         material: Material,
-        embed: Embed,
+        compute: Compute,
         on_progress: OnProgress = lambda done, total: None,
     ) -> Term:
         """Return the loss with its groups, after measuring retrieval; frozen anchors are computed here."""
@@ -100,7 +95,7 @@ class Contrast(Technique):
         faults = translations.faults(texts, [code for code in texts if code != pivot], pivot)
         judged = sorted(translations.judged(texts, faults, pivot, settings, on_progress))
         found = {code: pairs(texts[code], texts[pivot]) for code in judged}
-        held = {code: own[_held(take(texts[pivot], own[:, 1]))] for code, own in found.items()}
+        held = {code: own[held_out(take(texts[pivot], own[:, 1]), HELD)] for code, own in found.items()}
         apart = np.concatenate([np.empty(0, np.int64), *(own[:, 1] for own in held.values())])
         learned = {code: own[~np.isin(own[:, 1], apart)] for code, own in found.items()}
         few = {code: len(own) for code, own in learned.items() if len(own) < self.group or len(held[code]) < HELD}
@@ -116,9 +111,11 @@ class Contrast(Technique):
         translated = take(texts[pivot], used)
         # in one order on all workers, which compute the same pieces together
         anchors = translated if self.anchor == "frozen" else translated.slice(0, SAMPLE)
-        features = embed({pivot: anchors, **_tables(measured)})
+        features = compute({pivot: anchors, **_tables(measured)})
         translations.spread(features[pivot], PLACE, pivot)
-        stream = Stream({**texts, pivot: translated}, pivot, learned, self.group, self.groups)
+        stream = Groups(
+            {**{code: texts[code] for code in learned}, pivot: translated}, pivot, learned, self.group, self.groups
+        )
         term = Alignment(self, stream, features[pivot], measured)
         term.before = _retrieval(features, measured)
         return term
@@ -136,12 +133,6 @@ class Contrast(Technique):
 
 
 Measured = Mapping[str, tuple[pa.Table, pa.Table]]  # texts and their translations, in the same order
-
-
-def _held(translated: pa.Table) -> np.ndarray:
-    """Return which pairs are held out, by the ids of their translations, so that languages hold out the same ones."""
-    digests = np.array([zlib.crc32(str(one).encode()) for one in translated["id"].to_pylist()], dtype=np.int64)
-    return np.sort(np.argsort(digests, kind="stable")[:HELD])
 
 
 def _tables(measured: Measured) -> dict[str, pa.Table]:
@@ -165,7 +156,7 @@ class Alignment(Term):
     anchors: torch.Tensor
     origin: torch.Tensor
 
-    def __init__(self, asked: Contrast, stream: Stream, anchors: np.ndarray, measured: Measured) -> None:
+    def __init__(self, asked: Contrast, stream: Groups, anchors: np.ndarray, measured: Measured) -> None:
         """Hold the features of the pivot's texts, or of a sample, as the encoder has them at the beginning."""
         super().__init__()
         self.asked, self.stream, self.measured = asked, stream, measured

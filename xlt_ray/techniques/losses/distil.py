@@ -28,7 +28,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.techniques.losses import translations
 from xlt_ray.techniques.losses.translations import Bitext, Faults
-from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.techniques.technique import Available, Compute, Embed, Material, Reads, Technique
 from xlt_ray.techniques.term import Batch, Outputs, Term
 from xlt_ray.techniques.translate_test import Scores
 from xlt_ray.translation import induced, readings
@@ -54,7 +54,7 @@ class Distil(Technique):
         "twice the rows an update, see training.unlabelled_rows; 1 s a language for lexicons, on every worker; the "
         "teacher encodes texts once, and every worker holds their features (4 bytes x width a row)"
     )
-    methods: ClassVar[tuple[str, ...]] = ("fine_tune",)
+    methods: ClassVar[tuple[str, ...]] = ("fine_tune", "adapt")
     reads: ClassVar[Reads] = "parallel"
     wants_unlabelled: ClassVar[bool] = True
     wants_parallel: ClassVar[bool] = True
@@ -98,7 +98,7 @@ class Distil(Technique):
         self,
         network: Network,
         material: Material,
-        embed: Embed,
+        compute: Compute,
         on_progress: OnProgress = lambda done, total: None,
     ) -> Term:
         """Return the distance from the teacher's features, which are computed here, by the encoder as it begins."""
@@ -110,7 +110,7 @@ class Distil(Technique):
             read = {code: {code: texts[code]} for code in alone}
         first = {f"{code}, measured": texts[code].slice(0, MEASURED) for code in texts if code not in read}
         # in one order on all workers, which compute the same pieces together
-        features = embed({key: table for tables in (*read.values(), first) for key, table in tables.items()})
+        features = compute({key: table for tables in (*read.values(), first) for key, table in tables.items()})
         origin = features[pivot].mean(0)
         scale = translations.spread(features[pivot], PLACE, pivot)
         wanted: dict[int, np.ndarray] = {}

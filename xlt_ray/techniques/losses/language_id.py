@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
-from xlt_ray.techniques.technique import Available, Embed, Material, Reads, Technique
+from xlt_ray.techniques.technique import Available, Compute, Material, Reads, Technique
 from xlt_ray.techniques.term import Batch, Outputs, Term
 from xlt_ray.translation.readings import is_first
 
@@ -45,7 +45,7 @@ class LanguageId(Technique):
         self,
         network: Network,
         material: Material,
-        embed: Embed,
+        compute: Compute,
         on_progress: OnProgress = lambda done, total: None,
     ) -> Term:
         """Return the second head."""

@@ -13,6 +13,7 @@ from xlt_ray.corpora.streams import counterparts
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages.lexicon import FEWEST_PAIRS
+from xlt_ray.techniques.technique import Reads
 from xlt_ray.translation import induced
 from xlt_ray.translation.lexicons import shown
 
@@ -26,6 +27,17 @@ def faults(rows: Bitext, languages: Collection[str], pivot: str) -> Faults:
     pairs = {code: int((counterparts(rows[code], rows[pivot]) >= 0).sum()) for code in there}
     few = {code: f"{pairs.get(code, 0)} of its rows have the id of one of {pivot}" for code in languages}
     return {code: few[code] if pairs.get(code, 0) < FEWEST_PAIRS else None for code in languages}
+
+
+def read_each(read: Mapping[str, Reads], there: Collection[str], pivot: str) -> Mapping[str, Reads]:
+    """Return what is read of targets by a loss that takes translations alone: nothing of those without any.
+
+    `read` is said of all of them, and `there` are the rows by language where these are known.
+    """
+    if not isinstance(there, Mapping):
+        return read
+    found = faults(there, read, pivot)
+    return {code: what for code, what in read.items() if not found[code]}
 
 
 def judged(

@@ -13,7 +13,8 @@ from typing import Any
 import ray
 
 from xlt_ray import interrupts
-from xlt_ray.config.experiment import Experiment, ResourcesConfig
+from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import ResourcesConfig
 from xlt_ray.errors import TrainingError
 from xlt_ray.events import OnEvent
 from xlt_ray.training import cluster
