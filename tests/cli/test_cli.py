@@ -29,7 +29,7 @@ from xlt_ray.evaluation import metrics
 Result = Any  # of a CliRunner
 Call = Callable[..., Result]
 
-VERBS = {"train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue"}
+VERBS = {"train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue", "retrieve"}
 VERBS |= {"adapt", "few-shot", "lexicon"}
 VERBS |= {"languages", "sync", "promote", "serve", "rollout", "rollback", "challenge", "key"}
 ROOT = Path(__file__).parents[2]

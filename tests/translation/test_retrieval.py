@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xlt_ray.translation import retrieval as module
-from xlt_ray.translation.retrieval import retrieval
+from xlt_ray.translation.retrieval import by_scale, retrieval
 
 
 def brute(rows: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:
@@ -28,6 +28,23 @@ def test_it_finds_what_comparing_all_pairs_finds(monkeypatch: pytest.MonkeyPatch
     found = retrieval(rows, others)
     assert tuple(found) == pytest.approx(brute(rows, others))
     assert 0.1 < found.forward < 1 and 0 < found.xsim < 0.9
+
+
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_by_scale_takes_away_what_is_usual_around_both_texts(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 12))
+    others = rows + 0.9 * rng.normal(size=(60, 12))
+    others[7] = others.mean(0) + 0.1 * others.sum(0)  # near to many
+    one, other = (side - side.mean(0) for side in (rows, others))
+    cosine = np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in other] for a in one])
+    usual = [np.sort(side, axis=1)[:, -10:].mean(1) for side in (cosine, cosine.T)]
+    scores = 2 * cosine - usual[0][:, None] - usual[1][None, :]
+    right = np.arange(60)
+    wanted = [float((best == right).mean()) for best in (scores.argmax(1), scores.argmax(0))]
+    assert tuple(by_scale(rows, others)) == pytest.approx(wanted)
+    assert by_scale(rows, others).forward != retrieval(rows, others).forward
 
 
 def test_a_shift_of_a_language_hides_nothing() -> None:

@@ -1,7 +1,8 @@
-"""Choose the sources to train on: the verbs tune and rank-sources."""
+"""Choose what to train on and from: the verbs tune, rank-sources and retrieve."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,3 +50,39 @@ def rank_sources(
     Console(highlight=False).print(similarity.table(ranking))
     if mix:
         typer.echo("\n" + similarity.mix_lines(ranking, mix))
+
+
+def retrieve(
+    config: Config,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, dev, test, or parallel: text beside the corpus")] = "test",
+    pivot: Annotated[str | None, typer.Option(help="compare every language with this one alone")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for retrieval.tsv, all pairs, and a heat map")] = None,
+) -> None:
+    """Measure how often the encoder finds a text's translation, between all languages: no training, no label."""
+    from xlt_ray.languages.codes import resolve
+    from xlt_ray.reports.page import percent, terminal_table
+    from xlt_ray.runs import retrieve as retrieval
+
+    console = Console(highlight=False)
+    with progress.shown(console) as on_event:
+        at = resolve(pivot) if pivot else None
+        found = retrieval.of_file(config, overrides or (), split, at, on_event)
+    first = at or found.experiment.sources[0]
+    table = terminal_table(f"translations found in {split}, %, by {found.experiment.network.init}")
+    for heading in ("language", "pairs", f"into {first}", "back", "CSLS into", "back", "CSLS, mean over all"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "language" else "right")
+    mean, beside = retrieval.means(found.compared), found.into(first)
+    for code, value in mean.items():
+        cells = [""] * 5
+        if one := beside.get(code):
+            shares = (one.forward, one.backward, one.csls_forward, one.csls_backward)
+            cells = [str(one.pairs), *map(percent, shares)]
+        table.add_row(code, *cells, percent(value))
+    console.print(table)
+    for name, codes in found.groups(beside).items():
+        if codes:
+            share = sum(beside[code].mean for code in codes) / len(codes)
+            console.print(f"{name} ({len(codes)}): {percent(share)} of translations, into {first} and back, CSLS")
+    for file in retrieval.write(out, found.compared) if out else ():
+        console.print(str(file), soft_wrap=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -230,6 +231,24 @@ def reliability(groups: Mapping[str, Reliability]) -> Figure | None:
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         _plain(axes)
         figure.legend(frameon=False, labelcolor=INK, fontsize=7.5, loc="outside lower center", ncols=2)
+    return figure
+
+
+def heat_map(names: Sequence[str], values: np.ndarray, title: str) -> Figure:
+    """Draw shares of every name with every other, (names, names), nan where there is none."""
+    size, font = 2.2 + 0.075 * len(names), max(2.5, min(7.5, 400 / len(names) / 2))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(4.0, size + 0.7), max(3.4, size)), layout="constrained")
+        axes = figure.subplots()
+        drawn = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(colors=INK, length=0, labelsize=font)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, loc="left", color=INK, fontsize=8.5)
+        bar = figure.colorbar(drawn, shrink=0.6, format=PercentFormatter(1, symbol=None))
+        bar.ax.tick_params(colors=INK, labelsize=7.5)
+        bar.outline.set_visible(False)
     return figure
 
 
