@@ -117,7 +117,7 @@ def test_the_command_shows_every_language_and_writes_all_pairs(file: Path, tmp_p
     assert f"{100 * float(rows['eng_Latn', 'swh_Latn']['backward']):.1f}" in shown
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_in_the_layout_of_tatoeba_are_compared(file: Path, ray: None) -> None:
     made = retrieve.of_file(str(file), (), "parallel", "eng_Latn", lambda event: None)
     (one,) = made.compared
