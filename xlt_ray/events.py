@@ -20,6 +20,7 @@ STAGES = {
     "retrain": "retraining",
     "evaluate": "measuring on test",
     "score": "computing intervals",
+    "compare": "comparing languages",
     "save": "writing bundle and report",
     "track": "sending to MLflow",
     "register": "finding or registering the version",

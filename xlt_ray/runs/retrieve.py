@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from xlt_ray import config
 from xlt_ray.config.experiment import Experiment
@@ -98,7 +99,7 @@ def of_file(path: str, overrides: Iterable[str], split: str, pivot: str | None, 
         features, _ = embedding.features(experiment, used, on_event)
     encoder = encoders.load(network.encoder_source(experiment.network), experiment.network.revision, weights=False)
     seen = encoders.seen_languages(encoder.model, encoder.tokenizer)
-    return Found(experiment, tuple(compare(features, places, counting(on_event, "score"))), seen)
+    return Found(experiment, tuple(compare(features, places, counting(on_event, "compare"))), seen)
 
 
 def texts(experiment: Experiment, corpus: Corpus, split: str) -> dict[str, pa.Table]:
@@ -144,12 +145,14 @@ def compare(
 ) -> list[Compared]:
     """Compare languages by features (rows, width) of all texts of each, and the places of their pairs among these."""
     found = []
-    for number, ((first, second), rows) in enumerate(places.items(), start=1):
-        sides = features[first][rows[:, 0]], features[second][rows[:, 1]]
-        by_cosine, scaled = retrieval(*sides), by_scale(*sides)
-        shares = (by_cosine.forward, by_cosine.backward, *scaled, by_cosine.xsim)
-        found.append(Compared(first, second, len(rows), *shares))
-        on_progress(number, len(places))
+    # products this small are slower by several threads, thirty times where other work keeps some of them waiting
+    with threadpool_limits(1):
+        for number, ((first, second), rows) in enumerate(places.items(), start=1):
+            sides = features[first][rows[:, 0]], features[second][rows[:, 1]]
+            by_cosine, scaled = retrieval(*sides), by_scale(*sides)
+            shares = (by_cosine.forward, by_cosine.backward, *scaled, by_cosine.xsim)
+            found.append(Compared(first, second, len(rows), *shares))
+            on_progress(number, len(places))
     return found
 
 
