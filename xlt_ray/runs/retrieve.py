@@ -177,6 +177,6 @@ def write(folder: Path, found: Sequence[Compared]) -> list[Path]:
     for one in found:
         row, column = codes.index(one.first), codes.index(one.second)
         values[row, column], values[column, row] = one.csls_forward, one.csls_backward
-    figure = plots.heat_map(codes, values, "share of translations found (CSLS), %, from the language of a row")
+    figure = plots.heat_map(codes, values, "found by CSLS, %: of rows in columns")
     figure.savefig(folder / "retrieval.png", dpi=150)
     return [folder / "retrieval.tsv", folder / "retrieval.png"]
