@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 import transformers
 from test_adversarial import train
 from test_catalogue import mislabelled, parallel_corpus, resumed_bit_by_bit, run_of
+from test_contrast import CODES, settings
 from workers import on_workers
 
 from xlt_ray import techniques
@@ -33,17 +33,7 @@ from xlt_ray.training.batches import Feed
 from xlt_ray.training.checkpoint import Progress
 
 Settings = dict[str, Any]
-__all__ = ["parallel_corpus"]
-CODES = ("eng_Latn", "hin_Deva", "swh_Latn")
-
-
-@pytest.fixture
-def settings(tiny_settings: Settings, parallel_corpus: Path, tmp_path: Path) -> Settings:
-    changed = copy.deepcopy(tiny_settings) | {"sources": ["eng_Latn"]}
-    changed["corpus"] |= {"path": str(parallel_corpus), "cache_dir": str(tmp_path / "cache")}
-    changed["training"] |= {"method": "fine_tune", "epochs": 1}
-    changed["network"] |= {"dropout": 0.0}
-    return changed
+__all__ = ["parallel_corpus", "settings"]
 
 
 def filling(settings: Settings, name: str = "mlm", **parameters: Any) -> Settings:

@@ -14,7 +14,7 @@ trains the head alone, as beside `distil`, and for its reasons.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -23,16 +23,14 @@ import torch
 from pydantic import Field
 from torch.nn import functional
 
-from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.streams import Groups, held_out, pairs
 from xlt_ray.events import OnProgress
 from xlt_ray.languages.lexicon import FEWEST_PAIRS
 from xlt_ray.techniques.losses import translations
-from xlt_ray.techniques.losses.translations import Faults
-from xlt_ray.techniques.technique import Available, Compute, Embed, Material, Reads, Technique
+from xlt_ray.techniques.losses.translations import OfTranslations
+from xlt_ray.techniques.technique import Compute, Embed, Material
 from xlt_ray.techniques.term import Batch, Outputs, Term
-from xlt_ray.translation import induced
 from xlt_ray.translation.retrieval import retrieval
 
 if TYPE_CHECKING:
@@ -41,10 +39,9 @@ if TYPE_CHECKING:
 PLACE = "techniques.contrast"
 SAMPLE = 1000  # translations by whose mean the origin is estimated where they are not frozen
 HELD = 50  # pairs a language that are not learned from, by which retrieval is measured
-LOW = 0.05  # least score of a translation where rows are judged
 
 
-class Contrast(Technique):
+class Contrast(OfTranslations):
     """Teach the encoder to place a text nearer to its translation than to those of other texts."""
 
     name: ClassVar[str] = "contrast"
@@ -57,9 +54,6 @@ class Contrast(Technique):
         "2 x group x groups rows an update besides the labelled ones; 1 s a language to judge its rows, on every "
         "worker; with anchor: frozen all translations are encoded once, and every worker holds their features"
     )
-    methods: ClassVar[tuple[str, ...]] = ("fine_tune", "adapt")
-    reads: ClassVar[Reads] = "parallel"
-    wants_parallel: ClassVar[bool] = True
     holds_encoder: ClassVar[bool] = True
 
     temperature: float = Field(0.05, gt=0, description="cosines are divided by it; a small one looks at the nearest")
@@ -71,17 +65,6 @@ class Contrast(Technique):
     )
     weight: float = Field(1.0, gt=0, description="beside other losses")
 
-    def reads_each(
-        self, experiment: Experiment, targets: Collection[str], there: Collection[str]
-    ) -> Mapping[str, Reads]:
-        """Return what it reads of each target: nothing of one without translations."""
-        return translations.read_each(super().reads_each(experiment, targets, there), there, experiment.sources[0])
-
-    def check(self, available: Available) -> None:
-        """Refuse a run in which no language has translations, and warn of those that have none."""
-        pivot, rows = available.experiment.sources[0], available.bitext
-        self._tell(translations.faults(rows, [code for code in rows if code != pivot], pivot), pivot)
-
     def loss_term(
         self,
         network: Network,
@@ -91,9 +74,7 @@ class Contrast(Technique):
     ) -> Term:
         """Return the loss with its groups, after measuring retrieval; frozen anchors are computed here."""
         texts, pivot = material.bitext, material.experiment.sources[0]
-        settings = induced.Settings(LOW, True, material.experiment.corpus.cache_dir)
-        faults = translations.faults(texts, [code for code in texts if code != pivot], pivot)
-        judged = sorted(translations.judged(texts, faults, pivot, settings, on_progress))
+        judged, faults = translations.translated(material.experiment, texts, on_progress)
         found = {code: pairs(texts[code], texts[pivot]) for code in judged}
         held = {code: own[held_out(take(texts[pivot], own[:, 1]), HELD)] for code, own in found.items()}
         apart = np.concatenate([np.empty(0, np.int64), *(own[:, 1] for own in held.values())])
@@ -103,7 +84,7 @@ class Contrast(Technique):
             code: f"{count} pairs are left to learn from, without texts that stand twice and those that are held out"
             for code, count in few.items()
         }
-        self._tell(faults, pivot)
+        self.tell(faults, pivot)
         held, learned = ({code: own for code, own in kept.items() if code not in few} for kept in (held, learned))
         measured = {code: (take(texts[code], own[:, 0]), take(texts[pivot], own[:, 1])) for code, own in held.items()}
         used = np.unique(np.concatenate([own[:, 1] for own in learned.values()]))
@@ -127,9 +108,6 @@ class Contrast(Technique):
         after = _retrieval(embed(_tables(term.measured)), term.measured)
         both = {"before": term.before, "after": after}
         return {f"{figure}_{when}": value for when, found in both.items() for figure, value in found.items()}
-
-    def _tell(self, faults: Faults, pivot: str) -> None:
-        translations.tell(PLACE, faults, pivot, "take no part in the loss")
 
 
 Measured = Mapping[str, tuple[pa.Table, pa.Table]]  # texts and their translations, in the same order

@@ -66,7 +66,7 @@ def prediction_head(init: str, revision: str | None = None) -> PredictionHead | 
 class Head(nn.Module):
     """Scores the pieces of a vocabulary: (rows, width) features to (rows, pieces).
 
-    Where `cosine`, by the cosine with a piece's embedding times a trained scale, else by the product with it; a number
+    Where there is a `scale`, by the cosine with a piece's embedding times that, else by the product with it; a number
     for every piece is added. Embeddings are those of the encoder, unless `own` ones, (pieces, width), are given.
     """
 

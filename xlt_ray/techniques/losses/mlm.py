@@ -231,7 +231,7 @@ class Filling(Term):
     def begin(self, network: Network, compute: Compute) -> Filling:
         """Measure the encoder as it begins, and return the term."""
         self.head.to(next(network.parameters()).device)
-        self.compute, self.before = compute, {}
+        self.compute = compute
         self.before = self.measure(network)
         return self
 

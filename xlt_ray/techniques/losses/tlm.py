@@ -7,7 +7,7 @@ where texts are read alone later, as here, that is another input than the encode
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,7 +16,6 @@ import pyarrow as pa
 from pydantic import Field
 from torch import nn
 
-from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.streams import Singles, held_out, pairs
 from xlt_ray.errors import InputError
@@ -24,22 +23,20 @@ from xlt_ray.events import OnProgress
 from xlt_ray.model import collate
 from xlt_ray.techniques.losses import mlm, translations
 from xlt_ray.techniques.losses.mlm import NEAR, Counts, Filling
-from xlt_ray.techniques.losses.translations import Faults
-from xlt_ray.techniques.technique import Available, Compute, Embed, Material, Reads, Technique
+from xlt_ray.techniques.losses.translations import OfTranslations
+from xlt_ray.techniques.technique import Compute, Embed, Material
 from xlt_ray.techniques.term import Term
-from xlt_ray.translation import induced
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Network
 
 PLACE = "techniques.tlm"
 HELD = 50  # pairs a language by which filling in is measured; half of the fewest that there may be
-LOW = 0.05  # least score of a translation where rows are judged
 RESAMPLES = 1000  # of texts, for an interval
 TRANSLATED, UNRELATED = "translated", "unrelated"  # what stands beside a text that is measured
 
 
-class Tlm(Technique):
+class Tlm(OfTranslations):
     """Teach the encoder to fill in words that are masked in a text and in its translation beside it."""
 
     name: ClassVar[str] = "tlm"
@@ -52,9 +49,6 @@ class Tlm(Technique):
         "rows (else training.batch_size) pairs an update, each as long as two texts; 1 s a language to judge its rows, "
         "on every worker; before and after it each of 50 pairs a language is encoded fourteen times"
     )
-    methods: ClassVar[tuple[str, ...]] = ("fine_tune", "adapt")
-    reads: ClassVar[Reads] = "parallel"
-    wants_parallel: ClassVar[bool] = True
 
     rate: float = Field(0.15, gt=0, le=0.5, description="share of the pieces of both texts that are asked for")
     rows: int | None = Field(None, ge=1, description="pairs an update; default: training.batch_size")
@@ -62,17 +56,6 @@ class Tlm(Technique):
         "continued", description="of the second text: behind those of the first, or as if it stood alone"
     )
     weight: float = Field(1.0, gt=0, description="beside other losses")
-
-    def reads_each(
-        self, experiment: Experiment, targets: Collection[str], there: Collection[str]
-    ) -> Mapping[str, Reads]:
-        """Return what it reads of each target: nothing of one without translations."""
-        return translations.read_each(super().reads_each(experiment, targets, there), there, experiment.sources[0])
-
-    def check(self, available: Available) -> None:
-        """Refuse a run in which no language has translations, and warn of those that have none."""
-        pivot, rows = available.experiment.sources[0], available.bitext
-        self._tell(translations.faults(rows, [code for code in rows if code != pivot], pivot), pivot)
 
     def check_encoder(self, network: Network, tokenizer: Any) -> None:
         """Refuse a tokenizer without a mask, and positions that cannot begin anew."""
@@ -92,16 +75,14 @@ class Tlm(Technique):
     ) -> Term:
         """Return the loss with a head, after measuring how well it fills in pairs that are not learned from."""
         texts, pivot = material.bitext, material.experiment.sources[0]
-        settings = induced.Settings(LOW, True, material.experiment.corpus.cache_dir)
-        faults = translations.faults(texts, [code for code in texts if code != pivot], pivot)
-        judged = sorted(translations.judged(texts, faults, pivot, settings, on_progress))
+        judged, faults = translations.translated(material.experiment, texts, on_progress)
         whole = {code: _beside(texts[code], texts[pivot], pairs(texts[code], texts[pivot])) for code in judged}
         ids = {code: held_out(table, HELD) for code, table in whole.items()}
         apart = {one for code, table in whole.items() for one in take(table, ids[code])["id"].to_pylist()}
         learned = {code: _without(table, apart) for code, table in whole.items()}
         few = {code for code, table in learned.items() if table.num_rows < HELD or len(ids[code]) < HELD}
         faults |= dict.fromkeys(few, "few pairs are left to learn from, without texts that stand twice")
-        self._tell(faults, pivot)
+        self.tell(faults, pivot)
         learned = {code: table for code, table in learned.items() if code not in few}
         held = {code: take(whole[code], ids[code]) for code in learned}
         masking, counts = mlm.vocabulary(network, learned, held, compute.tokenize, self.rate)
@@ -134,9 +115,6 @@ class Tlm(Technique):
             for name in (f"top{NEAR}_{TRANSLATED}", f"top{NEAR}_{UNRELATED}", "gain"):
                 figures[f"{name}_{when}"] = float(np.mean([figures_of[name] for figures_of in each.values()]))
         return figures
-
-    def _tell(self, faults: Faults, pivot: str) -> None:
-        translations.tell(PLACE, faults, pivot, "take no part in the loss")
 
 
 def _positions(network: Network) -> int | None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 from torch import distributed
 
+from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.streams import counterparts
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.languages.lexicon import FEWEST_PAIRS
-from xlt_ray.techniques.technique import Reads
+from xlt_ray.techniques.technique import Available, Reads, Technique
 from xlt_ray.translation import induced
 from xlt_ray.translation.lexicons import shown
 
+LOW = 0.05  # least score of a translation where rows are judged
 Bitext = Mapping[str, pa.Table]  # rows by language, of which those of equal ids are translations
 Faults = dict[str, str | None]  # why a language has no translations, None where it has some
 
@@ -27,17 +30,6 @@ def faults(rows: Bitext, languages: Collection[str], pivot: str) -> Faults:
     pairs = {code: int((counterparts(rows[code], rows[pivot]) >= 0).sum()) for code in there}
     few = {code: f"{pairs.get(code, 0)} of its rows have the id of one of {pivot}" for code in languages}
     return {code: few[code] if pairs.get(code, 0) < FEWEST_PAIRS else None for code in languages}
-
-
-def read_each(read: Mapping[str, Reads], there: Collection[str], pivot: str) -> Mapping[str, Reads]:
-    """Return what is read of targets by a loss that takes translations alone: nothing of those without any.
-
-    `read` is said of all of them, and `there` are the rows by language where these are known.
-    """
-    if not isinstance(there, Mapping):
-        return read
-    found = faults(there, read, pivot)
-    return {code: what for code, what in read.items() if not found[code]}
 
 
 def judged(
@@ -84,3 +76,38 @@ def tell(place: str, found: Faults, pivot: str, without: str) -> None:
             f"{place}: {len(lacking)} of {len(found)} languages have no translations, and {without}{shown(lacking)}",
             stacklevel=3,
         )
+
+
+class OfTranslations(Technique):
+    """A technique whose loss is on texts with their translations in the first source, the pivot, and on no others."""
+
+    methods: ClassVar[tuple[str, ...]] = ("fine_tune", "adapt")
+    reads: ClassVar[Reads] = "parallel"
+    wants_parallel: ClassVar[bool] = True
+
+    def reads_each(
+        self, experiment: Experiment, targets: Collection[str], there: Collection[str]
+    ) -> Mapping[str, Reads]:
+        """Return what it reads of each target: nothing of one without translations."""
+        read = super().reads_each(experiment, targets, there)
+        if not isinstance(there, Mapping):
+            return read
+        found = faults(there, read, experiment.sources[0])
+        return {code: what for code, what in read.items() if not found[code]}
+
+    def check(self, available: Available) -> None:
+        """Refuse a run in which no language has translations, and warn of those that have none."""
+        pivot, rows = available.experiment.sources[0], available.bitext
+        self.tell(faults(rows, [code for code in rows if code != pivot], pivot), pivot)
+
+    def tell(self, found: Faults, pivot: str) -> None:
+        """Raise InputError where no language is left, and warn of those that are not."""
+        tell(f"techniques.{self.name}", found, pivot, "take no part in the loss")
+
+
+def translated(experiment: Experiment, texts: Bitext, on_progress: OnProgress) -> tuple[list[str], Faults]:
+    """Return the languages whose rows were judged to be translations in the pivot, sorted, and why others are not."""
+    pivot = experiment.sources[0]
+    found = faults(texts, [code for code in texts if code != pivot], pivot)
+    settings = induced.Settings(LOW, True, experiment.corpus.cache_dir)
+    return sorted(judged(texts, found, pivot, settings, on_progress)), found
