@@ -222,16 +222,20 @@ def _take_head(network: Network, bundle: Path) -> None:
     network.head.load_state_dict(state)
 
 
-def _check_length(encoder: nn.Module, asked: int) -> None:
-    # encoders with relative positions have no such table and no such limit
+def positions(encoder: nn.Module) -> range | None:
+    """Return the numbers of positions that an encoder has embeddings of; None where it has none, or relative ones."""
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding):
-        room = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-        room -= room % MULTIPLE  # batches are padded to multiples
-        if asked > room:
-            raise InputError(
-                f"network.max_length: {asked} tokens, but the encoder has room for {room}; give {room} or less"
-            )
+    if not isinstance(table, nn.Embedding):
+        return None
+    return range(0 if table.padding_idx is None else table.padding_idx + 1, table.num_embeddings)
+
+
+def _check_length(encoder: nn.Module, asked: int) -> None:
+    there = positions(encoder)
+    if there is not None and asked > (room := len(there) - len(there) % MULTIPLE):  # batches are padded to multiples
+        raise InputError(
+            f"network.max_length: {asked} tokens, but the encoder has room for {room}; give {room} or less"
+        )
 
 
 def _set_dropout(network: Network, probability: float) -> None:

@@ -7,13 +7,13 @@ kept by content; a pair of languages is compared some rows at a time.
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
@@ -31,7 +31,6 @@ from xlt_ray.translation.retrieval import by_scale, retrieval
 
 PARALLEL = "parallel"  # in place of a split: parallel text beside the corpus
 FEWEST = 10  # pairs of two languages below which they are not compared
-COLUMNS = ("pairs", "forward", "backward", "csls_forward", "csls_backward", "xsim")
 
 
 @dataclass(frozen=True)
@@ -166,12 +165,8 @@ def means(found: Sequence[Compared]) -> dict[str, float]:
 def write(folder: Path, found: Sequence[Compared]) -> list[Path]:
     """Write retrieval.tsv, two languages a line, and a heat map of all; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "retrieval.tsv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        writer.writerow(["first", "second", *COLUMNS])
-        for one in found:
-            figures = [f"{getattr(one, name):.4f}" for name in COLUMNS[1:]]
-            writer.writerow([one.first, one.second, one.pairs, *figures])
+    table = pd.DataFrame(map(asdict, found))
+    table.to_csv(folder / "retrieval.tsv", sep="\t", index=False, float_format="%.4f", lineterminator="\n")
     codes = list(means(found))
     values = np.full((len(codes), len(codes)), np.nan)
     for one in found:

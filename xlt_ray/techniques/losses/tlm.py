@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
-from torch import nn
 
 from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.streams import Singles, held_out, pairs
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnProgress
 from xlt_ray.model import collate
+from xlt_ray.model.network import positions
 from xlt_ray.techniques.losses import mlm, translations
 from xlt_ray.techniques.losses.mlm import NEAR, Counts, Filling
 from xlt_ray.techniques.losses.translations import OfTranslations
@@ -60,7 +60,7 @@ class Tlm(OfTranslations):
     def check_encoder(self, network: Network, tokenizer: Any) -> None:
         """Refuse a tokenizer without a mask, and positions that cannot begin anew."""
         mlm.refuse_without_mask(PLACE, tokenizer)
-        if self.positions == "restarted" and _positions(network) is None:
+        if self.positions == "restarted" and positions(network.encoder) is None:
             raise InputError(
                 f"{PLACE}.positions: restarted, but a {type(network.encoder).__name__} has no embeddings of positions; "
                 "set it to continued"
@@ -86,8 +86,9 @@ class Tlm(OfTranslations):
         learned = {code: table for code, table in learned.items() if code not in few}
         held = {code: take(whole[code], ids[code]) for code in learned}
         masking, counts = mlm.vocabulary(network, learned, held, compute.tokenize, self.rate)
-        if self.positions == "restarted":
-            masking = replace(masking, restart=True, first=_positions(network) or 0)
+        there = positions(network.encoder)
+        if self.positions == "restarted" and there is not None:
+            masking = replace(masking, restart=True, first=there.start)
         head = mlm.head_of(network, material, learned, masking, counts, compute)
         measured = {}
         for code in learned:
@@ -115,14 +116,6 @@ class Tlm(OfTranslations):
             for name in (f"top{NEAR}_{TRANSLATED}", f"top{NEAR}_{UNRELATED}", "gain"):
                 figures[f"{name}_{when}"] = float(np.mean([figures_of[name] for figures_of in each.values()]))
         return figures
-
-
-def _positions(network: Network) -> int | None:
-    """Return the number of a text's first position, None where an encoder has no embeddings of positions."""
-    table = getattr(getattr(network.encoder, "embeddings", None), "position_embeddings", None)
-    if not isinstance(table, nn.Embedding):
-        return None
-    return 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 def _beside(rows: pa.Table, others: pa.Table, places: np.ndarray) -> pa.Table:
