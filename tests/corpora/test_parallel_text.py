@@ -12,7 +12,7 @@ import pytest
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders, overlap, soundness
 from xlt_ray.corpora.corpus import Corpus, end_to_end
-from xlt_ray.corpora.loaders import parallel
+from xlt_ray.corpora.loaders.beside import parallel
 from xlt_ray.errors import InputError
 from xlt_ray.training.checks import absolute
 

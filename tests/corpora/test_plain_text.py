@@ -10,7 +10,7 @@ import pytest
 
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders, seen, soundness
-from xlt_ray.corpora.loaders import plain
+from xlt_ray.corpora.loaders.beside import plain
 from xlt_ray.errors import InputError
 from xlt_ray.supervision import UNLABELLED, ZERO_SHOT
 from xlt_ray.training import checks

@@ -9,7 +9,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import overlap
 from xlt_ray.corpora.corpus import Corpus
-from xlt_ray.corpora.loaders import parallel, plain
+from xlt_ray.corpora.loaders.beside import parallel, plain
 
 LOADERS = {
     "voice_commands": "real voice-assistant sentences in 48 languages, from a PyPI package",

@@ -1,0 +1,1 @@
+"""Text beside labelled rows: parallel text, and plain text, both without labels."""
