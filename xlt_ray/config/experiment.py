@@ -117,7 +117,7 @@ class Experiment(Section):
         for name in ("max_failures", "wait_minutes", "shard_optimizer"):
             deciding["resources"].pop(name)
         deciding["corpus"].pop("cache_dir")
-        for name in ("parallel", "unlabelled"):
+        for name in ("parallel", "unlabelled", "words"):
             if deciding["corpus"][name] is None:
                 del deciding["corpus"][name]  # so that a run made before there was any is found again
         for name, before in (("refit", "none"), ("probe_select", "source_dev"), ("all_reduce", "float32")):

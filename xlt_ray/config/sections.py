@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from xlt_ray.config import keys
 from xlt_ray.durable import cache_folder
 from xlt_ray.languages.codes import resolve
+
+CONLL = ("conll", "conllu")  # formats of a word a line
 
 
 class Section(BaseModel):
@@ -30,7 +33,9 @@ class CorpusConfig(Section):
     path: str | None = Field(None, description="files: directory, URL or pattern with {language} and {split}; hub: id")
     revision: str | None = Field(None, description="hub: commit or branch to pin")
     subset: str | None = Field(None, description="hub: configuration name; may hold {language}")
-    format: Literal["tsv", "csv", "jsonl", "parquet"] | None = Field(None, description="files: guessed from the suffix")
+    format: Literal["tsv", "csv", "jsonl", "parquet", "conll", "conllu"] | None = Field(
+        None, description="files: guessed from the suffix; conll, conllu: a word and its tag a line"
+    )
     quoting: Literal["auto", "quoted", "plain"] = Field(
         "auto",
         description="tsv, csv: double quotes enclose fields, or are characters; auto: a csv's enclose, a tsv's where "
@@ -38,7 +43,14 @@ class CorpusConfig(Section):
     )
     text: str = Field("text", description="column of the text; several joined by '+' as in 'headline+text'")
     text_pair: str | None = Field(None, description="column of the second text, for pair tasks")
-    label: str = "label"
+    words: str | None = Field(
+        None, min_length=1, description="column of a list of words, where `label` has as many tags: jsonl, parquet, hub"
+    )
+    label: str = Field(
+        "label",
+        description="column; conll: its number, such as '4', else the last; conllu: UPOS, or another; "
+        "voice_commands: 'slots' tags what commands are about",
+    )
     id: str | None = Field(None, description="column of an id; equal ids in two splits are refused")
     language: str | None = Field(None, description="column of the language, where one file holds several")
     splits: Mapping[Literal["train", "dev", "test"], str] = Field(
@@ -79,6 +91,28 @@ class CorpusConfig(Section):
     def _one_or_more(cls, names: Any) -> Any:
         # so that corpus.drop_labels=-1 is enough, and corpus.drop_labels= names the empty label
         return ("",) if names is None else (names,) if isinstance(names, str) else names
+
+    @property
+    def tagged(self) -> bool:
+        """Whether rows are words, each with a tag, and not texts with one label."""
+        named = re.search(r"\.conllu?(\.(gz|bz2|zst))?(\?.*)?$", self.path or "", re.IGNORECASE)
+        in_files = self.loader == "files" and (self.format in CONLL or (self.format is None and named is not None))
+        return in_files or self.words is not None or (self.loader == "voice_commands" and self.label == "slots")
+
+    @model_validator(mode="after")
+    def _tags(self) -> CorpusConfig:
+        if self.words is not None and (self.loader == "voice_commands" or self.format in {"tsv", "csv", *CONLL}):
+            what = "voice_commands" if self.loader == "voice_commands" else self.format
+            raise ValueError(
+                f"words: {self.words} names a column of jsonl, parquet or a data set of the hub, and this is {what}; "
+                "leave it out"
+            )
+        for name in ("drop_labels", "text_pair") if self.tagged else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}: {getattr(self, name)}, but every word has a tag of its own here; leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _labels_once(self) -> CorpusConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,42 @@ Origin = tuple[int, str, int | None]
 
 
 def column_digest(column: pa.ChunkedArray) -> bytes:
-    """Return the SHA-256 of an integer or string column's values, then of their lengths: 64 bytes, however chunked."""
+    """Return the SHA-256 of a column's values, integers, strings or lists of them, then of their lengths: 64 bytes.
+
+    The same however the column is chunked.
+    """
     # values and lengths are hashed apart, since a stream of both would depend on where the chunks end
-    values, lengths = hashlib.sha256(), hashlib.sha256()
+    hashed, lengths = hashlib.sha256(), hashlib.sha256()
+    if pa.types.is_list(column.type):
+        hashed.update(column_digest(values(column)))
+        column = pc.list_value_length(column)
     for chunk in column.chunks:
         if pa.types.is_integer(chunk.type):
-            values.update(pc.fill_null(chunk.cast(pa.int32()), -1).to_numpy(zero_copy_only=False).tobytes())
+            hashed.update(pc.fill_null(chunk.cast(pa.int32()), -1).to_numpy(zero_copy_only=False).tobytes())
             continue
         length = pc.fill_null(pc.binary_length(chunk).cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
         lengths.update(length.tobytes())
         if length.clip(0).sum():
             solid = pc.fill_null(chunk.cast(pa.large_binary()), b"")
             offsets = memoryview(solid.buffers()[1]).cast("q")
-            values.update(memoryview(solid.buffers()[2])[offsets[solid.offset] : offsets[solid.offset + len(solid)]])
-    return values.digest() + lengths.digest()
+            hashed.update(memoryview(solid.buffers()[2])[offsets[solid.offset] : offsets[solid.offset + len(solid)]])
+    return hashed.digest() + lengths.digest()
+
+
+def values(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the values of a column of lists end to end, or another column as it is."""
+    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
+
+
+def each(column: pa.ChunkedArray, change: Callable[[pa.Array], pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column of lists with their values changed to some of type `kind`; null lists stay."""
+    found = []
+    for chunk in column.chunks:
+        lengths = pc.list_value_length(chunk)
+        ends = np.cumsum(np.r_[0, pc.fill_null(lengths, 0).to_numpy()], dtype=np.int32)
+        inside = change(chunk.flatten()).cast(kind)
+        found.append(pa.ListArray.from_arrays(pa.array(ends), inside, mask=pc.is_null(lengths)))
+    return pa.chunked_array(found, pa.list_(kind))
 
 
 class Chunked:

@@ -30,7 +30,11 @@ Where = tuple[str, str]  # split and language
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """Rows of train, dev and test per language. A table has the columns `text` (string), `label` (int32, an index into
-    `labels`), `id` (string) and, in pair tasks alone, `text_pair` (string)."""
+    `labels`), `id` (string) and, in pair tasks alone, `text_pair` (string).
+
+    Of tagged words it has `words` (list<string>) too, which stand in `text` in their order with at most white space
+    between them, and `label` (list<int32>) is a tag for each of them.
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -49,6 +53,11 @@ class Corpus:
     unknown_labels: tuple[str, ...] = ()
     # what its loader decided or left out, for `training/checks.py` to log
     notes: tuple[str, ...] = ()
+
+    @property
+    def tagged(self) -> bool:
+        """Whether rows are words, each with a tag."""
+        return any("words" in one.column_names for tables in self.splits.values() for one in tables.values())
 
     def table(self, split: str, language: str) -> pa.Table:
         """Return the rows of one language in one split; raise InputError when it has no such split."""
@@ -124,7 +133,7 @@ class Corpus:
         beside = [(kind, language, one) for kind, tables in others.items() for language, one in sorted(tables.items())]
         for split, language, table in (*self.tables(), *beside):
             digest.update(json.dumps([split, language, table.num_rows]).encode())
-            for column in ("text", "text_pair", "id", "label"):
+            for column in ("text", "text_pair", "id", "label", "words"):
                 if column in table.column_names:
                     digest.update(column.encode() + column_digest(table[column]))
         return digest.hexdigest()

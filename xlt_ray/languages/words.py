@@ -1,4 +1,4 @@
-"""Cut texts into words where their script allows it, and replace words and phrases in them."""
+"""Cut texts into words, find words in them, and replace words and phrases where their script parts them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ ENDING = 2  # letters; after an apostrophe so few are part of a word, as in it's
 UNSEGMENTED = ("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Hans", "Hant", "Hani", "Jpan")
 SYLLABLES = ("Tibt",)  # of these, scripts that part syllables, which are enough of a word to be translated
 
+# letters, marks, digits and what joins them; else a character as it is seen, as everywhere in scripts without spaces
+SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+PIECE = regex.compile(rf"[[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d]--[{SPACELESS}]]+|(?!\s)\X", regex.VERSION1)
+
 Found = TypeVar("Found")
 
 
@@ -30,6 +34,37 @@ def fold(word: str) -> str:
 def words(text: str) -> list[str]:
     """Cut a text into its words, composed."""
     return WORD.findall(unicodedata.normalize("NFC", text))
+
+
+def split(text: str) -> list[tuple[int, int]]:
+    """Cut a text to tag into (start, end) of its words: runs of letters and digits, and any other character alone.
+
+    In scripts written without spaces every character is a word, with the marks on it. Nothing but white space is left
+    out.
+
+    >>> [text[low:high] for text in ("Lamp 2: on!", "台所 \u0e23\u0e31\u0e01") for low, high in split(text)]
+    ['Lamp', '2', ':', 'on', '!', '台', '所', '\u0e23\u0e31', '\u0e01']
+    """
+    return [match.span() for match in PIECE.finditer(text)]
+
+
+def spans(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
+    """Find (start, end) of words in a text that stand there in their order with at most white space between them.
+
+    There are fewer than words where one does not follow: the first that is missing.
+
+    >>> spans("New York's", ["New", "York", "'s"]), spans("to York", ["York"]), spans("York", ["York", "er"])
+    ([(0, 3), (4, 8), (8, 10)], [], [(0, 4)])
+    """
+    found: list[tuple[int, int]] = []
+    end = 0
+    for word in words:
+        start = text.find(word, end)
+        if start < 0 or text[end:start].strip():
+            break
+        end = start + len(word)
+        found.append((start, end))
+    return found
 
 
 def unsegmented(code: str) -> bool:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 
 from xlt_ray import durable
 from xlt_ray.config.sections import CorpusConfig
-from xlt_ray.corpora.arrow import open_split, origins_of, write_split
+from xlt_ray.corpora.arrow import each, open_split, origins_of, values, write_split
 from xlt_ray.corpora.corpus import SPLITS, Corpus, taken_from
 from xlt_ray.errors import InputError
 from xlt_ray.languages import codes
@@ -31,7 +32,8 @@ VERSION = 2  # of the files below; a change of what they hold needs another numb
 MOST_LABELS = 10_000
 
 # split, the language's name in the source (None: it is in a column), and a table with its origin, of strings: text,
-# text_pair (pair tasks only), label (null: none), id (null: none; where there are ids), language (where in a column)
+# text_pair (pair tasks only), label (null: none), id (null: none; where there are ids), language (where in a column);
+# of tagged words `words` and `label` are lists of strings
 Rows = Iterable[tuple[str, str | None, pa.Table]]
 Note = tuple[str, str]  # what should be known of a file, and the file
 
@@ -39,6 +41,8 @@ Note = tuple[str, str]  # what should be known of a file, and the file
 def key(config: CorpusConfig, origin: Any) -> str:
     """Name a conversion by the columns asked for and by `origin`, JSON data that changes whenever the rows may."""
     asked = config.model_dump(mode="json", exclude={"cache_dir", "overlap", "parallel", "unlabelled"})
+    if config.words is None:
+        del asked["words"]  # so that a conversion made before there was any is found again
     text = json.dumps([VERSION, asked, origin], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -117,7 +121,7 @@ def _by_code(
     claims: dict[str, str] = {}
     counts: dict[str | None, int] = {}
     for split, name, table in rows:
-        seen.update(set(pc.unique(pc.drop_null(table["label"])).to_pylist()) - set(config.drop_labels))
+        seen.update(set(pc.unique(pc.drop_null(values(table["label"]))).to_pylist()) - set(config.drop_labels))
         if len(seen) > MOST_LABELS:
             raise InputError(
                 f"corpus.label: column {config.label!r} holds more than {MOST_LABELS:,} different values, such as "
@@ -133,6 +137,8 @@ def _by_code(
 
 
 def _kept(table: pa.Table, unwanted: Sequence[str]) -> pa.Table:
+    if not unwanted:
+        return table
     keep = pc.invert(pc.is_in(pc.fill_null(table["label"], ""), value_set=pa.array(unwanted, pa.string())))
     if pc.all(keep, min_count=0).as_py():
         return table
@@ -180,7 +186,7 @@ def wanted(name: str, config: CorpusConfig, claims: dict[str, str]) -> str | Non
 def _with_ids(table: pa.Table, prefix: str) -> pa.Table:
     made = pc.binary_join_element_wise(prefix, table["row"], "")
     ids = pc.coalesce(table["id"], made) if "id" in table.column_names else made
-    columns = [column for column in ("text", "text_pair", "label") if column in table.column_names]
+    columns = [column for column in ("text", "text_pair", "words", "label") if column in table.column_names]
     return table.select(columns).append_column("id", ids)
 
 
@@ -191,8 +197,10 @@ def _final(tables: dict[str, pa.Table], labels: Sequence[str]) -> Iterator[tuple
         # rows of many languages that were mixed in one file come in crumbs
         if table.num_rows and len(table["text"].chunks) > 1 + table.num_rows // 4096:
             table = table.combine_chunks()
-        numbers = pc.index_in(table["label"], value_set=names, skip_nulls=True)
-        yield language, table.set_column(table.column_names.index("label"), "label", numbers.cast(pa.int32()))
+        numbers = partial(pc.index_in, value_set=names, skip_nulls=True)
+        listed = pa.types.is_list(table["label"].type)
+        label = each(table["label"], numbers, pa.int32()) if listed else numbers(table["label"]).cast(pa.int32())
+        yield language, table.set_column(table.column_names.index("label"), "label", label)
 
 
 def _open(final: Path) -> Corpus:

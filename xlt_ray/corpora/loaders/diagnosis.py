@@ -19,6 +19,7 @@ from xlt_ray.corpora.corpus import SHOWN_FAULTS
 from xlt_ray.errors import InputError
 
 BLOCK = 8 << 20  # bytes Arrow parses at once, so the longest line it can take; the longest field read strictly
+TEXT = CorpusConfig.model_fields["text"].default  # a column that need not be there where one of words is
 PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
@@ -30,8 +31,8 @@ class FileFaults(InputError):
 
 
 def roles(config: CorpusConfig) -> dict[str, tuple[str, ...]]:
-    """List the columns that make up each of text, text_pair, label, id and language, where they are asked for."""
-    asked = {role: getattr(config, role) for role in ("text", "text_pair", "label", "id", "language")}
+    """List the columns that make up each of text, text_pair, words, label, id and language, where asked for."""
+    asked = {role: getattr(config, role) for role in ("text", "text_pair", "words", "label", "id", "language")}
     return {
         role: tuple(names.split("+")) if role.startswith("text") else (names,) for role, names in asked.items() if names
     }
@@ -42,12 +43,18 @@ def columns_of(config: CorpusConfig) -> list[str]:
     return list(dict.fromkeys(itertools.chain(*roles(config).values())))
 
 
+def lists_of(config: CorpusConfig) -> tuple[str, ...]:
+    """List the columns that hold lists: words and their tags."""
+    return () if config.words is None else (config.words, config.label)
+
+
 def require_columns(shown: str, there: Sequence[str], config: CorpusConfig) -> None:
-    """Raise FileFaults where a file does not have a column asked for, or has it twice."""
+    """Raise FileFaults where a file does not have a column asked for, or has it twice; a text is not, beside words."""
     faults = []
     listed = ", ".join(name if name == name.strip() else repr(name) for name in (n[:40] for n in there[:20]))
+    made = config.words is not None and config.text == TEXT and TEXT not in there
     for role, names in roles(config).items():
-        for name in names:
+        for name in () if made and role == "text" else names:
             near = next(iter(difflib.get_close_matches(name, there, n=1, cutoff=0.5)), None)
             if any(column.strip('"') == name for column in there):
                 remedy = "its double quotes enclose it: set corpus.quoting=quoted"

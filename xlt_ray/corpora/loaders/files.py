@@ -1,4 +1,4 @@
-"""Load a corpus of tsv, csv, jsonl or parquet files: local ones, or any that fsspec can reach.
+"""Load a corpus of tsv, csv, jsonl, parquet or CoNLL files: local ones, or any that fsspec can reach.
 
 `corpus.path` is a directory that holds LANGUAGE/train.tsv and so on (or train.tsv and so on, with `corpus.language`
 naming the column of the language), or a pattern such as https://host/{language}/{split}.tsv.
@@ -19,7 +19,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from xlt_ray.config.sections import CorpusConfig
+from xlt_ray.config.sections import CONLL, CorpusConfig
 from xlt_ray.corpora.corpus import Corpus, refuse
 from xlt_ray.corpora.loaders import conversion, formats
 from xlt_ray.corpora.loaders.diagnosis import FileFaults
@@ -89,6 +89,8 @@ def _described(layout: Layout, split: str, language: str | None, path: str, conf
     shown = path if isinstance(layout.fs, LocalFileSystem) else str(layout.fs.unstrip_protocol(path))
     if kind is None:
         raise InputError(f"{shown}: its suffix tells no format; set corpus.format")
+    if kind in CONLL and not config.tagged:
+        raise InputError(f"{shown}: holds tagged words; set corpus.format={kind}, so that the configuration says it")
     return Found(split, language, path, shown, kind)
 
 
@@ -163,10 +165,10 @@ def _of_split(layout: Layout, name: str, config: CorpusConfig) -> list[tuple[str
     expression = re.compile(_expression(layout.tail, name))
     matches = [(match, path) for path in paths if (match := expression.search(path))]
     if layout.directory:
-        kinds = {config.format} if config.format else set(formats.KINDS.values())
+        known = formats.suffixes_of(config.format)
         # train.tsv and train.tsv.gz, but not train.old.tsv
         suffixes = [formats.unpacked(path.rpartition("/")[2][len(name) :]) for _, path in matches]
-        matches = [pair for pair, suffix in zip(matches, suffixes, strict=True) if formats.KINDS.get(suffix) in kinds]
+        matches = [pair for pair, suffix in zip(matches, suffixes, strict=True) if suffix in known]
     return [(match.groupdict().get("language"), path) for match, path in matches]
 
 

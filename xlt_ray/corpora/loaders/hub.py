@@ -154,6 +154,7 @@ def _rows(fetched: Loaded, config: CorpusConfig) -> conversion.Rows:
 def _tables(part: datasets.Dataset, shown: str, config: CorpusConfig) -> Iterator[pa.Table]:
     require_columns(shown, part.column_names, config)
     feature = part.features[config.label]
+    feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)  # of a list's values
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     arrow = part.with_format("arrow")
     # a split without rows is passed on as well, so that `check` can name it

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import pyarrow.json
 
 from xlt_ray import sniff
 from xlt_ray.config.sections import CorpusConfig
-from xlt_ray.corpora.loaders.diagnosis import BLOCK, columns_of, first_of, lines_of, refused
+from xlt_ray.corpora.loaders.diagnosis import BLOCK, columns_of, first_of, lines_of, lists_of, refused
 
 PEEKED = 1000  # lines that show a file's columns and their types
 NULL = type(None)
-ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+ARROW_TYPES: dict[Any, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+ARROW_TYPES |= {list[kind]: pa.list_(arrow) for kind, arrow in ARROW_TYPES.items()}  # type: ignore[valid-type]
 
 # programs that turn other JSON, from standard input, into rows, and half characters into question marks
 ROWS = "import json,re,sys; [print(json.dumps(row)) for row in {}]"
@@ -49,23 +50,31 @@ def row_of(line: bytes) -> dict[str, Any]:
     return row
 
 
-def types_of(file: Path, wanted: Sequence[str]) -> dict[str, type]:
+def _type(value: Any, listed: bool) -> Any:
+    """Return the type of a value, of a list of words or tags with that of its first value."""
+    if not listed or not isinstance(value, list):
+        return type(value)
+    return next((list[type(one)] for one in value if one is not None), NULL)  # type: ignore[misc]
+
+
+def types_of(file: Path, wanted: Sequence[str], lists: Collection[str] = ()) -> dict[str, Any]:
     """Return the columns of a file's first lines, each with the type of its first value that is not null.
 
-    1000 lines are read, and more where a wanted column is null in all of them.
+    1000 lines are read, and more where a wanted column is null in all of them. Of `lists` the type is that of a list's
+    values too, as in list[str].
     """
-    types: dict[str, type] = {}
+    types: dict[str, Any] = {}
     with lines_of(file) as stream:
         for number, line in enumerate(stream):
             if number >= PEEKED and all(types.get(name) is not NULL for name in wanted):
                 break
             for name, value in (row_of(line) if line.strip() else {}).items():
                 if types.get(name, NULL) is NULL:
-                    types[name] = type(value)
+                    types[name] = _type(value, name in lists)
     return types
 
 
-def batches(stream: pa.NativeFile, types: dict[str, type], wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def batches(stream: pa.NativeFile, types: dict[str, Any], wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Read the wanted columns with Arrow, each by its type in `types`."""
     schema = pa.schema([(name, ARROW_TYPES.get(types.get(name, str), pa.string())) for name in wanted])
     yield from pa.json.open_json(
@@ -75,8 +84,11 @@ def batches(stream: pa.NativeFile, types: dict[str, type], wanted: Sequence[str]
     )
 
 
-def other_layout(file: Path, shown: str) -> str | None:
-    """Describe a file that is one array, one object or objects over several lines, with a remedy; else None."""
+def other_layout(file: Path, shown: str, lists: Collection[str] = ()) -> str | None:
+    """Describe a file that is one array, one object or objects over several lines, with a remedy; else None.
+
+    `lists` are columns that hold lists in a row.
+    """
     with lines_of(file) as stream:
         lines = stream.read(sniff.HEAD).decode("utf-8-sig", "ignore").lstrip().splitlines()
     if not lines or not lines[0].startswith(("[", "{")):
@@ -90,7 +102,7 @@ def other_layout(file: Path, shown: str) -> str | None:
         what, rows = "one JSON array", "json.load(sys.stdin)"
     elif first is ... and len(lines) > 1:
         what, rows = _over_lines(file)
-    elif isinstance(first, dict) and len(lines) == 1 and (layout := _layout(first)):
+    elif isinstance(first, dict) and len(lines) == 1 and not {*lists} & {*first} and (layout := _layout(first)):
         what, rows = layout
     else:
         return None
@@ -119,42 +131,57 @@ def _layout(whole: dict[str, Any]) -> tuple[str, str] | None:
 
 def faults(file: Path, shown: str, config: CorpusConfig) -> list[str]:
     """Find what makes a file unreadable, at most 20 faults with their exact lines; none where all of it can be read."""
-    wanted = columns_of(config)
+    wanted, lists = columns_of(config), lists_of(config)
     try:
-        types = types_of(file, wanted)
+        types = types_of(file, wanted, lists)
     except ValueError:
         types = {}
     remedy = "correct the line (a number in quotes is text) or remove it"
     return first_of(
-        _bad_rows(file, shown, wanted),
+        _bad_rows(file, shown, wanted, lists),
         refused(file, shown, 0, lambda lines: batches(pa.BufferReader(lines), types, wanted), remedy),
     )
 
 
-def _bad_rows(file: Path, shown: str, wanted: Sequence[str]) -> Iterator[str]:
+def _bad_rows(file: Path, shown: str, wanted: Sequence[str], lists: Collection[str]) -> Iterator[str]:
     """Yield a fault of each kind: its first line, and how many more there are."""
-    kinds: dict[str, type] = {}
+    kinds: dict[str, Any] = {}
     first: dict[str, str] = {}
     more: Counter[str] = Counter()
     with lines_of(file) as stream:
         for number, line in enumerate(stream, 1):
-            for kind, fault in _bad_line(line, wanted, kinds, shown):
+            for kind, fault in _bad_line(line, dict.fromkeys(wanted, False) | dict.fromkeys(lists, True), kinds, shown):
                 first.setdefault(kind, f"{shown}, line {number}: {fault}")
                 more[kind] += 1
     for kind, fault in first.items():
         yield fault + (f"; {more[kind] - 1:,} more such" if more[kind] > 1 else "")
 
 
-def _bad_line(line: bytes, wanted: Sequence[str], kinds: dict[str, type], shown: str) -> Iterator[tuple[str, str]]:
+def _bad_list(name: str, value: Any, kinds: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if not isinstance(value, list):
+        what = f"{name!r} is a {type(value).__name__}"
+        yield what, f"{what} ({str(value)[:40]!r}), not a list of words or tags; write one value a word"
+        return
+    for one in value:
+        what = f"{name!r} holds {type(one).__name__}"
+        if isinstance(one, list | dict):
+            yield what, f"{what} ({str(one)[:40]!r}); write one text or number a word"
+        elif one is not None and type(one) is not (before := kinds.setdefault(name, type(one))):
+            yield what, f"{what} ({str(one)[:40]!r}) and {before.__name__} before; write it as text everywhere"
+
+
+def _bad_line(line: bytes, wanted: Mapping[str, bool], kinds: dict[str, Any], shown: str) -> Iterator[tuple[str, str]]:
     try:
         row = row_of(line) if line.strip() else {}
     except (json.JSONDecodeError, NotObject) as error:
         start = line.decode("utf-8", "replace").strip()[:60]
         yield str(getattr(error, "msg", error)), f"{error} ({start!r}); write one JSON object a line"
         return
-    for name in wanted:
+    for name, listed in wanted.items():
         value = row.get(name)
-        if isinstance(value, list | dict):
+        if listed and value is not None:
+            yield from _bad_list(name, value, kinds)
+        elif isinstance(value, list | dict):
             what = f"{name!r} is a {type(value).__name__}"
             yield what, f"{what} ({str(value)[:40]!r}), not one value; write one text or number"
         elif value is not None and type(value) is not (before := kinds.setdefault(name, type(value))):
