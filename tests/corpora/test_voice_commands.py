@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from xlt_ray.corpora.loaders import voice_commands
 from xlt_ray.corpora.loaders.voice_commands import Row
 from xlt_ray.errors import InputError
 from xlt_ray.languages.codes import get, resolve
+from xlt_ray.languages.words import spans
 
 pytest.importorskip("home_assistant_intents")
 
@@ -207,6 +209,75 @@ def test_labels_can_be_left_out_and_are_counted(
     for split in SPLITS:
         gone = {code: corpus.sizes(split)[code] - rows for code, rows in less.sizes(split).items()}
         assert less.left_out[split] == gone and min(gone.values()) > 0
+
+
+@pytest.fixture(scope="module")
+def slots(rows: Splits, cache: Path) -> Corpus:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voice_commands, "build", lambda: rows)  # which takes its time
+        return loaders.load(CorpusConfig(cache_dir=str(cache), label="slots"))
+
+
+def test_rows_are_those_of_before_there_were_slots(corpus: Corpus) -> None:
+    assert corpus.fingerprint == "b6dd827c384eb7a41519f4278a28685fa50a876f9fd3acb3fc92b65b9c5bc501"
+
+
+def test_slots_are_tags_of_the_same_rows(corpus: Corpus, slots: Corpus) -> None:
+    assert slots.tagged and not corpus.tagged and not slots.unknown_labels
+    assert {"O", "B-area", "I-area", "B-name", "B-brightness", "B-temperature"} <= set(slots.labels)
+    assert len(slots.labels) < 40 and slots.languages("test") == corpus.languages("test")
+    for split, language, table in corpus.tables():
+        tagged = slots.table(split, language)
+        assert tagged["text"] == table["text"] and tagged["id"] == table["id"]
+        assert [str(kind) for kind in tagged.schema.types[1:3]] == ["list<item: string>", "list<item: int32>"]
+
+
+# share of slots that are part of a longer word: of an Arabic one with its article or preposition
+@pytest.mark.parametrize(
+    ("language", "code", "most"),
+    [("eng_Latn", "en", 0.01), ("deu_Latn", "de", 0.06), ("zho_Hans", "zh-CN", 0), ("arb_Arab", "ar", 0.5)],
+)
+def test_the_words_of_a_slot_are_what_was_drawn_for_it(
+    slots: Corpus, rows: Splits, language: str, code: str, most: float
+) -> None:
+    known = {word for cell in voice_commands._words()[code].values() for word in cell}
+    areas, longer, seen = set(voice_commands._words()[code]["area"]), 0, Counter[str]()
+    for split in SPLITS:
+        table = slots.table(split, language).to_pylist()
+        for row, made in zip(table, sorted(rows[language][split]), strict=True):
+            assert row["id"] == made.id and len(row["words"]) == len(row["label"])
+            places = spans(row["text"], row["words"])
+            tags = [slots.labels[tag] for tag in row["label"]]
+            runs = [
+                (places[at][0], max(places[end][1] for end in run(tags, at)), tag[2:])
+                for at, tag in enumerate(tags)
+                if tag[0] == "B"
+            ]
+            assert len(runs) == len(made.slots) and not [
+                tag for tag, before in zip(tags, ["O", *tags], strict=False) if tag[0] == "I" and before[2:] != tag[2:]
+            ]
+            for (low, high, name), (start, end, wanted) in zip(runs, made.slots, strict=True):
+                value = made.text[start:end]
+                assert name == wanted and low <= start and end <= high, (made.text, value)
+                assert name != "area" or value in areas, value
+                seen[name] += value in known or value.isdecimal()
+                longer += (low, high) != (start, end)
+    assert min(seen[name] for name in ("area", "name", "brightness", "minutes")) > 5, seen
+    assert longer <= most * sum(seen.values())
+
+
+def run(tags: list[str], at: int) -> Iterator[int]:
+    yield at
+    for later in range(at + 1, len(tags)):
+        if tags[later] != f"I-{tags[at][2:]}":
+            return
+        yield later
+
+
+def test_a_slot_has_a_word_that_is_more_than_it_and_no_other() -> None:
+    assert voice_commands.tags("Sonosissa 5", [(0, 5, "name")]) == (["Sonosissa", "5"], ["B-name", "O"])
+    assert voice_commands.tags("台所と居間", [(0, 2, "a"), (3, 5, "a")])[1] == ["B-a", "I-a", "O", "B-a", "I-a"]
+    assert voice_commands.tags("ab", [(0, 1, "a"), (1, 2, "b")]) == (["ab"], ["B-a"])
 
 
 def test_a_missing_package_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ SYLLABLES = ("Tibt",)  # of these, scripts that part syllables, which are enough
 
 # letters, marks, digits and what joins them; else a character as it is seen, as everywhere in scripts without spaces
 SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-PIECE = regex.compile(rf"[[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d]--[{SPACELESS}]]+|(?!\s)\X", regex.VERSION1)
+PIECE = regex.compile(rf"[[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d]--[{SPACELESS}]]+|(?![\s\x1c-\x1f])\X", regex.VERSION1)
 
 Found = TypeVar("Found")
 

@@ -41,12 +41,13 @@ from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora.corpus import SPLITS, Corpus
 from xlt_ray.corpora.loaders import conversion
 from xlt_ray.errors import InputError
-from xlt_ray.languages import codes
+from xlt_ray.languages import codes, words
 
 if TYPE_CHECKING:
     from hassil.expression import Expression
 
 COLUMNS = ("text", "label", "id")
+SLOT = re.compile(r"\{(\w+)=([^{}]*)\}")  # the name of a slot, and what was drawn for it
 PINS = ("home-assistant-intents==2026.10.27", "hassil==3.12.1")
 VERSION = 1  # of the rows this module makes of the packages; part of the cache key
 LABEL_SHARE = 0.6  # of the package's languages that must have a label
@@ -107,6 +108,7 @@ class Row(NamedTuple):
     label: str
     template: str
     expansion: int
+    slots: tuple[tuple[int, int, str], ...]  # start, end and name
 
 
 def load(config: CorpusConfig) -> Corpus:
@@ -116,8 +118,11 @@ def load(config: CorpusConfig) -> Corpus:
     """
     # the files are those of all languages, whichever are asked for
     whole = CorpusConfig(cache_dir=config.cache_dir, drop_labels=config.drop_labels)
+    if config.tagged:
+        whole = whole.model_copy(update={"label": config.label})
     named = conversion.key(whole, ["voice_commands", VERSION, *_versions()])
-    corpus = conversion.corpus(whole, named, "voice_commands", lambda _: _rows())
+    corpus = conversion.corpus(whole, named, "voice_commands", lambda _: _rows(whole.tagged))
+    corpus = replace(corpus, labels=(*corpus.labels, *corpus.unknown_labels), unknown_labels=())
     splits = corpus.splits
     if config.languages is not None:
         wanted = [codes.resolve(code) for code in config.languages]
@@ -134,12 +139,36 @@ def _versions() -> list[str]:
         ) from None
 
 
-def _rows() -> Iterator[tuple[str, str, pa.Table]]:
+def _rows(tagged: bool) -> Iterator[tuple[str, str, pa.Table]]:
     splits = build()
     for split in SPLITS:
         for language, held in splits.items():
             columns = {name: pa.array([getattr(row, name) for row in held[split]], pa.string()) for name in COLUMNS}
+            if tagged:
+                found = [tags(row.text, row.slots) for row in held[split]]
+                lists = ([listed for listed, _ in found], [listed for _, listed in found])
+                columns |= {
+                    k: pa.array(v, pa.list_(pa.string())) for k, v in zip(("words", "label"), lists, strict=True)
+                }
             yield split, language, pa.table(columns)
+
+
+def tags(text: str, slots: Iterable[tuple[int, int, str]]) -> tuple[list[str], list[str]]:
+    """Return the words of a text, and for each B-NAME or I-NAME where it has a part of that slot's span, or O.
+
+    Words are cut without a look at the slots, as they are where nothing is known of them, so that a word may be more
+    than its slot: an ending in Finnish, a prefix in Hebrew.
+
+    >>> tags("Licht im Bad an", [(9, 12, "area")])
+    (['Licht', 'im', 'Bad', 'an'], ['O', 'O', 'B-area', 'O'])
+    """
+    spans = words.split(text)
+    found = ["O"] * len(spans)
+    for start, end, name in slots:
+        inside = [at for at, (low, high) in enumerate(spans) if low < end and start < high and found[at] == "O"]
+        for at in inside:
+            found[at] = f"{'B' if at == inside[0] else 'I'}-{name}"
+    return [text[low:high] for low, high in spans], found
 
 
 def build() -> dict[str, dict[str, list[Row]]]:
@@ -182,27 +211,45 @@ def _expand(code: str, data: Mapping[str, Any], groups: Iterable[Group]) -> Iter
     from hassil.parse_expression import parse_sentence
 
     parse = functools.cache(lambda sentence: parse_sentence(sentence).expression)
-    words = _slots(code, data["lists"], parse)
-    choices = {f"{{{slot}}}": texts for slot, texts in words.items()}
+    filling = _slots(code, data["lists"], parse)
+    choices = {f"{{{slot}}}": texts for slot, texts in filling.items()}
     choices |= {f"<{rule}>": [parse(body)] for rule, body in data["expansion_rules"].items()}
     for group in groups:
-        choices["{name}"] = [name for kind in group.kinds for name in words.get(NAMED_LIKE.get(kind, kind), ())]
+        choices["{name}"] = [name for kind in group.kinds for name in filling.get(NAMED_LIKE.get(kind, kind), ())]
         for number, template in group.templates:
             rng = np.random.default_rng(zlib.crc32(f"{code}/{number}/{template}".encode()))
             drawn = (_draw(parse(template), choices, rng) for _ in range(2 * EXPANSIONS))
-            for expansion, text in enumerate(_distinct(drawn)):
-                yield Row(f"{code}/{number}/{expansion}", text, group.label, template, expansion)
+            for expansion, (text, slots) in enumerate(_distinct(drawn).items()):
+                yield Row(f"{code}/{number}/{expansion}", text, group.label, template, expansion, slots)
 
 
-def _distinct(drawn: Iterable[str | None]) -> list[str]:
-    texts: dict[str, None] = {}
-    for text in drawn:
+def _distinct(drawn: Iterable[str | None]) -> dict[str, tuple[tuple[int, int, str], ...]]:
+    texts: dict[str, tuple[tuple[int, int, str], ...]] = {}
+    for marked in drawn:
         if len(texts) == EXPANSIONS:
             break
+        text, slots = _unmarked(marked or "")
         # a template may leave all but a number out
-        if text and any(character.isalpha() for character in text):
-            texts[" ".join(text.split())] = None
-    return list(texts)
+        if any(character.isalpha() for character in text):
+            texts.setdefault(text, slots)
+    return texts
+
+
+def _unmarked(drawn: str) -> tuple[str, tuple[tuple[int, int, str], ...]]:
+    """Return what `_draw` drew with single spaces, and (start, end, name) of its slots.
+
+    >>> _unmarked(" dim {area= living  room}  now")
+    ('dim living room now', ((4, 15, 'area'),))
+    """
+    plain, *rest = SLOT.split(drawn)
+    found = []
+    for name, value, after in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+        found.append((len(" ".join(plain.split())), " ".join(value.split()), name))
+        plain += value + after
+    text = " ".join(plain.split())
+    # a space may stand between what is before and the value
+    starts = [(text.index(value, end), value, name) for end, value, name in found if value]
+    return text, tuple((start, start + len(value), name) for start, value, name in starts)
 
 
 def _slots(code: str, lists: Mapping[str, Any], parse: Callable[[str], Expression]) -> dict[str, Sequence[Any]]:
@@ -214,20 +261,27 @@ def _slots(code: str, lists: Mapping[str, Any], parse: Callable[[str], Expressio
             bounds = entry["range"]
             whole = range(bounds["from"], bounds["to"] + 1, bounds.get("step", 1))
             slots[name] = NUMBERS.get(name) or [number for number in whole if number % 5 == 0 < number] or whole
-    words = _words()[code]
-    covers = slots.get("cover_classes") or words["lock"]
-    return {**slots, **words, "shopping_list_item": words["todo_list_item"], "cover": covers}
+    own = _words()[code]
+    covers = slots.get("cover_classes") or own["lock"]
+    return {**slots, **own, "shopping_list_item": own["todo_list_item"], "cover": covers}
 
 
 def _draw(part: Any, choices: Mapping[str, Sequence[Any]], rng: np.random.Generator) -> str | None:
-    """Draw one text that a parsed template allows; None where every way needs a slot that has no words here."""
+    """Draw one text that a parsed template allows, with its slots marked as SLOT has them.
+
+    None where every way needs a slot that has no words here.
+    """
     match type(part).__name__:
         case "TextChunk":
             return str(part.original_text)
         case "RuleReference" | "ListReference" as kind:
             name = f"<{part.rule_name}>" if kind == "RuleReference" else f"{{{part.list_name}}}"
             parts = choices.get(name)
-            return _draw(parts[int(rng.integers(len(parts)))], choices, rng) if parts else None
+            drawn = _draw(parts[int(rng.integers(len(parts)))], choices, rng) if parts else None
+            if drawn is None or kind == "RuleReference":
+                return drawn
+            inside = SLOT.sub(r"\2", drawn)
+            return f"{{{part.slot_name}={inside}}}"
         case "Alternative":
             if part.is_optional and rng.random() < LEAVE_OUT:
                 return ""
