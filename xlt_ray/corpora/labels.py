@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlt_ray.config import plain_yaml
+from xlt_ray.corpora.arrow import values
 from xlt_ray.corpora.corpus import Corpus, Where, place
 
 # without what is neither letter nor digit: `<NA>`, `N/A` and `n.a.` are one
@@ -32,7 +33,7 @@ LISTABLE = 20  # labels that are written out in a remedy
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of the rows that a run reads: how often each stands in every split and language."""
+    """The labels, or tags of words, that a run reads: how often each stands in every split and language."""
 
     corpus: Corpus
     names: tuple[str, ...]
@@ -79,7 +80,7 @@ def count(corpus: Corpus, sources: Sequence[str], read: Sequence[Where]) -> Labe
 
 
 def _counts(table: pa.Table) -> dict[int, int]:
-    pairs = pc.value_counts(pc.drop_null(table["label"])).to_pylist()
+    pairs = pc.value_counts(pc.drop_null(values(table["label"]))).to_pylist()
     return {pair["values"]: pair["counts"] for pair in pairs}
 
 

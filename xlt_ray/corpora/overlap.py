@@ -145,14 +145,17 @@ def repeats(corpus: Corpus, read: Sequence[Where]) -> Iterator[str]:
 
 def _labelled(corpus: Corpus, split: str, language: str, row: int) -> str:
     label = corpus.table(split, language)["label"][row].as_py()
-    return f"{place(corpus, split, language, row)} ({corpus.labels[label]!r})"
+    named = (
+        _short(" ".join(corpus.labels[tag] for tag in label)) if isinstance(label, list) else repr(corpus.labels[label])
+    )
+    return f"{place(corpus, split, language, row)} ({named})"
 
 
 def _repeated(table: pa.Table) -> dict[str, tuple[int, int, int]]:
     """Count the rows of each of KINDS that occurs, and find two of one text: kind -> (rows, first, second)."""
     # numbers of 64 bits stand for texts, since a table of a large language's texts would be another copy of them
     parts = [np.fromiter(map(hash, _texts(one).to_pylist()), np.int64, one.num_rows) for one in pieces(table)]
-    keys, labels = np.concatenate([np.empty(0, np.int64), *parts]), table["label"].to_numpy()
+    keys, labels = np.concatenate([np.empty(0, np.int64), *parts]), _numbers(table)
     order = np.lexsort((labels, keys))
     starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]][: len(keys)])
     sizes = np.diff(np.r_[starts, len(keys)])
@@ -163,6 +166,14 @@ def _repeated(table: pa.Table) -> dict[str, tuple[int, int, int]]:
             shown = np.flatnonzero(those)[first[those].argmin()]
             found[kind] = (int(sizes[those].sum()), int(first[shown]), int(last[shown]))
     return found
+
+
+def _numbers(table: pa.Table) -> np.ndarray:
+    """Return a number that stands for the label of each row, or for its tags, (rows,) int64."""
+    if not pa.types.is_list(table["label"].type):
+        return table["label"].to_numpy()
+    found = (hash(tuple(tags or ())) for piece in pieces(table) for tags in piece["label"].to_pylist())
+    return np.fromiter(found, np.int64, table.num_rows)
 
 
 def drop_overlap(corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, int]]]:

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlt_ray import durable
-from xlt_ray.corpora import labels, overlap
+from xlt_ray.corpora import labels, overlap, tags
 from xlt_ray.corpora.arrow import origins_of
 from xlt_ray.corpora.corpus import Corpus, first_of, offer, refuse
 
-RULES = ("soundness", "labels", "overlap", "corpus")  # modules that say what is refused or warned of, and how
+RULES = ("soundness", "labels", "tags", "overlap", "corpus")  # modules that say what is refused or warned of, and how
 
 
 def check(
@@ -79,7 +79,7 @@ def _examine(
         *_absent(corpus, sources, measured, dev),
         *(_without_test(corpus) if targets == "all" else ()),
         *(fault for split, language in read for fault in _bad_rows(corpus, split, language)),
-        *labels.faults(found),
+        *(tags if corpus.tagged else labels).faults(found),
         *overlap.overlaps(corpus, read),
     ]
     if faults:
@@ -87,7 +87,7 @@ def _examine(
     return [
         *_left_out(corpus, sources),
         *(caution for split, language in read for caution in _repeated_ids(corpus, split, language)),
-        *labels.cautions(found),
+        *(tags if corpus.tagged else labels).cautions(found),
         *overlap.repeats(corpus, read),
     ]
 
@@ -137,6 +137,9 @@ def _bad_rows(corpus: Corpus, split: str, language: str) -> Iterator[str]:
             blank = [pc.equal(overlap.as_seen(piece[column]), "") for piece in overlap.pieces(table)]
             bare = pa.chunked_array([chunk for marks in blank for chunk in marks.chunks], pa.bool_())
             yield from first_of(corpus, split, language, bare, f"empty {column}", "fill it or remove the row")
+    if corpus.tagged:
+        yield from tags.bad_rows(corpus, split, language)
+        return
     remedy = f"label it, remove the row, or leave out all such rows by {labels.dropping(corpus, [''])}"
     yield from first_of(corpus, split, language, pc.is_null(table["label"]), "no label", remedy)
     if split == "train" and table.num_rows < len(corpus.labels):

@@ -277,10 +277,10 @@ def _draw(part: Any, choices: Mapping[str, Sequence[Any]], rng: np.random.Genera
         case "RuleReference" | "ListReference" as kind:
             name = f"<{part.rule_name}>" if kind == "RuleReference" else f"{{{part.list_name}}}"
             parts = choices.get(name)
-            drawn = _draw(parts[int(rng.integers(len(parts)))], choices, rng) if parts else None
-            if drawn is None or kind == "RuleReference":
-                return drawn
-            inside = SLOT.sub(r"\2", drawn)
+            filled = _draw(parts[int(rng.integers(len(parts)))], choices, rng) if parts else None
+            if filled is None or kind == "RuleReference":
+                return filled
+            inside = SLOT.sub(r"\2", filled)
             return f"{{{part.slot_name}={inside}}}"
         case "Alternative":
             if part.is_optional and rng.random() < LEAVE_OUT:
