@@ -200,7 +200,6 @@ def test_line_ends_marks_of_order_and_missing_last_lines_do_not_matter(load, tmp
 def test_a_no_break_space_and_other_ends_of_lines_may_stand_in_a_word(load, tmp_path: Path) -> None:
     corpus = load(put(tmp_path, "10\u00a0000 O\na\u2028b O\nc\x85d B-X\n"))
     assert sentence(corpus)["words"] == ["10\u00a0000", "a\u2028b", "c\x85d"]
-    assert "line 2: no word" in refusal(load, put(tmp_path / "b", "a O\n\u00a0 O\n"))
 
 
 def test_a_word_holds_spaces_where_tabs_part_columns(load, tmp_path: Path) -> None:
@@ -210,7 +209,17 @@ def test_a_word_holds_spaces_where_tabs_part_columns(load, tmp_path: Path) -> No
         "EU",
         "is",
     ]  # and tabs beside spaces
-    assert "line 2: no word" in refusal(load, put(tmp_path / "c", "a b\tO\n\tO\n"))
+
+
+@pytest.mark.parametrize("nothing", [" ", "\t", "\u00a0 ", "\u2003\t"])
+def test_a_line_without_a_word_is_left_out_and_told_where_its_tag_is_none(load, tmp_path: Path, nothing: str) -> None:
+    corpus = load(put(tmp_path, f"a O\n{nothing}O\nb B-X\n"))
+    assert held(corpus) == [("a b", "O B-X")] and "lines without a word" in corpus.notes[0]
+    tabs = load(put(tmp_path / "b", "a c\tO\n\tO\nb\tB-X\n"))
+    assert sentence(tabs)["words"] == ["a c", "b"] and "lines without a word" in tabs.notes[0]
+    assert "line 2: no word" in refusal(load, put(tmp_path / "c", f"a O\n{nothing}B-X\nb B-X\n"))
+    only = load(put(tmp_path / "d", f"{nothing} O\n"), format="conll") if nothing.strip(" \t") else None
+    assert only is None or only.sizes("test") == {"eng_Latn": 0}
 
 
 def test_a_comment_is_skipped_and_the_word_that_looks_like_one_is_not(load, tmp_path: Path) -> None:

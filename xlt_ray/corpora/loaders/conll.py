@@ -33,6 +33,7 @@ NAMED = re.compile(r"[a-z]{2,3}(-[a-z-]+)?:(?=.)")  # a language before every wo
 
 IOB1 = "tags are IOB1, where B- stands between touching spans alone; read as IOB2, where every span begins with B-"
 LANGUAGES = "a language stands before every word, as in en:London; it is taken off"
+WORDLESS = "lines without a word, of the tag O, are left out"
 MADE = "some texts are words joined by spaces, since `# text` does not hold them in their order (as of contractions)"
 
 EMPTY = "empty, taken as no rows"
@@ -45,6 +46,7 @@ class Sentence:
     words: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     glued: set[int] = field(default_factory=set)  # words without a space behind them
+    wordless: bool = False  # there are lines without a word
     about: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -65,10 +67,14 @@ class Layout(NamedTuple):
     known: frozenset[str]  # tags of lines that are no comments for certain
     cut: int = 0  # characters before every word
     iob1: bool = False
+    wordless: bool = False
 
     def columns(self, line: str) -> list[str]:
-        """Cut a line."""
-        return line.split("\t") if self.tabs else SPACES.split(line.strip(" \t"))
+        """Cut a line; where all columns but the first stand behind white space, that is empty."""
+        if self.tabs:
+            return line.split("\t")
+        columns = SPACES.split(line.strip(" \t"))
+        return ["", *columns] if line[0] in " \t" and len(columns) == self.width - 1 else columns
 
 
 def tables(file: Path, shown: str, kind: str, config: CorpusConfig, notes: list[Note]) -> Iterator[pa.Table]:
@@ -84,7 +90,8 @@ def tables(file: Path, shown: str, kind: str, config: CorpusConfig, notes: list[
         notes.append((EMPTY, shown))
         return
     layout = _scheme(layout, file, shown)
-    notes += [(note, shown) for note, so in ((IOB1, layout.iob1), (LANGUAGES, layout.cut)) if so]
+    kinds = ((IOB1, layout.iob1), (LANGUAGES, layout.cut), (WORDLESS, layout.wordless))
+    notes += [(note, shown) for note, so in kinds if so]
     made = False
     found = _sentences(file, shown, layout)
     while some := list(itertools.islice(found, ROWS)):
@@ -130,14 +137,16 @@ def _layout(file: Path, shown: str, kind: str, config: CorpusConfig) -> Layout |
     known: list[set[str]] = [set(), set()]
     for number, line in _lines(file):
         if line.strip() and not line.startswith(("#", DOCUMENT)):
-            for cut, seen, tags in zip(cuts, widths, known, strict=True):
+            for tabs, cut in enumerate(cuts):
                 columns = cut.columns(line)
-                seen.setdefault(len(columns), (number, line))
-                tags.update(columns[tag:][:1])
+                if len(columns) not in widths[tabs]:
+                    cuts[tabs] = cut._replace(width=cut.width or len(columns))
+                    widths[tabs][len(columns)] = number, line
+                known[tabs].update(columns[tag:][:1])
     if not widths[0]:
         return None
     tabs = len(widths[0]) > 1 and len(widths[1]) == 1 and [*widths[1]] != [1]
-    width = next(iter(widths[tabs]))
+    width = cuts[tabs].width
     faults = []
     if len(widths[tabs]) > 1:
         faults = [_other_width(place, line, few, width) for few, (place, line) in [*widths[tabs].items()][1:]]
@@ -147,7 +156,7 @@ def _layout(file: Path, shown: str, kind: str, config: CorpusConfig) -> Layout |
         faults = [f", line {number}: {what} ({line.strip()[:60]!r}); take the file with tags, or correct corpus.label"]
     if faults:
         raise FileFaults([shown + fault for fault in faults])
-    return cuts[tabs]._replace(width=width, known=frozenset(known[tabs]))
+    return cuts[tabs]._replace(known=frozenset(known[tabs]))
 
 
 def _number(config: CorpusConfig, role: str) -> int:
@@ -168,8 +177,9 @@ def _other_width(number: int, line: str, columns: int, width: int) -> str:
 def _scheme(layout: Layout, file: Path, shown: str) -> Layout:
     """Read a file for what its words and tags have in common; raise FileFaults of its first line that is wrong."""
     prefix: str | None = None
-    odd = begun = False
+    odd = begun = wordless = False
     for sentence in _sentences(file, shown, layout):
+        wordless = wordless or sentence.wordless
         before = "O"
         for word, tag in zip(sentence.words, sentence.tags, strict=True):
             if prefix is None:
@@ -181,7 +191,8 @@ def _scheme(layout: Layout, file: Path, shown: str) -> Layout:
             begun = begun or (tag.startswith("I-") and not touching)
             odd = odd or not (tag == "O" or tag.startswith(("B-", "I-"))) or (tag[0] == "B" and not touching)
             before = tag
-    return layout._replace(cut=len(prefix or "") if layout.kind == "conll" else 0, iob1=begun and not odd)
+    cut = len(prefix or "") if layout.kind == "conll" else 0
+    return layout._replace(cut=cut, iob1=begun and not odd, wordless=wordless)
 
 
 def _iob2(tags: Sequence[str]) -> list[str]:
@@ -220,8 +231,12 @@ def _sentences(file: Path, shown: str, layout: Layout) -> Iterator[Sentence]:
             sentence.glued |= {at} if (glued if at >= until else held and at == until - 1) else set()
         if fault := _wrong(columns, layout, at):
             raise FileFaults([f"{shown}, line {number}: {fault} ({line.strip()[:60]!r})"])
-        sentence.words.append(columns[layout.word].strip(" ")[layout.cut :])
-        sentence.tags.append(columns[layout.tag].strip())
+        word, tag = columns[layout.word].strip(" ")[layout.cut :], columns[layout.tag].strip()
+        if not word.strip():
+            sentence.wordless = True
+            continue
+        sentence.words.append(word)
+        sentence.tags.append(tag)
     if sentence.words:
         yield sentence
 
@@ -244,9 +259,9 @@ def _wrong(columns: Sequence[str], layout: Layout, at: int) -> str | None:
         return f"{len(columns)} columns, not {layout.width}{hint}"
     if layout.kind == "conllu" and columns[0] != str(at + 1):
         return f"number {columns[0]!r} where {at + 1} follows; number words from 1, with a blank line between sentences"
-    if not columns[layout.word][layout.cut :].strip():
-        return "no word; remove the line"
     tag = columns[layout.tag].strip()
+    if not columns[layout.word][layout.cut :].strip() and (layout.kind == "conllu" or tag != "O"):
+        return "no word; remove the line"
     if not tag or (layout.kind == "conllu" and tag == "_" and COLUMNS[layout.tag] in ("UPOS", "XPOS", "DEPREL")):
         return "no tag; write it, remove the sentence, or name another column in corpus.label"
     return None
