@@ -235,13 +235,19 @@ def test_slots_are_tags_of_the_same_rows(corpus: Corpus, slots: Corpus) -> None:
 # share of slots that are part of a longer word: of an Arabic one with its article or preposition
 @pytest.mark.parametrize(
     ("language", "code", "most"),
-    [("eng_Latn", "en", 0.01), ("deu_Latn", "de", 0.06), ("zho_Hans", "zh-CN", 0), ("arb_Arab", "ar", 0.5)],
+    [
+        ("eng_Latn", "en", 0.01),
+        ("deu_Latn", "de", 0.06),
+        ("zho_Hans", "zh-CN", 0),
+        ("arb_Arab", "ar", 0.3),
+        ("heb_Hebr", "he", 0.6),
+    ],
 )
 def test_the_words_of_a_slot_are_what_was_drawn_for_it(
     slots: Corpus, rows: Splits, language: str, code: str, most: float
 ) -> None:
     known = {word for cell in voice_commands._words()[code].values() for word in cell}
-    areas, longer, seen = set(voice_commands._words()[code]["area"]), 0, Counter[str]()
+    areas, longer, every, seen = set(voice_commands._words()[code]["area"]), 0, 0, Counter[str]()
     for split in SPLITS:
         table = slots.table(split, language).to_pylist()
         for row, made in zip(table, sorted(rows[language][split]), strict=True):
@@ -262,8 +268,9 @@ def test_the_words_of_a_slot_are_what_was_drawn_for_it(
                 assert name != "area" or value in areas, value
                 seen[name] += value in known or value.isdecimal()
                 longer += (low, high) != (start, end)
-    assert min(seen[name] for name in ("area", "name", "brightness", "minutes")) > 5, seen
-    assert longer <= most * sum(seen.values())
+                every += 1
+    assert min(seen[name] for name in ("area", "name", "brightness", "minutes")) > 2, seen
+    assert longer <= most * every
 
 
 def run(tags: list[str], at: int) -> Iterator[int]:

@@ -45,15 +45,10 @@ class Sentence:
 
     words: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
-    glued: set[int] = field(default_factory=set)  # words without a space behind them
+    joined: list[str] = field(default_factory=list)  # the words and the spaces between them
+    glued: bool = True  # no space follows what is joined
     wordless: bool = False  # there are lines without a word
     about: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def joined(self) -> str:
-        """The words with spaces between them."""
-        ends = ["" if at in self.glued else " " for at in range(len(self.words) - 1)]
-        return "".join(itertools.chain.from_iterable(zip(self.words, [*ends, ""], strict=True)))
 
 
 class Layout(NamedTuple):
@@ -113,7 +108,7 @@ def _text(sentence: Sentence) -> str:
     stated = sentence.about.get("text", "")
     found = spans(stated, sentence.words)
     whole = len(found) == len(sentence.words) and not stated[found[-1][1] :].strip()
-    return stated if whole else sentence.joined
+    return stated if whole else "".join(sentence.joined)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -222,19 +217,22 @@ def _sentences(file: Path, shown: str, layout: Layout) -> Iterator[Sentence]:
             continue
         columns = layout.columns(line)
         at = len(sentence.words)
+        glued = False
         if layout.kind == "conllu" and len(columns) == layout.width:
             glued = "SpaceAfter=No" in columns[-1].split("|")
             if part := re.fullmatch(r"\d+([-.])(\d+)", columns[0]):
                 until, held = (int(part[2]), glued) if part[1] == "-" else (until, held)
                 continue
             # what follows the last word of a contraction stands beside the contraction
-            sentence.glued |= {at} if (glued if at >= until else held and at == until - 1) else set()
+            glued = glued if at >= until else held and at == until - 1
         if fault := _wrong(columns, layout, at):
             raise FileFaults([f"{shown}, line {number}: {fault} ({line.strip()[:60]!r})"])
         word, tag = columns[layout.word].strip(" ")[layout.cut :], columns[layout.tag].strip()
         if not word.strip():
             sentence.wordless = True
             continue
+        sentence.joined += [word] if sentence.glued else [" ", word]
+        sentence.glued = glued
         sentence.words.append(word)
         sentence.tags.append(tag)
     if sentence.words:
