@@ -320,6 +320,11 @@ def test_what_follows_a_contraction_stands_beside_the_contraction(load, tmp_path
     assert sentence(load(put(tmp_path, glued, "test.conllu")))["text"] == "Il parle de le« chat»."
 
 
+def test_a_comment_that_says_more_than_the_words_is_not_their_text(load, tmp_path: Path) -> None:
+    longer = CONTRACTED.replace("# text = Ah, oui", "# text = Ah, oui, oui")
+    assert sentence(load(put(tmp_path, longer, "test.conllu")), 1)["text"] == "Ah, oui"
+
+
 def test_another_column_of_conllu_can_be_asked_for(load, tmp_path: Path) -> None:
     path = put(tmp_path, CONTRACTED, "test.conllu")
     assert sentence(load(path, label="xpos"))["label"][:2] == ["CLS", "V"]
@@ -433,6 +438,11 @@ def test_the_fingerprint_sees_words_and_tags_however_they_are_chunked(load, tmp_
         return load(put(tmp_path / str(len(list(tmp_path.iterdir()))), lines(rows))).fingerprint
 
     assert of(("a b", "O B-X")) == of(("a b", "O B-X")) != of(("a b", "B-X O"))
+    for number, words in enumerate((["a b", "c"], ["a", "b c"])):
+        put(tmp_path / f"w{number}", rows_of({"tokens": words, "tags": ["O", "B"]}), "test.jsonl")
+    both = [load(tmp_path / f"w{number}" / "{language}" / "{split}.jsonl", **LISTED) for number in (0, 1)]
+    assert both[0].table("test", "eng_Latn")["text"] == both[1].table("test", "eng_Latn")["text"]
+    assert both[0].fingerprint != both[1].fingerprint
     lists = [["ab", "c"], None, [], [None, "d"]]
     whole = pa.chunked_array([lists], pa.list_(pa.string()))
     parts = pa.chunked_array([lists[:1], lists[1:3], lists[3:]], pa.list_(pa.string()))
