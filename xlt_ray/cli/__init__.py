@@ -56,7 +56,8 @@ app = typer.Typer(
 )
 for verb in (
     *(runs.train, runs.check, runs.evaluate, runs.report, runs.compare),
-    *(search.tune, search.rank_sources, search.retrieve, listings.catalogue, listings.languages, runs.sync),
+    *(search.tune, search.rank_sources, search.retrieve, search.geometry, runs.sync),
+    *(listings.catalogue, listings.languages),
     *(models.promote, serving.predict, serving.serve, serving.rollout, serving.rollback, serving.challenge),
     *(serving.key, techniques.adapt, techniques.few_shot),
 ):

@@ -1,4 +1,4 @@
-"""Choose what to train on and from: the verbs tune, rank-sources and retrieve."""
+"""Choose what to train on and from: the verbs tune, rank-sources, retrieve and geometry."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from xlt_ray.cli import progress
 from xlt_ray.cli.runs import Config, Overrides, print_tracking
+from xlt_ray.cli.techniques import numbers_of
 
 
 def tune(
@@ -85,4 +86,55 @@ def retrieve(
             share = sum(beside[code].mean for code in codes) / len(codes)
             console.print(f"{name} ({len(codes)}): {percent(share)} of translations, into {first} and back, CSLS")
     for file in retrieval.write(out, found.compared) if out else ():
+        console.print(str(file), soft_wrap=True)
+
+
+def geometry(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run, or of its bundle")],
+    overrides: Overrides = None,
+    split: Annotated[
+        str, typer.Option(help="unlabelled: train, else dev; or train, dev, test, or parallel: text beside the corpus")
+    ] = "unlabelled",
+    rows: Annotated[int, typer.Option(min=20, help="the most parallel rows of a language, drawn alike in all")] = 300,
+    pivot: Annotated[
+        str | None, typer.Option(help="whose translations the others are; default: the first source")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="joined by commas, 0 being the embeddings; default: four")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the tables of all languages, and three plots")] = None,
+) -> None:
+    """Measure how a run lays out translations in its layers, and whether that tells where it loses accuracy.
+
+    Texts are parallel rows without their labels; the run's scores on test are held against what they say.
+    """
+    from xlt_ray.languages.codes import resolve
+    from xlt_ray.registry import fetch
+    from xlt_ray.reports.page import percent, terminal_table
+    from xlt_ray.runs import geometry as measuring
+
+    console, place = Console(highlight=False), fetch.bundle_in(folder)
+    asked = measuring.Asked(
+        split, rows, resolve(pivot) if pivot else None, tuple(numbers_of(layers, "--layers")) if layers else ()
+    )
+    with progress.shown(console) as on_event:
+        found = measuring.of_bundle(place, overrides or (), asked, on_event)
+    means = found.means()
+    chance, most = 1 / (len(found.languages) + 1), means["information_most"].mean()
+    table = terminal_table(f"rows of {split} beside their translations in {found.pivot}: means over languages")
+    heads = ("layer", "languages", "CKA", "found", "back", f"nats/{most:.1f}", f"language/{percent(chance)}")
+    for heading in (*heads, "cosine", "dim."):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "languages" else "right")
+    for one in means.reset_index().to_dict("records"):
+        shares = (percent(one[name]) for name in ("forward", "backward"))
+        cells = (f"{one['cka']:.2f}", *shares, f"{one['information']:.2f}", percent(one["language_probe"]))
+        table.add_row(
+            str(one["layer"]),
+            f"{one['group']} ({one['languages']})",
+            *cells,
+            f"{one['cosine']:.2f}",
+            f"{one['dimensions']:.0f}",
+        )
+    console.print(table)
+    for line in found.sentences():
+        console.print(line, soft_wrap=True)
+    for file in measuring.write(out, found) if out else ():
         console.print(str(file), soft_wrap=True)

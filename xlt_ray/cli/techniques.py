@@ -53,19 +53,20 @@ def few_shot(
     """
     from xlt_ray.config import load
 
-    experiment, numbers = load(config, overrides or ()), _numbers(shots)
+    experiment, asked = load(config, overrides or ()), numbers_of(shots, "--shots")
     from xlt_ray.runs import sweep
 
     console = Console(highlight=False)
     with progress.shown(console) as on_event:
-        found = sweep.sweep(experiment, numbers, draws, out, on_event, console.print)
+        found = sweep.sweep(experiment, asked, draws, out, on_event, console.print)
     console.print(sweep.table(found))
     for name in ("few_shot.tsv", "few_shot.png"):
         console.print(f"{name:<13} {found.folder.shown}/{name}", soft_wrap=True)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers_of(text: str, option: str) -> list[int]:
+    """Return the whole numbers that an option joins by commas; raise InputError where it holds something else."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--shots: {text!r}; give whole numbers joined by commas, such as 1,2,5,10") from None
+        raise InputError(f"{option}: {text!r}; give whole numbers joined by commas, such as 1,2,5,10") from None

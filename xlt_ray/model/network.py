@@ -67,6 +67,13 @@ class Network(nn.Module):
         """Compute pooled features: (rows, tokens) token ids to (rows, width) float32."""
         return self.pool(self.encode(batch), batch)
 
+    def pooled(self, batch: Mapping[str, torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
+        """Compute pooled features after some blocks, 0 being the embeddings: (rows, layers * width) float32."""
+        inputs = {key: batch[key] for key in INPUTS if key in batch}
+        found = self.encoder(**inputs, output_hidden_states=True)
+        states = (*found.hidden_states[:-1], found.last_hidden_state)
+        return torch.cat([self.pool(states[layer].float(), batch) for layer in layers], dim=1)
+
     def transform(self, features: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
         """Apply the steps of techniques to pooled features (rows, width), of languages (rows,) or all unknown."""
         if language is None and len(self.steps):

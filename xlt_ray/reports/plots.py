@@ -53,7 +53,8 @@ _GROUP_FROM = 20  # with fewer zero-shot languages, one sorted list reads better
 Row = LanguageScore | str  # a bar, or the title of a group
 
 
-def _colour(code: str) -> str:
+def colour_of(code: str) -> str:
+    """Return the colour of a language's script."""
     found = codes.get(code)
     return SCRIPTS.get(found.script if found else "", SCRIPTS["Other scripts"])
 
@@ -149,7 +150,7 @@ def _draw(axes: Axes, position: int, row: Row, best: float | None) -> None:
     if isinstance(row, str):
         axes.text(_EDGE, position, row, color=INK, weight="bold", va="center_baseline")
         return
-    colour = _colour(row.code)
+    colour = colour_of(row.code)
     axes.barh(position, row.accuracy, height=0.72, color=colour)
     if best is not None and best > row.accuracy:
         axes.barh(position, best - row.accuracy, left=row.accuracy, height=0.72, color=colour, alpha=0.22)
@@ -161,7 +162,7 @@ def _draw(axes: Axes, position: int, row: Row, best: float | None) -> None:
 
 
 def _key(scores: Scores, best: float | None) -> list[Any]:
-    used = {_colour(code) for code in scores.languages}
+    used = {colour_of(code) for code in scores.languages}
     entries: list[Any] = [Patch(color=colour, label=script) for script, colour in SCRIPTS.items() if colour in used]
     entries.append(Line2D([], [], color=INK, linewidth=1.1, label="95% interval"))
     if best is not None:
@@ -202,7 +203,7 @@ def _curves(axes: Axes, title: str, drawn: Mapping[str, Sequence[tuple[float, fl
     axes.set_title(title, loc="left", color=INK, fontsize=8.5)
     axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _plain(axes)
+    plain(axes)
     if any(drawn):
         axes.legend(frameon=False, labelcolor=INK, fontsize=7.5)
 
@@ -229,7 +230,7 @@ def reliability(groups: Mapping[str, Reliability]) -> Figure | None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, symbol=None))
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-        _plain(axes)
+        plain(axes)
         figure.legend(frameon=False, labelcolor=INK, fontsize=7.5, loc="outside lower center", ncols=2)
     return figure
 
@@ -252,7 +253,8 @@ def heat_map(names: Sequence[str], values: np.ndarray, title: str) -> Figure:
     return figure
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Draw axes in ink, with a faint grid and no frame."""
     axes.tick_params(colors=INK, length=2, labelsize=7.5)
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     axes.spines[:].set_visible(False)
@@ -284,7 +286,7 @@ def few_shot(lines: Mapping[str, Mapping[int, Sequence[float]]], without: str = 
         axes.set_xlabel(f"labelled rows a class and language (0: {without})", color=INK)
         axes.set_title("few-shot accuracy on test, %: mean over languages", loc="left", color=INK, fontsize=8.5)
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None, decimals=None))
-        _plain(axes)
+        plain(axes)
         figure.legend(frameon=False, labelcolor=INK, fontsize=7.5, loc="outside lower center", ncols=len(lines))
     return figure
 
