@@ -30,7 +30,7 @@ Result = Any  # of a CliRunner
 Call = Callable[..., Result]
 
 VERBS = {"train", "tune", "rank-sources", "check", "evaluate", "predict", "report", "compare", "catalogue", "retrieve"}
-VERBS |= {"adapt", "few-shot", "lexicon"}
+VERBS |= {"adapt", "few-shot", "lexicon", "geometry"}
 VERBS |= {"languages", "sync", "promote", "serve", "rollout", "rollback", "challenge", "key"}
 ROOT = Path(__file__).parents[2]
 

@@ -30,6 +30,7 @@ from xlt_ray.evaluation.predictions import Predictions, save_predictions
 from xlt_ray.inference import bundle
 from xlt_ray.inference.layers import Reader
 from xlt_ray.model import collate, network
+from xlt_ray.runs import anchors
 from xlt_ray.runs import geometry as measuring
 
 RNG = np.random.default_rng
@@ -302,3 +303,37 @@ def test_a_folder_without_a_head_is_refused_by_name(run: Path, tmp_path: Path) -
     (tmp_path / "bundle.json").write_text(json.dumps(content), encoding="utf-8")
     done = asked(tmp_path)
     assert done.exit_code == 2 and "holds an encoder that learned no task (training.method: adapt)" in done.stderr
+
+
+def test_anchors_are_words_of_the_pivot_and_numbers_and_the_control_loses_as_many_others() -> None:
+    text = "Habari za LONDON: watu 2019, na the mji."
+    removed, control, count = anchors.without(text, {"london", "the"}, RNG(0))
+    assert removed == "Habari za watu na mji" and count == 3
+    kept = control.split()
+    assert {"LONDON", "2019", "the"} < {*kept} and len(kept) == 8 - 3
+    assert anchors.without(text, {"london", "the"}, RNG(0)) == (removed, control, count)
+    assert len({anchors.without(text, {"london", "the"}, RNG(seed))[1] for seed in range(9)}) > 2
+    assert anchors.without("1 2 3 nne", set(), RNG(0)) == ("nne", "1 2 3", 3)
+
+
+def test_a_run_that_reads_anchors_alone_loses_by_them(run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    for file in tiny_corpus.rglob("*.tsv"):  # Swahili test texts get the English words, and their own behind these
+        own = file.read_text(encoding="utf-8").splitlines()
+        if file.parent.name == "swh_Latn" and file.name == "test.tsv":
+            cells = (line.split("\t") for line in own[1:])
+            own[1:] = [
+                f"{number}\t{words.replace('swh', 'eng')} ana {words}\t{label}" for number, words, label in cells
+            ]
+        (corpus / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (corpus / file.parent.name / file.name).write_text("\n".join(own) + "\n", encoding="utf-8")
+    done = asked(run, f"corpus.path={corpus}", "targets=[swh_Latn,deu_Latn]", "--anchors", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    german, swahili, mean = lines(tmp_path / "out" / "anchors.tsv")
+    assert float(swahili["anchors"]) == pytest.approx(0.5, abs=0.1) and float(german["anchors"]) == 0
+    assert german["original"] == german["removed"] == german["control"] and german["low"] == german["high"] == "0.0000"
+    assert float(swahili["low"]) <= float(swahili["loss"]) <= float(swahili["high"]) != float(swahili["low"])
+    assert float(mean["loss"]) == pytest.approx((float(swahili["loss"]) + float(german["loss"])) / 2, abs=2e-4)
+    assert f"{100 * float(mean['removed']):.1f}" in done.stdout
+    done = asked(run, "targets=[eng_Latn]", "--anchors")
+    assert done.exit_code == 2 and "--anchors: no target but eng_Latn is written with spaces" in done.stderr

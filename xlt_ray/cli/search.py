@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -100,6 +101,9 @@ def geometry(
         str | None, typer.Option(help="whose translations the others are; default: the first source")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="joined by commas, 0 being the embeddings; default: four")] = None,
+    anchors: Annotated[
+        bool, typer.Option("--anchors", help="instead: what is lost on test without words that the pivot has too")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="folder for the tables of all languages, and three plots")] = None,
 ) -> None:
     """Measure how a run lays out translations in its layers, and whether that tells where it loses accuracy.
@@ -115,11 +119,14 @@ def geometry(
     asked = measuring.Asked(
         split, rows, resolve(pivot) if pivot else None, tuple(numbers_of(layers, "--layers")) if layers else ()
     )
+    if anchors:
+        _anchors(console, place, overrides or (), asked.pivot, out)
+        return
     with progress.shown(console) as on_event:
         found = measuring.of_bundle(place, overrides or (), asked, on_event)
     means = found.means()
     chance, most = 1 / (len(found.languages) + 1), means["information_most"].mean()
-    table = terminal_table(f"rows of {split} beside their translations in {found.pivot}: means over languages")
+    table = terminal_table(f"{split} rows and their translations in {found.pivot}, means over languages")
     heads = ("layer", "languages", "CKA", "found", "back", f"nats/{most:.1f}", f"language/{percent(chance)}")
     for heading in (*heads, "cosine", "dim."):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "languages" else "right")
@@ -138,3 +145,22 @@ def geometry(
         console.print(line, soft_wrap=True)
     for file in measuring.write(out, found) if out else ():
         console.print(str(file), soft_wrap=True)
+
+
+def _anchors(console: Console, place: Path, overrides: Sequence[str], pivot: str | None, out: Path | None) -> None:
+    from xlt_ray.reports.page import percent, terminal_table
+    from xlt_ray.runs import anchors
+
+    with progress.shown(console) as on_event:
+        found = anchors.of_bundle(place, overrides, pivot, on_event)
+    table = terminal_table("accuracy on test, %, without anchors, and without as many other words (control)")
+    for heading in ("language", "words out", "original", "removed", "control", "loss"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "language" else "right")
+    for one in found.reset_index().to_dict("records"):
+        loss = f"{100 * one['loss']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
+        table.add_row(one["language"], *map(percent, (one["anchors"], *(one[name] for name in anchors.READ))), loss)
+    console.print(table)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        found.to_csv(out / "anchors.tsv", sep="\t", float_format="%.4f", lineterminator="\n")
+        console.print(str(out / "anchors.tsv"), soft_wrap=True)

@@ -28,6 +28,7 @@ MEASURES = {  # of a layer: title, and whether it is a share
     "dimensions": ("dimensions in use", False),
 }
 NAMES = {groups.SEEN: "seen in pre-training", groups.UNSEEN: "unseen", groups.ALL: "all languages"}
+CROSSED = 40  # languages up to which their intervals are drawn
 MANY = (*SCRIPTS.values(), "#d6604d", "#4d4d4d", "#8c6d31")
 
 
@@ -73,9 +74,10 @@ def over_disagreement(languages: pd.DataFrame) -> Figure:
         most = max(0.05, float(known[["gap", "disagreement"]].max().max())) * 1.05
         axes.plot([0, most], [0, most], color=INK, linewidth=0.8, linestyle="--")
         for row in known.itertuples():
-            spread: dict[str, Any] = {"color": INK, "linewidth": 0.5, "alpha": 0.25, "zorder": 1.5}
-            axes.plot([row.disagreement] * 2, [row.gap_low, row.gap_high], **spread)
-            axes.plot([row.disagreement_low, row.disagreement_high], [row.gap] * 2, **spread)
+            spread: dict[str, Any] = {"color": INK, "linewidth": 0.5, "alpha": 0.4, "zorder": 1.5}
+            if len(known) <= CROSSED:
+                axes.plot([row.disagreement] * 2, [row.gap_low, row.gap_high], **spread)
+                axes.plot([row.disagreement_low, row.disagreement_high], [row.gap] * 2, **spread)
             fill = "white" if row.seen is False else colour_of(row.language)
             axes.plot(row.disagreement, row.gap, "o", color=colour_of(row.language), markerfacecolor=fill, markersize=4)
         used = {colour_of(code) for code in known["language"]}
