@@ -154,8 +154,8 @@ def test_the_same_ids_are_looked_at_in_all_languages_and_on_the_same_side() -> N
     assert [ids["a"][place] for place in found.places["c"]] == ids["c"]
     assert all(sides[code][one] == sides["a"][one] for code in "bc" for one in ids[code])
     assert len({*ids["b"]} & {*ids["c"]}) > 10 and 5 < sum(sides["c"].values()) < 25
-    assert notes[-1]["note"] == "left out: 1 languages have fewer than 20 translations of rows of a: d"
-    with pytest.raises(InputError, match="1 languages have fewer than 20 translations of rows of a: d; give --split"):
+    assert notes[-1]["note"] == "left out: languages with fewer than 20 translations of rows of a (1): d"
+    with pytest.raises(InputError, match=r"fewer than 20 translations of rows of a \(1\): d; give --split"):
         measuring.select(tables(a=range(90), d=range(75, 90)), "a", 30, 0, notes.append)
 
 
@@ -281,7 +281,7 @@ def test_texts_are_those_of_sources_and_targets_without_labels_and_never_of_test
         (["--pivot", "fra_Latn"], ["--pivot: fra_Latn: has no texts there; there are deu_Latn, eng_Latn"]),
         (["--layers", "0,7"], ["--layers: 7: give numbers from 0, the embeddings, to 2"]),
         (["--layers", "last"], ["--layers: 'last'; give whole numbers joined by commas"]),
-        (["targets=[swh_Latn]"], ["fewer than 20 translations of rows of eng_Latn: swh_Latn; give --split"]),
+        (["targets=[swh_Latn]"], ["fewer than 20 translations of rows of eng_Latn (1): swh_Latn; give --split"]),
         (["corpus.id=null"], ["no two languages have 10 texts with the same ids"]),
     ],
     ids=str,

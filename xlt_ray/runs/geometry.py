@@ -194,7 +194,7 @@ def select(tables: Mapping[str, pa.Table], pivot: str, rows: int, seed: int, on_
     enough = {code: places for code, places in whole.items() if len(places) >= FEWEST}
     if few := sorted(tables.keys() - enough.keys() - {pivot}):
         shown = f"{', '.join(few[:5])}{' and others' if len(few) > 5 else ''}"
-        note = f"{len(few)} languages have fewer than {FEWEST} translations of rows of {pivot}: {shown}"
+        note = f"languages with fewer than {FEWEST} translations of rows of {pivot} ({len(few)}): {shown}"
         if not enough:
             raise InputError(f"{note}; give --split or --pivot with more, or corpus.parallel and --split parallel")
         on_event({"stage": "check", "note": f"left out: {note}"})
