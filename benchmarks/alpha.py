@@ -110,7 +110,7 @@ def _probe(frozen: Frozen, base: Any, alpha: float, draw: int, targets: Sequence
     mixture = base.mixture.model_copy(update={"alpha": alpha})
     fitted = fit(cut, base.model_copy(update={"mixture": mixture}), (0.01,))
     predicted = predict(frozen, fitted, "test", (*pool, *targets))
-    return _groups({code: one.accuracy for code, one in predicted.items()}, dealt, targets)
+    return _groups({code: one.score for code, one in predicted.items()}, dealt, targets)
 
 
 def _groups(accuracy: Mapping[str, float], dealt: Mapping[str, int], targets: Sequence[str]) -> Row:

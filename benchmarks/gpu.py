@@ -24,7 +24,7 @@ import torch
 import transformers
 from torch import distributed, nn
 
-from xlt_ray import config
+from xlt_ray import config, tasks
 from xlt_ray.config.sections import TrainingConfig
 from xlt_ray.inference import bundle, engine
 from xlt_ray.inference.bundle import Bundle
@@ -94,7 +94,7 @@ def training(args: argparse.Namespace) -> None:
     print("|---|---:|---|---:|---:|---:|---:|")
     for name in args.encoders:
         net = network_of(name).to(args.device)
-        objectives = {arm: Objective(net) for arm in ARMS}
+        objectives = {arm: Objective(net, tasks.build(tasks.DEFAULT)) for arm in ARMS}
         objectives[ARMS[-1]].compile(dynamic=True)
         found: dict[tuple[int, str], list[dict[str, float]]] = {(n, arm): [] for n in LENGTHS for arm in ARMS}
         for _ in range(args.rounds):

@@ -32,7 +32,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.sections import CorpusConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation.comparison import compare_seeds
+from xlt_ray.evaluation.paired.comparison import compare_seeds
 from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.languages import lexicon
 from xlt_ray.translation import induced
@@ -161,7 +161,7 @@ def _print(found: Mapping[str, Mapping[int, Any]], seen: Mapping[str, bool]) -> 
     for arm, each in found.items():
         runs, base = list(each.values()), _base(found, arm)
         cells = [arm, str(len(runs))]
-        cells += [f"{100 * np.mean([one[c].accuracy for one in runs for c in codes]):.1f}" for codes in groups.values()]
+        cells += [f"{100 * np.mean([one[c].score for one in runs for c in codes]):.1f}" for codes in groups.values()]
         for codes in groups.values():
             sides = [[{code: one[code] for code in codes} for one in side] for side in (runs, base)]
             there = compare_seeds(*sides) if base and arm not in ("centre", "disjoint centre") else None
@@ -173,7 +173,7 @@ def _print(found: Mapping[str, Mapping[int, Any]], seen: Mapping[str, bool]) -> 
         print("| " + " | ".join(cells) + " |")
     if "701" in found and "centre" in found:
         read, plain = (next(iter(found[arm].values())) for arm in ("701", "centre"))
-        gains = {code: 100 * (read[code].accuracy - plain[code].accuracy) for code in seen}
+        gains = {code: 100 * (read[code].score - plain[code].score) for code in seen}
         shown = sorted(gains, key=gains.__getitem__)
         print("\n701 less centre by language: " + ", ".join(f"{code} {gains[code]:+.1f}" for code in shown))
 

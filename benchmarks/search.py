@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from xlt_ray.evaluation import predictions
-from xlt_ray.evaluation.comparison import compare_seeds
+from xlt_ray.evaluation.paired.comparison import compare_seeds
 from xlt_ray.runs import run
 from xlt_ray.search import prepare, screening, search, similarity, space
 from xlt_ray.search.search import Found

@@ -39,7 +39,7 @@ import readings
 import techniques as others
 
 import xlt_ray
-from xlt_ray.evaluation.comparison import compare_seeds
+from xlt_ray.evaluation.paired.comparison import compare_seeds
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
 
 STAGE = {
@@ -178,13 +178,13 @@ def _print(found: Runs, base: str, seen: Mapping[str, bool]) -> None:
     )
     for arm, runs in found.items():
         cells = [arm, str(len(runs))]
-        cells += [f"{100 * np.mean([one[c].accuracy for one in runs for c in codes]):.1f}" for codes in groups]
+        cells += [f"{100 * np.mean([one[c].score for one in runs for c in codes]):.1f}" for codes in groups]
         for codes in groups:
             sides = [[{code: one[code] for code in codes} for one in side] for side in (runs, found[base] * len(runs))]
             gain = compare_seeds(*sides)
             shown = f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
             cells.append("" if arm == base else shown)
-        cells.append(f"{100 * np.mean([one[readings.ENGLISH].accuracy for one in runs]):.1f}")
+        cells.append(f"{100 * np.mean([one[readings.ENGLISH].score for one in runs]):.1f}")
         print("| " + " | ".join(cells) + " |")
 
 

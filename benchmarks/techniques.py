@@ -37,7 +37,7 @@ import torch
 from xlt_ray import config
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.evaluation import evaluate
-from xlt_ray.evaluation.comparison import compare_seeds
+from xlt_ray.evaluation.paired.comparison import compare_seeds
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
 from xlt_ray.model import collate
 from xlt_ray.model.precision import choose_precision
@@ -145,7 +145,7 @@ def _kept(experiment: Experiment, folder: Path, name: str) -> dict[str, Any]:
             _run(experiment, str(folder))
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     splits = {split: load_predictions(folder / f"{split}.npz") for split in ("dev", "test")}
-    mean = np.mean([one.accuracy for code, one in splits["test"].items() if code != "eng_Latn"])
+    mean = np.mean([one.score for code, one in splits["test"].items() if code != "eng_Latn"])
     print(f"{method} {name} seed {seed}: {100 * mean:.1f} {json.dumps(facts)}", flush=True)
     return facts | splits
 
@@ -193,7 +193,8 @@ def _run(experiment: Experiment, folder: str, splits: Sequence[str] = ("dev", "t
         figures, precision, seconds = progress.facts, progress.precision, time.monotonic() - began
         inputs = evaluate.Inputs(tokenize, precision)
         predictions = {
-            split: evaluate.predict(net, each, inputs, readings=setup.readings) for split, each in measured.items()
+            split: evaluate.predict(net, setup.task, each, inputs, readings=setup.readings)
+            for split, each in measured.items()
         }
     for split, each in predictions.items():
         save_predictions(Path(folder) / f"{split}.npz", each)
@@ -227,7 +228,7 @@ def _probe(
     for split, each in measured.items():
         there = {key.removeprefix(f"{split}/"): rows for key, rows in found.items() if key.startswith(f"{split}/")}
         scored = frozen.score_rows(net, there, fitted)
-        predictions[split] = evaluate.predictions(scored, each, fitted.temperature, readings)
+        predictions[split] = evaluate.predictions(setup.task, scored, each, fitted.temperature, readings)
     return figures, precision, seconds, predictions
 
 
@@ -280,7 +281,7 @@ def _print(method: str, found: Mapping[str, Runs], seen: Mapping[str, bool], arg
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], split: str, codes: Sequence[str]) -> float:
-    return 100 * float(np.mean([one[split][code].accuracy for one in runs for code in codes]))
+    return 100 * float(np.mean([one[split][code].score for one in runs for code in codes]))
 
 
 def _against(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], codes: Sequence[str]) -> str:

@@ -155,13 +155,14 @@ def _result(args: argparse.Namespace, times: list[float], corpus: Any, net: Any,
 
 
 def _accuracy(corpus: Any, net: Any, tokenizer: Any) -> dict[str, float]:
+    from xlt_ray import tasks
     from xlt_ray.evaluation import evaluate
     from xlt_ray.model.collate import Tokenize
 
     tables = {code: corpus.table("test", code) for code in MEASURED}
     inputs = evaluate.Inputs(Tokenize(tokenizer, "query: ", LENGTH), "float32", 4096)
-    predictions = evaluate.predict(net, tables, inputs)
-    return {code: one.accuracy for code, one in predictions.items()}
+    predictions = evaluate.predict(net, tasks.build(tasks.DEFAULT, corpus.labels), tables, inputs)
+    return {code: one.score for code, one in predictions.items()}
 
 
 def _plain(args: argparse.Namespace) -> dict[str, Any]:

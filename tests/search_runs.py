@@ -107,7 +107,7 @@ class Plain:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        return {code: one.accuracy for code, one in self.dev.items()}
+        return {code: one.score for code, one in self.dev.items()}
 
 
 def fit_plainly(experiment: Experiment, corpus: Corpus) -> Plain:
@@ -124,7 +124,7 @@ def fit_plainly(experiment: Experiment, corpus: Corpus) -> Plain:
         net.terms.clear()
         tables = {code: corpus.table("dev", code) for code in corpus.languages("dev")}
         inputs = evaluate.Inputs(tokenize, progress.precision, experiment.evaluation.tokens_per_step)
-        dev = evaluate.predict(net, tables, inputs)
+        dev = evaluate.predict(net, setup.task, tables, inputs)
     finally:
         torch.set_num_threads(threads)
     return Plain(network.trained(net), dev)

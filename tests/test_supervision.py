@@ -14,10 +14,11 @@ from outline import printed
 
 from xlt_ray import supervision, techniques
 from xlt_ray.config.read import build
-from xlt_ray.evaluation import comparison, metrics
+from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.paired import comparison
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.inference import artefact
 from xlt_ray.reports import report
 

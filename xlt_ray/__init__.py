@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xlt_ray.api import Model, Run, SearchResult, compare, evaluate, load, plot, train, tune
     from xlt_ray.config.experiment import Experiment
     from xlt_ray.errors import InputError, RegistryError, TrainingError
-    from xlt_ray.evaluation.metrics import Scores
+    from xlt_ray.evaluation.scores import Scores
 
 __all__ = [  # noqa: F822 - made on first use
     "Experiment",

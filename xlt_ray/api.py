@@ -23,8 +23,8 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import plain
 from xlt_ray.config.sections import Section
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import comparison
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.paired import comparison
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.events import OnEvent
 from xlt_ray.inference import artefact, bundle
 from xlt_ray.inference.model import Model

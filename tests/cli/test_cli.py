@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from xlt_ray import cli, errors, techniques
 from xlt_ray.cli import runs
-from xlt_ray.evaluation import metrics
+from xlt_ray.evaluation.scores import Scores
 
 Result = Any  # of a CliRunner
 Call = Callable[..., Result]
@@ -279,8 +279,8 @@ def test_evaluating_a_bundle_on_its_own_corpus_gives_the_scores_of_its_run(
         "evaluate", trained / inside, "--report", "sw", "--report", "eng_Latn", "--out", tmp_path / "scores.json"
     )
     assert done.exit_code == 0, done.output
-    found = metrics.Scores.from_json((tmp_path / "scores.json").read_text(encoding="utf-8"))
-    kept = metrics.Scores.from_json((trained / "scores.json").read_text(encoding="utf-8"))
+    found = Scores.from_json((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    kept = Scores.from_json((trained / "scores.json").read_text(encoding="utf-8"))
     assert uncalibrated(found) == uncalibrated(kept)
     # a probe's confidences come from features in one go there and from batches here, and differ in their last bits
     errors = [{code: one.calibration_error for code, one in scores.languages.items()} for scores in (found, kept)]
@@ -291,7 +291,7 @@ def test_evaluating_a_bundle_on_its_own_corpus_gives_the_scores_of_its_run(
     assert "precision" in done.stdout and "recall" in done.stdout
 
 
-def uncalibrated(scores: metrics.Scores) -> metrics.Scores:
+def uncalibrated(scores: Scores) -> Scores:
     nothing = dict.fromkeys(("calibration_error", "calibration_error_low", "calibration_error_high", "reliability"))
     languages = {code: replace(one, **nothing) for code, one in scores.languages.items()}
     summary = {name: value for name, value in scores.summary.items() if not name.startswith("calibration_error/")}
@@ -309,7 +309,7 @@ def test_evaluating_on_another_corpus_measures_its_rows(
     config, out = write(data, tmp_path / "other.yaml"), tmp_path / "scores.json"
     done = xlt("evaluate", trained, "--config", config, "--out", out)
     assert done.exit_code == 0, done.output
-    found = metrics.Scores.from_json(out.read_text(encoding="utf-8"))
+    found = Scores.from_json(out.read_text(encoding="utf-8"))
     assert {code: one.support for code, one in found.languages.items()} == {"eng_Latn": 30, "swh_Latn": 24}
     assert {code: one.role for code, one in found.languages.items()} == {"eng_Latn": "source", "swh_Latn": "zero-shot"}
     assert found.labels == tuple(sorted(LABELS))
@@ -323,7 +323,7 @@ def test_a_corpus_without_any_source_language_can_be_measured(
     config = write(settings(tiny_encoder, tmp_path / "other", tmp_path), tmp_path / "other.yaml")
     done = xlt("evaluate", trained, "--config", config, "--out", tmp_path / "scores.json")
     assert done.exit_code == 0, done.output
-    found = metrics.Scores.from_json((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    found = Scores.from_json((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert list(found.languages) == ["swh_Latn"] and found.languages["swh_Latn"].transfer_gap is None
 
 

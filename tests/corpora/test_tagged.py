@@ -164,6 +164,8 @@ def test_a_folder_holds_files_of_any_suffix_once_the_format_is_named(load, tmp_p
         assert held(load(tmp_path / f"of {name} files", format="conll")) == ROWS
     fault = refusal(load, tmp_path / "of test.conll files")
     assert "test.conll: holds tagged words; set corpus.format=conll" in fault
+    (tmp_path / "of test.conll files" / "eng" / "test.tsv").write_text("text\tlabel\na\tx\n", encoding="utf-8")
+    assert load(tmp_path / "of test.conll files").table("test", "eng_Latn")["text"].to_pylist() == ["a"]
 
 
 def test_which_corpora_are_tagged_is_said_by_the_configuration_alone() -> None:

@@ -77,12 +77,6 @@ def test_rows_of_no_use_are_refused_by_their_place(row: Row, expected: str, reme
     assert f"{expected} (and 1 more rows of test, hau_Latn){remedy}" in refusal(corpus(test=[*GOOD, row, row]))
 
 
-def test_an_empty_text_is_refused() -> None:
-    one = corpus()
-    blank = one.table("test", "hau_Latn").set_column(0, "text", pa.array([" ", "a", "b"]))
-    assert "empty text" in refusal(Corpus("tiny", NAMES, {**one.splits, "test": {"hau_Latn": blank}}))
-
-
 def test_a_tag_that_no_source_teaches_is_refused_with_its_word() -> None:
     fault = refusal(corpus(test=[*GOOD, ("Ade saw Ann", "OOI")], train=[("Ade went", "BO"), ("x", "B")]))
     assert "test.jsonl, line 2: tag 'I-X' of 'York' and of 2 more words is in no train split of the sources; " in fault

@@ -12,8 +12,8 @@ from scipy.special import softmax
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, calibration, metrics
 from xlt_ray.evaluation.groups import Roles
-from xlt_ray.evaluation.metrics import Scores
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.training import frozen
 from xlt_ray.training.frozen import Frozen
 from xlt_ray.training.probe import ABSENT, Fit

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conftest import LABELS
 from workers import on_workers
 
+from xlt_ray import tasks
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
@@ -18,6 +20,8 @@ from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.model import collate, network
+
+TASK = tasks.build("classification", LABELS)
 
 
 def parts(experiment: Experiment) -> tuple[network.Network, collate.Tokenize, dict[str, pa.Table]]:
@@ -39,7 +43,7 @@ def parts(experiment: Experiment) -> tuple[network.Network, collate.Tokenize, di
 
 def predict(settings: dict[str, Any], tokens: int = 256) -> dict[str, Predictions]:
     net, tokenize, tables = parts(build(settings))
-    return evaluate.predict(net, tables, Inputs(tokenize, "float32", tokens))
+    return evaluate.predict(net, TASK, tables, Inputs(tokenize, "float32", tokens))
 
 
 def assert_equal(one: dict[str, Predictions], other: dict[str, Predictions]) -> None:
@@ -52,7 +56,7 @@ def assert_equal(one: dict[str, Predictions], other: dict[str, Predictions]) -> 
 
 def test_predictions_are_the_argmax_of_each_row_in_its_order(tiny_experiment: Experiment) -> None:
     net, tokenize, tables = parts(tiny_experiment)
-    found = evaluate.predict(net, tables, Inputs(tokenize, "float32", 64))
+    found = evaluate.predict(net, TASK, tables, Inputs(tokenize, "float32", 64))
     assert list(found) == list(tables)
     net.eval()
     for language, table in tables.items():
@@ -69,10 +73,10 @@ def test_predictions_are_the_argmax_of_each_row_in_its_order(tiny_experiment: Ex
 
 def test_a_temperature_changes_confidences_and_no_label(tiny_experiment: Experiment) -> None:
     net, tokenize, tables = parts(tiny_experiment)
-    plain = evaluate.predict(net, tables, Inputs(tokenize, "float32", 64))
+    plain = evaluate.predict(net, TASK, tables, Inputs(tokenize, "float32", 64))
     for temperature in (0.1, 1.7, 30.0):
         net.temperature = temperature
-        found = evaluate.predict(net, tables, Inputs(tokenize, "float32", 64))
+        found = evaluate.predict(net, TASK, tables, Inputs(tokenize, "float32", 64))
         for language, table in tables.items():
             assert np.array_equal(found[language].predicted, plain[language].predicted)
             rows = np.arange(table.num_rows)
@@ -83,7 +87,7 @@ def test_a_temperature_changes_confidences_and_no_label(tiny_experiment: Experim
 
 def temperature(settings: dict[str, Any]) -> float:
     net, tokenize, tables = parts(build(settings))
-    return evaluate.temperature(net, tables, Inputs(tokenize, "float32", 256))
+    return evaluate.temperature(net, TASK, tables, Inputs(tokenize, "float32", 256))
 
 
 def test_the_number_of_workers_changes_no_temperature(tiny_settings: dict[str, Any]) -> None:
@@ -142,7 +146,7 @@ def test_predicting_leaves_the_networks_mode_and_the_generator_alone(
     net, tokenize, tables = parts(tiny_experiment)
     net.train(training)
     before = torch.get_rng_state()
-    evaluate.predict(net, tables, Inputs(tokenize, "float32", 256))
+    evaluate.predict(net, TASK, tables, Inputs(tokenize, "float32", 256))
     assert net.training == training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -151,7 +155,9 @@ def test_predicting_leaves_the_networks_mode_and_the_generator_alone(
 def test_progress_counts_the_rows_to_their_end(tiny_experiment: Experiment) -> None:
     net, tokenize, tables = parts(tiny_experiment)
     reported: list[tuple[int, int]] = []
-    evaluate.predict(net, tables, Inputs(tokenize, "float32", 256), lambda done, total: reported.append((done, total)))
+    evaluate.predict(
+        net, TASK, tables, Inputs(tokenize, "float32", 256), lambda done, total: reported.append((done, total))
+    )
     assert reported == [(45, 50), (48, 50), (50, 50)]
 
 

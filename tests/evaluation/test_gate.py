@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import gate
-from xlt_ray.evaluation.gate import Rules
+from xlt_ray.evaluation.paired import gate
+from xlt_ray.evaluation.paired.gate import Rules
 from xlt_ray.evaluation.predictions import Predictions
 
 LABELS = (("off", "on"), ("off", "on"))

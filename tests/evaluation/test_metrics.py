@@ -4,12 +4,15 @@ import zipfile
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
+from xlt_ray import tasks
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import bootstrap, comparison, metrics
+from xlt_ray.evaluation import bootstrap, metrics
 from xlt_ray.evaluation.groups import Roles
+from xlt_ray.evaluation.paired import comparison
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
+from xlt_ray.evaluation.scores import Scores
 
 
 def rows(gold, predicted, prefix=""):
@@ -47,8 +50,11 @@ def test_counts_give_what_scikit_learn_gives(seed):
     gold, predicted = rng.integers(classes, size=(2, int(rng.integers(1, 12))))
     table = metrics.confusion(gold, predicted, classes)
     assert table.sum() == len(gold)
-    assert metrics.macro_f1(table) == pytest.approx(f1_score(gold, predicted, average="macro", zero_division=0))
     labels = [str(index) for index in range(classes)]
+    task = tasks.build("classification", labels)
+    accuracy, f1 = task.measure(*np.unique(task.cells(gold, predicted, None), return_counts=True))
+    assert accuracy == (gold == predicted).mean()
+    assert f1 == pytest.approx(f1_score(gold, predicted, average="macro", zero_division=0))
     wanted = precision_recall_fscore_support(gold, predicted, labels=range(classes), zero_division=0)
     for row, *expected in zip(metrics.classification_report(table, labels), labels, *wanted, strict=True):
         assert list(row.values()) == [expected[0], *(pytest.approx(number) for number in expected[1:])]
@@ -57,13 +63,13 @@ def test_counts_give_what_scikit_learn_gives(seed):
 def test_resampled_counts_are_measured_as_whole_tables_are():
     gold, predicted = np.random.default_rng(0).integers(5, size=(2, 30))
     kinds, counts = bootstrap.alone("eng_Latn", gold * 5 + predicted, 50, 0)
-    accuracy, f1 = metrics._accuracy_and_macro_f1(kinds, counts, 5)
+    task = tasks.build("classification", "abcde")
+    accuracy, f1 = task.measure(kinds, counts)
     for draw in range(50):
-        table = np.zeros(25, int)
-        table[kinds] = counts[:, draw]
-        assert table.sum() == 30
-        assert accuracy[draw] == pytest.approx(np.trace(table.reshape(5, 5)) / 30)
-        assert f1[draw] == pytest.approx(metrics.macro_f1(table.reshape(5, 5)))
+        rows = np.repeat(kinds, counts[:, draw])
+        assert len(rows) == 30
+        assert accuracy[draw] == pytest.approx(accuracy_score(rows // 5, rows % 5))
+        assert f1[draw] == pytest.approx(f1_score(rows // 5, rows % 5, average="macro", zero_division=0))
 
 
 def test_each_language_is_measured_with_its_role_and_gap(measured):
@@ -200,7 +206,7 @@ def test_what_cannot_be_measured_is_refused_naming_the_language(measured, broken
 def test_scores_survive_json_exactly(measured):
     for scores in (score(measured), score(measured, sources=(), seen=None)):
         text = scores.to_json()
-        assert metrics.Scores.from_json(text) == scores
+        assert Scores.from_json(text) == scores
         assert set(json.loads(text)["languages"]) == set(measured)
         assert pickle.loads(pickle.dumps(scores)) == scores  # goes between processes
 

@@ -14,12 +14,15 @@ import transformers
 from conftest import saved
 from torch import nn
 
+from xlt_ray import tasks
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.errors import InputError
 from xlt_ray.model import collate, network
 from xlt_ray.model.network import Network
 from xlt_ray.training.loop import Objective
+
+TASK = tasks.build("classification", "abc")
 
 
 def built(folder: Path, **settings: Any) -> Network:
@@ -186,14 +189,14 @@ def test_the_objective_sums_weighted_cross_entropies(tiny_experiment: Experiment
     rows = batch(4, 7, 5) | {"label": torch.tensor([0, 2, 1]), "weight": torch.tensor([1.0, 0.0, 2.0])}
     with torch.no_grad():
         losses = nn.functional.cross_entropy(net(rows), rows["label"], reduction="none")
-        torch.testing.assert_close(Objective(net)(rows), losses[0] + 2 * losses[2])
+        torch.testing.assert_close(Objective(net, TASK)(rows), losses[0] + 2 * losses[2])
         smooth = nn.functional.cross_entropy(net(rows), rows["label"], reduction="none", label_smoothing=0.2)
-        torch.testing.assert_close(Objective(net, 0.2)(rows), smooth[0] + 2 * smooth[2])
+        torch.testing.assert_close(Objective(net, TASK, 0.2)(rows), smooth[0] + 2 * smooth[2])
 
 
 def test_a_row_of_weight_zero_has_no_gradient(tiny_encoder: Path) -> None:
     net = built(tiny_encoder).eval()
     rows = batch(4) | {"label": torch.tensor([0]), "weight": torch.tensor([0.0])}
-    Objective(net)(rows).backward()
+    Objective(net, TASK)(rows).backward()
     gradients = [parameter.grad for parameter in net.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)

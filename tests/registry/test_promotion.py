@@ -16,7 +16,7 @@ from tests import registered
 from xlt_ray import cli, config
 from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, RegistryError
-from xlt_ray.evaluation.gate import Rules
+from xlt_ray.evaluation.paired.gate import Rules
 from xlt_ray.export import agreement
 from xlt_ray.inference import artefact
 from xlt_ray.inference.bundle import load
@@ -213,7 +213,7 @@ def test_a_champion_measured_on_other_rows_is_measured_anew(home: Home) -> None:
     champion, candidate = home.register("elsewhere", "rows"), home.register("good", "rows")
     sides = rivals.predictions(candidate, champion, (), home.cache, lambda event: None)
     assert sides.served == ("deu_Latn", "eng_Latn")
-    assert sides.champion["eng_Latn"].accuracy == 1.0  # the same rows: taken from its run
+    assert sides.champion["eng_Latn"].score == 1.0  # the same rows: taken from its run
     model = load(home.made)
     table = config.build(home.data) and load_corpus(model.experiment)[0].table("test", "deu_Latn")
     expected = model.probabilities(table["text"].to_pylist()).argmax(1)

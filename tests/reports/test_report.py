@@ -15,6 +15,7 @@ from xlt_ray.config import plain_yaml
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.reports import plots, report
 
@@ -101,7 +102,7 @@ def test_without_dev_rows_or_confidences_that_is_stated_or_nothing(tmp_path):
 
 def test_sources_come_first_and_then_the_best():
     measured = scores(30, sources=("eng_Latn", "swh_Latn"))
-    order = report.ranked(measured)
+    order = measured.ranked()
     assert [one.role for one in order[:3]] == ["source", "source", "zero-shot"]
     assert all(a.accuracy >= b.accuracy for a, b in pairwise(order[2:]))
     lines = printed(report.table(measured, experiment())).splitlines()
@@ -187,7 +188,7 @@ def test_the_page_stands_alone_and_says_what_one_needs(tmp_path):
         *("languages.svg", "languages.png", "training.svg", "training.png"),
     }
     assert all(path.is_file() and path.name == name for name, path in files.items())
-    assert metrics.Scores.from_json(files["scores.json"].read_text()) == measured
+    assert Scores.from_json(files["scores.json"].read_text()) == measured
     assert files["languages.png"].read_bytes().startswith(b"\x89PNG")
 
 
@@ -272,21 +273,21 @@ def test_the_chart_puts_sources_first_then_families_from_large_to_small():
 
 
 def test_training_curves_show_what_was_recorded_and_nothing_else():
-    assert plots.curve([]) is None
-    assert plots.curve([{"step": 3.0}]) is None
-    loss, dev = plots.curve(HISTORY).axes
+    assert plots.curve([], "accuracy") is None
+    assert plots.curve([{"step": 3.0}], "accuracy") is None
+    loss, dev = plots.curve(HISTORY, "accuracy").axes
     assert loss.lines[0].get_xydata().tolist() == [[row["epoch"], row["train/epoch_loss"]] for row in HISTORY]
     assert dev.lines[0].get_ydata() == pytest.approx([100 * row["dev/accuracy"] for row in HISTORY])
     oracle = [row | {"oracle_dev/accuracy": 0.5} for row in HISTORY]
-    assert [line.get_label() for line in plots.curve(oracle).axes[1].lines] == ["source", "target (oracle)"]
-    assert len(plots.curve([{"epoch": 1, "train/loss": 0.5}]).axes) == 1
+    assert [line.get_label() for line in plots.curve(oracle, "accuracy").axes[1].lines] == ["source", "target (oracle)"]
+    assert len(plots.curve([{"epoch": 1, "train/loss": 0.5}], "accuracy").axes) == 1
 
 
 def test_drawing_leaves_matplotlib_as_it_was():
     code = (
         "import sys, matplotlib; before = list(dict.items(matplotlib.rcParams))\n"  # not .items(): it picks a backend
         "from xlt_ray.reports import plots\n"
-        "plots.svg(plots.curve([{'epoch': 1, 'train/loss': 1.0}]), 'one', 'two')\n"
+        "plots.svg(plots.curve([{'epoch': 1, 'train/loss': 1.0}], 'accuracy'), 'one', 'two')\n"
         "assert list(dict.items(matplotlib.rcParams)) == before and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

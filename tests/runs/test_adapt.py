@@ -19,7 +19,7 @@ import xlt_ray
 from xlt_ray import cli
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import comparison
+from xlt_ray.evaluation.paired import comparison
 from xlt_ray.inference import bundle
 from xlt_ray.model import encoders
 from xlt_ray.model.network import digest

@@ -128,7 +128,7 @@ def test_no_gap_exceeds_the_disagreement_on_the_same_rows(rows: list[tuple[int, 
     ids = np.array([str(number) for number in range(len(rows))])
     both = {"b": Predictions(gold, mine, ids), "a": Predictions(gold[order], theirs[order], ids[order])}
     (found,) = geometry.gaps(both, "a").values()
-    assert found.lost.mean() == pytest.approx(both["a"].accuracy - both["b"].accuracy)
+    assert found.lost.mean() == pytest.approx(both["a"].score - both["b"].score)
     assert found.apart.mean() == pytest.approx((mine != theirs).mean())
     assert abs(found.lost.mean()) <= found.apart.mean() and (abs(found.lost) <= found.apart).all()
 
@@ -198,7 +198,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_corpu
     data = settings(tiny_encoder, tiny_corpus, folder / "cache") | {"sources": ["eng_Latn"]}
     model = bundle.load(made_bundle(folder / "made", data))
     test = loaders.load(model.experiment.corpus).splits["test"]
-    found = evaluate.predict(model.network, test, evaluate.Inputs(model.tokenize, "float32"))
+    found = evaluate.predict(model.network, model.task, test, evaluate.Inputs(model.tokenize, "float32"))
     scores = metrics.score(found, model.labels, Roles(model.experiment.sources, ("deu_Latn",)), 200)
     identity = json.loads((folder / "made" / "bundle.json").read_text(encoding="utf-8"))["encoder"]
     bundle.save(folder / "bundle", replace(model, scores=scores), identity)

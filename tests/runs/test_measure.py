@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 from tests import registered
 from xlt_ray import cli
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import comparison, metrics
+from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.paired import comparison
 from xlt_ray.evaluation.predictions import save_predictions
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.inference import bundle
 from xlt_ray.runs import measure
 

@@ -169,7 +169,7 @@ def test_a_refit_is_for_the_runs_after_a_search_and_no_mix_is_taught_the_dev_row
     experiment, strengths = search.experiment(point), search.settings.screening.strengths
     assert experiment.training.refit == "source_dev", "a mix that is trained again is refitted"
     again = refit(frozen, experiment, fit(frozen, experiment, strengths, experiment.sources))
-    accuracy = {code: one.accuracy for code, one in predict(frozen, again, "dev").items()}
+    accuracy = {code: one.score for code, one in predict(frozen, again, "dev").items()}
     assert accuracy[ENG] != found.accuracy[ENG], "the test could not have seen a difference"
 
 

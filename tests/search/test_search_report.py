@@ -11,8 +11,9 @@ from matplotlib.text import Text
 from outline import Outline, printed
 
 from xlt_ray import config
-from xlt_ray.evaluation import comparison, metrics
+from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
+from xlt_ray.evaluation.paired import comparison
 from xlt_ray.evaluation.predictions import Predictions
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.search import selection, space

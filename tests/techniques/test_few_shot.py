@@ -98,7 +98,7 @@ def test_scores_and_the_table_call_them_few_shot(tiny_settings: Settings) -> Non
     prepared, run = checks.prepare(experiment), run_of(experiment)
     loop.fit(run)
     tables = {code: prepared.corpus.table("test", code) for code in prepared.measured}
-    predictions = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32"))
+    predictions = evaluate.predict(run.network, run.setup.task, tables, evaluate.Inputs(run.tokenize, "float32"))
     roles = Roles(experiment.sources, prepared.few_shot)
     scores = metrics.score(predictions, prepared.corpus.labels, roles, 100, 0)
     assert {code: one.role for code, one in scores.languages.items()} == {
@@ -140,10 +140,10 @@ def test_alone_goes_on_from_a_bundle_with_its_head(tiny_settings: Settings, tmp_
     begun, before = run.network.state_dict(), first.network.state_dict()
     assert begun.keys() == before.keys() and all(torch.equal(begun[name], before[name]) for name in begun)
     tables = {code: prepared.corpus.table("train", code) for code in TARGETS}
-    zero_shot = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32"))
+    zero_shot = evaluate.predict(run.network, run.setup.task, tables, evaluate.Inputs(run.tokenize, "float32"))
     progress = loop.fit(run)
-    after = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32"))
-    assert sum(one.accuracy for one in after.values()) > sum(one.accuracy for one in zero_shot.values())
+    after = evaluate.predict(run.network, run.setup.task, tables, evaluate.Inputs(run.tokenize, "float32"))
+    assert sum(one.score for one in after.values()) > sum(one.score for one in zero_shot.values())
     assert progress.step == 4  # 2 epochs of 24 rows, 16 an update
 
 

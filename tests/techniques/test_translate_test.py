@@ -133,8 +133,8 @@ def test_it_predicts_the_mean_of_the_logits_of_all_readings(settings: Settings) 
     assert setup.readings is not None
     inputs = evaluate.Inputs(made.tokenize, "float32")
     tables = {"swh_Latn": setup.corpus.table("test", "swh_Latn")}
-    found = evaluate.predict(made.network, tables, inputs, readings=setup.readings)["swh_Latn"]
-    scores = evaluate.score(made.network, setup.readings.tables(tables), inputs)
+    found = evaluate.predict(made.network, made.task, tables, inputs, readings=setup.readings)["swh_Latn"]
+    scores = evaluate.score(made.network, made.task, setup.readings.tables(tables), inputs)
     mean = np.mean([scores[key] for key in setup.readings.keys("swh_Latn")], axis=0)
     assert found.predicted.tolist() == mean.argmax(1).tolist()
     texts = tables["swh_Latn"]["text"].to_pylist()

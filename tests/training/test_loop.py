@@ -533,7 +533,9 @@ def test_the_oracle_measures_the_targets_asked_for_alone(tiny_settings: Settings
     run = make(build({**settings, "targets": ["swh_Latn"]}))
     history = loop.fit(run).history
     tables = {"swh_Latn": run.setup.visible.table("dev", "swh_Latn")}
-    answers = evaluate.predict(run.network, tables, evaluate.Inputs(run.tokenize, "float32", 512))["swh_Latn"]
+    answers = evaluate.predict(run.network, run.setup.task, tables, evaluate.Inputs(run.tokenize, "float32", 512))[
+        "swh_Latn"
+    ]
     assert history[0]["oracle_dev/accuracy"] == np.mean(answers.gold == answers.predicted)
 
 

@@ -27,8 +27,8 @@ from xlt_ray.config.read import build
 from xlt_ray.config.sections import ResourcesConfig
 from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.predictions import load_predictions
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.events import Event
 from xlt_ray.inference import artefact, bundle
 from xlt_ray.model import network
@@ -213,7 +213,7 @@ def agrees_with_itself(done: Done, corpus: Path) -> None:
         assert scores.languages[code].accuracy == pytest.approx(right)
     assert scores.summary["accuracy/mean_source"] > 0.7  # one in three by chance
     assert scores.temperature == done.model.network.temperature != 1
-    assert metrics.Scores.from_json((done.folder / "scores.json").read_text()) == scores
+    assert Scores.from_json((done.folder / "scores.json").read_text()) == scores
 
 
 def test_scores_predictions_and_bundle_say_the_same(two: Done, tiny_corpus: Path) -> None:

@@ -77,9 +77,9 @@ def plan(experiment: Experiment) -> None:
 
 
 def catalogue() -> None:
-    """List what a configuration can name: corpora, training methods, encoders, and every key with its default."""
+    """List what a configuration can name: tasks, corpora, training methods, encoders, every key with its default."""
     from serve.settings import ServeArgs
-    from xlt_ray import techniques
+    from xlt_ray import tasks, techniques
     from xlt_ray.config.experiment import Experiment
     from xlt_ray.config.keys import describe
     from xlt_ray.config.search import SearchConfig
@@ -87,6 +87,7 @@ def catalogue() -> None:
 
     console, kinds = Console(highlight=False), [techniques.load(name) for name in techniques.CATALOGUE]
     for title, rows in {
+        "tasks (task)": {name: _purpose(tasks.load(name)) for name in tasks.TASKS},
         "corpora (corpus.loader)": LOADERS,
         "methods (training.method)": METHODS,
         "encoders (network.init)": ENCODERS,
@@ -113,7 +114,6 @@ def catalogue() -> None:
 def _techniques(kinds: Sequence[type[Technique]]) -> Table:
     table = Table(title="techniques (techniques)", show_header=False, title_justify="left", show_lines=True)
     for kind in kinds:
-        purpose = (kind.__doc__ or "").strip().split("\n")[0]
         facts = {
             "paper": kind.paper,
             "needs": kind.needs,
@@ -121,8 +121,12 @@ def _techniques(kinds: Sequence[type[Technique]]) -> Table:
             "cost": kind.cost,
             "methods": ", ".join(kind.methods),
         }
-        table.add_row(kind.name, "\n".join([purpose, *(f"{name}: {fact}" for name, fact in facts.items())]))
+        table.add_row(kind.name, "\n".join([_purpose(kind), *(f"{name}: {fact}" for name, fact in facts.items())]))
     return table
+
+
+def _purpose(kind: type) -> str:
+    return (kind.__doc__ or "").strip().split("\n")[0]
 
 
 def languages(

@@ -13,6 +13,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedCo
 from xlt_ray.events import LONG, STAGES
 
 EVERY = 5.0  # seconds between lines in a log
+# what begins the names of scores in an event, and how these are shown
+MEASURED = {
+    "dev/": "source dev",
+    "cross_validated/": "cross-validated",
+    "oracle_dev/": "ORACLE target dev",
+}
 
 
 @contextlib.contextmanager
@@ -49,12 +55,11 @@ def _describe(event: dict[str, Any]) -> tuple[str, float | None, float | None]:
         text += f"  loss {event['train/loss']:.3f}"
     if "train/epoch_loss" in event:
         text += f"  epoch {event['epoch']} done, loss {event['train/epoch_loss']:.3f}"
-    if "dev/accuracy" in event:
-        text += f"  source dev accuracy {100 * event['dev/accuracy']:.1f}"
-    if "cross_validated/accuracy" in event:
-        text += f"  cross-validated accuracy {100 * event['cross_validated/accuracy']:.1f}"
-    if "oracle_dev/accuracy" in event:
-        text += f"  ORACLE target dev accuracy {100 * event['oracle_dev/accuracy']:.1f}"
+    for kind, shown in MEASURED.items():
+        found = {key.removeprefix(kind): value for key, value in event.items() if key.startswith(kind)}
+        text += "".join(
+            f"  {shown} {name} {100 * value:.1f}" for name, value in found.items() if name != "loss" and "/" not in name
+        )
     if "strength" in event:
         text += f"  at strength {event['strength']:g}"
     if event.get("running"):

@@ -142,12 +142,14 @@ def evaluate(
 
 def _classes(scores: Any, code: str) -> tuple[Text, Table]:
     from xlt_ray.evaluation import metrics
+    from xlt_ray.evaluation.scores import metric_title
     from xlt_ray.reports import report
 
     one = scores.languages[code]
-    interval = f"[{100 * one.accuracy_low:.1f}, {100 * one.accuracy_high:.1f}]"
-    head = f"\n{code} ({report.role(one)}): accuracy {100 * one.accuracy:.1f} {interval}"
-    head += f", macro-F1 {100 * one.macro_f1:.1f}"
+    (name, main), *others = one.metrics.items()
+    head = f"\n{code} ({report.role(one)}): {metric_title(name)} {100 * main.value:.1f} "
+    head += f"[{100 * main.low:.1f}, {100 * main.high:.1f}]"
+    head += "".join(f", {metric_title(other)} {100 * found.value:.1f}" for other, found in others)
     table = Table("label", "precision", "recall", "F1", "rows")
     for row in metrics.classification_report(one.confusion, scores.labels):
         table.add_row(
@@ -170,7 +172,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="folder of a finished run on the same test rows")],
 ) -> None:
     """Report whether one run is better than another: paired bootstrap over the rows both predicted."""
-    from xlt_ray.evaluation import comparison
+    from xlt_ray.evaluation.paired import comparison
 
     console, uneven = Console(highlight=False), False
     for group, found in comparison.compare_runs(first, second).items():

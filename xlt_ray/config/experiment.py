@@ -28,6 +28,7 @@ class Experiment(Section):
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(0, ge=0, lt=2**63)
+    task: str = Field("classification", min_length=1, description="what is asked of a text; see xlt catalogue")
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     sources: tuple[str, ...] = Field(min_length=1, description="languages whose train rows are used")
     targets: tuple[str, ...] | Literal["all"] = Field("all", description="languages measured besides the sources")
@@ -117,6 +118,8 @@ class Experiment(Section):
         for name in ("max_failures", "wait_minutes", "shard_optimizer"):
             deciding["resources"].pop(name)
         deciding["corpus"].pop("cache_dir")
+        if deciding["task"] == type(self).model_fields["task"].default:
+            del deciding["task"]  # so that a run made before there were others is found again
         for name in ("parallel", "unlabelled", "words"):
             if deciding["corpus"][name] is None:
                 del deciding["corpus"][name]  # so that a run made before there was any is found again

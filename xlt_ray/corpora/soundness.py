@@ -132,7 +132,7 @@ def _left_out(corpus: Corpus, sources: Sequence[str]) -> Iterator[str]:
 
 def _bad_rows(corpus: Corpus, split: str, language: str) -> Iterator[str]:
     table = corpus.table(split, language)
-    for column in ("text", "text_pair"):
+    for column in () if corpus.tagged else ("text", "text_pair"):
         if column in table.column_names:
             blank = [pc.equal(overlap.as_seen(piece[column]), "") for piece in overlap.pieces(table)]
             bare = pa.chunked_array([chunk for marks in blank for chunk in marks.chunks], pa.bool_())

@@ -60,6 +60,8 @@ def faults(found: Labels) -> Iterator[str]:
     known = found.stated or {tag for tag in found.trained if tag < len(found.corpus.labels)}
     where = "is not in corpus.labels" if found.corpus.labels_stated else "is in no train split of the sources"
     names = [found.names[tag] for tag in sorted(known)]
+    # labels of a model that is measured are stated, and a further one cannot be
+    or_state = " or remove the row" if found.corpus.labels_stated else f", or state all by {_stating(found)}"
     for tag, name in found.doubtful.items():
         if tag not in known:
             near = difflib.get_close_matches(name, names, n=1)
@@ -71,7 +73,7 @@ def faults(found: Labels) -> Iterator[str]:
             more = f" and of {total - 1} more words" if total > 1 else ""
             yield (
                 f"{place(found.corpus, split, language, row)}: tag {name!r} of {word!r}{more} {where}; {meant}correct "
-                f"it, or state all by {_stating(found)}"
+                f"it{or_state}"
             )
 
 

@@ -1,14 +1,14 @@
 """Resample test rows with replacement, which is the bootstrap behind every interval.
 
-A statistic is computed on counts of cells. For scores a cell is a pair (gold class, predicted class); for comparisons
-it is which model was right. Counts are (cells, resamples) arrays: drawing rows with replacement is drawing
-counts.
+A statistic is computed on counts of cells. A cell is all that counts of a row: of classification a pair (gold class,
+predicted class), of other tasks several numbers, for comparisons which model was right. Counts are (cells, resamples)
+arrays: drawing rows with replacement is drawing counts.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -18,14 +18,23 @@ _ELEMENTS = 4_000_000  # weights held at once: 32 MB
 
 
 def alone(code: str, cells: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resample one language's rows; return the cells that occur (k,) and their counts (k, resamples).
+    """Resample one language's rows, (rows,) or (rows, numbers); return the cells that occur, k, and counts of them.
+
+    The counts are (k, resamples).
 
     Drawing n rows with replacement is one multinomial draw over the cells. The generator's address holds the language,
     so an interval does not depend on which other languages are measured beside it.
     """
-    kinds, counts = np.unique(cells, return_counts=True)
+    kinds, _, counts = distinct(cells)
     rng = np.random.default_rng([seed, zlib.crc32(code.encode())])
     return kinds, np.ascontiguousarray(rng.multinomial(len(cells), counts / len(cells), size=resamples).T)
+
+
+def distinct(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the cells that occur, sorted, the place of every row's among them, (rows,), and how often each does."""
+    axis = None if cells.ndim == 1 else 0
+    kinds, places, counts = np.unique(cells, return_inverse=True, return_counts=True, axis=axis)
+    return kinds, places.reshape(-1), counts
 
 
 def shared(ids: Mapping[str, np.ndarray]) -> bool:
@@ -39,7 +48,7 @@ def together(
     ids: Mapping[str, np.ndarray],
     measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
     resamples: int,
-    seed: int,
+    seed: int | Sequence[int],
 ) -> dict[str, np.ndarray]:
     """Resample row ids, the same ones for every language; return language -> what is measured (statistics, resamples).
 
@@ -49,7 +58,7 @@ def together(
     ends = np.cumsum([len(cells[code]) for code in cells])[:-1]
     incidence = {}
     for code, where in zip(cells, np.split(position, ends), strict=True):
-        kinds, kind = np.unique(cells[code], return_inverse=True)
+        kinds, kind, _ = distinct(cells[code])
         entries = (np.ones(len(kind), np.int64), (kind, where))
         incidence[code] = kinds, sparse.csr_array(entries, shape=(len(kinds), len(items)))
     rng = np.random.default_rng(seed)

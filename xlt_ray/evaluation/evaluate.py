@@ -1,4 +1,4 @@
-"""Predict the labels of whole splits, sharded over workers and gathered on all of them."""
+"""Predict the answers to whole splits, sharded over workers and gathered on all of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from xlt_ray.model import collate
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import Network
 from xlt_ray.model.precision import autocast, token_budget
+from xlt_ray.tasks.task import Task
 from xlt_ray.translation.readings import Readings
 
 CHUNK = 4096  # rows tokenised at once: enough to sort well by length, little enough to hold
@@ -34,23 +35,41 @@ class Inputs:
     tokens: int | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of rows: a task, or for None their features; `language` is their place among the network's.
+
+    It is -1 where theirs is not among them.
+    """
+
+    language: int = -1
+    task: Task | None = None
+
+
 def outputs(
     call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     device: torch.device,
     table: pa.Table,
     rows: np.ndarray,
     inputs: Inputs,
-    language: int = -1,
+    asked: Asked = Asked(),
 ) -> np.ndarray:
     """Apply `call` (a network for logits, its `features` for features) to rows of a table: (rows, width) float32.
 
-    `language` is the place of the rows' language among the network's, -1 where it is not among them.
+    Where a task is asked there is a row for every answer it wants, those of a row of the table together.
     """
+
+    def answer(encoded: Sequence[Mapping[str, Sequence[int]]]) -> np.ndarray:
+        return forward(call, device, encoded, inputs, [asked.language] * len(encoded))
+
     parts: list[np.ndarray] = []
     chunked = Chunked(table)
     for start in range(0, len(rows), CHUNK):
-        encoded = inputs.tokenize.rows(chunked.take(rows[start : start + CHUNK]))
-        parts.append(forward(call, device, encoded, inputs, [language] * len(encoded)))
+        chunk = chunked.take(rows[start : start + CHUNK])
+        if asked.task is None:
+            parts.append(answer(inputs.tokenize.rows(chunk)))
+        else:
+            parts.append(asked.task.answers(answer, inputs.tokenize, chunk))
     return np.concatenate(parts)
 
 
@@ -64,9 +83,11 @@ def forward(
 ) -> np.ndarray:
     """Compute `call` on one or more rows encoded as `Tokenize` does: (rows, width) float32, in their order.
 
-    `languages` are the places of the rows' languages among the network's; without them all are unknown.
+    `languages` are the places of the rows' languages among the network's; without them all are unknown. Rows that mark
+    words (`word`, see `Network.answers`) have an answer for each.
     """
-    order, found = [], []
+    order: list[int] = []
+    found: list[np.ndarray] = []
     budget = token_budget(inputs.tokens, device)
     for positions, batch in collate.budgeted(encoded, budget, inputs.tokenize.tokenizer.pad_token_id):
         if languages is not None:
@@ -74,11 +95,17 @@ def forward(
         with autocast(device, inputs.precision):
             found.append(call({key: value.to(device) for key, value in batch.items()}).float().cpu().numpy())
         order += positions
-    return np.concatenate(found)[np.argsort(order)]
+    answers, places = np.concatenate(found), np.argsort(order)
+    if "word" not in encoded[0]:
+        return answers[places]
+    ends = np.cumsum([len(encoded[row]["word"]) for row in order])
+    parts = np.split(answers, ends[:-1])
+    return np.concatenate([parts[place] for place in places])
 
 
 def predict(
     network: Network,
+    task: Task,
     tables: Mapping[str, pa.Table],
     inputs: Inputs,
     progress: Callable[[int, int], None] = lambda done, all_rows: None,
@@ -89,8 +116,8 @@ def predict(
     `progress(done, total)` is called on every worker with the rows that this worker has done and has to do. With
     `readings` the logits of every row's readings are averaged.
     """
-    scored = score(network, read(tables, readings), inputs, progress)
-    return predictions(scored, tables, network.temperature, readings)
+    scored = score(network, task, read(tables, readings), inputs, progress)
+    return predictions(task, scored, tables, network.temperature, readings)
 
 
 def read(tables: Mapping[str, pa.Table], readings: Readings | None) -> Mapping[str, pa.Table]:
@@ -99,35 +126,40 @@ def read(tables: Mapping[str, pa.Table], readings: Readings | None) -> Mapping[s
 
 
 def predictions(
+    task: Task,
     scored: Mapping[str, np.ndarray],
     tables: Mapping[str, pa.Table],
     temperature: float,
     readings: Readings | None = None,
 ) -> dict[str, Predictions]:
-    """Return the predictions for tables by language from logits by key of a reading, (rows, classes) float32."""
+    """Return the predictions for tables by language from logits by key of a reading, (answers, labels) float32."""
     found = {}
     for language, table in tables.items():
         logits = averaged(scored, language, readings)
+        gold, predicted, sizes = task.gold(table), logits.argmax(1), task.sizes(table)
         found[language] = Predictions(
-            gold=table["label"].to_numpy().astype(np.int64),
-            predicted=logits.argmax(1),
+            gold=gold,
+            predicted=predicted,
             ids=np.asarray(table["id"].to_pylist(), dtype=np.str_),
             confidence=calibration.confidence(logits, temperature),
+            sizes=sizes,
+            ratios=task.ratios(gold, predicted, sizes),
         )
     return found
 
 
 def score(
     network: Network,
+    task: Task,
     tables: Mapping[str, pa.Table],
     inputs: Inputs,
     progress: Callable[[int, int], None] = lambda done, all_rows: None,
 ) -> dict[str, np.ndarray]:
-    """Compute the logits of every row of tables by language or key of a reading: (rows, classes) float32.
+    """Compute the logits of every answer to tables by language or key of a reading: (answers, labels) float32.
 
     Rows are sharded over `torch.distributed`'s workers, and logits gathered on all; `progress` as for `predict`.
     """
-    return dict(_sharded(network, network, network.head.out_features, tables, inputs, progress))
+    return dict(_sharded(network, (network, network.head.out_features, task), tables, inputs, progress))
 
 
 def averaged(found: Mapping[str, np.ndarray], language: str, readings: Readings | None) -> np.ndarray:
@@ -140,12 +172,12 @@ def averaged(found: Mapping[str, np.ndarray], language: str, readings: Readings 
 
 
 def apart(
-    scored: Mapping[str, np.ndarray], tables: Mapping[str, pa.Table], readings: Readings | None
+    task: Task, scored: Mapping[str, np.ndarray], tables: Mapping[str, pa.Table], readings: Readings | None
 ) -> dict[str, float]:
-    """Return the accuracy of each reading by itself, by key, in languages that are read in several ways."""
+    """Return the share of right answers of each reading by itself, by key, in languages that are read in several."""
     if readings is None:
         return {}
-    several = {code: table["label"].to_numpy() for code, table in tables.items() if readings.several(code)}
+    several = {code: task.gold(table) for code, table in tables.items() if readings.several(code)}
     return {
         key: float((scored[key].argmax(1) == gold).mean())
         for code, gold in several.items()
@@ -164,7 +196,7 @@ def embed(
     Rows are sharded over `torch.distributed`'s workers, and features gathered on all; `progress` as for `predict`.
     """
     width = network.head.in_features
-    return dict(_sharded(network, network.features, width, tables, inputs, progress))
+    return dict(_sharded(network, (network.features, width, None), tables, inputs, progress))
 
 
 def compute(
@@ -197,34 +229,48 @@ def on_any_worker(flags: Sequence[bool], device: torch.device) -> list[bool]:
     return [count > 0 for count in counts.tolist()]
 
 
-def temperature(network: Network, tables: Mapping[str, pa.Table], inputs: Inputs) -> float:
+def temperature(network: Network, task: Task, tables: Mapping[str, pa.Table], inputs: Inputs) -> float:
     """Fit a network's temperature on labelled rows, which are dev of the sources; the same on all workers."""
-    logits = score(network, tables, inputs)
-    return calibration.temperature(logits, {code: table["label"].to_numpy() for code, table in tables.items()})
+    logits = score(network, task, tables, inputs)
+    return calibration.temperature(logits, {code: task.gold(table) for code, table in tables.items()})
 
 
 def _sharded(
     network: Network,
-    call: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    width: int,
+    asked: tuple[Callable[[dict[str, torch.Tensor]], torch.Tensor], int, Task | None],
     tables: Mapping[str, pa.Table],
     inputs: Inputs,
     progress: Callable[[int, int], None] = lambda done, all_rows: None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (language, (rows, width) float32) of every table, complete on every worker."""
+    """Yield (language, (answers, width) float32) of every table, complete on every worker.
+
+    `asked` is what to apply to rows, the width of what it gives, and the task, None for features.
+    """
+    call, width, task = asked
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     was_training, device = network.training, next(network.parameters()).device
     network.eval()
     mine = {language: np.arange(rank, table.num_rows, world) for language, table in tables.items()}
     total, done = sum(map(len, mine.values())), 0
     for language, rows in mine.items():
-        whole = np.zeros((tables[language].num_rows, width), dtype=np.float32)
+        sizes = None if task is None else task.sizes(tables[language])
+        answers = tables[language].num_rows if sizes is None else int(sizes.sum())
+        whole = np.zeros((answers, width), dtype=np.float32)
         if len(rows):
-            whole[rows] = outputs(call, device, tables[language], rows, inputs, network.index(language))
+            about = Asked(network.index(language), task)
+            whole[_places(rows, sizes)] = outputs(call, device, tables[language], rows, inputs, about)
         done += len(rows)
         progress(done, total)
         yield language, _summed(whole, device) if world > 1 else whole
     network.train(was_training)
+
+
+def _places(rows: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
+    """Return the places of the answers of some rows among those of all."""
+    if sizes is None:
+        return rows
+    ends = np.cumsum(sizes)
+    return np.concatenate([np.arange(ends[row] - sizes[row], ends[row]) for row in rows])
 
 
 def _summed(answers: np.ndarray, device: torch.device) -> np.ndarray:

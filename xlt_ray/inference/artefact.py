@@ -25,6 +25,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.supervision import highest
 
 FORMAT = 1
+FORMAT_OF_WORDS = 2  # of a bundle whose task asks of words, which earlier versions would read wrongly
 FORMAT_OF_HEADS = 2  # of an artefact whose networks have `heads`, which earlier versions would read wrongly
 FILE = "artefact.json"
 BUNDLE_FILE = "bundle.json"
@@ -32,7 +33,7 @@ HEAD = "head.safetensors"  # in a bundle: of its network
 TOKENIZER = "tokenizer.json"
 PRECISIONS = ("float32", "int8")
 LISTED = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json|model)$")
-# of `metrics.LanguageScore`: what a reader of an answer wants to know of its language
+# of `scores.LanguageScore`: what a reader of an answer wants to know of its language
 MEASURED = {
     "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "macro_f1": "macro_f1",
     "support": "support", "role": "role", "seen": "seen", "calibration_error": "calibration_error",
@@ -169,7 +170,8 @@ def check_file(file: Path, sha256: str, again: str, size: int | None = None) -> 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
     """Return the content of bundle.json; no other file is looked at."""
-    content = _content(folder / BUNDLE_FILE, NO_BUNDLE, "copy the bundle again", "train again")
+    known = (FORMAT, FORMAT_OF_WORDS)
+    content = _content(folder / BUNDLE_FILE, NO_BUNDLE, "copy the bundle again", "train again", known)
     if not isinstance(content.get("sha256"), dict):
         raise InputError(f"{folder / BUNDLE_FILE}: damaged (sha256: no list of files); copy the bundle again")
     return content
@@ -189,6 +191,20 @@ def verify_bundle(folder: Path) -> dict[str, Any]:
     for name, sha256 in content["sha256"].items():
         check_file(folder / name, sha256, "copy the bundle again")
     return content
+
+
+def check_served(folder: Path) -> None:
+    """Raise InputError for a bundle that no server answers with; nothing but bundle.json is looked at."""
+    if of_words(folder):
+        raise InputError(
+            f"{folder}: a model of words, which no server answers with yet; use `xlt predict`, or "
+            "`xlt_ray.load(...).tag(texts)`"
+        )
+
+
+def of_words(folder: Path) -> bool:
+    """Return whether the task of a bundle asks of words."""
+    return bool(read_bundle(folder)["format"] == FORMAT_OF_WORDS)
 
 
 def bundle_digest(folder: str | Path) -> str:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
-from xlt_ray import durable, techniques
+from xlt_ray import durable, tasks, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import public
 from xlt_ray.config.read import build
@@ -27,13 +27,14 @@ from xlt_ray.corpora import seen
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.evaluate import Inputs
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.inference import artefact
 from xlt_ray.languages.identify import Identifier
 from xlt_ray.model import encoders
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.encoders import Encoder
 from xlt_ray.model.network import CHANGES, Network, encoder_source, whole_again
+from xlt_ray.tasks.task import Task
 from xlt_ray.techniques.technique import Technique
 from xlt_ray.translation import readings
 from xlt_ray.translation.readings import Readings
@@ -59,6 +60,11 @@ class Bundle:
     lineage: tuple[Mapping[str, str], ...] = ()  # of the bundles it descends from, the first first, see `lineage`
     seen: np.ndarray | None = None  # digests of the texts that it or one of these was trained on, see `corpora.seen`
 
+    @property
+    def task(self) -> Task:
+        """What is asked of a text."""
+        return tasks.build(self.experiment.task, self.labels)
+
     def probabilities(
         self,
         texts: Sequence[str],
@@ -68,8 +74,10 @@ class Bundle:
         """Return the calibrated probability of every label for every text: (texts, labels) float32, rows sum to 1.
 
         `languages` are codes of the texts, None where one is unknown. Where a technique depends on the language and
-        none are given, they are guessed.
+        none are given, they are guessed. Raises InputError for a model of words, see `tagging.tag`.
         """
+        if self.task.tagged:
+            raise InputError(f"task: {self.task.name}: the model answers for every word of a text; use tag")
         if languages is None and self.asks_for_languages:
             languages = _guessed(texts)
         read = readings.asked(self.readings, texts, pairs, languages)
@@ -146,7 +154,7 @@ def save(folder: Path, bundle: Bundle, identity: str) -> None:
     if bundle.seen is not None:
         np.save(folder / seen.FILE, bundle.seen, allow_pickle=False)
     content: dict[str, Any] = {
-        "format": artefact.FORMAT,
+        "format": artefact.FORMAT_OF_WORDS if bundle.labels and bundle.task.tagged else artefact.FORMAT,
         "labels": list(bundle.labels),
         "prefix": bundle.tokenize.prefix,
         "max_length": bundle.tokenize.max_length,

@@ -219,6 +219,7 @@ class TorchEngine:
         from xlt_ray import techniques
         from xlt_ray.inference import bundle
 
+        artefact.check_served(folder)
         self.device = _device(device)
         self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
         if self.precision not in ("float32", "bfloat16"):

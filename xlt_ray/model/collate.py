@@ -48,6 +48,20 @@ class Tokenize:
             words.append(own)
         return [{key: found[key][i] for key in found} for i in range(len(texts))], words, seconds
 
+    def pieces(self, texts: Sequence[str]) -> list[tuple[dict[str, list[int]], list[tuple[int, int]]]]:
+        """Encode texts as ever; tell for each where its pieces stand in it, (-1, -1) of what stands in no text."""
+        found = self._encoded(texts, None, return_offsets_mapping=True)
+        rows, before = [], len(self.prefix)
+        offsets = found.pop("offset_mapping")
+        for number, spans in enumerate(offsets):
+            inside = found.sequence_ids(number)
+            places = [
+                (max(start - before, 0), end - before) if inside[place] == 0 and end > max(before, start) else (-1, -1)
+                for place, (start, end) in enumerate(spans)
+            ]
+            rows.append(({key: found[key][number] for key in found}, places))
+        return rows
+
     def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None, **more: Any) -> Any:
         return self.tokenizer(
             [self.prefix + text for text in texts],
@@ -70,10 +84,15 @@ def texts_of(table: pa.Table) -> tuple[list[str], list[str] | None]:
 
 
 def pad(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Pad rows into int64 tensors of shape (rows, longest), with their attention mask."""
+    """Pad rows into int64 tensors of shape (rows, longest), with their attention mask.
+
+    What is not of pieces, such as `word`, may be longer than the pieces are.
+    """
     width = batching.rounded(max(len(row["input_ids"]) for row in rows))
+    keys = dict.fromkeys(key for row in rows for key in row)
+    widths = {key: max(width, *(len(row.get(key, ())) for row in rows)) for key in keys}
     batch = {
-        key: torch.full((len(rows), width), pad_id if key == "input_ids" else 0, dtype=torch.long) for key in rows[0]
+        key: torch.full((len(rows), widths[key]), pad_id if key == "input_ids" else 0, dtype=torch.long) for key in keys
     }
     batch["attention_mask"] = torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):

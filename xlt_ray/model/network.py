@@ -29,7 +29,7 @@ CHANGES = "changes.safetensors"  # in a bundle: of the encoder, where the encode
 
 
 class Network(nn.Module):
-    """Classify texts: encode tokens, pool them to one vector, map it linearly to a score per label.
+    """Classify texts or their words: encode tokens, pool them to one vector, map it linearly to a score per label.
 
     `languages` are those that a batch's `language`, (rows,) int64, indexes; -1 stands for any other and for unknown.
     `temperature` is what to divide scores by before they become probabilities; 1 until `calibration` has fitted one.
@@ -88,9 +88,21 @@ class Network(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # the head decides; it costs nothing in float32
             return self.head(features)
 
+    def answers(self, hidden: torch.Tensor, features: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Score every label: of each row by its transformed features, or of each word that a batch marks.
+
+        A batch's `word`, (rows, words) int64, is 1 and the place of the token whose hidden state, of (rows, tokens,
+        width), scores a word; 0 is none. Returns (rows or words, classes) float32 logits, words row by row.
+        """
+        if "word" not in batch:
+            return self.classify(features)
+        row, word = (batch["word"] > 0).nonzero(as_tuple=True)
+        return self.classify(hidden[row, batch["word"][row, word] - 1])
+
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Score every label: a batch of (rows, tokens) tensors to (rows, classes) float32 logits."""
-        return self.classify(self.transform(self.features(batch), batch.get("language")))
+        """Score every label, see `answers`: a batch of (rows, tokens) tensors to (answers, classes) float32 logits."""
+        hidden = self.encode(batch)
+        return self.answers(hidden, self.transform(self.pool(hidden, batch), batch.get("language")), batch)
 
     def index(self, language: str | None) -> int:
         """Return the place of a language in `languages`, -1 where it is not there."""

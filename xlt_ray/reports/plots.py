@@ -1,4 +1,4 @@
-"""Draw the figures of reports: accuracy per language, training per epoch, reliability, and accuracy over shots.
+"""Draw the figures of reports: the main metric per language, training per epoch, reliability, and accuracy over shots.
 
 Only matplotlib's objects are used, never pyplot, so that no global state changes and threads do not interfere. A figure
 becomes SVG text that takes the colour of the page around it, or files.
@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from xlt_ray.evaluation import groups as language_groups
 from xlt_ray.evaluation.calibration import LEVELS, Reliability
 from xlt_ray.evaluation.groups import FEW_SHOT, ROLES, SOURCE, ZERO_SHOT
-from xlt_ray.evaluation.metrics import LanguageScore, Scores
+from xlt_ray.evaluation.scores import LanguageScore, Scores, metric_title
 from xlt_ray.languages import codes
 from xlt_ray.languages.codes import family
 from xlt_ray.supervision import shown
@@ -64,7 +64,7 @@ def groups(scores: Scores) -> dict[str, list[LanguageScore]]:
 
     Within a group they go from best to worst.
     """
-    ranked = sorted(scores.languages.values(), key=lambda one: (-one.accuracy, one.code))
+    ranked = sorted(scores.languages.values(), key=lambda one: (-one.main.value, one.code))
     members = language_groups.of({one.code: one for one in ranked})
     source, few_shot, zero_shot = ([scores.languages[code] for code in members.get(role, ())] for role in ROLES)
     titles = {name: title[0].upper() + title[1:] for name, title in scores.titles().items()}
@@ -82,12 +82,12 @@ def groups(scores: Scores) -> dict[str, list[LanguageScore]]:
 
 
 def bars(scores: Scores) -> Figure:
-    """Draw accuracy per language with its 95% interval, in as many columns as a page can show.
+    """Draw the main metric per language with its 95% interval, in as many columns as a page can show.
 
-    A faint extension reaches from each bar to the best source's accuracy: the transfer gap.
+    A faint extension reaches from each bar to the best source's: the transfer gap.
     """
     panels = _panels(scores)
-    best = max((one.accuracy for one in scores.languages.values() if one.role == SOURCE), default=None)
+    best = max((one.main.value for one in scores.languages.values() if one.role == SOURCE), default=None)
     with matplotlib.rc_context(STYLE):
         key = _key(scores, best)
         columns = 3 * len(panels)
@@ -106,7 +106,7 @@ def bars(scores: Scores) -> Figure:
             span = _ROW * (len(rows) + 0.2)
             left, wide = _PANEL * index + _NAMES, _PANEL - _NAMES - _VALUES
             axes = figure.add_axes((left / width, (height - head - span) / height, wide / width, span / height))
-            _frame(axes, len(rows), best)
+            _frame(axes, len(rows), best, metric_title(scores.main))
             for position, row in enumerate(rows):
                 _draw(axes, position, row, best)
     return figure
@@ -129,7 +129,7 @@ def _panels(scores: Scores) -> list[list[Row]]:
     return panels
 
 
-def _frame(axes: Axes, rows: int, best: float | None) -> None:
+def _frame(axes: Axes, rows: int, best: float | None, metric: str) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_yticks([])
@@ -141,7 +141,7 @@ def _frame(axes: Axes, rows: int, best: float | None) -> None:
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.patch.set_visible(False)
-    axes.text(_EDGE, 1, "accuracy, %", color=INK, fontsize=7.5, va="bottom", transform=axes.transAxes)
+    axes.text(_EDGE, 1, f"{metric}, %", color=INK, fontsize=7.5, va="bottom", transform=axes.transAxes)
     if best is not None:
         axes.axvline(best, color=INK, linewidth=0.8, linestyle=_DASHES, zorder=1.5)
 
@@ -151,14 +151,15 @@ def _draw(axes: Axes, position: int, row: Row, best: float | None) -> None:
         axes.text(_EDGE, position, row, color=INK, weight="bold", va="center_baseline")
         return
     colour = colour_of(row.code)
-    axes.barh(position, row.accuracy, height=0.72, color=colour)
-    if best is not None and best > row.accuracy:
-        axes.barh(position, best - row.accuracy, left=row.accuracy, height=0.72, color=colour, alpha=0.22)
-    axes.hlines(position, row.accuracy_low, row.accuracy_high, color=INK, linewidth=1.1)
+    value, low, high = row.main
+    axes.barh(position, value, height=0.72, color=colour)
+    if best is not None and best > value:
+        axes.barh(position, best - value, left=value, height=0.72, color=colour, alpha=0.22)
+    axes.hlines(position, low, high, color=INK, linewidth=1.1)
     mark = " †" if row.seen is False else ""
     shown = codes.name(row.code).replace(" script)", ")")
     axes.text(-0.02, position, shown + mark, color=INK, ha="right", va="center_baseline")
-    axes.text(1.02, position, f"{100 * row.accuracy:.1f}", color=INK, va="center_baseline")
+    axes.text(1.02, position, f"{100 * value:.1f}", color=INK, va="center_baseline")
 
 
 def _key(scores: Scores, best: float | None) -> list[Any]:
@@ -173,12 +174,15 @@ def _key(scores: Scores, best: float | None) -> list[Any]:
     return entries
 
 
-def curve(history: Sequence[Mapping[str, float]]) -> Figure | None:
-    """Draw training loss and dev accuracy per epoch; None where there is no history, as after a probe."""
+def curve(history: Sequence[Mapping[str, float]], metric: str) -> Figure | None:
+    """Draw training loss and a metric on dev per epoch; None where there is no history, as after a probe."""
     loss = "train/epoch_loss" if any("train/epoch_loss" in row for row in history) else "train/loss"
     wanted = {
         "training loss": {"": (loss, 1)},
-        "accuracy on dev, %": {"source": ("dev/accuracy", 100), "target (oracle)": ("oracle_dev/accuracy", 100)},
+        f"{metric_title(metric)} on dev, %": {
+            "source": (f"dev/{metric}", 100),
+            "target (oracle)": (f"oracle_dev/{metric}", 100),
+        },
     }
     panels = {}
     for title, lines in wanted.items():

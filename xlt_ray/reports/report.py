@@ -16,12 +16,13 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from xlt_ray import config, durable, supervision
+from xlt_ray import config, durable, supervision, tasks
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import masked
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import calibration, groups
-from xlt_ray.evaluation.metrics import LanguageScore, Scores, classification_report, load_scores
+from xlt_ray.evaluation.metrics import classification_report
+from xlt_ray.evaluation.scores import ENDS, LanguageScore, Scores, load_scores, metric_title
 from xlt_ray.languages import codes
 from xlt_ray.reports import plots
 from xlt_ray.reports.page import percent, render, terminal_table
@@ -48,10 +49,7 @@ def few_shot(scores: Scores) -> bool:
     return groups.FEW_SHOT in groups.of(scores.languages)
 
 
-def ranked(scores: Scores) -> list[LanguageScore]:
-    """List source languages, then few-shot, then zero-shot ones, each from best to worst."""
-    each = scores.languages.values()
-    return sorted(each, key=lambda one: (groups.ROLES.index(one.role), -one.accuracy, one.code))
+SHORT = {"accuracy": "acc", "macro_f1": "F1"}  # headings of metrics, else their titles
 
 
 def table(scores: Scores, experiment: Experiment) -> Group:
@@ -62,12 +60,14 @@ def table(scores: Scores, experiment: Experiment) -> Group:
     for heading in ("code", "role", "seen"):
         rows.add_column(heading, no_wrap=True)
     calibrated = any(one.calibration_error is not None for one in scores.languages.values())
-    for heading in ("n", "acc", "95% interval", "F1", "gap", *(["ECE"] if calibrated else [])):
+    main, second = (SHORT.get(name, metric_title(name)) for name in scores.metrics[:2])
+    for heading in ("n", main, "95% interval", second, "gap", *(["ECE"] if calibrated else [])):
         rows.add_column(heading, no_wrap=True, justify="right")
-    for one in ranked(scores):
+    for one in scores.ranked():
         name = Text(codes.name(one.code), no_wrap=True, overflow="ellipsis")
-        accuracy, f1, gap = map(percent, (one.accuracy, one.macro_f1, one.transfer_gap))
-        numbers = (str(one.support), accuracy, _interval(one.accuracy_low, one.accuracy_high), f1, gap)
+        first, beside = [*one.metrics.values()][:2]
+        value, other, gap = map(percent, (first.value, beside.value, one.transfer_gap))
+        numbers = (str(one.support), value, _interval(first.low, first.high), other, gap)
         error = [percent(one.calibration_error)] if calibrated else []
         rows.add_row(name, one.code, _short_role(one), _seen(one), *numbers, *error)
     lines = [line for sentence in _supervised(scores, experiment) for line in (sentence, "")]
@@ -114,19 +114,21 @@ def _summary_lines(scores: Scores) -> list[str]:
         return "  ".join([f"{title:<33} {100 * fraction:5.1f}", *rest])
 
     summary, counts, lines, titles = scores.summary, _counts(scores), [], scores.titles()
+    main, second = scores.metrics[:2]
     for group in _SUMMARY:
         title, key = titles[group], groups.GROUPS[group].key
-        if f"accuracy/{key}" in summary:
-            mean, low, high = (summary[f"accuracy/{key}{end}"] for end in ("", "_low", "_high"))
+        if f"{main}/{key}" in summary:
+            mean, low, high = (summary[f"{main}/{key}{end}"] for end in ENDS)
             # a part of the group above is named by what is different in it
             titled = f"{title}, mean" if group in groups.ROLES else "  " + title.partition(", ")[2]
             error = summary.get(f"calibration_error/{key}")
-            rest = [f"F1 {percent(summary[f'macro_f1/{key}'])}", *([] if error is None else [f"ECE {percent(error)}"])]
+            rest = [f"{SHORT.get(second, second)} {percent(summary[f'{second}/{key}'])}"]
+            rest += [] if error is None else [f"ECE {percent(error)}"]
             lines.append(line(f"{titled} ({counts[key]})", mean, _interval(low, high), *rest))
     worst = scores.worst()
-    interval = _interval(worst.accuracy_low, worst.accuracy_high)
-    lines.append(line("worst", worst.accuracy, interval, codes.name(worst.code)))
-    lines.append(line("standard deviation over languages", summary["accuracy/std"]))
+    value, *ends = worst.main
+    lines.append(line("worst", value, _interval(*ends), codes.name(worst.code)))
+    lines.append(line("standard deviation over languages", summary[f"{main}/std"]))
     if "transfer_gap/mean" in summary:
         mean, low, high = (summary[f"transfer_gap/mean{end}"] for end in ("", "_low", "_high"))
         lines.append(line("transfer gap, mean", mean, _interval(low, high)))
@@ -152,30 +154,32 @@ def _seen(one: LanguageScore) -> str:
 def write_table(file: Path, scores: Scores) -> None:
     """Write one language a row, fractions from 0 to 1, as tab-separated values."""
     nested = ("code", "confusion", "reliability")
-    measured = [field for field in LanguageScore.__dataclass_fields__ if field not in nested]
+    ranked = [
+        (one.code, {name: value for name, value in one.flat().items() if name not in nested}) for one in scores.ranked()
+    ]
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        writer.writerow(["code", "name", "script", "family", *measured])
-        for one in ranked(scores):
-            known = codes.get(one.code)
+        writer.writerow(["code", "name", "script", "family", *ranked[0][1]])
+        for code, measured in ranked:
+            known = codes.get(code)
             about = (known.name, known.script, known.family) if known else ("", "", "")
-            writer.writerow([one.code, *about, *(getattr(one, field) for field in measured)])
+            writer.writerow([code, *about, *measured.values()])
 
 
 def cautions(scores: Scores, experiment: Experiment) -> list[str]:
     """List, in sentences, what a reader of the scores should beware of."""
-    each = ranked(scores)
+    each = scores.ranked()
     found = _supervised(scores, experiment)
     found += [REFIT] if experiment.training.refit != "none" else []
-    if "accuracy/mean_zero_shot" not in scores.summary:
+    if f"{scores.main}/mean_zero_shot" not in scores.summary:
         found.append("Only source languages were measured, so nothing is known here about other languages.")
     if all(one.transfer_gap is None for one in each):
         found.append("No source language was measured, so there is no transfer gap.")
     few = [one for one in each if one.support < FEW_ROWS]
     if few:
         found.append(f"Fewer than {FEW_ROWS} test rows, so a wide interval: {_some(few, len(each))}.")
-    wide = max(each, key=lambda one: one.accuracy_high - one.accuracy_low)
-    points = 100 * (wide.accuracy_high - wide.accuracy_low)
+    wide = max(each, key=lambda one: one.main.high - one.main.low)
+    points = 100 * (wide.main.high - wide.main.low)
     if points > 10:
         found.append(
             f"Intervals span up to {points:.0f} points, as in {codes.name(wide.code)}; a difference smaller than "
@@ -194,7 +198,7 @@ def cautions(scores: Scores, experiment: Experiment) -> list[str]:
 
 def commonest(one: LanguageScore) -> float:
     """Return the accuracy of always answering the label most frequent in this language's test rows."""
-    return max(sum(row) for row in one.confusion) / one.support
+    return max(sum(row) for row in one.confusion) / sum(map(sum, one.confusion))
 
 
 def _some(listed: Sequence[LanguageScore], measured: int) -> str:
@@ -224,15 +228,19 @@ def write(
     files = {name: folder / name for name in ("report.html", "scores.json", "scores.tsv")}
     durable.write(files["scores.json"], scores.to_json())
     write_table(files["scores.tsv"], scores)
-    picture, training = plots.bars(scores), plots.curve(history)
+    picture, training = plots.bars(scores), plots.curve(history, scores.main)
     files |= plots.save(picture, folder, "languages")
     if training:
         files |= plots.save(training, folder, "training")
     reliable = plots.reliability(reliability(scores))
-    page = _page(scores, experiment, corpus_facts, environment) | {
-        "picture": plots.svg(picture, "languages", "Accuracy in each language, with its 95% interval"),
+    page = _page(scores, experiment, corpus_facts, environment)
+    page |= {
+        "picture": plots.svg(
+            picture, "languages", f"{page['main']['heading']} in each language, with its 95% interval"
+        ),
         "reliable": reliable and plots.svg(reliable, "reliability", "Share of right answers by confidence"),
-        "training": training and plots.svg(training, "training", "Training loss and accuracy on dev, per epoch"),
+        "training": training
+        and plots.svg(training, "training", f"Training loss and {page['main']['title']} on dev, per epoch"),
     }
     files["report.html"].write_text(render("report.html", page), encoding="utf-8")
     return files
@@ -256,8 +264,14 @@ def _page(
     rungs = {one.supervision for one in scores.languages.values()}
     added = {name: (sum(rows.values()), len(rows)) for name, rows in facts.get("added", {}).items()}
     trained = sum(row["rows"] for row in mixture) + sum(facts.get("refit", {}).values())
+    task = tasks.build(experiment.task, scores.labels)
+    main, second = map(_metric, scores.metrics[:2])
     return {
         "experiment": experiment,
+        "lead": task.lead,
+        "tagged": task.tagged,
+        "main": main,
+        "second": second,
         "facts": dict.fromkeys(("name", "description", "licence", "fingerprint"), "") | dict(facts),
         "dropped": {split: sum(rows.values()) for split, rows in facts.get("dropped", {}).items()},
         "mixture": mixture,
@@ -266,7 +280,7 @@ def _page(
         "sources": [codes.name(code) for code in experiment.sources],
         "labels": scores.labels,
         "temperature": scores.temperature,
-        "languages": [_language(one) for one in ranked(scores)],
+        "languages": [_language(one) for one in scores.ranked()],
         "counts": _counts(scores),
         "titles": {group.key: scores.titles()[name] for name, group in groups.GROUPS.items()},
         "called": _called(scores, experiment),
@@ -282,6 +296,12 @@ def _page(
         "configuration": config.dump(experiment),
         "versions": {key: masked(str(value)) for key, value in environment.items()},
     }
+
+
+def _metric(name: str) -> dict[str, str]:
+    title = metric_title(name)
+    heading = title[0].upper() + title[1:]
+    return {"name": name, "title": title, "heading": heading, "short": "F1" if name == "macro_f1" else title}
 
 
 def _language(one: LanguageScore) -> dict[str, Any]:

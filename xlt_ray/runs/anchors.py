@@ -22,7 +22,6 @@ from xlt_ray.corpora.corpus import refuse
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap
 from xlt_ray.events import OnEvent
-from xlt_ray.inference import bundle
 from xlt_ray.languages.words import WORD, fold, unsegmented, words
 from xlt_ray.runs import measure
 
@@ -66,7 +65,7 @@ def of_bundle(place: Path, overrides: Sequence[str], pivot: str | None, on_event
     `anchors` is the share of words taken out; `loss` is accuracy on the control less accuracy without anchors, with its
     95% interval by a bootstrap of rows, the same in all languages where these share ids.
     """
-    model = bundle.load(place)
+    model = measure.of_texts(place)
     own = model.experiment.model_dump(mode="json")
     experiment, corpus = measure.corpus_for(model, config.build(own, list(overrides), place=str(place)))
     pivot = pivot or experiment.sources[0]

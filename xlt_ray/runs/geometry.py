@@ -28,7 +28,6 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, evaluate, geometry, groups
 from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.events import OnEvent, OnProgress, counting
-from xlt_ray.inference import bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.inference.layers import Reader
 from xlt_ray.model import encoders
@@ -151,7 +150,7 @@ def of_bundle(place: Path, overrides: Sequence[str], asked: Asked, on_event: OnE
         offered = ", ".join((UNLABELLED, *SPLITS, retrieve.PARALLEL))
         raise InputError(f"--split: {asked.split!r}; give one of {offered}, the first being train, else dev")
     on_event({"stage": "check"})
-    model = bundle.load(place)
+    model = measure.of_texts(place)
     own = model.experiment.model_dump(mode="json")
     layers = chosen(model.network, asked.layers)
     experiment, corpus = measure.corpus_for(model, config.build(own, list(overrides), place=str(place)))

@@ -18,10 +18,10 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate as evaluation
 from xlt_ray.evaluation import groups, metrics
 from xlt_ray.evaluation.groups import Roles
-from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.evaluation.scores import Scores, load_scores
 from xlt_ray.events import OnEvent
-from xlt_ray.inference import artefact
+from xlt_ray.inference import artefact, bundle
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import encoders
 from xlt_ray.model.precision import choose_precision
@@ -41,6 +41,14 @@ def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
     scores = load_scores(folder)
     _refuse_unmeasured(wanted, scores.languages)
     return scores
+
+
+def of_texts(place: Path) -> Bundle:
+    """Load a bundle whose task asks of whole texts; raise InputError for another."""
+    model = bundle.load(place)
+    if model.task.tagged:
+        raise InputError(f"{place}: task: {model.task.name}: it answers for words, and this is of whole texts")
+    return model
 
 
 def measure(
@@ -63,7 +71,8 @@ def measure(
     predictions = predict(model, experiment, tables, on_event)
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
     roles = Roles(model.experiment.sources, _few_shot(model, tables), seen, model.supervision)
-    scores = metrics.score(predictions, model.labels, roles, experiment.evaluation.resamples, experiment.seed)
+    config, task = experiment.evaluation, model.experiment.task
+    scores = metrics.score(predictions, model.labels, roles, config.resamples, experiment.seed, task)
     return replace(scores, temperature=model.network.temperature)
 
 
@@ -115,6 +124,10 @@ def corpus_for(model: Bundle, experiment: Experiment) -> tuple[Experiment, Corpu
     data["corpus"]["labels"] = list(model.labels)  # indices must mean what they meant in training
     experiment = absolute(config.build(data))
     corpus, _ = load_corpus(experiment)
+    if corpus.tagged is not model.task.tagged:
+        raise InputError(
+            f"corpus {corpus.name}: the model's task: {model.task.name} wants {model.task.data}; take another corpus"
+        )
     if corpus.labels != model.labels:
         strange = sorted({*corpus.labels} ^ {*model.labels})
         raise InputError(
@@ -136,4 +149,4 @@ def predict(
     precision = choose_precision(experiment.training.precision, model.network, experiment.network.max_length)
     budget = experiment.evaluation.tokens_per_step
     inputs = evaluation.Inputs(model.tokenize, precision, budget)
-    return evaluation.predict(model.network, tables, inputs, report, model.readings)
+    return evaluation.predict(model.network, model.task, tables, inputs, report, model.readings)

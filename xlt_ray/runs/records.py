@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.inference import bundle
 from xlt_ray.runs.storage import RunFolder
 from xlt_ray.tracking import environment
@@ -66,7 +66,7 @@ def record_end(
 def _measured(scores: Scores) -> dict[str, float]:
     found = {f"test/{name}": value for name, value in scores.summary.items()} | {"temperature": scores.temperature}
     for code, language in scores.languages.items():
-        found |= {f"test/accuracy/{code}": language.accuracy, f"test/macro_f1/{code}": language.macro_f1}
+        found |= {f"test/{name}/{code}": one.value for name, one in language.metrics.items()}
         if language.transfer_gap is not None:
             found[f"test/transfer_gap/{code}"] = language.transfer_gap
         if language.calibration_error is not None:

@@ -25,8 +25,8 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate, metrics
 from xlt_ray.evaluation.features import Features
 from xlt_ray.evaluation.groups import Roles
-from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions, save_predictions
+from xlt_ray.evaluation.scores import Scores, load_scores
 from xlt_ray.events import OnEvent, counting
 from xlt_ray.inference import bundle
 from xlt_ray.model import encoders, network
@@ -182,10 +182,12 @@ def _train_and_score(setup: Setup, folder: RunFolder, outbox: Outbox, on_event: 
 
 def _score(setup: Setup, fitted: Fitted) -> Scores:
     net, tokenize, _ = fitted.model
-    experiment, labels = setup.experiment, setup.corpus.labels
+    experiment, config = setup.experiment, setup.experiment.evaluation
     seen = encoders.seen_languages(net.encoder, tokenize.tokenizer)
     roles = Roles(experiment.sources, setup.few_shot, seen, setup.supervision)
-    scores = metrics.score(fitted.predictions, labels, roles, experiment.evaluation.resamples, experiment.seed)
+    scores = metrics.score(
+        fitted.predictions, setup.corpus.labels, roles, config.resamples, experiment.seed, experiment.task
+    )
     return replace(scores, temperature=net.temperature)
 
 
@@ -242,7 +244,7 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     on_event({"stage": "fit"})
     fitted, facts, setup = fit_probe(setup, model.network, tables, features)
     scored, test = frozen.score(setup, model.network, features, fitted), setup.tables("test")
-    predictions = evaluate.predictions(scored, test, fitted.temperature, setup.readings)
+    predictions = evaluate.predictions(setup.task, scored, test, fitted.temperature, setup.readings)
     probe.install(model.network, fitted)
     model.network.eval()
     training = setup.experiment.training
@@ -254,7 +256,7 @@ def _probe(setup: Setup, on_event: OnEvent) -> Fitted:
     if added := frozen.refitted(setup):
         what = f"with {sum(added.values())} dev rows of the sources, at strength {fitted.strength:g}"
         on_event({"stage": "fit", "note": f"the probe was fitted once more {what}"})
-    apart = evaluate.apart(scored, test, setup.readings)
+    apart = evaluate.apart(setup.task, scored, test, setup.readings)
     return Fitted(model, predictions, setup, history=[], reported=[], facts=facts, apart=apart)
 
 

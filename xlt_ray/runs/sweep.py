@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from rich.console import Group
 from rich.text import Text
 
-from xlt_ray import techniques
+from xlt_ray import tasks, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.durable import JsonLines, records
 from xlt_ray.errors import InputError
@@ -127,6 +127,8 @@ def sweep(
     log: Callable[[str], None] = lambda text: None,
 ) -> Sweep:
     """Measure the settings that have no result yet, and write table and picture; raise InputError before any work."""
+    if tasks.of_words(experiment.task):
+        raise InputError(f"task: {experiment.task}: shots are of labels of whole texts, and it asks of words")
     wanted = settings(experiment, shots, draws)
     on_event({"stage": "check"})
     prepared = prepare(at(experiment, max(shots), 0), on_progress=counting(on_event, "prepare"))
@@ -224,9 +226,9 @@ def _probes(
             found[name] = features[name][pc.index_in(_texts(table), value_set=places[name]).to_numpy()]
         fitted, _, setup = run.fit_probe(setup, net, tables, found)
         scored = frozen.score(setup, net, found, fitted)
-        predictions = evaluate.predictions(scored, setup.tables("test"), fitted.temperature, setup.readings)
+        predictions = evaluate.predictions(setup.task, scored, setup.tables("test"), fitted.temperature, setup.readings)
         roles = Roles(experiment.sources, setup.few_shot, known, setup.supervision)
-        accuracy = {code: one.accuracy for code, one in predictions.items()}
+        accuracy = {code: one.score for code, one in predictions.items()}
         yield _result(setup, setting, accuracy, {code: roles.place(code) for code in predictions})
     on_event({"stage": "fit", "done": len(missing), "total": len(missing)})
 
@@ -262,7 +264,7 @@ def _runs(
         for name in ("bundle", "ray"):  # hundreds of megabytes each; result.json marks the run as finished
             outcome.folder.remove(name)
         languages = outcome.scores.languages
-        yield _result(setup, setting, {code: one.accuracy for code, one in languages.items()}, languages)
+        yield _result(setup, setting, {code: one.main.value for code, one in languages.items()}, languages)
 
 
 def write(found: Sweep) -> dict[str, Path]:

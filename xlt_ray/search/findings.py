@@ -10,8 +10,8 @@ import numpy as np
 from scipy import stats
 
 from xlt_ray.config.search import Rule
-from xlt_ray.evaluation.comparison import Comparison
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.paired.comparison import Comparison
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.search.selection import RULES, Judge, Tried, probes, whole_fine_tunings
 from xlt_ray.search.space import Point, Search
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from xlt_ray import techniques
+from xlt_ray import tasks, techniques
 from xlt_ray.config import plain_yaml
 from xlt_ray.config.masking import public
 from xlt_ray.corpora.corpus import Corpus
@@ -23,6 +23,9 @@ def check(search: Search, corpus: Corpus) -> None:
 
     The whole pool is tried, each language alone, and each as the first of a smallest mix with those after it.
     """
+    if not tasks.load(search.base.task).searched:
+        able = " or ".join(name for name in tasks.TASKS if tasks.load(name).searched)
+        raise InputError(f"task: {search.base.task} is not searched yet, only {able}; train its mixes with `xlt train`")
     alone = 1 in search.sizes
     alone |= bool(search.settings.retraining.seeds) and "best_single" in search.settings.retraining.baselines
     mixes = [search.pool, *([(code,) for code in search.pool] if alone and len(search.pool) > 1 else [])]

@@ -12,7 +12,7 @@ from xlt_ray.config.dimensions import MIX
 from xlt_ray.corpora import mixture
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.evaluation import groups
-from xlt_ray.evaluation.comparison import Comparison, compare_seeds
+from xlt_ray.evaluation.paired.comparison import Comparison, compare_seeds
 from xlt_ray.evaluation.predictions import load_predictions
 from xlt_ray.events import OnEvent
 from xlt_ray.runs import run

@@ -123,7 +123,7 @@ def try_mix(judge: Judge, frozen: Frozen, point: Point, dev_alone: bool = False)
     predictions = predict(frozen, fitted, "dev")
     if not dev_alone:
         predictions = _with_train(judge.search, frozen, experiment, fitted, predictions)
-    accuracy = {code: one.accuracy for code, one in predictions.items()}
+    accuracy = {code: one.score for code, one in predictions.items()}
     tried = Tried(point, "probe", accuracy=accuracy)
     if judge.languages(tried):  # a baseline that uses the whole pool leaves no language out
         low, high = judge.interval(predictions, tried)
@@ -140,9 +140,9 @@ def left_out(search: Search, frozen: Frozen, code: str) -> dict[Fidelity, float]
     experiment = search.experiment({"sources": [other for other in search.pool if other != code]})
     fitted = fit(frozen, experiment, search.settings.screening.strengths, experiment.sources)
     predictions = predict(frozen, fitted, "dev", [code])
-    found: dict[Fidelity, float] = {"fine_tune": predictions[code].accuracy} if predictions else {}
+    found: dict[Fidelity, float] = {"fine_tune": predictions[code].score} if predictions else {}
     if found and search.settings.screening.trials:
-        found["probe"] = _with_train(search, frozen, experiment, fitted, predictions)[code].accuracy
+        found["probe"] = _with_train(search, frozen, experiment, fitted, predictions)[code].score
     return found
 
 

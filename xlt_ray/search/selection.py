@@ -107,7 +107,7 @@ class Judge:
     def interval(self, predictions: Mapping[str, Predictions], tried: Tried) -> tuple[float, float]:
         """Return the 95% interval of the search's objective: a bootstrap over rows, joint where languages share ids."""
         chosen = {code: predictions[code] for code in self.languages(tried)}
-        right = {code: (one.gold == one.predicted).astype(np.int64) for code, one in chosen.items()}
+        right = {code: one.values() for code, one in chosen.items()}
         ids = {code: np.asarray(one.ids) for code, one in chosen.items()}
         if bootstrap.shared(ids):
             draws = bootstrap.together(right, ids, bootstrap.share, RESAMPLES, seed=0)

@@ -158,7 +158,8 @@ class Worker:
             self._add_left_out()
             tables = {code: self.corpus.table("dev", code) for code in self.corpus.languages("dev")}
             budget = self.experiment.evaluation.tokens_per_step
-            return evaluate.predict(net, tables, Inputs(self.tokenize, progress.precision, budget))
+            task = self.training_state.run.setup.task
+            return evaluate.predict(net, task, tables, Inputs(self.tokenize, progress.precision, budget))
         finally:
             net.steps, net.languages, progress.facts = steps, languages, facts
 
@@ -224,7 +225,7 @@ class Trial(tune.Trainable):
         except FloatingPointError as error:
             zero = dict.fromkeys((f"objective_{name}" for name in objectives), 0.0)
             return zero | {"epoch": goal, "done": True, "diverged": str(error), "cost": self._spent(began)}
-        accuracy = {code: one.accuracy for code, one in predictions.items()}
+        accuracy = {code: one.score for code, one in predictions.items()}
         tried = Tried(self.point, "fine_tune", epochs=goal, whole=False, accuracy=accuracy)
         low, high = self.judge.interval(predictions, tried)
         result = {"epoch": goal, "accuracy": accuracy, "low": low, "high": high, "done": goal == self.rungs[-1]}

@@ -16,14 +16,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import ValidationError
 
-from xlt_ray import durable, supervision
+from xlt_ray import durable, supervision, tasks
 from xlt_ray.config import keys
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import build as read
 from xlt_ray.errors import InputError, joined
-from xlt_ray.techniques.technique import Material, Technique
+from xlt_ray.techniques.technique import Example, Material, Technique
 
 if TYPE_CHECKING:
     from xlt_ray.model.network import Built
@@ -64,6 +65,12 @@ def build(experiment: Experiment) -> tuple[Technique, ...]:
                 f"techniques.{name}: has no effect with training.method: {experiment.training.method}; set it to "
                 f"{' or '.join(kind.methods)}, or take the technique out"
             )
+        if experiment.training.labelled and tasks.of_words(experiment.task) and not kind.of_words:
+            able = [one for one in CATALOGUE if load(one).of_words]
+            faults.append(
+                f"techniques.{name}: is for tasks that ask of whole texts, and task: {experiment.task} asks of words; "
+                f"take it out, or take one of {', '.join(able)}"
+            )
     alone = not experiment.training.labelled and not faults
     if alone and not any(type(one).loss_term is not Technique.loss_term for one in found):
         able = [name for name in CATALOGUE if (kind := load(name)).loss_term is not Technique.loss_term]
@@ -98,6 +105,31 @@ def network(
         one.check_encoder(built.network, built.tokenize.tokenizer)
         one.attach(built.network, built.tokenize.tokenizer, material)
     return built
+
+
+def change_examples(
+    techniques: Sequence[Technique],
+    texts: list[str],
+    pairs: list[str] | None,
+    language: str,
+    address: tuple[int, int],
+    places: np.ndarray,
+) -> tuple[list[str], list[str] | None]:
+    """Return the texts of a language's draws, and second texts of pairs, as techniques change them in their order.
+
+    `address` is (seed, epoch), and `places` (draws,) are the positions of the draws in the epoch: together they seed
+    the generator of each draw, so that a restart changes nothing.
+    """
+    if not techniques:
+        return texts, pairs
+    drawn = []
+    for number, place in enumerate(places):
+        example = Example(texts[number], pairs[number] if pairs else None, language)
+        rng = np.random.default_rng([*address, 4, int(place)])
+        for one in techniques:
+            example = one.example(example, rng)
+        drawn.append(example)
+    return [one.text for one in drawn], pairs and [one.text_pair or "" for one in drawn]
 
 
 def supervised(

@@ -33,6 +33,7 @@ class Lora(Technique):
     """Train matrices of low rank beside the encoder's instead of the encoder: bundles of a megabyte."""
 
     name: ClassVar[str] = "lora"
+    of_words: ClassVar[bool] = True
     paper: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
     needs: ClassVar[str] = "nothing more; the encoder must be available where the bundle is loaded"
     cost: ClassVar[str] = "as fine-tuning; no optimiser state for the encoder"

@@ -154,6 +154,7 @@ class Technique(Section):
     wants_texts: ClassVar[bool] = False  # these and plain text, `Material.all_texts`, for a term's own stream
     wants_parallel: ClassVar[bool] = False  # and of parallel text, of `Material.bitext`; by itself, for a term's stream
     holds_encoder: ClassVar[bool] = False  # which learns from loss terms alone, and the head from the task
+    of_words: ClassVar[bool] = False  # whether it also suits a task that asks of words, see `tasks.task.Task.tagged`
     replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be available
     adds_languages: ClassVar[bool] = False  # to a finished bundle, from unlabelled text
     # parameters for how many labelled rows a class of a target are taken, and which draw of them

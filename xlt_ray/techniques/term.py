@@ -20,7 +20,10 @@ from xlt_ray.model.network import Network
 #   stream    int64: 0 LABELLED, 1 UNLABELLED, then those of terms; -1 of a row that only keeps workers in step
 #   row       int64, its place in the table of its language; -1 of a labelled row
 #
-# and, one for all, `counts`, (streams,) float32: rows of the whole update in each stream; `progress`, a number 0 to 1.
+# Where the task asks of words there are, (rows, words) int64, `word`: 1 and the place of the token that is scored for a
+# word, 0 for none; and `tag`: its gold label. A step of other rows alone has neither. Labels of rows are 0 then.
+#
+# And, one for all, `counts`, (streams,) float32: rows of the whole update in each stream; `progress`, a number 0 to 1.
 Batch = Mapping[str, torch.Tensor]
 
 
@@ -30,7 +33,7 @@ class Outputs(NamedTuple):
     hidden: torch.Tensor  # (rows, tokens, width) float32, of the encoder's last layer
     pooled: torch.Tensor  # (rows, width)
     features: torch.Tensor  # (rows, width), after the steps of techniques
-    logits: torch.Tensor  # (rows, classes)
+    logits: torch.Tensor  # (rows, classes), or (words, classes), words row by row
 
 
 class Term(nn.Module):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from xlt_ray import techniques
 from xlt_ray.corpora import mixture, streams
 from xlt_ray.corpora.arrow import Chunked, take, text_bytes
 from xlt_ray.corpora.mixture import Draws, Epoch
@@ -19,7 +20,7 @@ from xlt_ray.model import batching, collate, precision
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.techniques.term import Batch, own_streams
 from xlt_ray.training.checkpoint import Progress
-from xlt_ray.training.setup import Run, change_examples
+from xlt_ray.training.setup import Run
 
 WINDOW = 64  # updates among which rows are sorted by length: wide enough to save padding, narrow enough to stay random
 BLOCK = 64 * WINDOW  # updates that are planned at once and shuffled, or fewer where updates are large:
@@ -33,7 +34,7 @@ class Feed:
 
     def __init__(self, run: Run, rank: int, world: int) -> None:
         """Measure the train rows of a run, and make ready the techniques that change them."""
-        self.run, self.rank, self.world = run, rank, world
+        self.run, self.rank, self.world, self.task = run, rank, world, run.setup.task
         self.device = next(run.network.parameters()).device
         mix = run.experiment.mixture
         labelled = run.setup.tables("train") if run.experiment.training.labelled else {}
@@ -126,9 +127,12 @@ class Feed:
             language[at] = self.run.network.index(code)
             texts, pairs = collate.texts_of(table)
             if stream == 0:
-                label[at] = table["label"].to_numpy()
-                texts, pairs = change_examples(self.examples, texts, pairs, code, (seed, when), draws.place[at])
-            if stream > 1:
+                label[at] = 0 if self.task.tagged else table["label"].to_numpy()
+                texts, pairs = techniques.change_examples(
+                    self.examples, texts, pairs, code, (seed, when), draws.place[at]
+                )
+                found = self.task.encode(self.run.tokenize, table, (texts, pairs), (seed, when), draws.place[at])
+            elif stream > 1:
                 rngs = [np.random.default_rng([seed, when, 6, stream, place]) for place in draws.place[at].tolist()]
                 found = self.streams[stream].encoded(self.run.tokenize, texts, pairs, rngs)
             else:

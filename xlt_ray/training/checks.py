@@ -5,6 +5,7 @@ Of the encoder no weight is read, only names and shapes.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from xlt_ray import techniques
+from xlt_ray import tasks, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.corpora import seen, soundness
@@ -119,6 +120,8 @@ def prepare(
         with collecting(faults):
             dev, kept = _dev_needed(experiment, corpus), experiment.corpus.cache_dir
             soundness.check(corpus, experiment.sources, _scored(experiment, corpus), dev, kept)
+        with collecting(faults):
+            tasks.check(experiment, corpus)
         with collecting(faults):
             check(chosen, experiment, corpus)
         with collecting(faults):
@@ -245,9 +248,26 @@ def _encoder(experiment: Experiment, chosen: Sequence[Technique], corpus: Corpus
         known = known_languages(experiment, corpus) if corpus else ()
         classes = len(corpus.labels) if corpus else 1
         built = techniques.network(chosen, asked, classes, known, weights=False)
+        found += _head(asked, corpus.labels) if corpus else []
         if corpus:
             found += _unreadable(experiment, corpus, known, built.tokenize.tokenizer)
     return found
+
+
+def _head(experiment: Experiment, labels: Sequence[str]) -> list[str]:
+    """List why the head of a bundle means something else than an experiment asks; it has as many labels."""
+    folder = experiment.network.bundle
+    if experiment.network.head != "bundle" or folder is None:
+        return []
+    content = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    task = content["experiment"].get("task", tasks.DEFAULT)
+    if (task, content["labels"]) == (experiment.task, list(labels)):
+        return []
+    return [
+        f"network.head: of the bundle {folder}, whose task: {task} has the labels {', '.join(content['labels'][:5])}, "
+        f"and the run's task: {experiment.task} has {', '.join(labels[:5])}; take a bundle of the same, or "
+        "network.head=fresh"
+    ]
 
 
 def _unreadable(experiment: Experiment, corpus: Corpus, codes: Sequence[str], tokenizer: Any) -> list[str]:

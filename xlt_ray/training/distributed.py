@@ -184,12 +184,12 @@ def _measure(run: Run, precision: str, facts: dict[str, Any], emit: OnEvent) -> 
     """Fit the temperature, predict this worker's share of test, and put what was found besides into `facts`."""
     net, setup, inputs = run.network, run.setup, run.inputs(precision)
     dev = {code: table for code, table in setup.tables("dev").items() if code in run.experiment.sources}
-    net.temperature = evaluate.temperature(net, dev, inputs)
+    net.temperature = evaluate.temperature(net, setup.task, dev, inputs)
     test = setup.tables("test")
-    scored = evaluate.score(net, evaluate.read(test, setup.readings), inputs, counting(emit, "evaluate"))
+    scored = evaluate.score(net, setup.task, evaluate.read(test, setup.readings), inputs, counting(emit, "evaluate"))
     facts["temperature"] = net.temperature
-    facts["apart"] = evaluate.apart(scored, test, setup.readings)
-    return evaluate.predictions(scored, test, net.temperature, setup.readings)
+    facts["apart"] = evaluate.apart(setup.task, scored, test, setup.readings)
+    return evaluate.predictions(setup.task, scored, test, net.temperature, setup.readings)
 
 
 def _reporter(rank: int) -> Report:

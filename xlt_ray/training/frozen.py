@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import with_texts
 from xlt_ray.evaluation import calibration, evaluate
@@ -26,7 +27,7 @@ from xlt_ray.techniques.technique import Technique
 from xlt_ray.training import probe
 from xlt_ray.training import setup as setups
 from xlt_ray.training.probe import Labelled
-from xlt_ray.training.setup import Setup, change_examples
+from xlt_ray.training.setup import Setup
 
 FOLDS = 10  # of cross-validation
 
@@ -92,7 +93,7 @@ def _named(split: str, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
 
 def _changed(table: pa.Table, code: str, changing: Sequence[Technique], address: tuple[int, int]) -> pa.Table:
     rows = np.arange(table.num_rows)
-    texts, pairs = change_examples(changing, *collate.texts_of(table), code, address, rows)
+    texts, pairs = techniques.change_examples(changing, *collate.texts_of(table), code, address, rows)
     return with_texts(table, {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs})
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import distributed, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from xlt_ray.config.sections import TrainingConfig
@@ -22,6 +21,7 @@ from xlt_ray.events import counting
 from xlt_ray.model import cpu
 from xlt_ray.model.network import Network, Weights, restore_weights, trained
 from xlt_ray.model.precision import BROKEN, autocast, choose_precision
+from xlt_ray.tasks.task import Task
 from xlt_ray.techniques.term import Batch, Outputs, Term, own_streams
 from xlt_ray.training import checkpoint
 from xlt_ray.training.batches import Feed
@@ -57,7 +57,7 @@ def begin(run: Run, restored: Path | None = None) -> TrainingState:
         run.emit({"note": f"going on from update {progress.step} with {world} workers"})
     _add_terms(run, progress.precision)
     head_alone = not run.experiment.training.labelled or any(one.holds_encoder for one in run.setup.techniques)
-    forward: nn.Module = Objective(run.network, run.experiment.training.label_smoothing, head_alone)
+    forward: nn.Module = Objective(run.network, run.setup.task, run.experiment.training.label_smoothing, head_alone)
     sharded = world > 1 and run.experiment.resources.shard_optimizer
     optimizer = _optimizer(run.network, run.experiment.training, sharded)
     average: Weights = {}
@@ -86,15 +86,16 @@ def _add_terms(run: Run, precision: str) -> None:
 
 
 class Objective(nn.Module):
-    """Sum the losses of a batch's rows: cross-entropy by `weight`, and terms of techniques, each as much as the task.
+    """Sum the losses of a batch's rows: the task's by `weight`, and terms of techniques, each as much as the task.
 
     With `head_alone` the task trains the head and whatever stands behind the pooled features, and the encoder learns
     from the terms alone.
     """
 
-    def __init__(self, network: Network, label_smoothing: float = 0.0, head_alone: bool = False) -> None:
+    def __init__(self, network: Network, task: Task, label_smoothing: float = 0.0, head_alone: bool = False) -> None:
         super().__init__()
-        self.network, self.label_smoothing, self.head_alone = network, label_smoothing, head_alone
+        self.network, self.task = network, task
+        self.label_smoothing, self.head_alone = label_smoothing, head_alone
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Map a batch to a scalar: the sum over its rows, of which the sum over an update is divided by its draws."""
@@ -102,11 +103,12 @@ class Objective(nn.Module):
         hidden = network.encode(batch)
         pooled = network.pool(hidden, batch)
         features = network.transform(pooled, language)
-        held = network.transform(pooled.detach(), language) if self.head_alone else features
-        outputs = Outputs(hidden, pooled, features, network.classify(held))
-        losses = functional.cross_entropy(
-            outputs.logits, batch["label"], reduction="none", label_smoothing=self.label_smoothing
-        )
+        if self.head_alone:
+            logits = network.answers(hidden.detach(), network.transform(pooled.detach(), language), batch)
+        else:
+            logits = network.answers(hidden, features, batch)
+        outputs = Outputs(hidden, pooled, features, logits)
+        losses = self.task.loss(logits, batch, self.label_smoothing)
         total = (losses * batch["weight"]).sum()
         if self.head_alone:  # DDP wants a gradient of every parameter, also where no row is a term's
             total = total + 0.0 * features.sum()
@@ -309,19 +311,20 @@ class TrainingState:
         self._checkpoint(row)
 
     def _dev(self) -> dict[str, float]:
-        """Measure the mean accuracy on dev of the sources and, where the run is an oracle, of the targets."""
+        """Measure the mean of the main metric on dev of the sources and, where the run is an oracle, of the targets."""
         sources, targets = self.experiment.sources, self.experiment.targets
         tables = self.run.setup.tables("dev") if self.experiment.training.labelled else {}
         if targets != "all":
             tables = {code: table for code, table in tables.items() if code in {*targets, *sources}}
         if not tables:
             return {}
-        inputs, readings = self.run.inputs(self.progress.precision), self.run.setup.readings
-        predictions = evaluate.predict(self.run.network, tables, inputs, readings=readings)
-        found: dict[str, list[float]] = {"dev/accuracy": [], "oracle_dev/accuracy": []}
+        inputs, setup = self.run.inputs(self.progress.precision), self.run.setup
+        predictions = evaluate.predict(self.run.network, setup.task, tables, inputs, readings=setup.readings)
+        found: dict[str, list[float]] = {}
         for code, one in predictions.items():
-            found["dev/accuracy" if code in sources else "oracle_dev/accuracy"].append(one.accuracy)
-        return {name: float(np.mean(accuracies)) for name, accuracies in found.items() if accuracies}
+            kind = "dev" if code in sources else "oracle_dev"
+            found.setdefault(f"{kind}/{setup.task.metrics[0]}", []).append(one.score)
+        return {name: float(np.mean(scores)) for name, scores in found.items()}
 
     def _keep_weights(self, row: dict[str, float]) -> None:
         """Add the weights to the average of the last epochs, and copy them where the epoch is the best on dev."""
@@ -329,7 +332,8 @@ class TrainingState:
         if training.average_last > 1 and self.progress.epoch > training.epochs - training.average_last:
             for name, tensor in weights.items():
                 self.average[name] = self.average[name] + tensor if name in self.average else tensor.clone()
-        key = {"source_dev": "dev/accuracy", "target_dev": "oracle_dev/accuracy"}.get(training.select)
-        if key and row[key] > self.progress.best_score:
+        kind = {"source_dev": "dev", "target_dev": "oracle_dev"}.get(training.select)
+        key = f"{kind}/{self.run.setup.task.metrics[0]}"
+        if kind and row[key] > self.progress.best_score:
             self.progress.best_score = row[key]
             self.best.update({name: tensor.clone() for name, tensor in weights.items()})

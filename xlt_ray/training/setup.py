@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from xlt_ray import supervision, techniques
+from xlt_ray import supervision, tasks, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import mixture, overlap, seen
 from xlt_ray.corpora.corpus import Corpus, end_to_end, known_languages
@@ -28,7 +28,8 @@ from xlt_ray.events import OnProgress, counting
 from xlt_ray.model import encoders, network
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import Built, Network
-from xlt_ray.techniques.technique import Each, Embed, Example, Material, Score, Technique
+from xlt_ray.tasks.task import Task
+from xlt_ray.techniques.technique import Each, Embed, Material, Score, Technique
 from xlt_ray.translation.readings import Readings, is_first
 
 Save = Callable[[Path], None]  # writes a checkpoint into a folder
@@ -121,6 +122,11 @@ class Setup:
         built = techniques.network(self.techniques, self.experiment, classes, codes, self.material)
         built.network.head.requires_grad_(self.experiment.training.labelled)
         return built
+
+    @cached_property
+    def task(self) -> Task:
+        """What is asked of a text."""
+        return tasks.build(self.experiment.task, self.corpus.labels)
 
     def tables(self, split: str) -> dict[str, pa.Table]:
         """Return a split's rows by language: of train and dev those that training may see, of test those measured."""
@@ -310,31 +316,6 @@ class Computing:
     def rows(self, call: Callable[..., Any], encoded: Sequence[Mapping[str, Sequence[int]]], width: int) -> np.ndarray:
         """Apply `call` to encoded rows, see `evaluate.compute`."""
         return evaluate.compute(self.run.network, call, encoded, self.run.inputs(self.precision), width)
-
-
-def change_examples(
-    techniques: Sequence[Technique],
-    texts: list[str],
-    pairs: list[str] | None,
-    language: str,
-    address: tuple[int, int],
-    places: np.ndarray,
-) -> tuple[list[str], list[str] | None]:
-    """Return the texts of a language's draws, and second texts of pairs, as techniques change them in their order.
-
-    `address` is (seed, epoch), and `places` (draws,) are the positions of the draws in the epoch: together they seed
-    the generator of each draw, so that a restart changes nothing.
-    """
-    if not techniques:
-        return texts, pairs
-    drawn = []
-    for number, place in enumerate(places):
-        example = Example(texts[number], pairs[number] if pairs else None, language)
-        rng = np.random.default_rng([*address, 4, int(place)])
-        for one in techniques:
-            example = one.example(example, rng)
-        drawn.append(example)
-    return [one.text for one in drawn], pairs and [one.text_pair or "" for one in drawn]
 
 
 def calibrate(setup: Setup, network: Network, embed: Callable[[Technique], Embed]) -> dict[str, float]:

@@ -131,7 +131,7 @@ def _layout(file: Path, shown: str, kind: str, config: CorpusConfig) -> Layout |
     widths: list[dict[int, tuple[int, str]]] = [{}, {}]  # the first line of every width
     known: list[set[str]] = [set(), set()]
     for number, line in _lines(file):
-        if line.strip() and not line.startswith(("#", DOCUMENT)):
+        if line.strip() and line != "#" and not line.startswith(("# ", DOCUMENT)):
             for tabs, cut in enumerate(cuts):
                 columns = cut.columns(line)
                 if len(columns) not in widths[tabs]:

@@ -168,7 +168,10 @@ def _of_split(layout: Layout, name: str, config: CorpusConfig) -> list[tuple[str
         known = formats.suffixes_of(config.format)
         # train.tsv and train.tsv.gz, but not train.old.tsv
         suffixes = [formats.unpacked(path.rpartition("/")[2][len(name) :]) for _, path in matches]
-        matches = [pair for pair, suffix in zip(matches, suffixes, strict=True) if suffix in known]
+        fitting = [(pair, suffix) for pair, suffix in zip(matches, suffixes, strict=True) if suffix in known]
+        # tagged words may lie beside rows, and want their format to be named
+        rows = [pair for pair, suffix in fitting if config.format or formats.KINDS[suffix] not in CONLL]
+        matches = rows or [pair for pair, _ in fitting]
     return [(match.groupdict().get("language"), path) for match, path in matches]
 
 

@@ -147,7 +147,7 @@ def shape(
     stated = "text" in columns
     if config.words is not None:
         joined = pc.binary_join(columns["words"], " ")
-        columns["text"] = pc.coalesce(columns["text"], joined) if "text" in columns else joined
+        columns["text"] = pc.coalesce(_filled(columns["text"]), joined) if "text" in columns else joined
     for role in ("text", "text_pair"):
         columns |= {role: pc.fill_null(columns[role], "")} if role in columns else {}
     whole = pa.table(columns)

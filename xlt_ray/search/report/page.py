@@ -22,7 +22,7 @@ from rich.text import Text
 from xlt_ray import config
 from xlt_ray.config.masking import masked
 from xlt_ray.evaluation.groups import GROUPS, SOURCE, ZERO_SHOT
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.scores import Scores
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.reports import plots
 from xlt_ray.reports.page import render

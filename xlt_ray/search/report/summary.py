@@ -10,8 +10,8 @@ from typing import Any
 
 from xlt_ray import supervision
 from xlt_ray.config.search import Objective, Rule
-from xlt_ray.evaluation.comparison import Comparison
 from xlt_ray.evaluation.groups import GROUPS, OF_TARGETS, ZERO_SHOT
+from xlt_ray.evaluation.paired.comparison import Comparison
 from xlt_ray.languages import codes
 from xlt_ray.search import proposals, selection, similarity
 from xlt_ray.search.findings import Findings, Retrained

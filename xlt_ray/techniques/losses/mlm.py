@@ -52,6 +52,7 @@ class Mlm(Technique):
     """Teach the encoder to fill in words that are masked in unlabelled texts."""
 
     name: ClassVar[str] = "mlm"
+    of_words: ClassVar[bool] = True
     paper: ClassVar[str] = "Devlin et al. 2019, arXiv 1810.04805; Alabi et al. 2022, arXiv 2204.06487"
     needs: ClassVar[str] = (
         "unlabelled train (else dev) texts of sources and targets, or corpus.unlabelled; a tokenizer with a mask"

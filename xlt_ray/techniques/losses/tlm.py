@@ -40,6 +40,7 @@ class Tlm(OfTranslations):
     """Teach the encoder to fill in words that are masked in a text and in its translation beside it."""
 
     name: ClassVar[str] = "tlm"
+    of_words: ClassVar[bool] = True
     paper: ClassVar[str] = "Lample and Conneau 2019, arXiv 1901.07291"
     needs: ClassVar[str] = (
         "100 or more unlabelled train (else dev) rows of targets with the ids of rows of the first source, or "

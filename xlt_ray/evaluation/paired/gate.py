@@ -21,7 +21,7 @@ import numpy as np
 
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap
-from xlt_ray.evaluation.comparison import pair
+from xlt_ray.evaluation.paired.comparison import pair
 from xlt_ray.evaluation.predictions import Predictions
 
 RESAMPLES = 2000
@@ -131,8 +131,8 @@ def judge(
     rows = []
     for code in served:
         if code in gains:
-            right = _accuracy(candidate[code], ids[code]), _accuracy(champion[code], ids[code])
-            rows.append(_row(code, right, gains[code], draws[code], p_values[code], rules.tolerance))
+            scores = _score(candidate[code], ids[code]), _score(champion[code], ids[code])
+            rows.append(_row(code, scores, gains[code], draws[code], p_values[code], rules.tolerance))
         else:
             rows.append(_alone(code, candidate.get(code), champion.get(code)))
     difference = float(np.mean([gain.mean() for gain in gains.values()]))
@@ -168,16 +168,16 @@ def _fall_p_values(gains: Mapping[str, np.ndarray], draws: np.ndarray) -> dict[s
     return {codes[place]: float(p_value) for place, p_value in zip(order, adjusted, strict=True)}
 
 
-def _accuracy(predictions: Predictions, ids: np.ndarray) -> float:
+def _score(predictions: Predictions, ids: np.ndarray) -> float:
     there = np.isin(np.asarray(predictions.ids, dtype=np.str_), ids)
-    return float((np.asarray(predictions.gold) == np.asarray(predictions.predicted))[there].mean())
+    return float(predictions.values(np.flatnonzero(there)).mean())
 
 
 def _row(
-    code: str, right: tuple[float, float], gain: np.ndarray, draws: np.ndarray, p_value: float, tolerance: float
+    code: str, scores: tuple[float, float], gain: np.ndarray, draws: np.ndarray, p_value: float, tolerance: float
 ) -> Row:
-    """Return the row of a language; `right` are the shares of right answers of candidate and champion."""
-    candidate, champion = right
+    """Return the row of a language; `scores` are the main metrics of candidate and champion."""
+    candidate, champion = scores
     difference = float(gain.mean())
     low, high = np.nanquantile(draws, bootstrap.TAILS).tolist()
     verdict: Verdict = "holds"
@@ -188,9 +188,9 @@ def _row(
 
 def _alone(code: str, candidate: Predictions | None, champion: Predictions | None) -> Row:
     """Return the row of a language in which the two cannot be compared; without champion there is nothing to lose."""
-    there = [None if one is None or not len(one.gold) else one.accuracy for one in (champion, candidate)]
+    there = [None if one is None or not one.rows else one.score for one in (champion, candidate)]
     lost = there[1] is None or there[0] is not None
-    rows = len(candidate.gold) if candidate is not None else 0
+    rows = candidate.rows if candidate is not None else 0
     return Row(code, rows, there[0], there[1], None, None, None, None, "lost" if lost else "new")
 
 

@@ -1,4 +1,4 @@
-"""Compare two models on the rows both have predicted: a paired bootstrap of the difference in mean accuracy."""
+"""Compare two models on the rows both have predicted: a paired bootstrap of the difference in the main metric."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import bootstrap, groups
-from xlt_ray.evaluation.metrics import Scores, load_scores
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
+from xlt_ray.evaluation.scores import Scores, load_scores
 
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much the mean accuracy of the first model is above the second's on the rows both have predicted."""
+    """How much the mean of the main metric of the first model is above the second's on the rows both have predicted."""
 
     difference: float
     low: float
@@ -40,6 +40,9 @@ class Comparison:
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
     """Compare two finished runs, first less second, in each group of languages; a role counts where both have it."""
     one, other = (load_scores(folder) for folder in (first, second))
+    if one.metrics != other.metrics:
+        measured = " and ".join(", ".join(each.metrics) for each in (one, other))
+        raise InputError(f"{first} and {second}: measured are {measured}; compare runs of one task")
     known = groups.in_both(one.languages, other.languages)
     a, b = (load_predictions(folder / "predictions.npz") for folder in (first, second))
     members: dict[str, list[str]] = {groups.ALL: []} | groups.of(known)  # with nothing in common, that is refused
@@ -53,7 +56,8 @@ def _rungs(one: Scores, other: Scores, found: Comparison) -> tuple[str | None, s
 
 
 def compare_seeds(a: Sequence[Mapping[str, Predictions]], b: Sequence[Mapping[str, Predictions]]) -> Comparison:
-    """Test whether two models differ in mean accuracy, on the languages and row ids both have, by a paired bootstrap.
+    """Test whether two models differ in their main metric, on the languages and row ids both have, by a paired
+    bootstrap.
 
     Each side is one model trained with one or several seeds, the same number on both; a row's gain is the average over
     seeds, taken in pairs. The interval then bounds what other test rows would give these very runs; how far other seeds
@@ -92,9 +96,10 @@ def _pairs(code: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> tup
 
 
 def pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids both have and, for each, 1 where only the first is right, -1 where only the second, else 0.
+    """Return the ids both have and, for each, by how much the first is better, see `Predictions.values`.
 
-    Raises InputError naming the language when an id occurs twice or gold labels differ.
+    Where answers are right or wrong that is 1 where only the first is right, -1 where only the second, else 0. Raises
+    InputError naming the language when an id occurs twice or gold labels differ.
     """
     ids_a, ids_b = np.asarray(a.ids, dtype=np.str_), np.asarray(b.ids, dtype=np.str_)
     for ids in (ids_a, ids_b):
@@ -103,11 +108,21 @@ def pair(code: str, a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndar
             often = times.argmax()
             raise InputError(f"{code}: id {str(names[often])!r} occurs {times[often]} times; make row ids unique")
     common, first, second = np.intersect1d(ids_a, ids_b, assume_unique=True, return_indices=True)
-    differs = np.flatnonzero(np.asarray(a.gold)[first] != np.asarray(b.gold)[second])
-    if len(differs):
+    if (a.ratios is None) != (b.ratios is None):
+        raise InputError(f"{code}: the two were measured by different metrics; compare models of one task and labels")
+    if (differs := _differing(a, first, b, second)) is not None:
         raise InputError(
-            f"{code}: id {str(common[differs[0]])!r} has different gold labels in the two; compare predictions made on "
+            f"{code}: id {str(common[differs])!r} has different gold labels in the two; compare predictions made on "
             "one corpus with one label set"
         )
-    right = [np.asarray(one.gold) == np.asarray(one.predicted) for one in (a, b)]
-    return common, right[0][first].astype(np.int64) - right[1][second]
+    return common, a.values(first) - b.values(second)
+
+
+def _differing(a: Predictions, first: np.ndarray, b: Predictions, second: np.ndarray) -> int | None:
+    """Return the place of the first of two models' common rows whose gold answers differ, None where all are alike."""
+    (row, gold), (other_row, other) = a.golds(first), b.golds(second)
+    if np.array_equal(row, other_row):
+        differs = row[gold != other]
+        return int(differs[0]) if len(differs) else None
+    each = [np.bincount(rows, minlength=len(first)) for rows in (row, other_row)]
+    return int(np.flatnonzero(each[0] != each[1])[0])
