@@ -46,7 +46,11 @@ def predict(
     file: Annotated[str, typer.Argument(help="one text a line; - for standard input")],
     top: Annotated[int, typer.Option(min=1, help="labels to return for each text")] = 1,
     jsonl: Annotated[
-        bool, typer.Option("--jsonl", help='lines are JSON: strings, or {"text", "pair", "language", "id"}')
+        bool,
+        typer.Option(
+            "--jsonl",
+            help='lines are JSON: strings, or {"text", "pair", "language", "id"}; for words {"text", "words", "id"}',
+        ),
     ] = False,
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, help="return no label where the confidence is lower")
@@ -54,15 +58,43 @@ def predict(
     readings: Annotated[bool, typer.Option("--readings", help="return every text as it was read too")] = False,
     uri: Annotated[str | None, typer.Option(help="MLflow server of a registered model")] = None,
 ) -> None:
-    """Classify the lines of a file without a server; a JSON object a line, the same that a server answers."""
+    """Classify the lines of a file without a server; a JSON object a line, the same that a server answers.
+
+    A model of words tags those of every line.
+    """
     from serve import offline
     from serve.replica.model import Wanted
 
     lines = offline.lines_of(file, jsonl)
+    if (tagger := _tagger(model)) is not None:
+        from xlt_ray.errors import InputError
+        from xlt_ray.inference import tagging
+
+        unheard = {"--top": top != 1, "--min-confidence": min_confidence > 0, "--readings": readings}
+        if given := [name for name, there in unheard.items() if there]:
+            raise InputError(f"{given[0]}: is for labels of whole texts, and {model} is a model of words; leave it out")
+        _told(tagging.tag_lines(tagger, lines, jsonl, sys.stdout))
+        return
     opened = offline.open_model(model, uri)
     if not jsonl:
         offline.refuse_single_texts(opened, file)
     faults = offline.classify_lines(opened, lines, jsonl, sys.stdout, Wanted(top, min_confidence, readings))
+    _told(faults)
+
+
+def _tagger(model: str) -> Any:
+    """Load the bundle of words in a folder, None where there is none."""
+    from xlt_ray.inference import artefact, bundle
+    from xlt_ray.registry import fetch
+
+    if model.startswith("models:"):
+        return None  # none is registered
+    folder = fetch.bundle_in(Path(model).expanduser().absolute())
+    of_words = (folder / artefact.BUNDLE_FILE).is_file() and artefact.of_words(folder)
+    return bundle.load(folder) if of_words else None
+
+
+def _told(faults: int) -> None:
     if faults:
         typer.echo(f"{faults} lines could not be answered; each says why", err=True)
         raise typer.Exit(1)

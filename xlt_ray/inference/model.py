@@ -12,12 +12,17 @@ import pandas as pd
 
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import groups
-from xlt_ray.evaluation.metrics import Scores
+from xlt_ray.evaluation.scores import ENDS, Scores
+from xlt_ray.inference import tagging
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.languages import codes
 from xlt_ray.languages.identify import Identifier
 
 TYPES = {"text": "str", "label": "str", "language": "str", "trained_on": "boolean"}  # also where there is no row
+OF_WORDS = {
+    "text": "int64", "word": "str", "start": "int64", "end": "int64", "tag": "str", "score": "float64",
+    "span": "Int64", "language": "str",
+}  # fmt: skip
 Languages = str | Iterable[str | None] | None
 
 
@@ -75,6 +80,47 @@ class Model:
         """Return the calibrated probability of every label: (texts, labels) float32; parameters as for `predict`."""
         texts = _texts(texts, "texts")
         return self._probabilities(texts, self._languages(texts, languages), pairs)
+
+    def tag(
+        self,
+        texts: Iterable[str],
+        languages: Languages = None,
+        *,
+        words: Iterable[Sequence[str]] | None = None,
+    ) -> pd.DataFrame:
+        """Tag the words of texts with a model of words; return one row a word.
+
+        Columns: `text`, the place of its text among `texts`; `word`, with the characters from `start` to the one before
+        `end`; `tag`; `score`, its calibrated probability; `span`, the number of the span in its text that the word is
+        of, missing outside of any; `language` of the text as for `predict`; and the main metric measured in that
+        language with its 95% interval, such as `measured_f1`, `measured_f1_low` and `measured_f1_high`.
+
+        `words` are those of each text, which stand in it in their order; without them a text is cut into runs of
+        letters and digits and single other characters. Raises InputError as `predict` does, and for words that are not
+        in their text.
+        """
+        texts = _texts(texts, "texts")
+        known = self._languages(texts, languages)
+        own = None if words is None else [list(each) for each in words]
+        if own is not None and len(own) != len(texts):
+            raise InputError(f"words: of {len(own)} texts, but there are {len(texts)}; give those of each text")
+        found = tagging.tag(self.bundle, texts, own)
+        rows = []
+        for place, each in enumerate(found):
+            spans = {
+                n: k for k, span in enumerate(tagging.spans(self.bundle, each)) for n in range(span.first, span.last)
+            }
+            rows += [
+                (place, texts[place][word.start : word.end], *word, spans.get(number), known[place])
+                for number, word in enumerate(each)
+            ]
+        columns = ["text", "word", "start", "end", "tag", "score", "span", "language"]
+        table = pd.DataFrame(rows, columns=columns).astype(OF_WORDS)
+        if self.scores is not None:
+            for number, end in enumerate(ENDS):
+                values = {code: one.main[number] for code, one in self.scores.languages.items()}
+                table[f"measured_{self.scores.main}{end}"] = table["language"].map(values).astype(float)
+        return table
 
     def _probabilities(
         self, texts: Sequence[str], known: Sequence[str | None], pairs: Iterable[str] | None

@@ -1,0 +1,248 @@
+"""Tagging: spans as seqeval has them, one tag for every word however long a text is, and answers with their places."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_every_task import fitted, tagged_corpus  # noqa: F401
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from xlt_ray import cli, tasks
+from xlt_ray.config.read import build
+from xlt_ray.errors import InputError
+from xlt_ray.evaluation import evaluate
+from xlt_ray.inference import bundle, model, tagging
+from xlt_ray.model.collate import Tokenize
+from xlt_ray.tasks import tag
+from xlt_ray.training import checks
+
+Settings = dict[str, Any]
+
+
+@pytest.fixture
+def settings(tiny_settings: Settings, tagged_corpus: Path) -> Settings:  # noqa: F811
+    corpus = {"path": str(tagged_corpus), "words": "words", "label": "tags"}
+    return {**tiny_settings, "task": "tag", "corpus": {**tiny_settings["corpus"], **corpus}}
+
+
+@pytest.fixture
+def tokenize(tiny_encoder: Path) -> Tokenize:
+    return Tokenize(AutoTokenizer.from_pretrained(tiny_encoder), "", 16)
+
+
+# spans
+
+
+def sequences() -> list[dict[str, str]]:
+    """Return what seqeval 1.2.2 counts of 1,000 random sequences, each in its default mode; tags are numbers."""
+    with (Path(__file__).parent / "seqeval.tsv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def tagger(scheme: str) -> tasks.Task:
+    return tasks.build("tag", ["O", *(f"{prefix}-{kind}" for prefix in scheme for kind in ("LOC", "PER"))])
+
+
+@pytest.mark.parametrize("scheme", ["BI", "BIES"])
+def test_spans_and_f1_are_those_of_seqeval(scheme: str) -> None:
+    task, rows = tagger(scheme), [one for one in sequences() if one["scheme"] == scheme]
+    assert len(rows) == 500
+    gold, predicted = (np.array([*map(int, "".join(one[name] for one in rows))]) for name in ("gold", "predicted"))
+    sizes = np.array([len(one["gold"]) for one in rows])
+    cells = task.cells(gold, predicted, sizes)
+    wanted = np.array([[int(one[name]) for name in ("right", "of_gold", "of_predicted")] for one in rows])
+    assert np.array_equal(cells[:, 0], wanted[:, 0]) and np.array_equal(cells[:, 1], wanted[:, 1:].sum(1))
+    f1, accuracy = task.measure(cells, np.ones(len(rows), dtype=np.int64))
+    assert f1 == 2 * wanted[:, 0].sum() / wanted[:, 1:].sum()
+    assert accuracy == (gold == predicted).mean()
+
+
+def test_last_and_unit_are_other_names_of_end_and_single() -> None:
+    names = {"E": "L", "S": "U"}
+    one = tagger("BIES")
+    other = tasks.build("tag", [names.get(label[0], label[0]) + label[1:] for label in one.labels])
+    for row in sequences()[1::2]:
+        tags = [*map(int, row["gold"])]
+        assert one.spans(tags) == other.spans(tags)
+
+
+def test_tags_that_are_of_no_spans_are_measured_word_by_word() -> None:
+    task = tasks.build("tag", ["ADJ", "NOUN", "VERB"])
+    assert task.metrics == ("accuracy", "macro_f1") and task.spans([0, 1, 1]) == []
+    gold, predicted, sizes = np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]), np.array([1, 3])
+    cells = task.cells(gold, predicted, sizes)
+    accuracy, f1 = task.measure(cells, np.ones(2, dtype=np.int64))
+    assert accuracy == 0.75 and f1 == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    ratios = task.ratios(gold, predicted, sizes)
+    assert ratios.tolist() == [[1, 1], [2, 3]]
+
+
+# windows
+
+
+@pytest.mark.parametrize("length", [1, 5, 13, 14, 15, 40, 200])
+def test_every_word_is_answered_once_however_long_the_text_is(tokenize: Tokenize, length: int) -> None:
+    words = [f"eng{number % 60}" for number in range(length)]
+    (windows,) = tag._windows(tokenize, [" ".join(words)], [words])
+    answered = []
+    for one in windows:
+        ids = one.encoded["input_ids"]
+        assert len(ids) <= 16 and (one.first == 0 or len(one.encoded["word"]) < 14)
+        vocabulary = tokenize.tokenizer.convert_ids_to_tokens(ids)
+        found = [vocabulary[place - 1] for place in one.encoded["word"]]
+        assert found == words[one.first : one.first + len(found)]  # each by its own piece
+        answered += range(one.first, one.first + len(found))
+    assert answered == [*range(length)]
+    assert len(windows) == 1 or all(len(one.encoded["input_ids"]) > 8 for one in windows[:-1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_words_of_many_pieces_are_answered_by_their_first(seed: int) -> None:
+    rng, letters = np.random.default_rng(seed), "abcdefghij"
+    by_letter = Tokenize(letter_tokenizer(letters), "", 16)
+    for _ in range(20):
+        sizes = rng.choice([1, 2, 3, 13, 14, 15, 30], size=int(rng.integers(1, 40)))
+        words = ["".join(letters[int(one)] for one in rng.integers(len(letters), size=size)) for size in sizes]
+        (windows,) = tag._windows(by_letter, [" ".join(words)], [words])
+        answered = []
+        for one in windows:
+            pieces = by_letter.tokenizer.convert_ids_to_tokens(one.encoded["input_ids"])
+            own = words[one.first : one.first + len(one.encoded["word"])]
+            assert [pieces[place - 1] for place in one.encoded["word"]] == [word[0] for word in own]
+            answered += own
+        assert answered == words
+
+
+def letter_tokenizer(letters: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer to which every letter is a piece, the first of a word another one than the rest."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    made = Tokenizer(models.WordPiece({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+def test_a_word_without_a_piece_of_its_own_is_answered_by_the_one_before(tokenize: Tokenize) -> None:
+    pieces = [(-1, -1), (0, 4), (9, 12), (-1, -1)]
+    assert tag._first_pieces(pieces, [(0, 2), (2, 4), (5, 8), (9, 12), (13, 14)]) == [1, 1, 1, 2, 3]
+
+
+def test_a_long_row_is_trained_on_in_a_window_that_is_drawn(tokenize: Tokenize) -> None:
+    words = [f"eng{number}" for number in range(40)]
+    table = pa.table({"text": [" ".join(words)], "words": [words], "label": [[*range(40)]]})
+    task = tasks.build("tag", [f"t{number}" for number in range(40)])
+    drawn = {
+        tuple(one["tag"])
+        for epoch in range(20)
+        for one in task.encode(tokenize, table, ([" ".join(words)], None), (0, epoch), np.zeros(1, dtype=np.int64))
+    }
+    assert len(drawn) > 2 and {number for tags in drawn for number in tags} == {*range(40)}
+    for tags in drawn:
+        assert [*tags] == [*range(tags[0], tags[0] + len(tags))]
+
+
+def test_the_prefix_of_an_encoder_shifts_no_tag(tiny_encoder: Path) -> None:
+    tokenize = Tokenize(AutoTokenizer.from_pretrained(tiny_encoder), "eng1: ", 16)
+    ((one,),) = tag._windows(tokenize, ["eng7 eng8"], [["eng7", "eng8"]])
+    found = tokenize.tokenizer.convert_ids_to_tokens(one.encoded["input_ids"])
+    assert [found[place - 1] for place in one.encoded["word"]] == ["eng7", "eng8"]
+
+
+# answers
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tagged_corpus: Path) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {
+        "name": "tiny", "task": "tag", "sources": ["eng_Latn", "deu_Latn"], "tracking": {"uri": "off"},
+        "corpus": {"loader": "files", "path": str(tagged_corpus), "words": "words", "label": "tags", "id": "id",
+                   "cache_dir": str(folder / "cache")},
+        "network": {"init": str(tiny_encoder), "max_length": 32, "freeze": []},
+        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 5e-3, "precision": "float32"},
+    }  # fmt: skip
+    run, _ = fitted(settings)
+    net, made = run.network, run.setup
+    bundle.save(folder / "bundle", bundle.Bundle(net, run.tokenize, made.corpus.labels, made.experiment, None), "tiny")
+    return folder / "bundle"
+
+
+def test_words_and_spans_are_answered_with_their_places(trained: Path) -> None:
+    kept = bundle.load(trained)
+    texts = ["eng3 eng22,  eng21 eng45", "eng1", "eng45" + " eng2" * 60]
+    found = tagging.tag(kept, texts)
+    for text, words in zip(texts, found, strict=True):
+        assert [text[one.start : one.end] for one in words] == text.replace(",", " ,").split()
+        assert all(0 < one.score <= 1 and one.tag in kept.labels for one in words)
+    assert [one.tag for one in found[0]][:2] == ["O", "B-food"]
+    assert [one.type for one in tagging.spans(kept, found[0])][-1] == "place"
+    last = tagging.spans(kept, found[2])[0]
+    assert (last.type, texts[2][last.start : last.end]) == ("place", "eng45")
+    assert tagging.tag(kept, ["  "]) == [[]] and tagging.tag(kept, []) == []
+
+
+def test_the_table_of_a_model_tells_places_spans_and_probabilities(trained: Path) -> None:
+    found = model.Model("tiny", bundle.load(trained)).tag(["eng22 eng3", "eng1"], "eng_Latn")
+    assert found["word"].tolist() == ["eng22", "eng3", "eng1"] and found["text"].tolist() == [0, 0, 1]
+    assert found["span"].isna().tolist() == [False, True, True] and found["end"].tolist() == [5, 10, 4]
+    assert model.Model("tiny", bundle.load(trained)).tag([]).dtypes.equals(found.dtypes)
+    with pytest.raises(InputError, match="use tag"):
+        model.Model("tiny", bundle.load(trained)).predict(["eng22"])
+    with pytest.raises(InputError, match="'eng9' does not follow"):
+        model.Model("tiny", bundle.load(trained)).tag(["eng22"], words=[["eng9"]])
+
+
+def test_the_command_line_tags_lines_and_says_which_it_cannot(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    lines = [
+        "eng22 eng3",
+        {"text": "eng22", "words": ["eng22"], "id": 7},
+        {"text": "eng1", "words": ["x"]},
+        {},
+        "\ud800",
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    found = CliRunner().invoke(cli.app, ["predict", str(trained), str(file), "--jsonl"])
+    answers = [json.loads(line) for line in found.stdout.splitlines()]
+    assert found.exit_code == 1 and len(answers) == 5 and "half a character" in answers[4]["error"]
+    assert answers[0]["spans"] == [
+        {"start": 0, "end": 5, "type": "food", "score": answers[0]["words"][0]["score"], "text": "eng22"}
+    ]
+    assert answers[1]["id"] == 7 and answers[1]["words"][0]["tag"] == "B-food"
+    assert "does not follow" in answers[2]["error"] and "no text" in answers[3]["error"]
+
+
+def test_what_only_labels_of_texts_have_is_refused_on_the_command_line(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("eng1\n", encoding="utf-8")
+    found = CliRunner().invoke(cli.app, ["predict", str(trained), str(tmp_path / "lines.txt"), "--top", "2"])
+    assert found.exit_code == 2 and "--top: is for labels of whole texts" in found.stderr
+
+
+def test_what_is_for_labels_of_whole_texts_is_refused(settings: Settings) -> None:
+    for changed, named in (
+        ({"training": {**settings["training"], "method": "probe"}}, "training.method: probe cannot learn task: tag"),
+        ({"mixture": {"label_balance": 0.5}}, "mixture.label_balance"),
+        ({"tracking": {"uri": "off", "register_as": "tagger"}}, "tracking.register_as: tagger"),
+    ):
+        with pytest.raises(InputError, match=named):
+            checks.prepare(build({**settings, **changed}))
+
+
+def test_masked_words_are_filled_in_beside_tags(settings: Settings) -> None:
+    settings = {**settings, "techniques": ["mlm"], "training": {**settings["training"], "epochs": 6}}
+    checks.prepare(build(settings))
+    run, losses = fitted(settings)
+    assert np.isfinite(losses).all()
+    found = evaluate.predict(run.network, run.setup.task, run.setup.tables("test"), run.inputs("float32"))
+    assert found["eng_Latn"].score > 0.3
