@@ -17,10 +17,16 @@ from typer.testing import CliRunner
 
 from xlt_ray import cli, tasks
 from xlt_ray.config.read import build
+from xlt_ray.corpora import loaders
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import evaluate
+from xlt_ray.evaluation import evaluate, metrics
+from xlt_ray.evaluation.groups import Roles
+from xlt_ray.export import export
 from xlt_ray.inference import bundle, model, tagging
 from xlt_ray.model.collate import Tokenize
+from xlt_ray.reports import report
+from xlt_ray.runs import anchors, geometry, sweep
+from xlt_ray.search import prepare, space
 from xlt_ray.tasks import tag
 from xlt_ray.training import checks
 
@@ -246,3 +252,31 @@ def test_masked_words_are_filled_in_beside_tags(settings: Settings) -> None:
     assert np.isfinite(losses).all()
     found = evaluate.predict(run.network, run.setup.task, run.setup.tables("test"), run.inputs("float32"))
     assert found["eng_Latn"].score > 0.3
+
+
+def test_what_has_not_learned_of_words_yet_refuses_by_name(settings: Settings, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="task: tag: shots are of labels of whole texts"):
+        sweep.sweep(build(settings), [1], 1)
+    searched = {**settings, "search": {"space": {"sources": {"at_most": 1}}}}
+    with pytest.raises(InputError, match="task: tag is not searched yet, only classification"):
+        prepare.check(space.build(searched), loaders.load(build(settings).corpus))
+    with pytest.raises(InputError, match="which no server answers with yet; use `xlt predict`"):
+        export.export(trained, tmp_path / "artefact")
+    for measured in (geometry.of_bundle, anchors.of_bundle):
+        with pytest.raises(InputError, match="it answers for words, and this is of whole texts"):
+            measured(trained, (), geometry.Asked() if measured is geometry.of_bundle else None, lambda event: None)
+
+
+def test_the_page_of_a_run_speaks_of_words_and_of_its_own_metric(settings: Settings, tmp_path: Path) -> None:
+    run, _ = fitted(settings)
+    found = evaluate.predict(run.network, run.setup.task, run.setup.tables("test"), run.inputs("float32"))
+    scores = metrics.score(found, run.setup.corpus.labels, Roles(run.experiment.sources), 200, 0, "tag")
+    history = [{"epoch": 1, "step": 1, "train/epoch_loss": 1.0, "dev/f1": 0.5}]
+    files = report.write(tmp_path, scores, run.experiment, {}, history, {})
+    text = " ".join(files["report.html"].read_text(encoding="utf-8").split())
+    for there in ("A finder of spans of 2 types", "its F1 is", "F1 in each language", "model.tag(", "% of the words"):
+        assert there in text
+    for absent in ("model.predict", "min_confidence", "right label", "Accuracy in each language"):
+        assert absent not in text
+    head = files["scores.tsv"].read_text(encoding="utf-8").split("\n")[0].split("\t")
+    assert {"f1", "f1_low", "f1_high", "accuracy", "transfer_gap"} <= {*head}
