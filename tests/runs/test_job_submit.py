@@ -95,6 +95,7 @@ def config(tiny_encoder: Path, tiny_corpus: Path, head: Head, tmp_path_factory: 
     return "jobs/configs/tiny.yaml"
 
 
+@pytest.mark.long
 def test_a_job_trains_on_the_cluster_and_shows_its_table(head: Head, config: str) -> None:
     done = head.submit(config, "mixture.alpha=0.3", "resources.workers=2", "resources.cpus_per_worker=0.5")
     assert done.returncode == 0, done.stdout + done.stderr

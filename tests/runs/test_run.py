@@ -18,6 +18,7 @@ from xlt_ray.training import checks
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_same_command_after_an_edit_of_the_data_is_another_run(
     tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def test_probes_and_trials_are_handed_no_test_row_and_no_label_of_a_target(watch
     assert all(set(line["accuracy"]) == set(POOL) for line in watched.called.journal)
 
 
+@pytest.mark.long
 def test_a_search_finds_the_same_whatever_the_labels_of_test_and_targets(
     watched: Watched, place: Place, tiny_corpus: Path, tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_random_search_tries_distinct_mixes(oracle: Called) -> None:
 # others
 
 
+@pytest.mark.long
 def test_labels_of_targets_are_compared_with_after_the_choice_and_read_once(place: Place) -> None:
     asked = {"selection": {"compare_oracle": True}, "screening": {"trials": 6}}
     called = tune(place.config("compared", training={"method": "probe"}, search=asked))

@@ -61,6 +61,7 @@ def test_it_is_searched(settings: Settings) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_is_trained_on_ray_bundled_exported_served_and_given_a_language(settings: Settings, tmp_path: Path) -> None:
     experiment = build(settings)
     environment = {"worker_process_setup_hook": "tests.techniques.toy.enrol", "env_vars": {"PYTHONPATH": str(ROOT)}}
