@@ -116,11 +116,13 @@ def test_a_rank_correlation_is_within_its_interval_and_of_three_languages_or_mor
     assert found.value == pytest.approx(stats.spearmanr(one, other).statistic)
     assert found.low < found.value < found.high < 1 and found.high - found.low < 0.4
     assert np.isnan(geometry.spearman(one[:2, 0], other[:2, 0], 10, 0)).all()
+    few = geometry.spearman(np.arange(7.0), np.arange(7.0), 100, 0)
+    assert few.value == 1 and np.isnan([few.low, few.high]).all()  # in order however they are drawn
 
 
 @hypothesis.settings(deadline=None)
 @hypothesis.given(
-    st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=40), st.randoms(use_true_random=False)
+    st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=20, max_size=60), st.randoms(use_true_random=False)
 )
 def test_no_gap_exceeds_the_disagreement_on_the_same_rows(rows: list[tuple[int, int, int]], random: Any) -> None:
     gold, mine, theirs = np.array(rows).T
@@ -134,9 +136,10 @@ def test_no_gap_exceeds_the_disagreement_on_the_same_rows(rows: list[tuple[int, 
 
 
 def test_rows_of_one_id_and_two_labels_are_no_translations() -> None:
-    two = {"a": Predictions(np.array([0, 1]), np.array([0, 1]), ["x", "y"])}
-    found = geometry.gaps(two | {"b": Predictions(np.array([0, 0]), np.array([1, 1]), ["x", "y"])}, "a")
-    assert found["b"].ids.tolist() == ["x"] and found["b"].lost.tolist() == found["b"].apart.tolist() == [1]
+    gold, ids = np.arange(20) % 2, np.arange(20).astype(str)
+    other = np.r_[gold[:19], 0]  # of the last row another label
+    found = geometry.gaps({"a": Predictions(gold, gold, ids), "b": Predictions(other, 1 - gold, ids)}, "a")
+    assert found["b"].ids.tolist() == sorted(ids[:19]) and found["b"].lost.tolist() == [1] * 19
 
 
 def tables(**ids: range) -> dict[str, pa.Table]:
@@ -191,6 +194,14 @@ def test_answers_are_those_of_the_bundle(chosen: list[Any], read: bool, tiny_enc
         assert found[code].tolist() == wanted.tolist() and len({*wanted}) > 1
 
 
+def test_rows_whose_ids_are_equal_by_chance_are_not_compared() -> None:
+    rng, ids = RNG(0), np.arange(60).astype(str)
+    one, other = rng.integers(3, size=(2, 60))
+    assert geometry.gaps({"a": Predictions(one, one, ids), "b": Predictions(other, other, ids)}, "a") == {}
+    few = ids[:19]
+    assert geometry.gaps({"a": Predictions(one, one, ids), "b": Predictions(one[:19], one[:19], few)}, "a") == {}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_corpus: Path) -> Path:
     """The folder of a finished run: bundle, scores and predictions of the four languages."""
@@ -234,7 +245,8 @@ def test_the_command_shows_means_and_the_bound_and_writes_all_languages(run: Pat
         assert abs(float(row["disagreement"]) - float(row["test_disagreement"])) < 0.12
         for name in ("disagreement", "gap"):
             assert float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"])
-        assert float(row["excess_low"]) <= float(row["gap"]) - float(row["disagreement"]) <= float(row["excess_high"])
+        assert float(row["excess"]) == pytest.approx(abs(float(row["gap"])) - float(row["disagreement"]), abs=2e-4)
+        assert row["excess_low"] == row["excess_high"] == ""  # of rows of test it is a theorem
     for name in ("layers", "map", "gap"):
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -264,6 +276,32 @@ def test_a_bundle_alone_holds_its_scores_against_disagreement_without_intervals(
     ]
 
 
+def test_rows_that_the_run_may_have_read_are_pointed_out(run: Path) -> None:
+    model = bundle.load(run / "bundle")
+    learned = replace(model, supervision={"swh_Latn": "+ unlabelled text"})
+    pairs = measuring.Pairs({}, {code: np.arange(2) for code in ("swh_Latn", "hin_Deva")}, {})
+    (note,) = measuring._notes(learned, model.experiment, "unlabelled", pairs)
+    assert "read texts of 1 of these languages" in note
+    assert not [*measuring._notes(learned, model.experiment, "test", pairs)]
+
+
+def test_where_the_first_token_is_pooled_there_is_no_layer_of_embeddings(run: Path) -> None:
+    net = bundle.load(run / "bundle").network
+    assert measuring.chosen(net, ()) == (0, 1, 2)
+    net.pooling = "first"
+    assert measuring.chosen(net, ()) == (1, 2)
+    with pytest.raises(InputError, match="--layers: 0: give numbers from 1, the first block, to 2"):
+        measuring.chosen(net, (0,))
+
+
+def test_features_are_kept_by_tokenizer_and_configuration_too(run: Path) -> None:
+    model = bundle.load(run / "bundle")
+    kept = Reader.of(model, model.experiment).settings
+    assert Reader.of(model, model.experiment).settings == kept
+    model.network.encoder.config.layer_norm_eps = 1e-3
+    assert Reader.of(model, model.experiment).settings != kept
+
+
 def test_texts_are_those_of_sources_and_targets_without_labels_and_never_of_test(run: Path) -> None:
     experiment = build({**bundle.load(run / "bundle").experiment.model_dump(mode="json"), "targets": ["swh_Latn"]})
     corpus = loaders.load(experiment.corpus)
@@ -281,6 +319,10 @@ def test_texts_are_those_of_sources_and_targets_without_labels_and_never_of_test
         (["--pivot", "fra_Latn"], ["--pivot: fra_Latn: has no texts there; there are deu_Latn, eng_Latn"]),
         (["--layers", "0,7"], ["--layers: 7: give numbers from 0, the embeddings, to 2"]),
         (["--layers", "last"], ["--layers: 'last'; give whole numbers joined by commas"]),
+        (
+            ["--anchors", "--rows", "40"],
+            ["--rows: is of layers, and --anchors looks at test texts alone; leave it out"],
+        ),
         (["targets=[swh_Latn]"], ["fewer than 20 translations of rows of eng_Latn (1): swh_Latn; give --split"]),
         (["corpus.id=null"], ["no two languages have 10 texts with the same ids"]),
     ],

@@ -110,6 +110,7 @@ def geometry(
 
     Texts are parallel rows without their labels; the run's scores on test are held against what they say.
     """
+    from xlt_ray.errors import InputError
     from xlt_ray.languages.codes import resolve
     from xlt_ray.registry import fetch
     from xlt_ray.reports.page import percent, terminal_table
@@ -120,6 +121,9 @@ def geometry(
         split, rows, resolve(pivot) if pivot else None, tuple(numbers_of(layers, "--layers")) if layers else ()
     )
     if anchors:
+        unheard = {"--split": split != "unlabelled", "--rows": rows != 300, "--layers": layers is not None}
+        if given := [name for name, there in unheard.items() if there]:
+            raise InputError(f"{given[0]}: is of layers, and --anchors looks at test texts alone; leave it out")
         _anchors(console, place, overrides or (), asked.pivot, out)
         return
     with progress.shown(console) as on_event:

@@ -20,6 +20,8 @@ from sklearn.preprocessing import StandardScaler
 from xlt_ray.evaluation import bootstrap
 from xlt_ray.evaluation.predictions import Predictions
 
+FEWEST = 8  # languages below which a rank correlation has no interval
+COMMON, ALIKE = 20, 0.9  # rows of test that are held against the pivot's, and the share of these with its label
 TEMPERATURES = tuple(float(t) for t in np.geomspace(0.01, 1, 13))  # of `information`
 ITERATIONS = 100  # of a probe for languages: where it can tell them apart, more change its confidence alone
 
@@ -65,8 +67,9 @@ def information(rows: np.ndarray, others: np.ndarray, fit: np.ndarray) -> Inform
     """Bound the mutual information of the features of texts and of their translations from below, by InfoNCE.
 
     The critic is the cosine about the mean of either side, divided by a temperature. Means and temperature are those of
-    the rows in `fit`, (rows,) bool, and the bound is evaluated on the others, so that it is one; it is the mean of both
-    directions. van den Oord et al. 2018 (arXiv 1807.03748); Poole et al. 2019 (arXiv 1905.06922, equation 10).
+    the rows in `fit`, (rows,) bool, and the bound is evaluated on the others, so that it is one in expectation, for an
+    encoder that has not learned from these; it is the mean of both directions. van den Oord et al. 2018 (arXiv
+    1807.03748); Poole et al. 2019 (arXiv 1905.06922, equation 10).
     """
     centred = [side - side[fit].mean(0) for side in (rows, others)]
     one, other = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in centred)
@@ -84,7 +87,8 @@ def language_probe(features: Mapping[str, np.ndarray], fit: Mapping[str, np.ndar
     """Return how often a fresh linear probe recognises each language by its features (rows, width).
 
     It is fitted on the rows in `fit`, (rows,) bool by language, and measured on the others; where translations are on
-    the same side in all languages it cannot know a language by what a text is about. 1 / languages is chance.
+    the same side in all languages it cannot know a language by what a text is about. With as many rows of each, 1 /
+    languages is chance.
     """
     labels = np.repeat([*features], [int(fit[code].sum()) for code in features])
     rows = np.concatenate([found[fit[code]] for code, found in features.items()])
@@ -141,6 +145,8 @@ class Ranked(NamedTuple):
 def spearman(one: np.ndarray, other: np.ndarray, resamples: int, seed: int) -> Ranked:
     """Return Spearman's correlation of two figures of languages, (languages,) each; nan where they are under three.
 
+    There is no interval of fewer than FEWEST.
+
     >>> spearman(np.arange(9.0), np.arange(9.0) ** 2, 100, 0).value
     1.0
     """
@@ -152,6 +158,8 @@ def spearman(one: np.ndarray, other: np.ndarray, resamples: int, seed: int) -> R
     scale = np.sqrt(np.square(first).sum(1) * np.square(second).sum(1))
     draws = np.divide((first * second).sum(1), scale, out=np.full(resamples, np.nan), where=scale > 0)
     value = float(stats.spearmanr(one, other).statistic)
+    if len(one) < FEWEST:  # a few in order are in order however they are drawn
+        return Ranked(value, np.nan, np.nan)
     return Ranked(value, *(float(np.nanquantile(draws, tail)) for tail in bootstrap.TAILS))
 
 
@@ -168,15 +176,20 @@ class Gap(NamedTuple):
 
 
 def gaps(predictions: Mapping[str, Predictions], pivot: str) -> dict[str, Gap]:
-    """Compare predictions on test rows with those on the pivot's rows of equal id and label, where it has some."""
+    """Compare predictions on test rows with those on the pivot's rows of equal id and label.
+
+    Left out are languages of which too few rows have an id of the pivot's, or the same label there.
+    """
     found: dict[str, Gap] = {}
     if (first := predictions.get(pivot)) is None:
         return found
     for code, one in predictions.items():
         ids, mine, theirs = np.intersect1d(one.ids, first.ids, return_indices=True)
         same = one.gold[mine] == first.gold[theirs]
+        if code == pivot or len(ids) < COMMON or same.mean() < ALIKE:  # else ids are equal by chance
+            continue
         ids, mine, theirs = ids[same], mine[same], theirs[same]
-        if code != pivot and len(ids):
+        if len(ids):
             gold, answers = one.gold[mine], (one.predicted[mine], first.predicted[theirs])
             lost = (answers[1] == gold).astype(np.int64) - (answers[0] == gold)
             found[code] = Gap(lost, (answers[0] != answers[1]).astype(np.int64), ids)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,8 +35,11 @@ class Reader:
         network, tokenize = model.network, model.tokenize
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         precision = choose_precision(experiment.training.precision, network, tokenize.max_length)
+        made = [network.encoder.config.to_json_string(), tokenize.tokenizer.backend_tokenizer.to_str()]
+        made.append(json.dumps(dict(model.experiment.techniques), sort_keys=True))  # what is added may be scaled
+        about = hashlib.sha256("".join(made).encode()).hexdigest()
         settings: dict[str, str | int] = {
-            "encoder": digest(network.encoder), "prefix": tokenize.prefix, "pooling": network.pooling,
+            "encoder": digest(network.encoder), "about": about, "prefix": tokenize.prefix, "pooling": network.pooling,
             "max_length": tokenize.max_length, "precision": precision,
         }  # fmt: skip
         inputs = evaluate.Inputs(tokenize, precision, experiment.evaluation.tokens_per_step)

@@ -9,7 +9,7 @@ on it is no theorem, and is checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from xlt_ray.model import encoders
 from xlt_ray.model.network import Network
 from xlt_ray.reports import geometry as plots
 from xlt_ray.runs import measure, retrieve
+from xlt_ray.supervision import ZERO_SHOT
 from xlt_ray.translation.retrieval import retrieval
 
 FEWEST = 20  # pairs with the pivot: with fewer a language is left out, since half of them are held out
@@ -78,7 +79,8 @@ class Geometry:
     `languages` has a line for all but the pivot: `role`, `seen`, `rows`, and `disagreement`, the share of these
     that are answered otherwise than their translations. `gap` is the accuracy of the pivot less that of the language
     on the `test_rows` that both have, `test_disagreement` is of the same; nan where the run did not measure them. `low`
-    and `high` bound 95% intervals by a bootstrap of rows, also of the excess, gap less disagreement.
+    and `high` bound 95% intervals by a bootstrap of rows, also of the excess, |gap| less disagreement,
+    where the rows are not those of test.
     """
 
     experiment: Experiment
@@ -110,11 +112,16 @@ class Geometry:
             return ["no zero-shot language of these was measured on test, so there is nothing to hold this against"]
         here, lost, there = (100 * told.means[name] for name in ("disagreement", "gap", "test_disagreement"))
         exact = f" ({there:.1f}% of test rows, where no gap can exceed it)" if np.isfinite(there) else ""
-        ranks = (f"{name} {one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]" for name, one in told.ranks.items())
+        ranks = (
+            f"{name} {one.value:+.2f}" + (f" [{one.low:+.2f}, {one.high:+.2f}]" if np.isfinite(one.low) else "")
+            for name, one in told.ranks.items()
+        )
+        known = np.isfinite(self.languages["excess_low"]).any()
+        sure = f" (surely in {told.surely}; surely not in {told.broken})" if known else ""
         return [
             f"{told.languages} zero-shot: {here:.1f}% of rows answered otherwise than in {self.pivot}{exact}, "
             f"{lost:.1f} points lost on test",
-            f"gap on test <= disagreement here in {told.held} (surely in {told.surely}; surely not in {told.broken})",
+            f"|gap on test| <= disagreement here in {told.held}{sure}",
             f"Spearman with the gap on test, figures of the last layer: {', '.join(ranks)}",
         ]
 
@@ -156,6 +163,8 @@ def of_bundle(place: Path, overrides: Sequence[str], asked: Asked, on_event: OnE
     experiment, corpus = measure.corpus_for(model, config.build(own, list(overrides), place=str(place)))
     pivot = asked.pivot or experiment.sources[0]
     pairs = select(texts(experiment, corpus, asked.split), pivot, asked.rows, experiment.seed, on_event)
+    for note in _notes(model, experiment, asked.split, pairs):
+        on_event({"stage": "check", "note": note})
     reader, embedding = Reader.of(model, experiment), counting(on_event, "embed")
     laid = reader.features(pairs.tables, layers, embedding)
     found = compared(laid, pairs, pivot, layers, counting(on_event, "compare"))
@@ -167,12 +176,32 @@ def of_bundle(place: Path, overrides: Sequence[str], asked: Asked, on_event: OnE
     return Geometry(experiment, pivot, found, languages, _cloud(model, top, languages, pivot, answers))
 
 
+def _notes(model: Bundle, experiment: Experiment, split: str, pairs: Pairs) -> Iterator[str]:
+    """Yield what to beware of in the rows that are looked at."""
+    read = [code for code in pairs.places if model.supervision.get(code, ZERO_SHOT) != ZERO_SHOT]
+    if read and split in (UNLABELLED, "train"):
+        yield (
+            f"the run read texts of {len(read)} of these languages, and these rows may be among them, so they flatter "
+            "it; --split dev or test has others"
+        )
+    named = experiment.targets if isinstance(experiment.targets, tuple) else ()
+    if absent := [code for code in named if code not in pairs.tables]:
+        shown = f"{', '.join(absent[:5])}{' and others' if len(absent) > 5 else ''}"
+        yield f"left out, as they have no such rows here: {shown}; --split test may have some"
+    if len({len(places) for places in pairs.places.values()}) > 1:
+        yield "languages differ in rows (geometry.tsv), on which retrieval, nats and dimensions depend"
+
+
 def chosen(network: Network, asked: Sequence[int]) -> tuple[int, ...]:
-    """Return the layers to look at, ascending; raise InputError for one that the encoder does not have."""
-    blocks = len(encoders.layers(network.encoder))
-    if strange := [layer for layer in asked if not 0 <= layer <= blocks]:
-        raise InputError(f"--layers: {strange[0]}: give numbers from 0, the embeddings, to {blocks}, the last block")
-    return tuple(sorted({*(asked or (round(blocks * part / 3) for part in range(4))), blocks}))
+    """Return the layers to look at, ascending; raise InputError for one that the encoder does not have.
+
+    Where the first token is what is pooled there is no layer of embeddings: it is the same for every text.
+    """
+    blocks, first = len(encoders.layers(network.encoder)), int(network.pooling == "first")
+    if strange := [layer for layer in asked if not first <= layer <= blocks]:
+        least = "1, the first block" if first else "0, the embeddings"
+        raise InputError(f"--layers: {strange[0]}: give numbers from {least}, to {blocks}, the last block")
+    return tuple(sorted({*(asked or (max(first, round(blocks * part / 3)) for part in range(4))), blocks}))
 
 
 def texts(experiment: Experiment, corpus: Corpus, split: str) -> dict[str, pa.Table]:
@@ -268,10 +297,12 @@ def disagreements(
         line |= {"disagreement": rows.mean(), **_ends("disagreement", drawn[code])}
         if test := tested.get(code):
             line |= {"gap": test.lost.mean(), "test_rows": len(test.ids), "test_disagreement": test.apart.mean()}
-            line |= _ends("gap", lost_drawn[code]) | _ends("excess", lost_drawn[code] - drawn[code])
+            line |= _ends("gap", lost_drawn[code])
+            if not np.isin(ids[code], test.ids).any():  # on rows of test it is a theorem, and no two drawings
+                line |= _ends("excess", np.abs(lost_drawn[code]) - drawn[code])
         elif {code, pivot} <= scores.keys():
             line["gap"] = scores[pivot].accuracy - scores[code].accuracy
-        found.append(line | {"excess": line.get("gap", np.nan) - line["disagreement"]})
+        found.append(line | {"excess": abs(line.get("gap", np.nan)) - line["disagreement"]})
     return pd.DataFrame(found, columns=LANGUAGES.split())
 
 
