@@ -12,7 +12,7 @@ from torch import distributed
 
 from xlt_ray.corpora.arrow import Chunked
 from xlt_ray.evaluation import calibration
-from xlt_ray.evaluation.predictions import Predictions
+from xlt_ray.evaluation.predictions import Predictions, answers_of
 from xlt_ray.model import collate
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import Network
@@ -258,19 +258,13 @@ def _sharded(
         whole = np.zeros((answers, width), dtype=np.float32)
         if len(rows):
             about = Asked(network.index(language), task)
-            whole[_places(rows, sizes)] = outputs(call, device, tables[language], rows, inputs, about)
+            whole[rows if sizes is None else answers_of(rows, sizes)] = outputs(
+                call, device, tables[language], rows, inputs, about
+            )
         done += len(rows)
         progress(done, total)
         yield language, _summed(whole, device) if world > 1 else whole
     network.train(was_training)
-
-
-def _places(rows: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
-    """Return the places of the answers of some rows among those of all."""
-    if sizes is None:
-        return rows
-    ends = np.cumsum(sizes)
-    return np.concatenate([np.arange(ends[row] - sizes[row], ends[row]) for row in rows])
 
 
 def _summed(answers: np.ndarray, device: torch.device) -> np.ndarray:

@@ -71,10 +71,17 @@ class Predictions:
         gold = np.asarray(self.gold)
         if self.sizes is None:
             return np.arange(len(kept)), gold[kept]
-        ends = np.cumsum(self.sizes)
-        answers = [np.arange(ends[row] - self.sizes[row], ends[row]) for row in kept]
-        places = np.repeat(np.arange(len(kept)), self.sizes[kept])
-        return places, gold[np.concatenate([np.empty(0, np.int64), *answers])]
+        return np.repeat(np.arange(len(kept)), self.sizes[kept]), gold[answers_of(kept, self.sizes)]
+
+
+def answers_of(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the places of the answers of some rows, (rows,), among those of all, of which each has `sizes`.
+
+    >>> answers_of(np.array([2, 0]), np.array([2, 1, 3])).tolist()
+    [3, 4, 5, 0, 1]
+    """
+    ends = np.cumsum(sizes)
+    return np.concatenate([np.empty(0, np.int64), *(np.arange(ends[row] - sizes[row], ends[row]) for row in rows)])
 
 
 def save_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> None:
