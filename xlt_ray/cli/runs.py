@@ -141,6 +141,7 @@ def evaluate(
 
 
 def _classes(scores: Any, code: str) -> tuple[Text, Table]:
+    from xlt_ray import tasks
     from xlt_ray.evaluation import metrics
     from xlt_ray.evaluation.scores import metric_title
     from xlt_ray.reports import report
@@ -150,11 +151,10 @@ def _classes(scores: Any, code: str) -> tuple[Text, Table]:
     head = f"\n{code} ({report.role(one)}): {metric_title(name)} {100 * main.value:.1f} "
     head += f"[{100 * main.low:.1f}, {100 * main.high:.1f}]"
     head += "".join(f", {metric_title(other)} {100 * found.value:.1f}" for other, found in others)
-    table = Table("label", "precision", "recall", "F1", "rows")
+    table = Table("label", "precision", "recall", "F1", "words" if tasks.of_words(scores.task) else "rows")
     for row in metrics.classification_report(one.confusion, scores.labels):
-        table.add_row(
-            row["label"], *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["support"])
-        )
+        shares = (f"{100 * row[name]:.1f}" for name in ("precision", "recall", "f1"))
+        table.add_row(row["label"], *shares, str(row["support"]))
     return Text(head), table
 
 
