@@ -189,8 +189,7 @@ def gaps(predictions: Mapping[str, Predictions], pivot: str) -> dict[str, Gap]:
         if code == pivot or len(ids) < COMMON or same.mean() < ALIKE:  # else ids are equal by chance
             continue
         ids, mine, theirs = ids[same], mine[same], theirs[same]
-        if len(ids):
-            gold, answers = one.gold[mine], (one.predicted[mine], first.predicted[theirs])
-            lost = (answers[1] == gold).astype(np.int64) - (answers[0] == gold)
-            found[code] = Gap(lost, (answers[0] != answers[1]).astype(np.int64), ids)
+        gold, answers = one.gold[mine], (one.predicted[mine], first.predicted[theirs])
+        lost = (answers[1] == gold).astype(np.int64) - (answers[0] == gold)
+        found[code] = Gap(lost, (answers[0] != answers[1]).astype(np.int64), ids)
     return found

@@ -54,8 +54,8 @@ def score(
     """
     _check(predictions, len(labels))
     asked, codes = tasks.build(task, labels), sorted(predictions)
-    cells = {code: asked.cells(one.gold, one.predicted, one.sizes) for code, one in predictions.items()}
-    cells = {code: cells[code] for code in codes}
+    each = {code: predictions[code] for code in codes}
+    cells = {code: asked.cells(one.gold, one.predicted, one.sizes) for code, one in each.items()}
     ids = {code: np.asarray(predictions[code].ids) for code in codes}
     exact = {code: _exact(asked, cells[code]) for code in codes}
     resampled = bootstrap.resampled(cells, ids, asked.measure, resamples, seed)
@@ -135,13 +135,15 @@ def _calibrated(
     sure = {code: one.confidence for code, one in predictions.items() if one.confidence is not None}
     cells = {code: calibration.cells(sure[code], one.gold == one.predicted) for code, one in predictions.items()}
     ids = {code: one.answer_ids for code, one in predictions.items()}
-    alone, for_means = bootstrap.resampled(cells, ids, calibration.expected_errors, resamples, seed)
-    if any(one.sizes is not None for one in predictions.values()):  # answers of a row are drawn together
-        measure, each = calibration.expected_errors, {code: [seed, number] for number, code in enumerate(cells)}
-        alone = {
-            code: bootstrap.together({code: cells[code]}, ids, measure, resamples, each[code])[code] for code in cells
-        }
-        for_means = for_means if bootstrap.shared(ids) else alone
+    measure = calibration.expected_errors
+    if all(one.sizes is None for one in predictions.values()):
+        alone, for_means = bootstrap.resampled(cells, ids, measure, resamples, seed)
+    else:  # answers of a row are drawn together
+        alone = {}
+        for number, code in enumerate(cells):
+            alone |= bootstrap.together({code: cells[code]}, ids, measure, resamples, [seed, number])
+        shared = bootstrap.shared({code: np.asarray(one.ids) for code, one in predictions.items()})
+        for_means = bootstrap.together(cells, ids, measure, resamples, seed) if shared else alone
     added, errors = {}, {}
     for code, one in languages.items():
         plain = float(calibration.expected_errors(*np.unique(cells[code], return_counts=True)))

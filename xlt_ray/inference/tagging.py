@@ -42,16 +42,15 @@ class Found(NamedTuple):
     last: int
 
 
-def tag(model: Bundle, texts: Sequence[str], words: Sequence[Sequence[str]] | None = None) -> list[list[Word]]:
-    """Tag the words of texts, by default those that `languages.words.split` finds; a list a text.
+def tag(model: Bundle, texts: Sequence[str], words: Sequence[Sequence[str] | None] | None = None) -> list[list[Word]]:
+    """Tag the words of texts, a list a text; where none are given, those that `languages.words.split` finds.
 
     Raises InputError where the model is none of words, or given words do not stand in their text in order.
     """
     task = task_of(model)
-    if words is None:
-        places = [splitting.split(text) for text in texts]
-    else:
-        places = [_places(text, own) for text, own in zip(texts, words, strict=True)]
+    places = [
+        _places(text, own) for text, own in zip(texts, [None] * len(texts) if words is None else words, strict=True)
+    ]
     asked = [number for number, own in enumerate(places) if own]
     named = [[texts[number][start:end] for start, end in places[number]] for number in asked]
     table = pa.table({
@@ -63,7 +62,9 @@ def tag(model: Bundle, texts: Sequence[str], words: Sequence[Sequence[str]] | No
     return [[Word(*place, *next(found)) for place in own] for own in places]
 
 
-def _places(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
+def _places(text: str, words: Sequence[str] | None) -> list[tuple[int, int]]:
+    if words is None:
+        return splitting.split(text)
     found = splitting.spans(text, words)
     if len(found) < len(words) or not all(words):
         what = f"{words[len(found)]!r} does not follow" if all(words) else "one is empty"
@@ -117,12 +118,7 @@ def tag_lines(model: Bundle, lines: Iterable[str], jsonl: bool, out: IO[str]) ->
 def _piece(model: Bundle, lines: Sequence[tuple[int, str]], jsonl: bool, out: IO[str]) -> int:
     asked: list[dict[str, Any]] = [_asked(number, line, jsonl) for number, line in lines]
     good = [one for one in asked if "error" not in one]
-    texts = [one["text"] for one in good]
-    own = [
-        one["words"] if "words" in one else [text[a:b] for a, b in splitting.split(text)]
-        for one, text in zip(good, texts, strict=True)
-    ]
-    answers = iter(tag(model, texts, own))
+    answers = iter(tag(model, [one["text"] for one in good], [one.get("words") for one in good]))
     for one in asked:
         if "error" not in one:
             found = next(answers)

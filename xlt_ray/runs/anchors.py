@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 import regex
 
-from xlt_ray import config
 from xlt_ray.corpora.arrow import with_texts
 from xlt_ray.corpora.corpus import refuse
 from xlt_ray.errors import InputError
@@ -65,9 +64,7 @@ def of_bundle(place: Path, overrides: Sequence[str], pivot: str | None, on_event
     `anchors` is the share of words taken out; `loss` is accuracy on the control less accuracy without anchors, with its
     95% interval by a bootstrap of rows, the same in all languages where these share ids.
     """
-    model = measure.of_texts(place)
-    own = model.experiment.model_dump(mode="json")
-    experiment, corpus = measure.corpus_for(model, config.build(own, list(overrides), place=str(place)))
+    model, experiment, corpus = measure.of_texts(place, overrides)
     pivot = pivot or experiment.sources[0]
     shared = {fold(word) for text in corpus.table("train", pivot)["text"].to_pylist() for word in words(text)}
     codes = [code for code in corpus.measured((), experiment.targets) if code != pivot and not unsegmented(code)]

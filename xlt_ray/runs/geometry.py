@@ -20,7 +20,6 @@ import pyarrow as pa
 import torch
 from threadpoolctl import threadpool_limits
 
-from xlt_ray import config
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.arrow import take
 from xlt_ray.corpora.corpus import SPLITS, Corpus
@@ -157,10 +156,8 @@ def of_bundle(place: Path, overrides: Sequence[str], asked: Asked, on_event: OnE
         offered = ", ".join((UNLABELLED, *SPLITS, retrieve.PARALLEL))
         raise InputError(f"--split: {asked.split!r}; give one of {offered}, the first being train, else dev")
     on_event({"stage": "check"})
-    model = measure.of_texts(place)
-    own = model.experiment.model_dump(mode="json")
+    model, experiment, corpus = measure.of_texts(place, overrides)
     layers = chosen(model.network, asked.layers)
-    experiment, corpus = measure.corpus_for(model, config.build(own, list(overrides), place=str(place)))
     pivot = asked.pivot or experiment.sources[0]
     pairs = select(texts(experiment, corpus, asked.split), pivot, asked.rows, experiment.seed, on_event)
     for note in _notes(model, experiment, asked.split, pairs):

@@ -43,12 +43,16 @@ def kept(folder: Path, wanted: Sequence[str]) -> Scores | None:
     return scores
 
 
-def of_texts(place: Path) -> Bundle:
-    """Load a bundle whose task asks of whole texts; raise InputError for another."""
+def of_texts(place: Path, overrides: Sequence[str]) -> tuple[Bundle, Experiment, Corpus]:
+    """Load a bundle whose task asks of whole texts, and the corpus of its experiment with `overrides` of that.
+
+    Raises InputError for another task.
+    """
     model = bundle.load(place)
     if model.task.tagged:
         raise InputError(f"{place}: task: {model.task.name}: it answers for words, and this is of whole texts")
-    return model
+    own = model.experiment.model_dump(mode="json")
+    return model, *corpus_for(model, config.build(own, list(overrides), place=str(place)))
 
 
 def measure(
