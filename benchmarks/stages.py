@@ -8,7 +8,8 @@
 Stages, the first four of 64 unlabelled rows an update: `distil`, rows of all targets learn the features of their
 English translations as the encoder had them; `distil_readings`, or those of their word-by-word readings; `contrast`,
 rows learn to be nearer to their translations, whose features are frozen, than to 15 others; `contrast_trained`, both
-sides move.
+sides move. `distil_6_layers` is `distil` with every other layer of the encoder left out of the student; its texts a
+second beside those of the whole encoder stand below the table.
 Without any label, and so without a head of their own: `mlm`, words are masked in texts and filled in; `tlm`, in texts
 with their translations behind them, `tlm_restarted` with positions that begin anew there. What these measure of
 themselves is printed below the table.
@@ -35,12 +36,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import readings
 import techniques as others
 
 import xlt_ray
+from xlt_ray.config.sections import NetworkConfig
+from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.paired.comparison import compare_seeds
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
+from xlt_ray.model import network
 
 STAGE = {
     "epochs": 8,
@@ -54,12 +59,14 @@ ADAPT = {"method": "adapt", "epochs": 3, "batch_size": 32, "learning_rate": 1e-4
 STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "distil": (DISTIL, {"distil": {"teacher": "translations"}}),
     "distil_readings": (DISTIL, {"distil": {"teacher": "readings"}}),
+    "distil_6_layers": (DISTIL, {"distil": {"teacher": "translations"}}),
     "contrast": (STAGE, {"contrast": {"groups": 2}}),
     "contrast_trained": (STAGE, {"contrast": {"groups": 2, "anchor": "trained"}}),
     "mlm": (ADAPT, {"mlm": {}}),
     "tlm": (ADAPT, {"tlm": {}}),
     "tlm_restarted": (ADAPT, {"tlm": {"positions": "restarted"}}),
 }
+LAYERS = {"distil_6_layers": 6}
 FIGURES: dict[str, tuple[str, ...]] = {
     "mlm": ("perplexity_before", "perplexity_after", "top10_before", "top10_after"),
     **dict.fromkeys(
@@ -75,6 +82,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     ),
 }
 PROBE = {"method": "probe", **others.CHOSEN}
+ROUNDS = 7
 PLAIN, MAP, READ = "centre", "map", "readings"
 Runs = dict[str, list[Mapping[str, Predictions]]]  # by arm, one a seed
 
@@ -103,18 +111,20 @@ def main() -> None:
         found[arm] = [_run(args, probe, targets, arm, 0, PROBE, chosen)[0]]
     for name in args.stages:
         for seed in range(args.seeds):
-            own, folder = _run(args, stage, targets, name, seed, *STAGES[name])
+            own, folder = _run(args, stage, targets, name, seed, *STAGES[name], {"layers": LAYERS.get(name)})
             folders.setdefault(name, []).append(folder)
             if own:
                 found.setdefault(f"{name}, its own head", []).append(own)
             for arm, chosen in ((f"{name}, {PLAIN}", readings.CENTRE), (f"{name}, {READ}", readings.READ)):
-                made, _ = _run(args, probe, targets, arm, seed, PROBE, chosen, str(folder / "bundle"))
+                made, _ = _run(args, probe, targets, arm, seed, PROBE, chosen, {"init": str(folder / "bundle")})
                 found.setdefault(arm, []).append(made)
     for base in (one for one in (PLAIN, MAP, READ) if one in found):
         _print(found, base, {code: seen[code] for code in targets})
     for name, made_in in folders.items():
         if name in FIGURES:
             _print_figures(name, made_in, {code: seen[code] for code in targets})
+        if name in LAYERS:
+            _print_speed(name, made_in[0] / "bundle", args.data, targets)
 
 
 def _corpora(args: argparse.Namespace, targets: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -139,7 +149,7 @@ def _run(
     seed: int,
     training: Mapping[str, Any],
     chosen: Mapping[str, Any],
-    init: str | None = None,
+    encoder: Mapping[str, Any] | None = None,
 ) -> tuple[Mapping[str, Predictions], Path]:
     began = time.monotonic()
     made = xlt_ray.train(
@@ -156,7 +166,7 @@ def _run(
             "sources": [readings.ENGLISH],
             "targets": list(targets),
             "training": dict(training),
-            "network": {} if init is None else {"init": init},
+            "network": dict(encoder or {}),
             "techniques": dict(chosen),
             "resources": {"workers": args.workers},
             "storage": str(args.work),
@@ -200,6 +210,30 @@ def _print_figures(name: str, folders: Sequence[Path], seen: Mapping[str, bool])
     for code in (code for code in ("all", readings.ENGLISH, *seen) if code in mean.index):
         cells = [f"{mean.loc[code, f'{technique} {figure}']:.3g}" for figure in figures]
         print(f"| {code} | {'' if code not in seen else 'yes' if seen[code] else 'no'} | {' | '.join(cells)} |")
+
+
+def _print_speed(name: str, bundle: Path, data: Path, targets: Sequence[str]) -> None:
+    """Print how fast texts are encoded by a stage's bundle and by the encoder that it began from, in turns."""
+    texts = [
+        text
+        for code in targets
+        for text in pd.read_csv(data / code / "test.tsv", sep="\t", quoting=csv.QUOTE_NONE)["text"].head(20)
+    ]
+    sides = {"whole": NetworkConfig(), name: NetworkConfig(init=str(bundle))}
+    built = {side: network.build(config, 1, 0) for side, config in sides.items()}
+    table = pa.table({"text": texts})
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(ROUNDS + 1):  # the first warms up
+        for side, one in built.items():
+            began = time.perf_counter()
+            evaluate.embed(one.network.eval(), {"": table}, evaluate.Inputs(one.tokenize, "float32", 1024))
+            seconds[side].append(time.perf_counter() - began)
+    ratios = [whole / cut for whole, cut in zip(seconds["whole"][1:], seconds[name][1:], strict=True)]
+    shown = ", ".join(f"{side} {len(texts) / np.median(spent[1:]):.0f}" for side, spent in seconds.items())
+    print(
+        f"\n{name}: texts a second, float32, medians of {ROUNDS}: {shown}; ratio {np.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 if __name__ == "__main__":

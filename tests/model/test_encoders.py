@@ -281,7 +281,30 @@ def test_an_encoder_is_loaded_from_its_directory(
     hooks = [block.register_forward_hook(lambda block, *_: order.append(block)) for block in blocks]
     with torch.no_grad():
         encoder.model(**encoder.tokenizer("the cat", return_tensors="pt", return_token_type_ids=False))
-    assert len(hooks) == 2 and order == blocks  # the lowest runs first
+    assert len(hooks) == 2 and order == list(blocks)  # the lowest runs first
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_encoder_of_fewer_layers_is_the_same_when_saved_and_loaded(
+    name: str, tmp_path: Path, tiny_tokenizer: transformers.PreTrainedTokenizerFast
+) -> None:
+    TINY[name]().save_pretrained(tmp_path / "whole")
+    tiny_tokenizer.save_pretrained(tmp_path / "whole")
+    encoder = encoders.load(str(tmp_path / "whole"))
+    first, last = encoders.layers(encoder.model)
+    encoders.keep_layers(encoder.model, 2)
+    assert list(encoders.layers(encoder.model)) == [first, last]
+    encoders.keep_layers(encoder.model, 1)
+    assert list(encoders.layers(encoder.model)) == [first]
+    encoder.model.save_pretrained(tmp_path / "cut")
+    encoder.tokenizer.save_pretrained(tmp_path / "cut")
+    again = encoders.load(str(tmp_path / "cut"))
+    inputs = encoder.tokenizer("the cat", return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        found, wanted = (one(**inputs).last_hidden_state for one in (again.model, encoder.model))
+    assert len(encoders.layers(again.model)) == 1 and torch.equal(found, wanted)
+    with pytest.raises(InputError, match="network.layers: 2, but the encoder has 1; give 1 to 1"):
+        encoders.keep_layers(again.model, 2)
 
 
 def test_layers_of_a_stranger_are_refused_by_name() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_adversarial import outputs_of, train
 from test_catalogue import parallel_corpus, run_of
-from test_distil import made_up
+from test_distil import MadeUp, made_up
 from workers import on_workers
 
 from xlt_ray import techniques
@@ -284,7 +284,7 @@ def test_a_run_without_translations_is_refused(settings: Settings) -> None:
 
 def test_an_encoder_that_tells_no_texts_apart_is_refused(settings: Settings) -> None:
     with pytest.raises(InputError, match="has the same features of all 70 texts of eng_Latn"):
-        alignment(aligned(settings), embed=lambda tables: {k: np.ones((t.num_rows, 32)) for k, t in tables.items()})
+        alignment(aligned(settings), embed=MadeUp(all_ones=True))
 
 
 def test_a_group_that_no_language_could_fill_is_refused(settings: Settings) -> None:

@@ -27,6 +27,8 @@ from xlt_ray.corpora.corpus import end_to_end
 from xlt_ray.corpora.streams import UNLABELLED as UNLABELLED_ROWS
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
+from xlt_ray.model import encoders
+from xlt_ray.model.network import trained
 from xlt_ray.search import prepare, space
 from xlt_ray.supervision import PARALLEL, UNLABELLED, ZERO_SHOT
 from xlt_ray.techniques.losses.distil import MEASURED, Student
@@ -52,11 +54,29 @@ def distilled(settings: Settings, **parameters: Any) -> Settings:
     return {**settings, "techniques": [{"distil": parameters}]}
 
 
-def made_up(tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
-    """Return a feature for every text that depends on nothing but its bytes."""
-    rows = {key: table["text"].to_pylist() for key, table in tables.items()}
-    seeds = {key: [zlib.crc32(text.encode()) for text in of] for key, of in rows.items()}
-    return {key: np.stack([np.random.default_rng(s).normal(size=32) for s in of]) for key, of in seeds.items()}
+class MadeUp:
+    """Computes a feature for every text that depends on nothing but its bytes; with `all_ones` they are all the same.
+
+    Of the whole encoder they are those of a student plus one.
+    """
+
+    def __init__(self, all_ones: bool = False, more: float = 0.0) -> None:
+        self.all_ones, self.more = all_ones, more
+
+    @property
+    def whole(self) -> MadeUp:
+        return MadeUp(self.all_ones, 1.0)
+
+    def __call__(self, tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
+        if self.all_ones:
+            return {key: np.ones((table.num_rows, 32)) for key, table in tables.items()}
+        rows = {key: table["text"].to_pylist() for key, table in tables.items()}
+        seeds = {key: [zlib.crc32(text.encode()) for text in of] for key, of in rows.items()}
+        drawn = {key: [np.random.default_rng(s).normal(size=32) for s in of] for key, of in seeds.items()}
+        return {key: np.stack(of) + self.more for key, of in drawn.items()}
+
+
+made_up = MadeUp()
 
 
 def student(settings: Settings, material: Material | None = None, embed: Any = made_up) -> tuple[Student, setup.Run]:
@@ -77,7 +97,7 @@ def learned(term: Student, run: setup.Run, code: str) -> np.ndarray:
 def test_a_text_learns_the_features_of_its_translation(settings: Settings) -> None:
     term, run = student(distilled(settings))
     texts = run.setup.material.texts
-    features = made_up(texts)
+    features = made_up.whole(texts)
     english = dict(zip(texts["eng_Latn"]["id"].to_pylist(), features["eng_Latn"], strict=True))
     for code in CODES:
         wanted = np.stack([english[one] for one in texts[code]["id"].to_pylist()])
@@ -91,7 +111,7 @@ def test_a_row_without_translation_learns_to_stay_where_it_is_about_the_mean_of_
     alone = pa.array([one if place % 6 else f"alone{place}" for place, one in enumerate(ids)])
     texts["swh_Latn"] = texts["swh_Latn"].set_column(texts["swh_Latn"].schema.get_field_index("id"), "id", alone)
     term, _ = student(distilled(settings), Material(run.experiment, texts, {}, languages=CODES))
-    features = made_up(texts)
+    features = made_up.whole(texts)
     found, own, english = learned(term, run, "swh_Latn"), features["swh_Latn"], features["eng_Latn"]
     np.testing.assert_allclose(found[::6], (own - own.mean(0) + english.mean(0))[::6], rtol=1e-4, atol=1e-5)
     assert np.abs(found[1::6] - own[1::6]).max() > 0.1
@@ -103,7 +123,7 @@ def test_of_readings_the_mean_of_what_each_has_about_its_own_mean_is_learned(set
     test_time = run_of(build({**settings, "techniques": [{"translate_test": read}]})).setup
     assert test_time.readings is not None
     tables = test_time.readings.tables(run.setup.material.texts)
-    features, origin = made_up(tables), made_up(run.setup.material.texts)["eng_Latn"].mean(0)
+    features, origin = made_up.whole(tables), made_up.whole(run.setup.material.texts)["eng_Latn"].mean(0)
     for code in CODES[1:]:
         parts = [features[key] - features[key].mean(0) for key in test_time.readings.keys(code)]
         assert len(parts) == 3
@@ -124,7 +144,7 @@ def test_parallel_text_beside_the_corpus_is_learned_too(settings: Settings, tmp_
     with pytest.warns(UserWarning, match="hin_Deva"):
         term, run = student(distilled(settings, teacher=teacher, scores=[0.5]))
     assert [run.setup.unlabelled[code].num_rows for code in CODES] == [230, 120, 230]
-    features = made_up(run.setup.unlabelled)
+    features = made_up.whole(run.setup.unlabelled)
     found, origin = learned(term, run, "swh_Latn"), features["eng_Latn"].mean(0)
     if teacher == "translations":
         np.testing.assert_allclose(found[120:], features["eng_Latn"][120:], rtol=1e-6)
@@ -191,7 +211,7 @@ def test_an_id_that_stands_twice_tells_no_translation(settings: Settings, twice:
     place = texts[twice].schema.get_field_index("id")
     texts[twice] = texts[twice].set_column(place, "id", pa.array([ids[1], *ids[1:]]))
     term, _ = student(distilled(settings), Material(run.experiment, texts, {}, languages=CODES))
-    own, english = (made_up(texts)[code] for code in ("swh_Latn", "eng_Latn"))
+    own, english = (made_up.whole(texts)[code] for code in ("swh_Latn", "eng_Latn"))
     found = learned(term, run, "swh_Latn")
     np.testing.assert_allclose(found[:2], (own - own.mean(0) + english.mean(0))[:2], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[2:], english[2:], rtol=1e-6)
@@ -199,9 +219,7 @@ def test_an_id_that_stands_twice_tells_no_translation(settings: Settings, twice:
 
 def test_an_encoder_that_tells_no_texts_apart_is_refused(settings: Settings) -> None:
     with pytest.raises(InputError, match="has the same features of all 120 texts of eng_Latn"):
-        student(
-            distilled(settings), embed=lambda tables: {key: np.ones((of.num_rows, 32)) for key, of in tables.items()}
-        )
+        student(distilled(settings), embed=MadeUp(all_ones=True))
 
 
 def test_the_task_trains_the_head_alone(settings: Settings) -> None:
@@ -240,6 +258,31 @@ def test_features_come_nearer_to_what_they_are_to_be(settings: Settings) -> None
     scale = np.square(whole - whole.mean(0)).sum(1).mean()
     distances = [np.square(features[code] - english).sum(1).mean() / scale for code in CODES[1:]]
     assert after == pytest.approx(np.mean(distances), rel=1e-3)
+
+
+def test_a_student_of_fewer_layers_learns_the_features_of_the_whole_encoder(settings: Settings, tmp_path: Path) -> None:
+    settings["training"] |= {"epochs": 3, "learning_rate": 2e-3, "head_learning_rate": None}
+    whole = run_of(build(distilled(settings)))
+    teacher = whole.embed({"eng_Latn": whole.setup.material.texts["eng_Latn"]}, "float32")["eng_Latn"]
+    settings["network"] |= {"layers": 1}
+    run = run_of(build(distilled(settings, weight=30.0)))
+
+    def keep_first(metrics: dict[str, float], save: setup.Save | None) -> None:
+        if save is not None and not (tmp_path / "kept").is_dir():
+            (tmp_path / "kept").mkdir()
+            save(tmp_path / "kept")
+
+    run.report = keep_first
+    facts = loop.fit(run).facts
+    term = run.network.terms["distil"]
+    assert isinstance(term, Student)
+    np.testing.assert_allclose(learned(term, run, "eng_Latn"), teacher, atol=1e-5)
+    assert facts["distil/distance_after"] < 0.8 * facts["distil/distance_before"]
+    assert len(encoders.layers(run.network.encoder)) == run.network.encoder.config.num_hidden_layers == 1
+    again = run_of(run.experiment)
+    assert loop.fit(again, tmp_path / "kept").step == run.setup.updates
+    for name, tensor in trained(run.network).items():
+        assert torch.equal(trained(again.network)[name], tensor), name
 
 
 def without_counterparts(corpus: Path, folder: Path) -> Path:
@@ -379,7 +422,7 @@ def test_rows_of_equal_ids_that_are_no_translations_teach_nothing(settings: Sett
     _, material = with_ids(distilled(settings), lambda ids: ids.combine_chunks().take(order))
     with pytest.warns(UserWarning, match="do not look like translations"):
         term, run = student(distilled(settings), material)
-    own, english = made_up(material.texts)["swh_Latn"], made_up(material.texts)["eng_Latn"]
+    own, english = (made_up.whole(material.texts)[code] for code in ("swh_Latn", "eng_Latn"))
     np.testing.assert_allclose(
         learned(term, run, "swh_Latn"), own - own.mean(0) + english.mean(0), rtol=1e-4, atol=1e-5
     )

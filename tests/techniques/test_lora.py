@@ -152,6 +152,17 @@ def test_a_bundle_holds_the_change_and_no_encoder(tiny_settings: Settings, tmp_p
     assert np.array_equal(loaded.probabilities(TEXTS), made.probabilities(TEXTS))
 
 
+def test_changes_belong_to_an_encoder_of_as_few_layers(tiny_settings: Settings, tmp_path: Path) -> None:
+    asked = adapted(tiny_settings)
+    fewer = asked.model_copy(update={"network": asked.network.model_copy(update={"layers": 1})})
+    assert fewer.key() != asked.key()
+    made = save(fewer, tmp_path / "bundle")
+    content = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    assert content["encoder"] == network.fingerprint(fewer.network) != network.fingerprint(asked.network)
+    loaded = bundle.load(tmp_path / "bundle")
+    assert np.array_equal(loaded.probabilities(TEXTS), made.probabilities(TEXTS))
+
+
 def test_merging_leaves_plain_layers_that_answer_the_same(tiny_settings: Settings) -> None:
     run = run_of(adapted(tiny_settings, rank=4, alpha=32))
     plain = network.build(run.experiment.network, 3, 0).network

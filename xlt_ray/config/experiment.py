@@ -123,6 +123,8 @@ class Experiment(Section):
         for name in ("parallel", "unlabelled", "words"):
             if deciding["corpus"][name] is None:
                 del deciding["corpus"][name]  # so that a run made before there was any is found again
+        if deciding["network"]["layers"] is None:
+            del deciding["network"]["layers"]  # so that a run made before some could be left out is found again
         for name, before in (("refit", "none"), ("probe_select", "source_dev"), ("all_reduce", "float32")):
             if deciding["training"][name] == before:
                 del deciding["training"][name]  # so that a run made before there was a choice is found again

@@ -158,6 +158,9 @@ class NetworkConfig(Section):
     prefix: str | None = Field(
         None, description="put before every text; default 'query: ' for the bundled e5, else none"
     )
+    layers: int | None = Field(
+        None, ge=1, description="blocks to keep of the encoder's, evenly spaced with first and last; default: all"
+    )
     max_length: int = Field(128, ge=8, le=8192, description="tokens; longer inputs are cut")
     dropout: float | None = Field(None, ge=0, lt=1, description="default: what the encoder's own configuration says")
     freeze: tuple[Literal["embeddings"] | int, ...] = Field(

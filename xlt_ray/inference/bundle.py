@@ -33,7 +33,7 @@ from xlt_ray.languages.identify import Identifier
 from xlt_ray.model import encoders
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.encoders import Encoder
-from xlt_ray.model.network import CHANGES, Network, encoder_source, whole_again
+from xlt_ray.model.network import CHANGES, Network, load_encoder, whole_again
 from xlt_ray.tasks.task import Task
 from xlt_ray.techniques.technique import Technique
 from xlt_ray.translation import readings
@@ -276,12 +276,11 @@ def lineage(network: NetworkConfig) -> tuple[Mapping[str, str], ...]:
 def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
     """Load the encoder that a bundle of changes belongs to; InputError where it is another one now."""
     config = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment").network
-    init = encoder_source(config)
-    found = encoders.load(init, config.revision)
+    found = load_encoder(config)
     if found.identity != content["encoder"]:
         raise InputError(
-            f"{folder}: holds changes to the encoder {content['encoder']}, but {init} is now {found.identity}; bring "
-            f"the former back, or train again with {whole_again(content)}, which writes whole bundles"
+            f"{folder}: holds changes to the encoder {content['encoder']}, but {config.init} is now {found.identity}; "
+            f"bring the former back, or train again with {whole_again(content)}, which writes whole bundles"
         )
     return found
 

@@ -111,8 +111,8 @@ def fingerprint(init: str, revision: str | None = None, contents: bool = True) -
     return f"{init}@{extract_commit_hash(config, None) or revision or 'main'}"
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
-    """List an encoder's transformer blocks, the lowest first.
+def layers(model: nn.Module) -> nn.ModuleList:
+    """Return an encoder's transformer blocks, the lowest first.
 
     Knows BERT, XLM-R, ELECTRA, DeBERTa (`encoder.layer`), DistilBERT (`transformer.layer`), T5 and its kin
     (`encoder.block`) and ModernBERT (`layers`). Raises InputError, naming the class, for any other.
@@ -122,11 +122,36 @@ def layers(model: nn.Module) -> list[nn.Module]:
         for name in path.split("."):
             found = getattr(found, name, None)
         if isinstance(found, nn.ModuleList) and len(found):
-            return list(found)
+            return found
     raise InputError(
         f"network.init: the transformer blocks of a {type(model).__name__} were not found; "
         "use a BERT, XLM-R, DeBERTa, DistilBERT, ModernBERT or T5 encoder"
     )
+
+
+def kept_layers(there: int, kept: int) -> list[int]:
+    """Choose blocks to keep, evenly spaced, the first and the last among them (one alone is the first).
+
+    >>> kept_layers(12, 6), kept_layers(12, 1)
+    ([0, 2, 4, 7, 9, 11], [0])
+    """
+    return [round(place * (there - 1) / max(kept - 1, 1)) for place in range(kept)]
+
+
+def keep_layers(model: PreTrainedModel, kept: int) -> None:
+    """Leave out all of an encoder's blocks but `kept` of them, in place, and say so in its configuration.
+
+    Raises InputError where it has fewer.
+    """
+    blocks = layers(model)
+    if kept > len(blocks):
+        raise InputError(f"network.layers: {kept}, but the encoder has {len(blocks)}; give 1 to {len(blocks)}")
+    chosen = kept_layers(len(blocks), kept)
+    if kinds := getattr(model.config, "layer_types", None):  # where some blocks attend to neighbours alone
+        model.config.layer_types = [kinds[place] for place in chosen]
+    model.config.num_hidden_layers = kept
+    for place in sorted(set(range(len(blocks))) - set(chosen), reverse=True):
+        del blocks[place]
 
 
 def seen_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[str] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from xlt_ray.errors import InputError, collecting, joined
 from xlt_ray.model import encoders
 from xlt_ray.model.batching import MULTIPLE
 from xlt_ray.model.collate import Tokenize
+from xlt_ray.model.encoders import Encoder
 
 Weights = dict[str, torch.Tensor]
 
@@ -189,6 +191,23 @@ def encoder_source(config: NetworkConfig) -> str:
     return str(Path(config.init) / "encoder")
 
 
+def load_encoder(config: NetworkConfig, weights: bool = True) -> Encoder:
+    """Load a configuration's encoder, with the blocks that it keeps; see `encoders.load`."""
+    found = encoders.load(encoder_source(config), config.revision, weights)
+    if config.layers is not None:
+        encoders.keep_layers(found.model, config.layers)
+    return replace(found, identity=_identity(found.identity, config))
+
+
+def fingerprint(config: NetworkConfig) -> str:
+    """Return the identity of the encoder that `load_encoder` would load, without building it."""
+    return _identity(encoders.fingerprint(encoder_source(config), config.revision), config)
+
+
+def _identity(found: str, config: NetworkConfig) -> str:
+    return found if config.layers is None else f"{found} {config.layers} layers"
+
+
 class Built(NamedTuple):
     """A network with what turns texts into its batches, and the identity of the encoder that it began with."""
 
@@ -208,7 +227,7 @@ def build(config: NetworkConfig, classes: int, seed: int, languages: Sequence[st
     with collecting(faults):
         before = prefix(config)
     with collecting(faults):
-        encoder = encoders.load(encoder_source(config), config.revision, weights)
+        encoder = load_encoder(config, weights)
     if encoder is None:
         raise joined(faults)
     with collecting(faults):

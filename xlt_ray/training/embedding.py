@@ -17,7 +17,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.features import Pieces, refuse_broken
 from xlt_ray.events import OnEvent, counting
-from xlt_ray.model import encoders, network
+from xlt_ray.model import network
 from xlt_ray.model.precision import choose_precision
 from xlt_ray.training import cluster
 
@@ -61,7 +61,7 @@ def features(
     room = cluster.slots(1, asked.cpus_per_worker, asked.gpus_per_worker)
     workers = min(asked.most, max(asked.fewest, room))
     report = counting(on_event, "embed")
-    encoder = encoders.fingerprint(network.encoder_source(experiment.network), experiment.network.revision)
+    encoder = network.fingerprint(experiment.network)
     kept = _precision_file(experiment, encoder)
     precision = "float32" if experiment.training.precision == "float32" else ""
     if not precision and durable.sealed(kept):

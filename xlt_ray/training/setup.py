@@ -25,7 +25,7 @@ from xlt_ray.evaluation import evaluate, features
 from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.evaluation.features import Pieces
 from xlt_ray.events import OnProgress, counting
-from xlt_ray.model import encoders, network
+from xlt_ray.model import network
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import Built, Network
 from xlt_ray.tasks.task import Task
@@ -270,8 +270,8 @@ class Run:
         Raises FloatingPointError where features are no numbers.
         """
         config = self.experiment.network
-        identity = encoders.fingerprint(network.encoder_source(config), config.revision)
-        encoder = f"{identity} {network.digest(self.network.encoder)}"  # of tokenizer and configuration, and of weights
+        # of tokenizer and configuration, and of weights
+        encoder = f"{network.fingerprint(config)} {network.digest(self.network.encoder)}"
         pieces = Pieces.of(self.experiment, tables, encoder, precision)
         device = next(self.network.parameters()).device
         absent = pieces.missing()
@@ -308,6 +308,18 @@ class Computing:
     def tokenize(self) -> Tokenize:
         """How texts become pieces."""
         return self.run.tokenize
+
+    @property
+    def whole(self) -> Computing:
+        """The same with the encoder as it is before `network.layers` leaves some out; itself where none are."""
+        experiment = self.run.experiment
+        if experiment.network.layers is None:
+            return self
+        config = experiment.network.model_copy(update={"layers": None})
+        net, tokenize, _ = network.build(config, 1, seed=0)
+        net.to(next(self.run.network.parameters()).device).eval().requires_grad_(False)
+        setup = replace(self.run.setup, experiment=experiment.model_copy(update={"network": config}))
+        return replace(self, run=replace(self.run, setup=setup, network=net, tokenize=tokenize))
 
     def __call__(self, tables: Mapping[str, pa.Table]) -> Mapping[str, np.ndarray]:
         """Compute features, or look them up, see `Run.embed_once`."""

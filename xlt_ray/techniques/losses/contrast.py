@@ -61,7 +61,7 @@ class Contrast(OfTranslations):
     group: int = Field(16, ge=2, le=FEWEST_PAIRS - HELD, description="pairs among which a text has to find its own")
     groups: int = Field(4, ge=1, description="such groups an update, each of one language")
     anchor: Literal["frozen", "trained"] = Field(
-        "frozen", description="the features of the pivot: those of the encoder as it begins, or as it is"
+        "frozen", description="the features of the pivot: those of the encoder as it begins, all layers, or as it is"
     )
     weight: float = Field(1.0, gt=0, description="beside other losses")
 
@@ -91,14 +91,16 @@ class Contrast(OfTranslations):
         learned = {code: np.stack([own[:, 0], np.searchsorted(used, own[:, 1])], 1) for code, own in learned.items()}
         translated = take(texts[pivot], used)
         # in one order on all workers, which compute the same pieces together
-        anchors = translated if self.anchor == "frozen" else translated.slice(0, SAMPLE)
-        features = compute({pivot: anchors, **_tables(measured)})
-        translations.spread(features[pivot], PLACE, pivot)
+        if self.anchor == "frozen":
+            anchors = compute.whole({pivot: translated})[pivot]
+        else:
+            anchors = compute({pivot: translated.slice(0, SAMPLE)})[pivot]
+        translations.spread(anchors, PLACE, pivot)
         stream = Groups(
             {**{code: texts[code] for code in learned}, pivot: translated}, pivot, learned, self.group, self.groups
         )
-        term = Alignment(self, stream, features[pivot], measured)
-        term.before = _retrieval(features, measured)
+        term = Alignment(self, stream, anchors, measured)
+        term.before = _retrieval(compute(_tables(measured)), measured)
         return term
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:

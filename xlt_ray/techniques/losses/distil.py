@@ -3,8 +3,10 @@
 Reimers and Gurevych 2020 ("Making monolingual sentence embeddings multilingual using knowledge distillation") train a
 student to give a sentence and its translation the features that a teacher has of the sentence; Heffernan et al. 2022
 ("Bitext mining using distilled sentence representations for low-resource languages") open languages in this way that
-no encoder has seen. Here the teacher is the encoder before training. What it encodes is a parallel row of the first
-source, the pivot, or the readings of `translate_test`: the text as it stands, and word by word in the pivot.
+no encoder has seen. Here the teacher is the encoder before training, with all of its layers where the student keeps
+some (`network.layers`), as Sanh et al. 2019 begin a smaller student ("DistilBERT", arXiv 1910.01108). What it encodes
+is a parallel row of the first source, the pivot, or the readings of `translate_test`: the text as it stands, and word
+by word in the pivot.
 
 After training, features of all languages lie about the mean of the pivot. Texts that are served need no lexicon, and
 are encoded once. The task trains the head alone: rows without labels would not follow where it takes the features of
@@ -101,16 +103,15 @@ class Distil(Technique):
         compute: Compute,
         on_progress: OnProgress = lambda done, total: None,
     ) -> Term:
-        """Return the distance from the teacher's features, which are computed here, by the encoder as it begins."""
+        """Return the distance from the teacher's features, which the encoder as it begins computes here."""
         texts, pivot = material.bitext, material.experiment.sources[0]
         read, places = self._read(material, on_progress), {}
         if self.teacher == "translations":
             places = {code: counterparts(texts[code], texts[pivot]) for code in read if code != pivot}
             alone = [code for code in texts if code not in places or places[code].min() < 0]
             read = {code: {code: texts[code]} for code in alone}
-        first = {f"{code}, measured": texts[code].slice(0, MEASURED) for code in texts if code not in read}
         # in one order on all workers, which compute the same pieces together
-        features = compute({key: table for tables in (*read.values(), first) for key, table in tables.items()})
+        features = compute.whole({key: table for tables in read.values() for key, table in tables.items()})
         origin = features[pivot].mean(0)
         scale = translations.spread(features[pivot], PLACE, pivot)
         wanted: dict[int, np.ndarray] = {}
@@ -122,8 +123,8 @@ class Distil(Technique):
             assert found is not None, "what has no translation is read as it stands"
             wanted[network.index(code)] = found
         term = Student(wanted, len(network.languages), scale, self.weight)
-        own_features = {code: features[code if code in read else f"{code}, measured"] for code in texts}
-        term.before = self._distance(network, own_features, pivot, term)
+        first = compute({code: table.slice(0, MEASURED) for code, table in texts.items()})
+        term.before = self._distance(network, first, pivot, term)
         return term
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
