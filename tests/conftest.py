@@ -30,6 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LABELS = ("sport", "food", "travel")
 LANGUAGES = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
 WORDS = 60  # words a language
+LONGEST = 1200  # seconds that bound a failing test of several sessions, as `timeout` in pyproject.toml does all others
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -47,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONGEST))
     until = config.getoption("--until")
     if until is not None:
         files = sorted({item.path for item in items})

@@ -79,7 +79,7 @@ def free_ports(count: int) -> list[int]:
     raise AssertionError(f"1000 ports tried, and not {count} of them were free")
 
 
-def until(condition: Callable[[], Any], what: str, limit_s: float = 120.0) -> Any:
+def until(condition: Callable[[], Any], what: str, limit_s: float = 300.0) -> Any:
     """Wait for a condition; the limit only bounds a failing test."""
     end = time.monotonic() + limit_s
     while not (result := condition()):

@@ -104,7 +104,7 @@ class Postgres:
         assert PROGRAMS
         command = [str(PROGRAMS / program), *arguments]
         other = {"user": self.user, "group": pwd.getpwnam(self.user).pw_gid} if os.getuid() == 0 else {}
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120, **other)  # type: ignore[call-overload]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=300, **other)  # type: ignore[call-overload]
         assert done.returncode == 0, done.stdout + done.stderr
 
     def make(self) -> None:

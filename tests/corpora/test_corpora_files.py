@@ -701,7 +701,7 @@ def test_two_processes_may_convert_at_once(tmp_path: Path) -> None:
     workers = [spawn.Process(target=_load, args=(data, tmp_path / "cache", barrier, answers)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    found = [answers.get(timeout=60) for _ in workers]
+    found = [answers.get(timeout=300) for _ in workers]
     for worker in workers:
         worker.join(60)
     assert found[0] == found[1]

@@ -257,7 +257,7 @@ def test_processes_share_one_conversion(tmp_path: Path) -> None:
     workers = [spawn.Process(target=_load, args=(root, tmp_path / "cache", answers)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    found = [answers.get(timeout=120) for _ in workers]
+    found = [answers.get(timeout=300) for _ in workers]
     for worker in workers:
         worker.join(60)
     assert found[0] == found[1]

@@ -260,7 +260,7 @@ def test_several_that_fetch_one_thing_at_once_agree_and_a_process_prints_one_lin
     with ThreadPoolExecutor(4) as threads:  # locks of files hold threads apart as they do processes
         fetched = [threads.submit(fetch.fetch, asked[0], home.uri, cache=tmp_path / "cache") for _ in range(4)]
         (folder,) = {one.result().folder for one in fetched}
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.count("\n") == 1
     assert json.loads(out) == {"folder": folder, "model": "models:/tiny/1", "version": "1"}
@@ -290,7 +290,7 @@ def test_errors_are_one_line_with_a_status_and_light_where_nothing_heavy_is_need
         (2, ["models:/a@b", "--tracking", "http://["]),
     ):
         process = run(*arguments, cwd=tmp_path)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert (process.returncode, out) == (status, "")
         assert re.fullmatch(r"error: .+\n", err), err
     code = "import sys; from xlt_ray.registry.fetch import main; assert not main(sys.argv[1:]); "

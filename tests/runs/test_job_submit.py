@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ray_runs import environment, free_ports, offspring, settings, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -84,7 +84,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for one in started:
         one.kill()
-    until(lambda: not any(one.now() for one in started), "the processes of the head node to end", limit_s=60)
+    until(lambda: not any(one.now() for one in started), "the processes of the head node to end")
 
 
 @pytest.fixture(scope="module")

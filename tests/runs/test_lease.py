@@ -133,7 +133,7 @@ def test_of_processes_that_begin_at_once_one_works_and_all_have_its_result(
 
     until(lambda: told() == processes - 1, "those who wait to say for whom")
     (tmp_path / "go").touch()
-    answers = [process.communicate(timeout=120) for process in started]
+    answers = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0] * processes, answers
     work = [one for one in notes(tmp_path) if one[0] in ("in", "out")]
     assert work == [["in", owner], ["out", owner]]
@@ -163,7 +163,7 @@ def test_the_work_of_a_killed_process_goes_to_another_at_once(storage: str, tmp_
     first.wait(60)
     wait_for(tmp_path, "in", times=2)
     assert time.monotonic() - killed < lease.DEAD, "a process of this machine need not be silent to be known as dead"
-    out, _ = second.communicate(timeout=60)
+    out, _ = second.communicate(timeout=300)
     assert out.strip() == str(second.pid)
 
 
@@ -175,8 +175,8 @@ def test_one_that_only_stopped_is_not_robbed_by_a_process_of_its_machine(storage
     wait_for(tmp_path, "ready", times=2)
     time.sleep(6.0)  # longer than DEAD
     first.send_signal(signal.SIGCONT)
-    out, _ = first.communicate(timeout=60)
-    assert out.strip() == str(first.pid) == second.communicate(timeout=60)[0].strip()
+    out, _ = first.communicate(timeout=300)
+    assert out.strip() == str(first.pid) == second.communicate(timeout=300)[0].strip()
 
 
 def elsewhere(opened: Callable[[], RunFolder], number: int, **facts: Any) -> None:

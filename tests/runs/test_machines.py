@@ -14,7 +14,7 @@ from ray_runs import Command, results, settings
 from safetensors.numpy import load_file
 from search_runs import write
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 OURS = re.compile(r"\[ *\d+ s\] |note: |warning: ")
 NOISE = 4  # lines of Ray's about a dead machine, at most

@@ -9,7 +9,7 @@ import pytest
 from ray_runs import Command, environment, offspring, settings
 from search_runs import search_settings, write
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def listening(pid: int) -> dict[str, str]:

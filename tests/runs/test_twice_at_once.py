@@ -12,7 +12,7 @@ from object_storage import bucket
 from ray_runs import Command, environment, settings
 from search_runs import write
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 EPOCHS = 36  # the second command has come before they are over
 

@@ -11,7 +11,7 @@ from object_storage import bucket
 from ray_runs import Command, environment, results, settings, until
 from search_runs import write
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_what_a_kill_leaves_in_a_bucket_is_gone_on_with(

@@ -23,7 +23,7 @@ from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.search import prepare, screening, search, space, tuning
 from xlt_ray.search.trial import TrialData
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 MODEL = "tiny-mix"
 
@@ -168,7 +168,6 @@ def test_probes_and_trials_are_handed_no_test_row_and_no_label_of_a_target(watch
     assert all(set(line["accuracy"]) == set(POOL) for line in watched.called.journal)
 
 
-@pytest.mark.long
 def test_a_search_finds_the_same_whatever_the_labels_of_test_and_targets(
     watched: Watched, place: Place, tiny_corpus: Path, tmp_path: Path
 ) -> None:
@@ -230,7 +229,6 @@ def oracle(place: Place) -> Called:
     return tune(place.config("oracle", tracked=True, search=asked))
 
 
-@pytest.mark.long
 def test_a_search_by_target_labels_says_so_everywhere(oracle: Called, place: Place) -> None:
     assert "oracle" in oracle.table.splitlines()[0].lower()
     assert all("oracle" in line.lower() for line in oracle.table.splitlines() if line.startswith("Retrained"))
@@ -248,7 +246,6 @@ def test_a_search_by_target_labels_says_so_everywhere(oracle: Called, place: Pla
     assert "oracle_dev/objective" in top.data.metrics and "dev/objective" not in top.data.metrics
 
 
-@pytest.mark.long
 def test_a_random_search_tries_distinct_mixes(oracle: Called) -> None:
     points = {tuple(line["point"]["sources"]) for line in oracle.tuned().values()}
     assert len(points) == len(oracle.tuned()) == 4
@@ -258,7 +255,6 @@ def test_a_random_search_tries_distinct_mixes(oracle: Called) -> None:
 # others
 
 
-@pytest.mark.long
 def test_labels_of_targets_are_compared_with_after_the_choice_and_read_once(place: Place) -> None:
     asked = {"selection": {"compare_oracle": True}, "screening": {"trials": 6}}
     called = tune(place.config("compared", training={"method": "probe"}, search=asked))
@@ -274,7 +270,6 @@ def test_labels_of_targets_are_compared_with_after_the_choice_and_read_once(plac
     assert stamps(known) == known, "nothing was measured again"
 
 
-@pytest.mark.long
 def test_a_grid_tries_every_mix_once_and_two_objectives_give_a_pareto_front(place: Place) -> None:
     asked = {
         "searcher": "grid",
@@ -301,7 +296,6 @@ def test_a_grid_tries_every_mix_once_and_two_objectives_give_a_pareto_front(plac
     assert {row.partition(":")[0].replace(" ", "") for row in front} == best
 
 
-@pytest.mark.long
 def test_a_search_of_probes_interrupted_goes_on_and_registers_its_choice_once(place: Place) -> None:
     asked = {
         "space": {"sources": {"at_most": 2}, "mixture.alpha": {"uniform": [0, 1]}},
@@ -352,7 +346,6 @@ def test_a_search_of_probes_interrupted_goes_on_and_registers_its_choice_once(pl
     assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
 
 
-@pytest.mark.long
 def test_a_search_at_a_url_goes_on_on_another_machine(place: Place) -> None:
     root = place.root / "bucket"
     asked = {"space": {"sources": {"at_most": 1}}, "fine_tuning": {"trials": 3, "scheduler": "none"}}

@@ -319,7 +319,7 @@ def test_the_verb_ranks_a_search_file_through_a_pipe(tiny_settings: dict[str, ob
         [sys.executable, "-m", "xlt_ray.cli", "rank-sources", str(file), "targets=[swh_Latn]", "--mix", "2"],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         env=environment(),
         cwd=ROOT,
     )

@@ -30,7 +30,7 @@ from xlt_ray.search.space import Point, Search
 from xlt_ray.training import checkpoint
 from xlt_ray.training.workers import process_group
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 ENGLISH: Point = {"sources": ["eng_Latn"], "training.learning_rate": 5e-3}
 MIXED: Point = {"sources": ["deu_Latn", "swh_Latn"], "training.learning_rate": 2e-3}

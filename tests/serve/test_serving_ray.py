@@ -65,7 +65,7 @@ class Running:
 
     def xlt(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "xlt_ray.cli", *map(str, arguments), "--port", str(self.port)]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
 
     def end(self) -> None:
         self.look()
