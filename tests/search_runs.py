@@ -82,7 +82,7 @@ class Called:
 def tune(config: Path, *overrides: str) -> Called:
     """Call `xlt tune` in this process."""
     done = CliRunner().invoke(cli.app, ["tune", str(config), *overrides])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0, f"{done.output}\n{done.exc_info}"
     return Called(config, done.stdout)
 
 

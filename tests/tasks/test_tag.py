@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from ray_runs import local_ray
+from search_runs import tune, write
 from test_every_task import fitted, tagged_corpus  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -257,14 +259,53 @@ def test_masked_words_are_filled_in_beside_tags(settings: Settings) -> None:
 def test_what_has_not_learned_of_words_yet_refuses_by_name(settings: Settings, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="task: tag: shots are of labels of whole texts"):
         sweep.sweep(build(settings), [1], 1)
-    searched = {**settings, "search": {"space": {"sources": {"at_most": 1}}}}
-    with pytest.raises(InputError, match="task: tag is not searched yet, only classification"):
-        prepare.check(space.build(searched), loaders.load(build(settings).corpus))
     with pytest.raises(InputError, match="which no server answers with yet; use `xlt predict`"):
         export.export(trained, tmp_path / "artefact")
     for measured in (geometry.of_bundle, anchors.of_bundle):
         with pytest.raises(InputError, match="it answers for words, and this is of whole texts"):
             measured(trained, (), geometry.Asked() if measured is geometry.of_bundle else None, lambda event: None)
+
+
+def searched(settings: Settings, **asked: Any) -> Settings:
+    retrained = {"seeds": 1, "baselines": ["all_alpha_1"]}
+    return {**settings, "search": {"space": {"sources": {"at_most": 1}}, "retraining": retrained, **asked}}
+
+
+BY_FINE_TUNING = {"screening": {"trials": 0}, "selection": {"languages": "sources"}}
+
+
+def test_a_search_that_wants_probes_of_words_is_refused_and_the_way_out_works(settings: Settings) -> None:
+    corpus = loaders.load(build(settings).corpus)
+    with pytest.raises(InputError) as error:
+        prepare.check(space.build(searched(settings, selection={"compare_oracle": True})), corpus)
+    for key in ("screening.trials", "selection.languages", "selection.compare_oracle"):
+        assert f"search.{key}: " in str(error.value)
+    assert str(error.value).count("(task: tag is learned by fine-tuning alone)") == 3
+    prepare.check(space.build(searched(settings, **BY_FINE_TUNING)), corpus)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_search_chooses_by_f1_and_says_so_everywhere(settings: Settings, tmp_path: Path) -> None:
+    settings = settings | {"tracking": {"uri": f"sqlite:///{tmp_path / 'xlt.db'}", "flush_seconds": 120}}
+    asked = {**BY_FINE_TUNING, "fine_tuning": {"trials": 2, "concurrent": 1}}
+    data = searched(settings, **asked)
+    with local_ray():
+        called = tune(write(data, tmp_path / "tiny.yaml"))
+    head, *rest = called.table.splitlines()
+    assert "mean dev F1 over the mix's own languages" in head and "accuracy" not in called.table
+    assert any(line.startswith("Retrained, test F1 in %") for line in rest)
+    assert "sources, mean F1,\n" in (called.folder / "chosen.yaml").read_text(encoding="utf-8")
+    page = (called.folder / "search.html").read_text(encoding="utf-8")
+    assert "Test F1 in %" in page and "ccuracy" not in page
+    with (called.folder / "search.tsv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    trials = called.tuned().values()
+    assert len(rows) == len(trials) == 2
+    for row, line in zip(rows, trials, strict=True):
+        assert {code: float(row[f"dev/f1/{code}"]) for code in settings["sources"]} == line["accuracy"]
+    again = tune(called.config)
+    assert again.table == called.table and "starting Ray" not in again.printed
 
 
 def test_the_page_of_a_run_speaks_of_words_and_of_its_own_metric(settings: Settings, tmp_path: Path) -> None:

@@ -134,9 +134,9 @@ class Retrained:
     folders: tuple[str, ...]
     scores: tuple[Scores, ...]  # one a seed
 
-    def mean(self, group: str) -> float:
+    def mean(self, key: str) -> float:
         """Average a summary such as `accuracy/mean_unseen` over seeds; NaN where no language belongs under it."""
-        return float(np.mean([one.summary.get(group, np.nan) for one in self.scores]))
+        return float(np.mean([one.summary.get(key, np.nan) for one in self.scores]))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from xlt_ray import tasks, techniques
 from xlt_ray.config import plain_yaml
 from xlt_ray.config.masking import public
 from xlt_ray.corpora.corpus import Corpus
-from xlt_ray.errors import InputError
+from xlt_ray.errors import InputError, joined
 from xlt_ray.events import OnProgress
 from xlt_ray.search.space import Search
 from xlt_ray.training import checks
@@ -23,9 +23,7 @@ def check(search: Search, corpus: Corpus) -> None:
 
     The whole pool is tried, each language alone, and each as the first of a smallest mix with those after it.
     """
-    if not tasks.load(search.base.task).searched:
-        able = " or ".join(name for name in tasks.TASKS if tasks.load(name).searched)
-        raise InputError(f"task: {search.base.task} is not searched yet, only {able}; train its mixes with `xlt train`")
+    _check_probes(search)
     alone = 1 in search.sizes
     alone |= bool(search.settings.retraining.seeds) and "best_single" in search.settings.retraining.baselines
     mixes = [search.pool, *([(code,) for code in search.pool] if alone and len(search.pool) > 1 else [])]
@@ -63,6 +61,25 @@ def check(search: Search, corpus: Corpus) -> None:
                 ) from None
 
 
+def _check_probes(search: Search) -> None:
+    """Refuse what asks for probes of a task that they do not learn, all of it at once."""
+    settings, task = search.settings, search.base.task
+    if "probe" in tasks.load(task).methods:
+        return
+    faults = []
+    if settings.screening.trials:
+        faults.append("search.screening.trials: mixes are screened by probes; set it to 0")
+    if settings.selection.languages == "held_out_sources":
+        faults.append(
+            "search.selection.languages: held_out_sources compares languages by how hard they are for probes; "
+            "rank by sources"
+        )
+    if settings.selection.compare_oracle:
+        faults.append("search.selection.compare_oracle: compares probes; set it to false")
+    if faults:
+        raise joined([f"{fault} (task: {task} is learned by fine-tuning alone)" for fault in faults])
+
+
 def texts(search: Search, corpus: Corpus) -> dict[str, pa.Table]:
     """Return the texts of pool and targets without labels, by language; empty where nothing reads them."""
     training = search.base.training
@@ -89,7 +106,8 @@ def prepared(search: Search, on_progress: OnProgress = lambda done, total: None)
     most = max(corpus.table("train", code).num_rows for code in base.sources)
     mixture = base.mixture.model_copy(update={"draws_per_epoch": base.mixture.draws_per_epoch or most})
     base = base.model_copy(update={"targets": targets, "mixture": mixture})
-    search = replace(search, base=base, fingerprint=corpus.fingerprint)
+    metric = tasks.build(base.task, corpus.labels).metrics[0]
+    search = replace(search, base=base, fingerprint=corpus.fingerprint, metric=metric)
     check(search, corpus)
     return search, replace(corpus, splits={**corpus.splits, "test": {}})  # so that nothing can read a row of it
 

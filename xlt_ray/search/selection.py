@@ -33,8 +33,8 @@ FIDELITIES: tuple[Fidelity, ...] = ("probe", "fine_tune")
 class Tried:
     """One mix tried once. `low` and `high` bound the search's objective; 0 and 1, the default, where it is unknown.
 
-    `accuracy` is per language on dev rows; a probe's, of languages that the mix leaves out, on train rows as well
-    (`screening.try_mix`). The order of the fields is that of a line of the journal.
+    `accuracy` is per language on dev rows, or the main metric of another task; a probe's, of languages that the mix
+    leaves out, on train rows as well (`screening.try_mix`). The order of the fields is that of a line of the journal.
     """
 
     point: Mapping[str, Any]

@@ -41,6 +41,7 @@ class Search:
     settings: SearchConfig
     dimensions: tuple[Dimension, ...]
     fingerprint: str = ""  # of the corpus, once that is read
+    metric: str = "accuracy"  # the main one of the task, once labels are known
 
     @property
     def pool(self) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ class Classification(Task):
     data: ClassVar[str] = "a label a row"
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")
     served: ClassVar[bool] = True
-    searched: ClassVar[bool] = True
     biased: ClassVar[tuple[str, ...]] = ("macro_f1",)
 
     @property

@@ -46,7 +46,6 @@ class Task:
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)  # of training.method, those that can learn it
     tagged: ClassVar[bool] = False  # whether rows are tagged words, see `Corpus.tagged`
     served: ClassVar[bool] = False  # whether it can be exported and answered by a server
-    searched: ClassVar[bool] = False  # whether `xlt tune` can choose a mix for it
     biased: ClassVar[tuple[str, ...]] = ()  # metrics that resampling pulls down, whose intervals are centred again
 
     labels: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import stats
 
+from xlt_ray.evaluation.scores import metric_title
 from xlt_ray.languages.codes import name
 from xlt_ray.reports.plots import INK, SCRIPTS, STYLE
 from xlt_ray.search import findings as search_findings
@@ -29,9 +30,9 @@ COLOURS = {"probe": SCRIPTS["Latin"], "fine_tune": SCRIPTS["Cyrillic"]}  # blue 
 KINDS = {"probe": "probe", "fine_tune": "fine-tuned"}
 ORACLE = "oracle, an upper bound"
 WHERE = {
-    "sources": "dev accuracy over the mix's own languages",
-    "held_out_sources": "accuracy over the pool's languages outside the mix",  # a probe's on dev and train rows
-    "targets": "dev accuracy over the targets",
+    "sources": "dev {metric} over the mix's own languages",
+    "held_out_sources": "{metric} over the pool's languages outside the mix",  # a probe's on dev and train rows
+    "targets": "dev {metric} over the targets",
 }
 _TIMES: dict[float, str] = {
     **{0.1: "0.1 s", 0.3: "0.3 s", 1: "1 s", 3: "3 s", 10: "10 s", 30: "30 s", 60: "1 min", 180: "3 min"},
@@ -70,7 +71,8 @@ def mix(point: Point, search: Search, names: Mapping[str, str]) -> str:
 def scored(findings: Findings) -> str:
     """Describe the first objective of the search in words, and that it is an oracle where it is one."""
     settings, eased = findings.search.settings.selection, findings.judge.difficulty
-    words = f"{settings.objectives[0]} {WHERE[settings.languages]}"
+    where = WHERE[settings.languages].format(metric=metric_title(findings.search.metric))
+    words = f"{settings.objectives[0]} {where}"
     if settings.languages == "held_out_sources" and eased:
         words += ", their difficulty taken off"
     return words + (f" ({ORACLE})" if findings.search.oracle else "")
@@ -234,7 +236,7 @@ def importance(findings: Findings) -> Figure | None:
 
 
 def heat(findings: Findings) -> Figure:
-    """Draw dev accuracy of the best mixes (rows; fine-tuned ones first) in each language (columns; the pool first).
+    """Draw dev scores of the best mixes (rows; fine-tuned ones first) in each language (columns; the pool first).
 
     Outlined cells are a mix's own sources, where training saw labels. Up to 70 columns, cells hold their number.
     """
@@ -245,7 +247,7 @@ def heat(findings: Findings) -> Figure:
     columns = [*pool, *targets]
     centres = [at + (0.5 if at < len(pool) else 1.0) for at in range(len(columns))]  # half a cell before the targets
     low, high = _ends([value for one in rows for value in one.accuracy.values()])
-    key = f"dev accuracy, from {100 * low:.0f}% (light) to {100 * high:.0f}% (dark)"
+    key = f"dev {metric_title(findings.search.metric)}, from {100 * low:.0f}% (light) to {100 * high:.0f}% (dark)"
     key += "; outlined: the mix's own sources" + (f"; right of the gap: targets, {ORACLE}" if targets else "")
     with matplotlib.rc_context(STYLE):
         across, numbered = centres[-1] + 0.5, len(columns) <= _NUMBERED

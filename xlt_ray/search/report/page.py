@@ -22,7 +22,7 @@ from rich.text import Text
 from xlt_ray import config
 from xlt_ray.config.masking import masked
 from xlt_ray.evaluation.groups import GROUPS, SOURCE, ZERO_SHOT
-from xlt_ray.evaluation.scores import Scores
+from xlt_ray.evaluation.scores import Scores, metric_title
 from xlt_ray.languages import codes as language_codes
 from xlt_ray.reports import plots
 from xlt_ray.reports.page import render
@@ -37,7 +37,7 @@ PICTURES = {
     "cost": "Objective of every trial against wall-clock time, and the best so far",
     "alpha": "Objective against mixture.alpha, with means and their 95% intervals",
     "importance": "Difference of the objective with each language in the mix, with 95% intervals",
-    "heat": "Dev accuracy of the best mixes in each language",
+    "heat": "Dev scores of the best mixes in each language",
 }
 
 
@@ -95,14 +95,14 @@ def _mixes(findings: Findings) -> Group:
 def _retrained(findings: Findings) -> Group:
     seeds = len(findings.retrained[0].scores)
     measured = f"mean of {seeds} new seeds (least to most)" if seeds > 1 else "one new seed"
-    title = f"Retrained, test accuracy in %, {measured}{summary.oracle(findings)}"
+    title = f"Retrained, test {metric_title(findings.search.metric)} in %, {measured}{summary.oracle(findings)}"
     groups, rows = summary.groups(findings), []
     for one in findings.retrained:
         cells = []
         for key in groups:
             low, high = summary.spread(one, key)
             over = f" ({_percent(low)} to {_percent(high)})" if seeds > 1 else ""
-            cells.append(_percent(one.mean(f"accuracy/{key}")) + over)
+            cells.append(_percent(one.mean(f"{findings.search.metric}/{key}")) + over)
         rows.append((one.name, *cells))
     return _titled(
         title, [_words("model"), *map(_number, (summary.titled(name, findings) for name in groups.values()))], rows
@@ -170,7 +170,8 @@ def _chosen(findings: Findings) -> str:
     settings = search.settings.selection
     lines = [
         "The mix that a search chose; `xlt train` runs it. How good it is and how sure that is: search.html beside it.",
-        f"Chosen by rule {settings.languages} ({RULES[settings.languages]}), {settings.objectives[0]} accuracy,",
+        f"Chosen by rule {settings.languages} ({RULES[settings.languages]}), "
+        f"{settings.objectives[0]} {metric_title(search.metric)},",
         f"among {counts['probe']} mixes probed and {counts['fine_tune']} fine-tuned, {counts['whole']} to the end.",
     ]
     return "".join(f"# {line}\n" for line in lines) + config.dump(search.experiment(findings.chosen.point))
@@ -182,7 +183,7 @@ def _write_trials(file: Path, findings: Findings) -> None:
     codes = sorted({code for one in findings.tried for code in one.accuracy}, key=lambda code: (code not in pool, code))
     heads = [f"{kind}/objective/{objective}" for objective in objectives]
     bounds = [f"{heads[0]}_low", f"{heads[0]}_high"]
-    each = [f"{'dev' if code in pool else 'oracle_dev'}/accuracy/{code}" for code in codes]
+    each = [f"{'dev' if code in pool else 'oracle_dev'}/{findings.search.metric}/{code}" for code in codes]
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(["point", "mix", "fidelity", "epochs", "whole", *heads, *bounds, "seconds", "cost", *each])
@@ -205,6 +206,7 @@ def _page(findings: Findings) -> dict[str, Any]:
         "findings": findings,
         "oracle": summary.oracle(findings),
         "scored": scored(findings),
+        "metric": metric_title(search.metric),
         "counts": summary.counted(findings),
         "chosen": summary.trial(chosen, findings),
         "sources": [(language_codes.name(code), weights.get(code)) for code in sources],
@@ -233,6 +235,7 @@ def _tested(findings: Findings) -> dict[str, Any]:
     """Return the part of the page on retrained models, all of it measured on test."""
     shown, compared = summary.groups(findings), summary.differences(findings)
     chosen = next((one for one in findings.retrained if one.name == CHOSEN), None)
+    metric = findings.search.metric
     return {
         "groups": shown,
         "titles": {name: summary.titled(GROUPS[name].title, findings) for name in shown.values()},
@@ -240,7 +243,7 @@ def _tested(findings: Findings) -> dict[str, Any]:
         "retrained": [
             {"name": one.name, "mix": summary.full_name(one.point, findings), "folders": one.folders,
              "seeds": len(one.scores),
-             "scores": {key: (_known(one.mean(f"accuracy/{key}")), *summary.spread(one, key)) for key in shown}}
+             "scores": {key: (_known(one.mean(f"{metric}/{key}")), *summary.spread(one, key)) for key in shown}}
             for one in findings.retrained
         ],
         "bounds": chosen and _bounds(chosen.scores),
@@ -258,17 +261,17 @@ def _known(value: float) -> float | None:
 
 
 def _bounds(scores: tuple[Scores, ...]) -> tuple[float, float] | None:
-    key = f"accuracy/{GROUPS[ZERO_SHOT].key}"
+    key = f"{scores[0].main}/{GROUPS[ZERO_SHOT].key}"
     there = [one.summary for one in scores if key in one.summary]
     return (min(one[f"{key}_low"] for one in there), max(one[f"{key}_high"] for one in there)) if there else None
 
 
 def _languages(findings: Findings, chosen: Retrained) -> list[Mapping[str, Any]]:
-    """Return a row a language: test accuracy of the choice, the mean over seeds, and its gain on each baseline's."""
+    """Return a row a language: the choice's score on test, the mean over seeds, and its gain on each baseline's."""
     gains = [by_group[ZERO_SHOT].per_language for by_group in findings.comparisons.values() if ZERO_SHOT in by_group]
     rows = []
     for code, first in chosen.scores[0].languages.items():
-        each = [one.languages[code].accuracy for one in chosen.scores if code in one.languages]
+        each = [one.languages[code].main.value for one in chosen.scores if code in one.languages]
         rows.append(
             {"name": language_codes.name(code), "code": code, "role": "source" if first.role == SOURCE else "target",
              "seen": "?" if first.seen is None else "yes" if first.seen else "no", "rows": first.support,

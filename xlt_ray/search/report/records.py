@@ -48,7 +48,8 @@ def trials(judge: Judge, journal: Journal, folder: Path, run_key: str) -> None:
         outbox.params(flat(experiment.model_dump(mode="json")))
         outbox.tags(_tags(search, experiment) | {"xlt.method": "trial", "xlt.whole": str(one.whole)})
         kind = "oracle_dev" if search.oracle else "dev"
-        found = {f"{'dev' if c in search.pool else 'oracle_dev'}/accuracy/{c}": v for c, v in one.accuracy.items()}
+        splits = {code: "dev" if code in search.pool else "oracle_dev" for code in one.accuracy}
+        found = {f"{splits[code]}/{search.metric}/{code}": value for code, value in one.accuracy.items()}
         for objective in search.settings.selection.objectives:
             found[f"{kind}/objective/{objective}"] = judge.value(one, objective) or 0.0
         outbox.metrics(found | {"seconds": one.cost}, step=one.epochs)

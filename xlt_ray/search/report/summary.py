@@ -89,12 +89,12 @@ def titled(name: str, findings: Findings) -> str:
 def groups(findings: Findings) -> dict[str, str]:
     """Map the groups of targets that retrained runs were measured on, by their keys in a summary, to their names."""
     known = {key for one in findings.retrained for score in one.scores for key in score.summary}
-    return {GROUPS[name].key: name for name in OF_TARGETS if f"accuracy/{GROUPS[name].key}" in known}
+    return {GROUPS[name].key: name for name in OF_TARGETS if f"{findings.search.metric}/{GROUPS[name].key}" in known}
 
 
 def spread(one: Retrained, group: str) -> tuple[float, float]:
-    """Return the least and the greatest mean accuracy of a group of languages over seeds."""
-    values = [score.summary.get(f"accuracy/{group}", float("nan")) for score in one.scores]
+    """Return the least and the greatest mean score of a group of languages over seeds."""
+    values = [score.summary.get(f"{score.main}/{group}", float("nan")) for score in one.scores]
     return min(values), max(values)
 
 
@@ -104,7 +104,7 @@ def differences(findings: Findings) -> list[tuple[str, str, Comparison, tuple[fl
     found = []
     for name, by_group in findings.comparisons.items():
         for group, one in by_group.items():
-            key = f"accuracy/{GROUPS[group].key}"
+            key = f"{findings.search.metric}/{GROUPS[group].key}"
             pairs = zip(known.get(CHOSEN, ()), known.get(name, ()), strict=False)
             gains = [a.summary[key] - b.summary[key] for a, b in pairs if key in a.summary and key in b.summary]
             found.append((name, group, one, (min(gains), max(gains)) if len(gains) > 1 else None))
