@@ -20,6 +20,7 @@ import ray
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora.loaders import load_corpus
+from xlt_ray.training import cluster
 from xlt_ray.training.checks import absolute
 
 TRAIN_WORKER = "RayTrainWorker"  # in the title of a process that runs a worker of Ray Train
@@ -51,7 +52,7 @@ def local_ray() -> Iterator[None]:
     """Start one local Ray of two CPUs, however many the machine has and whatever RAY_ADDRESS names, and stop it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+        cluster.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
         yield
         ray.shutdown()
 

@@ -20,6 +20,7 @@ from xlt_ray.search.proposals import Proposals
 from xlt_ray.search.screening import FOLDS, Screening, predict_left_out, try_mix
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import Point, point_key
+from xlt_ray.training import cluster
 from xlt_ray.training.frozen import Frozen, fit, predict, refit
 
 POOL = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
@@ -333,7 +334,7 @@ def local_ray() -> Iterator[None]:
     """A Ray of two CPUs for the tests of this module, where no other is there to be used."""
     started = not ray.is_initialized()
     if started:
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        cluster.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     if started:
         ray.shutdown()

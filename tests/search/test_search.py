@@ -22,6 +22,7 @@ from xlt_ray import cli, config
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.search import prepare, screening, search, space, tuning
 from xlt_ray.search.trial import TrialData
+from xlt_ray.training import cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -35,7 +36,7 @@ def local_ray() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("COLUMNS", "120")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        ray.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
+        cluster.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
         yield
         ray.shutdown()
 

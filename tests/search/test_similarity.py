@@ -31,6 +31,7 @@ from xlt_ray.languages import typology
 from xlt_ray.languages.codes import all_languages
 from xlt_ray.search import similarity
 from xlt_ray.search.similarity import coverage, greedy, normalised_ranks, ranked
+from xlt_ray.training import cluster
 
 NAN = float("nan")
 ROOT = Path(__file__).parents[2]
@@ -277,7 +278,7 @@ def test_targets_that_are_all_candidates_are_refused() -> None:
 def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        cluster.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 

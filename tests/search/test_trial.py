@@ -27,7 +27,7 @@ from xlt_ray.model.network import Network
 from xlt_ray.search import prepare, screening, space, trial, tuning
 from xlt_ray.search.selection import Judge
 from xlt_ray.search.space import Point, Search
-from xlt_ray.training import checkpoint
+from xlt_ray.training import checkpoint, cluster
 from xlt_ray.training.workers import process_group
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        ray.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
+        cluster.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
         yield
         ray.shutdown()
     torch.set_num_threads(threads)  # a trial in this process took one

@@ -23,6 +23,7 @@ from xlt_ray.search import prepare, search, space, tuning
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import point_key
 from xlt_ray.search.trial import TrialData
+from xlt_ray.training import cluster
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def start(dashboard: bool) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # not its usual port, which every Ray without a dashboard takes for its own, those of other tests among them
     place = {"dashboard_host": "127.0.0.1", "dashboard_port": free_ports(1)[0]}
-    ray.init(address="local", num_cpus=2, include_dashboard=dashboard, **place, **quiet)
+    cluster.init(address="local", num_cpus=2, include_dashboard=dashboard, **place, **quiet)
 
 
 def actors() -> list[str]:

@@ -25,6 +25,7 @@ from xlt_ray.inference.adapt import adapt
 from xlt_ray.model.network import trained
 from xlt_ray.runs import run
 from xlt_ray.search import trial
+from xlt_ray.training import cluster
 
 Settings = dict[str, Any]
 TEXTS = ["eng1 eng2 eng3", "swh4 swh50 swh7", "hin30"]
@@ -65,7 +66,8 @@ def test_it_is_searched(settings: Settings) -> None:
 def test_it_is_trained_on_ray_bundled_exported_served_and_given_a_language(settings: Settings, tmp_path: Path) -> None:
     experiment = build(settings)
     environment = {"worker_process_setup_hook": "tests.techniques.toy.enrol", "env_vars": {"PYTHONPATH": str(ROOT)}}
-    ray.init(address="local", include_dashboard=False, dashboard_port=0, runtime_env=environment, log_to_driver=False)
+    options: dict[str, Any] = {"include_dashboard": False, "dashboard_port": 0, "log_to_driver": False}
+    cluster.init(address="local", runtime_env=environment, **options)
     try:
         outcome = run.run(experiment)
     finally:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray._private import node, services
 from ray.util.state import get_actor
 from ray.util.state.exception import RayStateApiException
+from ray_runs import offspring, until
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.errors import TrainingError
@@ -59,3 +64,37 @@ def test_where_ray_itself_dies_the_run_ends_soon_with_a_sentence(
         began = time.monotonic()
         ray.get(waiting)
     assert time.monotonic() - began < 60 and not ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_machine_too_busy_for_ray_to_start_is_given_another_try(
+    tiny_experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given_up: list[Any] = []
+    get_node = services.get_node
+
+    def late(address: str, node_id: str) -> Any:
+        if len(given_up) < busy:
+            given_up.append(offspring(os.getpid()))
+            raise RuntimeError("not registered yet")
+        return get_node(address, node_id)
+
+    # 30 s pass at once
+    hurried = SimpleNamespace(sleep=time.sleep, time=time.time, monotonic=count(0, 31).__next__)
+    monkeypatch.setattr(node, "time", hurried)
+    monkeypatch.setattr(services, "get_node", late)
+    busy = 1
+    with cluster.ray_cluster(tiny_experiment):
+        assert ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote()) != os.getpid()
+        assert given_up[0]
+        until(lambda: not any(one.now() for one in given_up[0]), "all that the first try had started to end")
+    busy, given_up[:] = 3, []
+    with (
+        pytest.raises(TrainingError, match=r"Ray did not start in 3 tries of 30 s; .*; the same command goes on"),
+        cluster.ray_cluster(tiny_experiment),
+    ):
+        pass
+    assert len(given_up) == 3 and not ray.is_initialized()
+    until(lambda: not any(one.now() for each in given_up for one in each), "all that three tries had started to end")

@@ -51,7 +51,7 @@ def local_ray() -> Iterator[None]:
         for name, value in cluster.RAY_TRAIN_SETTINGS.items():
             patch.setenv(name, value)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        ray.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
+        cluster.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
         yield
         ray.shutdown()
 

@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private.node import Node
 
 from xlt_ray import interrupts
 from xlt_ray.config.experiment import Experiment
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the name of the interface
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 VITAL = {"raylet": "Ray's raylet", "gcs_server": "Ray's head (GCS)"}
+TRIES, LATE = 3, "timed out during startup"
 AHEAD = 4  # calls a CPU that wait for it, each with its rows in memory
 # polling every two seconds, the preemption watcher and Ray's own metrics only delay the start and end of small runs
 RAY_TRAIN_SETTINGS = {
@@ -132,9 +135,30 @@ def init_on_loopback(address: str, **options: Any) -> None:
 
     usual, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
     try:
-        ray.init(address=address, _node_ip_address="127.0.0.1", **options)
+        init(address=address, _node_ip_address="127.0.0.1", **options)
     finally:
         services.resolve_ip_for_localhost = usual
+
+
+def init(**options: Any) -> None:
+    """Call `ray.init`, and again where Ray gives up the Ray that it starts.
+
+    It waits for 30 s, and a busy machine may need more. What a try has started ends with it. Raises TrainingError after
+    three tries. Checked with Ray 2.60.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # that is its class
+            if LATE not in str(error):
+                raise
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if isinstance(node := frame.f_locals.get("self"), Node):
+                    node.kill_all_processes(check_alive=False, wait=True)
+            if not left:
+                remedy = "give this machine less to do at once; the same command goes on"
+                raise TrainingError(f"Ray did not start in {TRIES} tries of 30 s; {remedy}") from None
 
 
 def is_local() -> bool:
