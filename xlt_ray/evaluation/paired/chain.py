@@ -150,7 +150,7 @@ def _require_same_rows(code: str, first: tuple[Path, Predictions], other: tuple[
     if len(strange):
         raise InputError(
             f"{place}: {code} has {two.rows} test rows, in {folder} {one.rows}, and id {str(strange[0])!r} is in one "
-            "of the two alone; compare runs on the same test rows, or only two runs, which takes the rows that both have"
+            "of the two alone; compare runs on the same test rows, or only two runs, by the rows that both have"
         )
 
 
