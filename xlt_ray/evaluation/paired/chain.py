@@ -2,8 +2,8 @@
 
 Every step, and the way from the first run to the last, is a comparison of two runs, in groups of languages as
 `comparison` has it. Whether a single language surely gained or lost is asked of the gate, which looks at all of them at
-once: `ALPHA` is the chance that a step that changes nothing has any such language, half of it for gains and half for
-losses. Nothing is corrected for the number of steps.
+once: `ALPHA` is about the chance that a step that changes nothing has any such language, half of it for gains and half
+for losses. Nothing is corrected for the number of steps.
 
 All runs must have the same test rows, so that the steps of a language add up to the way from first to last.
 """
