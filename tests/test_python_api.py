@@ -70,6 +70,7 @@ def test_a_run_is_trained_measured_and_asked(data: dict[str, Any], run: xlt_ray.
     assert xlt_ray.plot(run.scores).axes
     compared = xlt_ray.compare(run, run.folder)
     assert compared.loc["all", "difference"] == 0 and compared.loc["all", "languages"] == len(frame)
+    assert (xlt_ray.compare(run, run.folder, run).xs("1 to 3", level="step")["difference"] == 0).all()
     # again: the same run, from what is on disk
     events: list[Any] = []
     assert xlt_ray.train(run.experiment, progress=events.append).folder == run.folder

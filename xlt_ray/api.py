@@ -23,7 +23,7 @@ from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import plain
 from xlt_ray.config.sections import Section
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation.paired import comparison
+from xlt_ray.evaluation.paired import chain, comparison
 from xlt_ray.evaluation.scores import Scores
 from xlt_ray.events import OnEvent
 from xlt_ray.inference import artefact, bundle
@@ -191,16 +191,21 @@ def evaluate(
         return measure.measure(model.bundle, experiment, on_event)
 
 
-def compare(first: Run | str | Path, second: Run | str | Path) -> pd.DataFrame:
+def compare(first: Run | str | Path, second: Run | str | Path, *later: Run | str | Path) -> pd.DataFrame:
     """Test whether one finished run is better than another on the test rows of both, as `xlt compare` does.
 
     Return a group of languages a row: `languages` and `rows`, how many were compared, which are those that both runs
     answered; `difference` of their mean accuracies, first less second, with `low` and `high`, its 95% interval by a
     paired bootstrap over rows; `p_value`; `first_supervision` and `second_supervision`, the highest rung of the
     supervision ladder in each run, None for sources. Where these differ, so does more than the models.
+
+    Of three and more runs, each is compared with the next and the first with the last, and a difference is the later
+    less the earlier: `Chain.to_frame` tells the rows, by group or language and step, such as ("all", "1 to 2").
     """
-    one, other = (Path(one.folder if isinstance(one, Run) else _path(one, "run")) for one in (first, second))
-    found = comparison.compare_runs(one, other)
+    folders = [Path(one.folder if isinstance(one, Run) else _path(one, "run")) for one in (first, second, *later)]
+    if later:
+        return chain.compare(folders).to_frame()
+    found = comparison.compare_runs(*folders)
     columns = ("languages", "rows", "difference", "low", "high", "p_value")
     rows = {name: [*(getattr(one, key) for key in columns), *one.supervision] for name, one in found.items()}
     named = [*columns, "first_supervision", "second_supervision"]

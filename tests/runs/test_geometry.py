@@ -255,6 +255,31 @@ def measured(place: Path, *overrides: str, **changes: Any) -> measuring.Geometry
     return measuring.of_bundle(place, overrides, measuring.Asked(**{"split": "test", **changes}), lambda event: None)
 
 
+def test_of_a_language_without_test_labels_accuracy_is_estimated_and_said_to_be(run: Path, tmp_path: Path) -> None:
+    model = bundle.load(run / "bundle")
+    corpus = loaders.load(model.experiment.corpus).splits["test"]
+    gold, ids = (corpus["eng_Latn"][name].to_numpy(zero_copy_only=False) for name in ("label", "id"))
+    right = Predictions(gold, np.where(np.arange(45) < 36, gold, (gold + 1) % 3), ids)
+    save_predictions(tmp_path / "predictions.npz", {"eng_Latn": right})
+    answers = {code: np.zeros(45, np.int64) for code in corpus}
+    answers["swh_Latn"][:9], answers["hin_Deva"][:] = 1, 2  # other labels than in English: of a fifth, and of all
+    pairs = measuring.select(corpus, "eng_Latn", 45, 0, print)
+    asked = (model.experiment, pairs, "eng_Latn", answers)
+    known = measuring.disagreements(model, *asked, tmp_path / "predictions.npz")
+    assert known["estimated"].isna().all() and known["gap"].notna().all(), "the scores hold all of them"
+    unknown = replace(model, scores=None)
+    found = measuring.disagreements(unknown, *asked, tmp_path / "predictions.npz").set_index("language")
+    assert found["gap"].isna().all()
+    assert found["estimated"].to_dict() == pytest.approx({"deu_Latn": 0.8, "swh_Latn": 0.6, "hin_Deva": 0})
+    assert 0.4 < found["estimated_low"]["swh_Latn"] < 0.6 < found["estimated_high"]["swh_Latn"] < 0.8
+    alone = measuring.disagreements(unknown, *asked, tmp_path / "nothing.npz")
+    assert alone["estimated"].isna().all(), "nothing is known in English"
+    whole = measured(run / "bundle", layers=(2,))
+    told = replace(whole, languages=found.reset_index()).sentences()
+    assert told[-2].startswith("estimated, from disagreement on 45 parallel rows: accuracy in swh_Latn at least 60.0 [")
+    assert not any("estimated" in line for line in whole.sentences())
+
+
 def test_no_text_is_computed_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = measured(run / "bundle").layers.query("layer == 2").reset_index(drop=True)
     monkeypatch.setattr(evaluate, "outputs", None)

@@ -170,8 +170,20 @@ def report(folder: Annotated[Path, typer.Argument(help="folder of a finished run
 def compare(
     first: Annotated[Path, typer.Argument(help="folder of a finished run")],
     second: Annotated[Path, typer.Argument(help="folder of a finished run on the same test rows")],
+    later: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN", help="more of them: compare a chain, step by step")
+    ] = None,
 ) -> None:
-    """Report whether one run is better than another: paired bootstrap over the rows both predicted."""
+    """Report whether one run is better than another: paired bootstrap over the rows both predicted.
+
+    Of two runs, differences are the first less the second. Of three and more, in their order (before a stage, after it,
+    after the next), they are what each language and group gained, or lost, from one to the next and from first to last.
+
+    Exit codes: 0 whatever is found, as `xlt promote` is what refuses a model; 2 where runs cannot be compared.
+    """
+    if later:
+        _chain([first, second, *later])
+        return
     from xlt_ray.evaluation.paired import comparison
 
     console, uneven = Console(highlight=False), False
@@ -192,6 +204,87 @@ def compare(
             "compare runs whose techniques read the same.",
             soft_wrap=True,
         )
+
+
+def _chain(folders: list[Path]) -> None:
+    """Print what every language, and every group of them, gained and lost over a chain of runs."""
+    from xlt_ray.evaluation.paired import chain
+    from xlt_ray.evaluation.paired.gate import ALPHA
+    from xlt_ray.evaluation.scores import metric_title
+    from xlt_ray.inference import artefact
+    from xlt_ray.supervision import shown
+
+    console, found = Console(highlight=False), chain.compare(folders)
+    console.width = max(console.width, 59 + 7 * len(folders))  # a long chain is wide, and no figure of it is cut
+    begun = artefact.begun_from([folder / "bundle" for folder in folders])
+    ways = [step.groups["all"] for step in found.steps]
+    rungs = [*(way.before_supervision for way in ways[:-1]), ways[-1].after_supervision]
+    for number, (folder, before, rung) in enumerate(zip(folders, begun, rungs, strict=True), 1):
+        more = [*([] if rung is None else [shown(rung)]), *([] if before is None else [f"begun from {before + 1}"])]
+        console.print(", ".join([f"{number}  {folder}", *more]), soft_wrap=True, markup=False)
+    title = f"{metric_title(found.metric)} on test in %"
+    console.print("", _languages(found, f"{title} in run 1, and points gained in each step; * surely"), "")
+    console.print(_groups(found, f"{title}, means before each step, and points gained in it"))
+    console.print(
+        f"\nSurely (*, +, -) is what is more than chance among all {len(found.places)} languages of a step: where one "
+        f"changes nothing, the chance that it has any such language is about {100 * ALPHA:g}%.",
+        soft_wrap=True,
+    )
+    if found.left_out:
+        console.print(f"Left out, as not every run measured them: {', '.join(found.left_out)}", soft_wrap=True)
+    if any(change.uneven for step in found.steps for change in step.groups.values()):
+        console.print(
+            "A run read more of these languages than another, so differences are not of the models alone.",
+            soft_wrap=True,
+        )
+
+
+def _languages(found: Any, title: str) -> Table:
+    from xlt_ray.languages import codes
+    from xlt_ray.reports.page import terminal_table
+
+    table, (*between, whole) = terminal_table(title), found.steps
+    table.add_column("language")
+    for heading in ("code", "role", "seen"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("n", "run 1", *(step.name for step in between), whole.name, "95% interval"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    known: tuple[str, str] | None = None
+    for code, place in found.places.items():
+        kind = (place.role or "differs", {None: "?", True: "yes", False: "no"}[place.seen])
+        if known not in (None, kind):
+            table.add_section()
+        known, last = kind, whole.languages[code]
+        name = Text(codes.name(code), no_wrap=True, overflow="ellipsis")
+        gains = [_gain(step.languages[code]) for step in found.steps]
+        table.add_row(name, code, *kind, str(last.rows), f"{100 * last.before:.1f}", *gains, _interval(last))
+    return table
+
+
+def _groups(found: Any, title: str) -> Table:
+    from xlt_ray.reports.page import terminal_table
+
+    table = terminal_table(title)
+    for heading in ("languages", "step"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("before", "gained", "95% interval", "p", "surely +", "-"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for name in found.steps[0].groups:
+        for step in found.steps:
+            one = step.groups[name]
+            shown = f"{name} ({one.languages})" if step is found.steps[0] else ""
+            figures = (f"{100 * one.before:.1f}", f"{100 * one.difference:+.1f}", _interval(one))
+            table.add_row(shown, step.name, *figures, _shown(one.p_value).strip("= "), str(one.gained), str(one.lost))
+        table.add_section()
+    return table
+
+
+def _gain(one: Any) -> str:
+    return f"{100 * one.difference:+.1f}{'*' if one.gained or one.lost else ' '}"
+
+
+def _interval(one: Any) -> str:
+    return f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
 
 
 def _rungs(found: Any) -> str:

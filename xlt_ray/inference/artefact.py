@@ -177,6 +177,14 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     return content
 
 
+def begun_from(folders: Sequence[Path]) -> list[int | None]:
+    """Return for each bundle the place here of the nearest that it descends from; None where none is known."""
+    contents = [read_bundle(folder) if (folder / BUNDLE_FILE).is_file() else {} for folder in folders]
+    places = {one["run"]: place for place, one in enumerate(contents) if one.get("run")}
+    lines = [[places.get(before["run"]) for before in one.get("lineage", ())] for one in contents]
+    return [next((place for place in reversed(line) if place is not None), None) for line in lines]
+
+
 def verify_bundle(folder: Path) -> dict[str, Any]:
     """Check a bundle's files against their recorded SHA-256 and return the content of bundle.json.
 

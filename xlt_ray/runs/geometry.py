@@ -32,6 +32,7 @@ from xlt_ray.inference.layers import Reader
 from xlt_ray.model import encoders
 from xlt_ray.model.network import Network
 from xlt_ray.reports import geometry as plots
+from xlt_ray.reports.page import percent
 from xlt_ray.runs import measure, retrieve
 from xlt_ray.supervision import ZERO_SHOT
 from xlt_ray.translation.retrieval import retrieval
@@ -42,7 +43,7 @@ UNLABELLED = "unlabelled"  # in place of a split: train, else dev
 LAYERS = "language layer rows cka forward backward information information_most language_probe cosine dimensions"
 LANGUAGES = (
     "language role seen rows disagreement disagreement_low disagreement_high gap gap_low gap_high excess excess_low "
-    "excess_high test_rows test_disagreement"
+    "excess_high test_rows test_disagreement estimated estimated_low estimated_high"
 )
 
 
@@ -79,7 +80,8 @@ class Geometry:
     that are answered otherwise than their translations. `gap` is the accuracy of the pivot less that of the language
     on the `test_rows` that both have, `test_disagreement` is of the same; nan where the run did not measure them. `low`
     and `high` bound 95% intervals by a bootstrap of rows, also of the excess, |gap| less disagreement,
-    where the rows are not those of test.
+    where the rows are not those of test. `estimated`, of languages that the run did not measure, is its accuracy on
+    test in the pivot less disagreement, or 0: what accuracy there is expected to be at least.
     """
 
     experiment: Experiment
@@ -106,9 +108,15 @@ class Geometry:
 
     def sentences(self) -> list[str]:
         """Say what disagreement tells of the accuracy lost on test, with what is exact and what was checked."""
-        told = self.transfer
+        told, guessed = self.transfer, self.languages.dropna(subset="estimated").sort_values("estimated")
+        estimates = [
+            f"estimated, from disagreement on {one['rows']} parallel rows: accuracy in {one['language']} at least "
+            f"{percent(one['estimated'])} [{percent(one['estimated_low'])}, {percent(one['estimated_high'])}]"
+            for one in guessed.to_dict("records")
+        ]
         if not told.languages:
-            return ["no zero-shot language of these was measured on test, so there is nothing to hold this against"]
+            nothing = "no zero-shot language of these was measured on test, so there is nothing to hold this against"
+            return [nothing, *estimates]
         here, lost, there = (100 * told.means[name] for name in ("disagreement", "gap", "test_disagreement"))
         exact = f" ({there:.1f}% of test rows, where no gap can exceed it)" if np.isfinite(there) else ""
         ranks = (
@@ -122,6 +130,7 @@ class Geometry:
             f"{lost:.1f} points lost on test",
             f"|gap on test| <= disagreement here in {told.held}{sure}",
             f"Spearman with the gap on test, figures of the last layer: {', '.join(ranks)}",
+            *estimates,
         ]
 
     def means(self) -> pd.DataFrame:
@@ -285,6 +294,9 @@ def disagreements(
     tested = geometry.gaps({code: one for code, one in predictions.items() if code in answers}, pivot)
     lost, test_ids = ({code: getattr(one, name) for code, one in tested.items()} for name in ("lost", "ids"))
     lost_drawn = bootstrap.for_means(lost, test_ids, draws, seed + 1) if tested else {}
+    right = {code: one.values() for code, one in predictions.items() if code == pivot}
+    right_ids = {code: np.asarray(predictions[code].ids) for code in right}
+    right_drawn = bootstrap.for_means(right, right_ids, draws, seed + 1) if right else {}
     scores = model.scores.languages if model.scores else {}
     seen = encoders.seen_languages(model.network.encoder, model.tokenize.tokenizer)
     roles, found = groups.Roles(model.experiment.sources, seen=seen), []
@@ -299,6 +311,9 @@ def disagreements(
                 line |= _ends("excess", np.abs(lost_drawn[code]) - drawn[code])
         elif {code, pivot} <= scores.keys():
             line["gap"] = scores[pivot].accuracy - scores[code].accuracy
+        elif right and code not in scores and code not in predictions:
+            line["estimated"] = max(0.0, right[pivot].mean() - rows.mean())
+            line |= _ends("estimated", np.maximum(0, right_drawn[pivot] - drawn[code]))
         found.append(line | {"excess": abs(line.get("gap", np.nan)) - line["disagreement"]})
     return pd.DataFrame(found, columns=LANGUAGES.split())
 

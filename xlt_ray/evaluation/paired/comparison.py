@@ -46,8 +46,18 @@ def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
     known = groups.in_both(one.languages, other.languages)
     a, b = (load_predictions(folder / "predictions.npz") for folder in (first, second))
     members: dict[str, list[str]] = {groups.ALL: []} | groups.of(known)  # with nothing in common, that is refused
+    return in_groups((one, other), (a, b), members)
+
+
+def in_groups(
+    scores: tuple[Scores, Scores],
+    answers: tuple[Mapping[str, Predictions], Mapping[str, Predictions]],
+    members: Mapping[str, Sequence[str]],
+) -> dict[str, Comparison]:
+    """Compare two runs in groups of languages, name -> codes; raises what `compare_seeds` does."""
+    a, b = answers
     found = {name: compare_seeds([{code: a[code] for code in codes}], [b]) for name, codes in members.items()}
-    return {name: replace(each, supervision=_rungs(one, other, each)) for name, each in found.items()}
+    return {name: replace(each, supervision=_rungs(*scores, each)) for name, each in found.items()}
 
 
 def _rungs(one: Scores, other: Scores, found: Comparison) -> tuple[str | None, str | None]:
