@@ -267,7 +267,9 @@ def _measured(scores: Path, words: bool) -> dict[str, dict[str, Any]]:
     if words:
         main = found["metrics"][0]
         names, metric = MEASURED | {"value": main, "low": f"{main}_low", "high": f"{main}_high"}, {"metric": main}
-    return {code: metric | {key: one.get(name) for key, name in names.items()} for code, one in found["languages"].items()}
+    return {
+        code: metric | {key: one.get(name) for key, name in names.items()} for code, one in found["languages"].items()
+    }
 
 
 def _write(artefact: Artefact) -> Artefact:

@@ -34,7 +34,8 @@ RELEASE = 8  # batches after which pages of the embedding table are unmapped: th
 
 _LOADING = threading.Lock()
 
-# (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them, or as `Words` has it
+# (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them; of a model of
+# words (tokens, 3), see `Words`
 Row = np.ndarray
 
 
@@ -123,7 +124,8 @@ class OnnxEngine:
     labels are nearer to each other than `artefact.margin`, a few of a hundred.
     """
 
-    device, words = "cpu", None
+    device = "cpu"
+    words: Words | None = None
 
     def __init__(
         self, found: artefact.Artefact, precision: str = "auto", threads: int | None = None, tokens: int | None = None
