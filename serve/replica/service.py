@@ -117,7 +117,7 @@ class Service:
             model = self.challenge.pick(model, question.texts)
         _check(model, question)
         deadline = min(deadline or self.args.limits.deadline_s, self.args.limits.deadline_s)
-        texts = len(question.texts)
+        texts = len(question.texts) if model.engine.words is None else int(_weights(model, question.texts).sum())
         while patient and not self.queue.free(texts, deadline):
             await asyncio.sleep(0.02)
             self.ready()
@@ -137,6 +137,8 @@ class Service:
                 rows, read, guesses = await loop.run_in_executor(self._tokenisers, self._prepare, model, question)
                 groups = batching.steps([len(row) for row in rows], self.chunk_tokens(model))
                 parts = read.parts
+                if model.engine.words is not None:
+                    parts = parts * _weights(model, question.texts)[read.owners]
                 chunks = [
                     Chunk(model, [rows[i] for i in group], until, [read.keys[i] for i in group], parts[group].tolist())
                     for group in groups
@@ -224,6 +226,14 @@ class Service:
             model.name: {"version": model.version, "texts": len(labels), "right": sum(mine)}
             for model, mine in zip(models, right, strict=True)
         }
+
+
+def _weights(model: Model, texts: Sequence[str]) -> np.ndarray:
+    """Return as how many texts each waits with a model of words, (texts,): about the windows that it takes.
+
+    Two characters a token are few in most scripts, and windows overlap.
+    """
+    return np.array([1 + len(text) // (2 * model.engine.max_length) for text in texts])
 
 
 def _windowed(question: Question, windows: Sequence[Sequence[Row]], guesses: Sequence[Guess]) -> Asked:

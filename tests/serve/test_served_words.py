@@ -21,6 +21,7 @@ from serve.http import api
 from serve.replica import words
 from serve.replica.admission import Keys
 from serve.replica.model import Chunk, Model, Question
+from serve.replica.refusals import Refusal
 from serve.replica.service import Service, answer_all
 from serve.replica.telemetry import Telemetry
 from xlt_ray import config, tasks
@@ -214,7 +215,12 @@ def test_windows_go_into_batches_of_the_budget_and_come_back_in_order(folder: Pa
     answer = asyncio.run(service.classify(Question(texts)))
     batches = watched.engine.batches  # type: ignore[attr-defined]
     assert len(batches) > 3 and all(len(batch) * max(batch) <= 128 for batch in batches)
-    assert sum(map(len, batches)) > len(texts) and sum(measured) == pytest.approx(len(texts))
+    # what waits and what was done are told in the same: a text of 869 characters and windows of 32 tokens is 14
+    assert sum(map(len, batches)) > len(texts) and sum(measured) == pytest.approx(len(texts) + 2 * 13)
+    service.queue.waiting, service.queue.speed = 1, 1.0
+    with pytest.raises(Refusal, match="too much is waiting"):
+        asyncio.run(service.classify(Question([TEXTS[2]] * 74)))
+    service.queue.waiting = 0
     wanted = tagging.tag(bundle.load(folder), texts)
     assert [[word[:3] for word in own] for own in answer.words] == [[word[:3] for word in own] for own in wanted]
     scores, others = ([word.score for own in found for word in own] for found in (answer.words, wanted))
