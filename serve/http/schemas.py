@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from serve.settings import Limits
 from xlt_ray.supervision import MEANING
@@ -182,9 +183,15 @@ class WordsModelResponse(ModelResponse):
     types: list[str] = Field(description="of spans; none where tags are not of spans")
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "blank; leave it out")
+    return text
+
+
 def of_words(limits: Limits) -> type[Request]:
     """Make the form of `tag` under a server's limits."""
-    text = Annotated[str, Field(max_length=limits.characters, pattern=r"\S")]
+    text = Annotated[str, Field(max_length=limits.characters), AfterValidator(_not_blank)]
     codes = Annotated[str, Field(max_length=40)] | None
 
     class TagRequest(Request):

@@ -130,7 +130,7 @@ function marked(text, { spans, words, language }) {
   const found = told.types.length ? spans : words.map((word) => ({ ...word, type: word.tag }));
   const part = (start, end) => characters.slice(start, end).join("");
   const marks = found.flatMap(({ start, end, type }, i) => [
-    part(found[i - 1]?.end ?? 0, start), element("mark", {}, part(start, end), element("b", { dir: "auto" }, " " + type))]);
+    part(found[i - 1]?.end ?? 0, start), element("mark", {}, part(start, end), element("b", { dir: "auto" }, "\u00a0" + type))]);
   quote.replaceChildren(...marks, part(found.at(-1)?.end ?? 0));
   return quote;
 }
@@ -275,7 +275,7 @@ function drawWords() {
   document.title = document.querySelector("h1").textContent = "Tag words in any language";
   document.querySelector("button[type=submit]").textContent = "Tag";
   byId("hint").firstChild.textContent = "Ctrl+Enter tags. What you type is sent to this server only";
-  const metric = told.languages[0]?.expected_quality.metric;
+  const metric = told.languages[0]?.expected_quality.metric ?? "f1"; // without scores nothing is in the table
   document.querySelector("[data-key=accuracy]").textContent = metric === "f1" ? "F1" : "Right";
   byId("known").nextElementSibling.textContent = "Measured on test rows that training never saw: the " + figure(metric)
     + ", and where it would mostly lie with other rows like these, the 95% interval. Languages in bold were trained on. In a language that is not here it was not measured.";

@@ -438,7 +438,7 @@ def test_spans_of_a_model_of_words_are_marked_in_the_text(tab: Page, tiny_encode
         said = ask(tab, text)
         quote = "document.querySelector('blockquote')"
         marks = tab.js(f"[...{quote}.querySelectorAll('mark')].map((one) => one.textContent)")
-        assert marks == [f"{one['text']} {one['type']}" for one in wanted]
+        assert marks == [f"{one['text']}\u00a0{one['type']}" for one in wanted]
         tab.js(f"{quote}.querySelectorAll('mark b').forEach((one) => one.remove())")
         assert tab.js(f"{quote}.textContent") == text and tab.js(f"{quote}.querySelectorAll('b').length") == 0
         assert f"{len(wanted)} spans" in said and "Its language cannot be told" in said

@@ -44,14 +44,20 @@ TEXTS = [
 ]
 
 
-def saved(folder: Path, encoder: Path, labels: tuple[str, ...] = TAGS) -> Path:
-    """Save an untrained tagger whose answers differ from word to word; it was measured in English and Swahili."""
+def saved(folder: Path, encoder: Path, labels: tuple[str, ...] = TAGS, types: bool = False) -> Path:
+    """Save an untrained tagger whose answers differ from word to word; it was measured in English and Swahili.
+
+    `types` is for token_type_ids.
+    """
     corpus = {"loader": "files", "path": str(folder), "words": "words"}
     experiment = config.build(
         {"name": "tiny", "task": "tag", "corpus": corpus, "sources": ["eng_Latn"],
          "network": {"init": str(encoder), "max_length": 32, "freeze": []}}
     )  # fmt: skip
     net, tokenize, identity = network.build(experiment.network, len(labels), 0)
+    if types:
+        names = ["input_ids", "token_type_ids", "attention_mask"]
+        tokenize.tokenizer.model_input_names = tokenize.tokenizer.init_kwargs["model_input_names"] = names
     with torch.no_grad():
         net.head.weight *= 20
     task, gold, sizes = tasks.build("tag", labels), np.arange(60) % len(labels), np.full(20, 3)
@@ -148,7 +154,8 @@ def test_the_quality_beside_an_answer_is_f1_of_its_language(client: httpx.Client
     [
         ({"texts": []}, "texts"),
         ({"texts": [""]}, "texts.0"),
-        ({"texts": ["eng1", " \n"]}, "texts.1"),
+        ({"texts": ["eng1", " \n\x1c"]}, "texts.1"),
+        ({"texts": ["eng1", "\ud800"]}, "texts.1"),
         ({"texts": ["a" * 2001]}, "texts.0"),
         ({"texts": ["eng1"] * 9}, "texts"),
         ({"texts": "eng1"}, "texts"),
@@ -161,15 +168,13 @@ def test_the_quality_beside_an_answer_is_f1_of_its_language(client: httpx.Client
     ],
 )
 def test_what_cannot_be_tagged_is_refused_with_its_place(client: httpx.Client, body: Any, place: str) -> None:
-    found = client.post("/v1/tag", json=body)
+    found = client.post("/v1/tag", content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert found.status_code == 422
     assert found.json()["error"]["code"] == "unprocessable"
     assert found.json()["error"]["message"].startswith(f"{place}: ")
 
 
-@pytest.mark.parametrize(
-    "text", ["\u0000", "😀", "\u202e\u2066", "\u200d", "\x1c", "a" * 2000, "\ufeff", "e\u0301" * 999]
-)
+@pytest.mark.parametrize("text", ["\u0000", "😀", "\u202e\u2066", "\u200d", "a" * 2000, "\ufeff", "e\u0301" * 999])
 def test_any_text_that_is_not_blank_is_answered(client: httpx.Client, text: str) -> None:
     found = client.post("/v1/tag", json={"texts": [text]})
     assert found.status_code == 200
@@ -227,13 +232,17 @@ def test_windows_go_into_batches_of_the_budget_and_come_back_in_order(folder: Pa
     assert scores == pytest.approx(others, abs=1e-5)
 
 
-def test_requests_that_come_together_each_get_their_own_words(tagger: Model) -> None:
+@pytest.mark.parametrize("types", [False, True])
+def test_requests_that_come_together_each_get_their_own_words(tiny_encoder: Path, tmp_path: Path, types: bool) -> None:
+    tagger = opened(saved(tmp_path / "bundle", tiny_encoder, types=types))
     assert tagger.engine.words is not None
     until, windows = time.monotonic() + 9, tagger.engine.words.rows(TEXTS)
     found = answer_all([Chunk(tagger, rows, until) for rows in windows])
     assert [len(part) for part in found] == [sum(tagging.sizes(rows)) for rows in windows]
     alone = [tagger.engine.probabilities(rows) for rows in windows]
     assert all(np.allclose(one, other, atol=1e-5) for one, other in zip(found, alone, strict=True))
+    wanted = [word.score for own in tagging.tag(bundle.load(tmp_path / "bundle"), TEXTS) for word in own]
+    assert np.concatenate(found).max(1).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_tags_are_counted_by_language_and_logged_where_asked(tagger: Model, caplog: pytest.LogCaptureFixture) -> None:
