@@ -2,8 +2,9 @@
 
 One deployment does everything, because a second hop between processes costs three milliseconds and a share of a core.
 A replica fetches its model by a process beside itself that is gone afterwards (`xlt_ray.registry.fetch`), so neither
-MLflow nor, on a CPU, torch is ever loaded here. A new `user_config` exchanges the model under load: the new one is
-loaded while the old one answers, and one that cannot be loaded leaves the old one answering.
+MLflow nor, on a CPU, torch is ever loaded here, unless a model of words is served. A new `user_config` exchanges the
+model under load: the new one is loaded while the old one answers, and one that cannot be loaded leaves the old one
+answering.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from serve import loopback
+from serve.replica import words
 from serve.replica.admission import Keys
 from serve.replica.batcher import Batcher, Found
 from serve.replica.challenge import Challenge, ChallengeArgs
@@ -32,6 +34,8 @@ from serve.replica.service import CHUNK_TOKENS, Service, answer_all
 from serve.replica.telemetry import ServeTelemetry
 from serve.settings import ServeArgs, from_builder
 from xlt_ray.config.sections import Section
+from xlt_ray.errors import InputError
+from xlt_ray.languages.words import split
 
 NAME = "Classifier"  # of the deployment
 ONGOING = loopback.HELD  # requests in a replica; as many more wait at its door, and Ray refuses the rest, in plain text
@@ -97,13 +101,15 @@ class Classifier:
             self.service.loading = ""
 
     async def _change(self, choice: Choice) -> None:
-        model, challenge = self.service.model, self.service.challenge
+        before, challenge = self.service.model, self.service.challenge
+        model = before
         if model is None or model.name != choice.model:
             model = await load(choice.model, self.args)
         if choice.challenger is None:
             challenge = None
         elif challenge is None or challenge.args != choice.challenger:
             challenge = Challenge(choice.challenger, await load(choice.challenger.model, self.args))
+        words.refuse_other_kind(model, before, None if challenge is None else challenge.model)
         # two chunks' worth: rows of one batch are sorted by length, and more rows leave less padding
         self._batcher.most = 2 * self.service.chunk_tokens(model)
         self.service.model, self.service.challenge = model, challenge
@@ -148,8 +154,14 @@ def _open(found: dict[str, Any], args: ServeArgs) -> Model:
     )
     model = Model(running, running.artefact, found["model"], found["version"])
     question = ["Please turn on the light in the kitchen."]
-    answer = engine.classify(running, question, question if model.artefact.pairs else None)
-    if answer.shape != (1, len(running.labels)) or not np.isfinite(answer).all():
+    if running.words is None:
+        answer, wanted = engine.classify(running, question, question if model.artefact.pairs else None), 1
+    else:
+        if args.min_confidence:
+            raise InputError(f"min_confidence: {args.min_confidence:g} is for labels of whole texts; leave it out")
+        (rows,) = running.words.rows(question)
+        answer, wanted = running.probabilities(rows), len(split(question[0]))
+    if answer.shape != (wanted, len(running.labels)) or not np.isfinite(answer).all():
         raise RuntimeError(f"{folder}: answers with {answer.shape} numbers that are not probabilities")
     return model
 

@@ -28,7 +28,7 @@ REFUSAL = "\r\n".join(
 # Classifying twice does no harm, so whatever a dying replica leaves without an answer may be asked again.
 RETRY_ON = "conn-failure empty-response junk-response"
 RETRIES = 10
-STREAMED = "/v1/classify/stream"
+STREAMED = "/v1/classify/stream /v1/tag/stream"
 BUFFER = 131072  # bytes of a request that may have to be repeated; longer ones are broken off with their replica
 HELD = 256  # requests that a replica is given at once
 PATIENCE = "1s"  # how long others wait for a place, before they are refused

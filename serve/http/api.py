@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.http import document, schemas
 from serve.http.guard import Guard, respond
@@ -65,12 +65,38 @@ class Lines(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
+class ByTask:
+    """ASGI middleware that leaves requests to an application of their own while a model of words answers."""
+
+    def __init__(self, app: ASGIApp, of_words: Callable[[], ASGIApp], service: Callable[[], Service]) -> None:
+        self.app, self.of_words, self.service = app, of_words, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model = self.service().model if scope["type"] == "http" else None
+        app = self.app if model is None or model.engine.words is None else self.of_words()
+        await app(scope, receive, send)
+
+
 def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics: Callable[[], str]) -> FastAPI:
-    """Make the application; `service` returns the one of this replica, `metrics` the text for Prometheus."""
+    """Make the application; `service` returns the one of this replica, `metrics` the text for Prometheus.
+
+    What answers is known once a model is loaded: until then, and with a model that labels whole texts, it is as if
+    there were no other; with a model of words it has the routes, the document and the page of one.
+    """
+    app = _application(args, service, keys, metrics, False)
+    of_words = functools.cache(lambda: _application(args, service, keys, metrics, True))
+    app.add_middleware(ByTask, of_words=of_words, service=service)
+    return app
+
+
+def _application(
+    args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics: Callable[[], str], words: bool
+) -> FastAPI:
+    asked = "Tag the words of text" if words else "Classify text"
     app = FastAPI(
         title="xlt_ray",
         version=environment.version("xlt_ray") or "0",
-        summary="Classify text in many languages, and know how far to trust the answer in each",
+        summary=f"{asked} in many languages, and know how far to trust the answer in each",
         docs_url=None,
         redoc_url=None,
     )
@@ -84,8 +110,8 @@ def create(args: ServeArgs, service: Callable[[], Service], keys: Keys, metrics:
             expose_headers=["Retry-After"],
         )
     _refuse_in_one_form(app)
-    _add_classifying(app, args, service, keys)
-    _add_describing(app, service, metrics)
+    (_add_tagging if words else _add_classifying)(app, args, service, keys)
+    _add_describing(app, service, metrics, schemas.WordsModelResponse if words else schemas.ModelResponse)
     _add_pages(app)
     document.complete(app, bool(keys))
     return app
@@ -141,7 +167,7 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         service().follow_up(answer)
         return JSONResponse({"model": answer.model.shown, "results": shown(answer, asked.top_k, asked.readings)})
 
-    @app.post("/v1/classify/stream", tags=["classify"], response_class=Lines, **document.STREAMING)
+    @app.post("/v1/classify/stream", tags=["classify"], response_class=Lines, **document.streaming("/v1/classify"))
     async def stream(
         request: Request, top_k: TopK = 1, min_confidence: MinConfidence = None, readings: AsRead = False
     ) -> Response:
@@ -165,8 +191,41 @@ def _add_classifying(app: FastAPI, args: ServeArgs, service: Callable[[], Servic
         return JSONResponse({"models": models})
 
 
-def _add_describing(app: FastAPI, service: Callable[[], Service], metrics: Callable[[], str]) -> None:
-    @app.get("/v1/model", response_model=schemas.ModelResponse, tags=["model"], **document.DESCRIBING)
+def _add_tagging(app: FastAPI, args: ServeArgs, service: Callable[[], Service], keys: Keys) -> None:
+    tag_form = schemas.of_words(args.limits)
+
+    @app.post("/v1/tag", response_model=schemas.TagResponse, tags=["tag"], **document.CLASSIFYING)
+    async def tag(request: Request, body: Annotated[tag_form, Body()], deadline: Deadline = None) -> Response:  # type: ignore[valid-type]
+        """Tag every word of texts, and find the spans that tags make; each answer says how good the model was measured
+        to be in the text's language.
+        """
+        asked: Any = body
+        question = Question(asked.texts, None, check_codes(asked.languages, len(asked.texts)))
+        with keys.charged(request.scope["state"]["client"], len(asked.texts)):
+            answer = await service().classify(question, deadline)
+        return JSONResponse({"model": answer.model.shown, "results": shown(answer, 1)})
+
+    @app.post("/v1/tag/stream", tags=["tag"], response_class=Lines, **document.streaming("/v1/tag"))
+    async def stream(request: Request) -> Response:
+        """Tag the words of lines of JSON, each a string or `{"text": ..., "language"?: ..., "id"?: ...}`, in order.
+
+        A line that cannot be answered gets a line with `error`; the others go on. Waits instead of refusing.
+        """
+        service().ready()
+        spend = functools.partial(keys.spend, request.scope["state"]["client"])
+        return Lines(answer_lines(service(), request.stream(), spend, Wanted()))
+
+    @app.post("/v1/classify", include_in_schema=False)
+    @app.post("/v1/classify/stream", include_in_schema=False)
+    @app.post("/v1/feedback", include_in_schema=False)
+    async def other() -> Response:
+        raise Refusal(404, "other_task", "a model of words answers here; ask it for tags with `POST /v1/tag`")
+
+
+def _add_describing(
+    app: FastAPI, service: Callable[[], Service], metrics: Callable[[], str], form: type[schemas.ModelResponse]
+) -> None:
+    @app.get("/v1/model", response_model=form, tags=["model"], **document.DESCRIBING)
     async def model() -> Response:
         """Return which model answers, what its labels are, and how good it was measured to be in each language."""
         return JSONResponse(describe(service()))
@@ -195,25 +254,27 @@ def _add_describing(app: FastAPI, service: Callable[[], Service], metrics: Calla
 def describe(service: Service) -> dict[str, Any]:
     """Collect what is known of the model that answers."""
     model = service.ready()
-    artefact = model.artefact
+    artefact, words = model.artefact, model.engine.words
+    quality, figure = ("expected_accuracy", "accuracy") if words is None else ("expected_quality", "value")
     table = [
         {
             "code": code,
             "name": codes.name(code),
             "right_to_left": codes.right_to_left(code),
-            "expected_accuracy": expected(row),
+            quality: expected(row),
             "seen_in_pretraining": row["seen"],
         }
         for code, row in artefact.languages.items()
     ]
     return {
         "model": model.shown,
+        **({} if words is None else {"task": words.task.name, "types": list(words.task.types)}),
         "labels": list(artefact.labels),
         "pairs": artefact.pairs,
         "max_length": artefact.max_length,
         "min_confidence": service.args.min_confidence,
         "readings": describe_readings(model.engine.readings),
-        "languages": sorted(table, key=lambda row: -(row["expected_accuracy"] or {}).get("accuracy", 0)),
+        "languages": sorted(table, key=lambda row: -(row[quality] or {}).get(figure, 0)),
         "provenance": dict(artefact.provenance),
         "vocabulary": dict(artefact.vocabulary),
         "checks": dict(artefact.checks),

@@ -54,23 +54,23 @@ LINE = {
         },
     ]
 }
-STREAMING: dict[str, Any] = {
-    "responses": {
-        200: {
-            "description": "a line for every line that is not empty: its number as `line`, and a result as of "
-            "`/v1/classify` with `model_version`, or an `error`",
-            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-        },
-        **refusals(401, 415, 421, 422, 500, 503),
-    },
-    "openapi_extra": {
-        "requestBody": {
-            "description": "lines of JSON, each as in the schema `Line`",
-            "required": False,
-            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-        }
-    },
-}
+
+
+def streaming(route: str) -> dict[str, Any]:
+    """Return the arguments of the decorator of a stream, whose results are those of a `route`."""
+    lines = {"application/x-ndjson": {"schema": {"type": "string"}}}
+    answered = {
+        "description": "a line for every line that is not empty: its number as `line`, and a result as of "
+        f"`{route}` with `model_version`, or an `error`",
+        "content": lines,
+    }
+    asked = {"description": "lines of JSON, each as in the schema `Line`", "required": False, "content": lines}
+    return {
+        "responses": {200: answered, **refusals(401, 415, 421, 422, 500, 503)},
+        "openapi_extra": {"requestBody": asked},
+    }
+
+
 KEY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -18,14 +18,11 @@ from serve.settings import ServeArgs
 
 OPEN = {"/", "/healthz", "/readyz", "/page.js", "/page.css", "/favicon.ico", "/docs", "/openapi.json"}  # without a key
 ASSETS = "/docs/assets/"  # neither need one
-STREAMED = "/v1/classify/stream"  # its body may be of any length
+STREAMED = ("/v1/classify/stream", "/v1/tag/stream")  # their bodies may be of any length
 # What a body must be declared to be. A page of another site can make a browser post only what is none of these.
 JSON = ("application/json",)
-KINDS = {
-    "/v1/classify": JSON,
-    "/v1/feedback": JSON,
-    STREAMED: (*JSON, "application/ndjson", "application/jsonl", "application/x-ndjson"),
-}
+LINES = (*JSON, "application/ndjson", "application/jsonl", "application/x-ndjson")
+KINDS = dict.fromkeys(("/v1/classify", "/v1/feedback", "/v1/tag"), JSON) | dict.fromkeys(STREAMED, LINES)
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -65,7 +62,7 @@ class Guard:
 
         try:
             self._admit(scope, headers, path)
-            limit = None if path == STREAMED else self.args.limits.body_bytes
+            limit = None if path in STREAMED else self.args.limits.body_bytes
             await self.app(scope, _limited(receive, limit), sending)
         except Exception as error:
             refusal = error if isinstance(error, Refusal) else _failed(error, path)
@@ -87,9 +84,11 @@ class Guard:
         if scope["method"] == "POST" and path in KINDS:
             _check_kind(headers, KINDS[path])
         length = headers.get("content-length", "")
-        if path != STREAMED and length.isdecimal() and int(length[:20]) > self.args.limits.body_bytes:
+        if path not in STREAMED and length.isdecimal() and int(length[:20]) > self.args.limits.body_bytes:
             raise _too_large(self.args.limits.body_bytes)
-        if path in KINDS and path != STREAMED:  # before the body is read: under overload most of the work is refusing
+        if (
+            path in KINDS and path not in STREAMED
+        ):  # before the body is read: under overload most of the work is refusing
             self.service().queue.check(1, self.args.limits.deadline_s)
 
 

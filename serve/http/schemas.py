@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from serve.settings import Limits
 from xlt_ray.supervision import MEANING
@@ -98,6 +99,50 @@ class ClassifyResponse(BaseModel):
     results: list[Result]
 
 
+class ExpectedQuality(BaseModel):
+    metric: str = Field(description="what was measured: f1 of spans with their type; of other tags accuracy")
+    value: float = Field(description="of the metric on test rows in this language, 0 to 1")
+    low: float = Field(description="lower bound of the 95% interval over test rows")
+    high: float
+    rows: int = Field(description="test rows it was measured on")
+    trained_on: bool = Field(description="whether tags in this language were trained on")
+    supervision: str | None = Field(description="what was read of the language in making the model")
+    calibration_error: float | None = Field(
+        description="how far the scores of words are from the share of right tags, 0 to 1; null: not measured"
+    )
+
+
+class Place(BaseModel):
+    text: str
+    start: int = Field(description="its first character in the text as it was sent, counted in Unicode code points")
+    end: int = Field(description="the character behind its last")
+
+
+class TaggedSpan(Place):
+    type: str
+    score: float = Field(description="the least score of its words, 0 to 1")
+
+
+class TaggedWord(Place):
+    tag: str
+    score: float = Field(description="probability of the tag, 0 to 1, calibrated on the languages trained on")
+
+
+class TagResult(BaseModel):
+    spans: list[TaggedSpan] = Field(description="in order; none where tags are not of spans")
+    words: list[TaggedWord] = Field(
+        description="all of them in order: runs of letters and digits, any other character but white space alone, and "
+        "in scripts without spaces every character"
+    )
+    language: DetectedLanguage
+    expected_quality: ExpectedQuality | None = Field(description="null: not measured in this language")
+
+
+class TagResponse(BaseModel):
+    model: AnsweringModel
+    results: list[TagResult]
+
+
 class FeedbackResponse(BaseModel):
     models: dict[str, dict[str, Any]]
 
@@ -131,6 +176,31 @@ class ModelResponse(BaseModel):
     loading: str
     problem: str
     challenger: dict[str, Any] | None
+
+
+class WordsModelResponse(ModelResponse):
+    task: str
+    types: list[str] = Field(description="of spans; none where tags are not of spans")
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "blank; leave it out")
+    return text
+
+
+def of_words(limits: Limits) -> type[Request]:
+    """Make the form of `tag` under a server's limits."""
+    text = Annotated[str, Field(max_length=limits.characters), AfterValidator(_not_blank)]
+    codes = Annotated[str, Field(max_length=40)] | None
+
+    class TagRequest(Request):
+        texts: list[text] = Field(min_length=1, max_length=limits.texts)  # type: ignore[valid-type]
+        languages: list[codes] | None = Field(
+            None, max_length=limits.texts, description="language of each text, null where to guess; any usual code"
+        )
+
+    return TagRequest
 
 
 def requests(limits: Limits) -> tuple[type[Request], type[Request]]:

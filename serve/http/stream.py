@@ -100,6 +100,8 @@ def parse(raw: bytes, number: int, service: Service) -> Line:
     language = None if code is None else language_codes.read(code[:41])
     if code is not None and (language is None or len(code) > 40):
         return Line(number, id=id_, fault=f"{code[:41]!a} is not a language code")
+    if service.ready().engine.words is not None and not data["text"].strip():
+        return Line(number, id=id_, fault="empty: there is no word to tag")
     return Line(number, data["text"], pair, language, id_)
 
 

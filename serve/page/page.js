@@ -14,7 +14,7 @@ const SENTENCES = {
 const byId = (id) => document.getElementById(id);
 const percent = (fraction) => (100 * fraction).toFixed(1) + "%";
 const plural = (count, word) => count.toLocaleString("en") + " " + word + (count === 1 ? "" : "s");
-let told = null; // what /v1/model said
+let told = null; // what /v1/model said; of a model of words it has a task
 let order = { key: "accuracy", down: true };
 let busy = false;
 
@@ -86,7 +86,11 @@ function trust({ language, expected_accuracy: measured, reliability }) {
   }
   const sure = language.confidence < 1 ? " (" + Math.round(100 * language.confidence) + "% sure)" : "";
   paragraph.append("Taken for ", element("b", {}, language.name), sure + ". ");
-  if (measured) {
+  if (measured?.metric) {
+    paragraph.append(
+      "In this language its " + figure(measured.metric) + " was ", element("b", {}, percent(measured.accuracy)),
+      " on " + plural(measured.rows, "test text") + " (95% interval " + percent(measured.low) + " to " + percent(measured.high) + ").");
+  } else if (measured) {
     paragraph.append(
       "In this language the model was right in ", element("b", {}, percent(measured.accuracy)),
       " of " + plural(measured.rows, "test text") + " (95% interval " + percent(measured.low) + " to " + percent(measured.high) + ").", like);
@@ -118,14 +122,37 @@ function read({ language, read: how, readings }) {
   return [made];
 }
 
+const figure = (metric) => ({ f1: "F1 of spans", accuracy: "share of words tagged right" })[metric] ?? metric;
+
+// A text with its spans marked, or with every word where tags are of no spans.
+function marked(text, { spans, words, language }) {
+  const characters = [...text], quote = quoted(text, language.code); // places are of code points, not of JavaScript's units
+  const found = told.types.length ? spans : words.map((word) => ({ ...word, type: word.tag }));
+  const part = (start, end) => characters.slice(start, end).join("");
+  const marks = found.flatMap(({ start, end, type }, i) => [
+    part(found[i - 1]?.end ?? 0, start), element("mark", {}, part(start, end), element("b", { dir: "auto" }, "\u00a0" + type))]);
+  quote.replaceChildren(...marks, part(found.at(-1)?.end ?? 0));
+  return quote;
+}
+
+function tagged(text, result) {
+  result.scores = result.spans.map(({ type, text: part, score }) => ({ label: type + ": " + part, score }));
+  result.label = told.types.length ? plural(result.spans.length, "span") : plural(result.words.length, "word");
+  result.expected_accuracy = rated(result.expected_quality);
+  return [marked(text, result)];
+}
+
+// What was measured of a model of words, in the form of that of others.
+const rated = (quality) => quality && { ...quality, accuracy: quality.value };
+
 function answer(text, result) {
+  const said = told?.task ? tagged(text, result) : [].concat(text).map((part) => quoted(part, result.language.code));
   const scores = element("ul", { className: "scores", ariaLabel: "Probabilities", role: "list" });
   for (const { label, score } of result.scores) {
     scores.append(element("li", {},
       element("span", { className: "name", dir: "auto" }, ...breakable(label)), bar(score),
       element("span", { className: "number" }, percent(score))));
   }
-  const said = [].concat(text).map((part) => quoted(part, result.language.code));
   const label = element("h3", { className: "label", dir: "auto" },
     ...(result.abstained ? ["No label: not sure enough"] : breakable(result.label)));
   return element("li", { className: "answer" }, element("div", {}, ...said, label, trust(result), ...read(result)), scores);
@@ -138,7 +165,7 @@ function asked() {
   const apart = byId("lines").checked && !told?.pairs;
   const texts = (apart ? whole.split(/\r?\n/) : [whole]).filter((line) => line.trim());
   const pairs = told?.pairs ? [wellFormed(byId("pair").value)] : undefined;
-  if (!texts.length) throw new Error("There is nothing to classify yet. Type or paste a text first.");
+  if (!texts.length) throw new Error("There is nothing to " + (told?.task ? "tag" : "classify") + " yet. Type or paste a text first.");
   if (texts.length > MOST) {
     throw new Error("These are " + plural(texts.length, "line") + ", and this page shows " + MOST + " at most. Use the API for more.");
   }
@@ -165,8 +192,8 @@ async function results({ texts, pairs }) {
     }
     const part = texts.slice(start, end);
     const languages = code && { languages: part.map(() => code) };
-    const body = { texts: part, pairs, top_k: 5, ...languages, ...(told?.readings && { readings: true }) };
-    const one = await call("v1/classify", { method: "POST", body: JSON.stringify(body) });
+    const body = { texts: part, ...languages, ...(!told?.task && { pairs, top_k: 5 }), ...(told?.readings && { readings: true }) };
+    const one = await call(told?.task ? "v1/tag" : "v1/classify", { method: "POST", body: JSON.stringify(body) });
     found.results.push(...one.results);
     found.models.set(one.model.version, one.model); // it may change in between
   }
@@ -210,7 +237,7 @@ function show({ texts, pairs }, { results, models }) {
   reachable(document);
   const first = byId("results").firstChild;
   byId("said").textContent = (results.length > 1 ? plural(results.length, "answer") + ". The first: " : "")
-    + (results[0].label ?? "No label, not sure enough") + ", " + percent(results[0].confidence) + ". " + first.querySelector(".trust").textContent;
+    + (results[0].label ?? "No label, not sure enough") + (told?.task ? "" : ", " + percent(results[0].confidence)) + ". " + first.querySelector(".trust").textContent;
 }
 
 function named(model) {
@@ -244,6 +271,17 @@ function drawTable() {
   }
 }
 
+function drawWords() {
+  document.title = document.querySelector("h1").textContent = "Tag words in any language";
+  document.querySelector("button[type=submit]").textContent = "Tag";
+  byId("hint").firstChild.textContent = "Ctrl+Enter tags. What you type is sent to this server only";
+  const metric = told.languages[0]?.expected_quality.metric ?? "f1"; // without scores nothing is in the table
+  document.querySelector("[data-key=accuracy]").textContent = metric === "f1" ? "F1" : "Right";
+  byId("known").nextElementSibling.textContent = "Measured on test rows that training never saw: the " + figure(metric)
+    + ", and where it would mostly lie with other rows like these, the 95% interval. Languages in bold were trained on. In a language that is not here it was not measured.";
+  for (const row of told.languages) row.expected_accuracy = rated(row.expected_quality);
+}
+
 function drawModel() {
   byId("model").textContent = "Model: " + named(told.model) + ".";
   byId("kept").textContent = told.texts_logged ? " and written to its log" : ", and not kept";
@@ -254,7 +292,7 @@ function drawModel() {
   byId("language").replaceChildren(
     byId("language").options[0], ...names.map((row) => element("option", { value: row.code }, row.name)));
   if (told.languages.some((row) => row.code === chosen)) byId("language").value = chosen;
-  const facts = { Labels: told.labels, ...told.provenance };
+  const facts = { [told.task ? "Tags" : "Labels"]: told.labels, ...told.provenance };
   byId("provenance").replaceChildren(...Object.entries(facts).flatMap(([key, value]) => {
     const text = Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value);
     return [element("dt", {}, key.replaceAll("_", " ")), element("dd", {}, text)];
@@ -264,8 +302,9 @@ function drawModel() {
 async function load() {
   try {
     const found = await call("v1/model");
-    found.languages = found.languages.filter((row) => row.expected_accuracy);
+    found.languages = found.languages.filter((row) => row.expected_accuracy ?? row.expected_quality);
     told = found;
+    if (told.task) drawWords();
     drawModel();
     drawTable();
   } catch (error) {

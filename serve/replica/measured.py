@@ -7,6 +7,8 @@ from typing import Any
 
 from xlt_ray.evaluation import calibration, groups
 from xlt_ray.evaluation.calibration import Reliability
+from xlt_ray.languages import codes
+from xlt_ray.languages.identify import Guess
 
 
 def zero_shot(measured: Mapping[str, Mapping[str, Any]]) -> Reliability:
@@ -27,13 +29,23 @@ def reliability(
     return found and found | {"language": code if own is not None else None}
 
 
+def language(guess: Guess) -> dict[str, Any]:
+    """Return a text's language as an answer has it."""
+    return {"code": guess.code, "name": guess.code and codes.name(guess.code), "confidence": guess.confidence}
+
+
 def expected(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what was measured in a language, as fractions with the 95% interval; None where nothing was."""
+    """Return what was measured in a language, as fractions with the 95% interval; None where nothing was.
+
+    Of a model of words it is the `value` of a `metric`, of others the accuracy.
+    """
     if measured is None:
         return None
     error = measured.get("calibration_error")
+    main = "value" if "metric" in measured else "accuracy"
     return {
-        "accuracy": round(measured["accuracy"], 4),
+        **({"metric": measured["metric"]} if "metric" in measured else {}),
+        main: round(measured[main], 4),
         "low": round(measured["low"], 4),
         "high": round(measured["high"], 4),
         "rows": measured["support"],

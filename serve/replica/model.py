@@ -11,8 +11,10 @@ import numpy as np
 
 from serve.replica.measured import zero_shot
 from xlt_ray.evaluation.calibration import Reliability
+from xlt_ray.inference import tagging
 from xlt_ray.inference.artefact import Artefact
 from xlt_ray.inference.engine import Engine, Row
+from xlt_ray.languages import words as splitting
 from xlt_ray.languages.identify import Guess
 from xlt_ray.translation.readings import ORIGINAL, Asked
 
@@ -63,6 +65,11 @@ class Chunk:
         """Tokens of all rows."""
         return sum(len(row) for row in self.rows)
 
+    @property
+    def answers(self) -> int:
+        """How many answers the rows want: one each, or one for each of their words."""
+        return len(self.rows) if self.model.engine.words is None else int(tagging.sizes(self.rows).sum())
+
 
 @dataclass(frozen=True)
 class Question:
@@ -92,7 +99,8 @@ Infer = Callable[[Chunk], Awaitable[np.ndarray]]
 class Answer:
     """The answer to a question: (texts, labels) probabilities, and for each text its language, guessed or named.
 
-    `asked` are the texts as the model read them. Texts answered with less confidence than `least` get no label.
+    `asked` are the texts as the model read them. Texts answered with less confidence than `least` get no label. A model
+    of words has probabilities (words, tags), those of the words of a text together, and a tag for each.
     """
 
     question: Question
@@ -112,6 +120,12 @@ class Answer:
         """The label that the client gets for every text, None where the answer abstains."""
         sure = self.probabilities.max(1).round(DIGITS) >= self.least  # by what is shown
         return [label if one else None for label, one in zip(self.labels.tolist(), sure, strict=True)]
+
+    @cached_property
+    def words(self) -> list[list[tagging.Word]]:
+        """Of a model of words the words of every text, with their places, tags and probabilities."""
+        places = [splitting.split(text) for text in self.question.texts]
+        return tagging.tagged(self.model.artefact.labels, places, self.probabilities)
 
     @property
     def read(self) -> list[str]:

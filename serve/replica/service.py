@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from serve.replica import words
 from serve.replica.admission import Queue
 from serve.replica.challenge import Challenge
-from serve.replica.measured import expected, reliability
+from serve.replica.measured import expected, language, reliability
 from serve.replica.model import DIGITS, Answer, Chunk, Infer, Model, Question
 from serve.replica.refusals import Refusal, not_ready, unfit
 from serve.replica.telemetry import Telemetry
 from serve.settings import ServeArgs
+from xlt_ray.inference import tagging
 from xlt_ray.inference.engine import Row
-from xlt_ray.languages import codes
 from xlt_ray.languages.identify import UNKNOWN, Guess, Identifier
 from xlt_ray.model import batching
 from xlt_ray.translation.readings import Asked, asked
@@ -60,7 +61,7 @@ def _parts(model: Model, parts: Sequence[Chunk]) -> Sequence[np.ndarray | Except
             raise ArithmeticError("the model's answer holds numbers that are none")
     except Exception as error:
         return [error] if len(parts) == 1 else [one for part in parts for one in _parts(model, [part])]
-    return np.split(found, np.cumsum([len(part.rows) for part in parts])[:-1])
+    return np.split(found, np.cumsum([part.answers for part in parts])[:-1])
 
 
 class Service:
@@ -106,7 +107,7 @@ class Service:
         min_confidence: float | None = None,
         patient: bool = False,
     ) -> Answer:
-        """Classify texts; with `patient`, wait for room instead of being refused.
+        """Classify texts, or each of their words; with `patient`, wait for room instead of being refused.
 
         Below `min_confidence`, by default that of the settings, a text gets no label.
         Raises a Refusal: 422 for what the model cannot take, 503 where nothing could be answered before `deadline` s.
@@ -116,7 +117,7 @@ class Service:
             model = self.challenge.pick(model, question.texts)
         _check(model, question)
         deadline = min(deadline or self.args.limits.deadline_s, self.args.limits.deadline_s)
-        texts = len(question.texts)
+        texts = len(question.texts) if model.engine.words is None else int(_weights(model, question.texts).sum())
         while patient and not self.queue.free(texts, deadline):
             await asyncio.sleep(0.02)
             self.ready()
@@ -136,6 +137,8 @@ class Service:
                 rows, read, guesses = await loop.run_in_executor(self._tokenisers, self._prepare, model, question)
                 groups = batching.steps([len(row) for row in rows], self.chunk_tokens(model))
                 parts = read.parts
+                if model.engine.words is not None:
+                    parts = parts * _weights(model, question.texts)[read.owners]
                 chunks = [
                     Chunk(model, [rows[i] for i in group], until, [read.keys[i] for i in group], parts[group].tolist())
                     for group in groups
@@ -155,6 +158,10 @@ class Service:
             message = "the model failed at this; whoever runs the server finds why in its log"
             raise Refusal(503, "model_failed", message, 5) from None
         order = np.concatenate([np.asarray(group) for group in groups])
+        if model.engine.words is not None:
+            of_words = np.repeat(order, tagging.sizes([rows[i] for i in order]))
+            ordered = np.concatenate(found)[np.argsort(of_words, kind="stable")]
+            return Answer(question, model, ordered, guesses, read)
         return Answer(question, model, read.joined(np.concatenate(found)[np.argsort(order)]), guesses, read)
 
     def _prepare(self, model: Model, question: Question) -> tuple[list[Row], Asked, list[Guess]]:
@@ -162,6 +169,9 @@ class Service:
         guess = self._identifier.guess if self._identifier else lambda text: UNKNOWN
         named = zip(question.texts, question.languages or [None] * len(question.texts), strict=True)
         guesses = [guess(text) if code is None else Guess(code, 1.0) for text, code in named]
+        if model.engine.words is not None:
+            windows = model.engine.words.rows(question.texts)
+            return [row for each in windows for row in each], _windowed(question, windows, guesses), guesses
         read = asked(model.engine.readings, question.texts, question.pairs, [guess.code for guess in guesses])
         return model.engine.encode(read.texts, read.pairs), read, guesses
 
@@ -169,7 +179,10 @@ class Service:
         measured = answer.model.artefact.languages
         guessed = [guess.code for guess in answer.guesses]
         languages = ["unknown" if code is None else code if code in measured else "unmeasured" for code in guessed]
-        self.telemetry.texts(answer.model.version, languages, answer.returned)
+        if answer.model.engine.words is None:
+            self.telemetry.texts(answer.model.version, languages, answer.returned)
+        else:
+            self.telemetry.words(answer.model.version, languages, [[one.tag for one in own] for own in answer.words])
 
     def follow_up(self, answer: Answer) -> None:
         """Let a challenger in the shadow classify the same texts, once they are answered and while there is room."""
@@ -215,6 +228,21 @@ class Service:
         }
 
 
+def _weights(model: Model, texts: Sequence[str]) -> np.ndarray:
+    """Return as how many texts each waits with a model of words, (texts,): about the windows that it takes.
+
+    Two characters a token are few in most scripts, and windows overlap.
+    """
+    return np.array([1 + len(text) // (2 * model.engine.max_length) for text in texts])
+
+
+def _windowed(question: Question, windows: Sequence[Sequence[Row]], guesses: Sequence[Guess]) -> Asked:
+    """Return texts as a model of words reads them: as they stand, a row a window."""
+    owners = np.repeat(np.arange(len(windows)), [len(each) for each in windows])
+    keys = [guesses[owner].code for owner in owners.tolist()]
+    return Asked(list(question.texts), None, keys, owners, 1 / np.bincount(owners)[owners])
+
+
 def _check(model: Model, question: Question) -> None:
     pairs, texts = question.pairs, question.texts
     if (pairs is not None) != model.artefact.pairs:
@@ -226,6 +254,11 @@ def _check(model: Model, question: Question) -> None:
 
 def _log(answer: Answer) -> None:
     pairs = answer.question.pairs
+    if answer.model.engine.words is not None:
+        for text, own in zip(answer.question.texts, answer.words, strict=True):
+            tags = {"text": text, "tags": [one.tag for one in own], "model": answer.model.name}
+            logger.info(json.dumps(tags, ensure_ascii=False))
+        return
     for i, (text, label) in enumerate(zip(answer.question.texts, answer.returned, strict=True)):
         pair = {"pair": pairs[i]} if pairs else {}
         line = {"text": text, **pair, "label": label, "model": answer.model.name}
@@ -234,13 +267,14 @@ def _log(answer: Answer) -> None:
 
 def shown(answer: Answer, top_k: int, readings: bool = False) -> list[dict[str, Any]]:
     """Write an answer as the list of results that a response holds, one a text; with `readings` as it was read."""
+    if answer.model.engine.words is not None:
+        return words.shown(answer)
     labels, measured = answer.model.artefact.labels, answer.model.artefact.languages
     others = answer.model.zero_shot
     best = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :top_k]
     results: list[dict[str, Any]] = []
     each = zip(answer.probabilities, best, answer.guesses, answer.returned, answer.read, strict=True)
     for row, ranked, guess, label, read in each:
-        name = guess.code and codes.name(guess.code)
         scores = [{"label": labels[i], "score": round(float(row[i]), DIGITS)} for i in ranked]
         results.append(
             {
@@ -248,7 +282,7 @@ def shown(answer: Answer, top_k: int, readings: bool = False) -> list[dict[str, 
                 "confidence": scores[0]["score"],
                 "abstained": label is None,
                 "scores": scores,
-                "language": {"code": guess.code, "name": name, "confidence": guess.confidence},
+                "language": language(guess),
                 "expected_accuracy": expected(measured.get(guess.code or "")),
                 "reliability": reliability(measured, others, guess.code, float(row[ranked[0]])),
                 "read": read,

@@ -28,6 +28,9 @@ class Telemetry:
     def texts(self, version: str, languages: Sequence[str], labels: Sequence[str | None]) -> None:
         """Count texts by language and by the label they got, None for none, so that a drift of either shows."""
 
+    def words(self, version: str, languages: Sequence[str], tags: Sequence[Sequence[str | None]]) -> None:
+        """Count texts by language, and by language the tags that their words got."""
+
     def waiting(self, texts: int) -> None:
         """Note how many texts wait."""
 
@@ -77,9 +80,13 @@ class ServeTelemetry(Telemetry):
         self._batch_seconds.observe(seconds)
 
     def texts(self, version: str, languages: Sequence[str], labels: Sequence[str | None]) -> None:
+        self.words(version, languages, [[label] for label in labels])
+
+    def words(self, version: str, languages: Sequence[str], tags: Sequence[Sequence[str | None]]) -> None:
         for language, count in Tally(languages).items():
             self._hold(self._texts, count, version=version, language=language)
-        for (language, label), count in Tally(zip(languages, labels, strict=True)).items():
+        each = ((language, tag) for language, own in zip(languages, tags, strict=True) for tag in own)
+        for (language, label), count in Tally(each).items():
             if label is None:
                 self._hold(self._abstained, count, version=version, language=language)
             else:

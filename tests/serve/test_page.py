@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chromium
+import httpx
 import local_server
 import pytest
 from artefacts import changed, word_by_word
 from chromium import Page
+from test_served_words import opened, saved
 
 from serve.replica.model import Model
 from serve.replica.service import Service
@@ -420,3 +422,27 @@ def test_a_phone_scrolls_one_way_only(page: Page, tmp_path: Path) -> None:
 def test_the_document_of_the_api_works_without_a_network(page: Page, server: Server) -> None:
     page.open(server.address + "docs", "document.querySelectorAll('.opblock').length > 5")
     assert "/v1/classify" in page.js("document.body.innerText")
+
+
+# words
+
+
+def test_spans_of_a_model_of_words_are_marked_in_the_text(tab: Page, tiny_encoder: Path, tmp_path: Path) -> None:
+    tagger = opened(saved(tmp_path / "bundle", tiny_encoder))
+    text = "😀 eng1 <b>eng2</b> eng3 & eng4, eng7 eng21 eng45"
+    with local_server.running(local_server.service(tagger, identify=False)) as address:
+        wanted = httpx.post(f"{address}/v1/tag", json={"texts": [text]}, trust_env=False).json()["results"][0]["spans"]
+        assert len(wanted) > 2
+        tab.faults.clear()
+        tab.open(address + "/", READY)
+        said = ask(tab, text)
+        quote = "document.querySelector('blockquote')"
+        marks = tab.js(f"[...{quote}.querySelectorAll('mark')].map((one) => one.textContent)")
+        assert marks == [f"{one['text']}\u00a0{one['type']}" for one in wanted]
+        tab.js(f"{quote}.querySelectorAll('mark b').forEach((one) => one.remove())")
+        assert tab.js(f"{quote}.textContent") == text and tab.js(f"{quote}.querySelectorAll('b').length") == 0
+        assert f"{len(wanted)} spans" in said and "Its language cannot be told" in said
+        tab.js("document.getElementById('language').value = 'swh_Latn'")
+        assert "In this language its F1 of spans was " in ask(tab, "swh1")
+        assert tab.js("document.title") == "Tag words in any language"
+        assert not tab.faults

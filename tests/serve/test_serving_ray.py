@@ -22,6 +22,7 @@ import pytest
 from artefacts import word_by_word
 from local_server import artefact_of
 from ray_runs import ROOT, Process, environment, free_ports, offspring, until
+from test_served_words import saved
 
 from xlt_ray.inference import artefact
 from xlt_ray.translation import readings
@@ -305,5 +306,30 @@ def test_where_ray_itself_dies_the_server_ends_soon_with_a_sentence(
             until(lambda one=one: not one.now(), f"the end of {one.command[:100]}", 120)
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", running.port), timeout=2)
+    finally:
+        running.end()
+
+
+@pytest.mark.long
+def test_a_bundle_of_words_is_served_and_no_other_kind_takes_its_place(
+    models: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    bundle = saved(tmp_path / "bundle", tiny_encoder)
+    running = Running(tmp_path, bundle)
+    try:
+        until(running.up, "the server", 120)
+        asked = {"texts": ["eng1 eng2", "swh3 " * 100], "languages": ["en", "sw"]}
+        found = httpx.post(f"{running.url}/v1/tag", json=asked, timeout=30).json()
+        assert found["model"]["name"] == str(bundle)
+        assert [len(one["words"]) for one in found["results"]] == [2, 100]
+        lines = "".join(json.dumps(f"eng{i}") + "\n" for i in range(300))
+        kind = {"content-type": "application/x-ndjson"}
+        streamed = httpx.post(f"{running.url}/v1/tag/stream", content=lines, headers=kind, timeout=60)
+        assert [json.loads(line)["words"][0]["end"] for line in streamed.text.splitlines()] == [4] * 10 + [5] * 90 + [
+            6
+        ] * 200
+        for refused in (running.xlt("rollout", models / "first"), running.xlt("rollout", "--challenger", bundle)):
+            assert refused.returncode == 1 and "model of words" in refused.stdout + refused.stderr
+        assert httpx.get(f"{running.url}/v1/model").json()["task"] == "tag"
     finally:
         running.end()

@@ -20,6 +20,7 @@ from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.paired import comparison, gate
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
 from xlt_ray.evaluation.scores import Scores
+from xlt_ray.export import export
 from xlt_ray.inference import artefact, bundle, engine
 from xlt_ray.training import checks, loop, setup
 from xlt_ray.training.setup import Setup
@@ -183,7 +184,7 @@ def test_predictions_survive_their_file_and_two_models_compare(settings: Setting
         comparison.compare_seeds([{"eng_Latn": wrong}], [{"eng_Latn": swapped}])
 
 
-def test_its_bundle_comes_back_and_is_answered_or_refused_by_name(settings: Settings, tmp_path: Path) -> None:
+def test_its_bundle_comes_back_is_served_and_is_exported_or_refused_by_name(settings: Settings, tmp_path: Path) -> None:
     run, _ = fitted(settings)
     experiment, labels = run.setup.experiment, run.setup.corpus.labels
     bundle.save(tmp_path / "bundle", bundle.Bundle(run.network, run.tokenize, labels, experiment, None), "tiny")
@@ -194,11 +195,19 @@ def test_its_bundle_comes_back_and_is_answered_or_refused_by_name(settings: Sett
     for code, one in predicted(run).items():
         assert np.array_equal(found[code].predicted, one.predicted)
     assert artefact.of_words(tmp_path / "bundle") is kept.task.tagged
-    if kept.task.served:
-        assert engine.load(tmp_path / "bundle").labels == labels
+    running = engine.load(tmp_path / "bundle")
+    assert running.labels == labels and running.artefact.labels == labels
+    table = run.setup.tables("test")["eng_Latn"]
+    texts = table["text"].to_pylist()
+    rows = (
+        running.encode(texts) if running.words is None else [one for each in running.words.rows(texts) for one in each]
+    )
+    assert np.array_equal(running.probabilities(rows).argmax(1), found["eng_Latn"].predicted)
+    if kept.task.exported:
+        artefact.check_exported(tmp_path / "bundle")
     else:
-        with pytest.raises(InputError, match="no server answers"):
-            engine.load(tmp_path / "bundle")
+        with pytest.raises(InputError, match="serve the bundle itself: `xlt serve"):
+            export.export(tmp_path / "bundle", tmp_path / "artefact")
 
 
 def test_a_corpus_of_the_other_kind_is_refused_with_a_task_that_suits_it(settings: Settings) -> None:

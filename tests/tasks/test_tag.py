@@ -25,6 +25,7 @@ from xlt_ray.evaluation import evaluate, metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.export import export
 from xlt_ray.inference import bundle, model, tagging
+from xlt_ray.languages import words as splitting
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.reports import report
 from xlt_ray.runs import anchors, geometry, sweep
@@ -99,7 +100,7 @@ def test_tags_that_are_of_no_spans_are_measured_word_by_word() -> None:
 @pytest.mark.parametrize("length", [1, 5, 13, 14, 15, 40, 200])
 def test_every_word_is_answered_once_however_long_the_text_is(tokenize: Tokenize, length: int) -> None:
     words = [f"eng{number % 60}" for number in range(length)]
-    (windows,) = tag._windows(tokenize, [" ".join(words)], [words])
+    (windows,) = tag._windows(tokenize, [" ".join(words)], [splitting.spans(" ".join(words), words)])
     answered = []
     for one in windows:
         ids = one.encoded["input_ids"]
@@ -119,7 +120,7 @@ def test_words_of_many_pieces_are_answered_by_their_first(seed: int) -> None:
     for _ in range(20):
         sizes = rng.choice([1, 2, 3, 13, 14, 15, 30], size=int(rng.integers(1, 40)))
         words = ["".join(letters[int(one)] for one in rng.integers(len(letters), size=size)) for size in sizes]
-        (windows,) = tag._windows(by_letter, [" ".join(words)], [words])
+        (windows,) = tag._windows(by_letter, [" ".join(words)], [splitting.spans(" ".join(words), words)])
         answered = []
         for one in windows:
             pieces = by_letter.tokenizer.convert_ids_to_tokens(one.encoded["input_ids"])
@@ -162,7 +163,7 @@ def test_a_long_row_is_trained_on_in_a_window_that_is_drawn(tokenize: Tokenize) 
 
 def test_the_prefix_of_an_encoder_shifts_no_tag(tiny_encoder: Path) -> None:
     tokenize = Tokenize(AutoTokenizer.from_pretrained(tiny_encoder), "eng1: ", 16)
-    ((one,),) = tag._windows(tokenize, ["eng7 eng8"], [["eng7", "eng8"]])
+    ((one,),) = tag._windows(tokenize, ["eng7 eng8"], [[(0, 4), (5, 9)]])
     found = tokenize.tokenizer.convert_ids_to_tokens(one.encoded["input_ids"])
     assert [found[place - 1] for place in one.encoded["word"]] == ["eng7", "eng8"]
 
@@ -194,8 +195,8 @@ def test_words_and_spans_are_answered_with_their_places(trained: Path) -> None:
         assert [text[one.start : one.end] for one in words] == text.replace(",", " ,").split()
         assert all(0 < one.score <= 1 and one.tag in kept.labels for one in words)
     assert [one.tag for one in found[0]][:2] == ["O", "B-food"]
-    assert [one.type for one in tagging.spans(kept, found[0])][-1] == "place"
-    last = tagging.spans(kept, found[2])[0]
+    assert [one.type for one in tagging.spans(kept.task, found[0])][-1] == "place"
+    last = tagging.spans(kept.task, found[2])[0]
     assert (last.type, texts[2][last.start : last.end]) == ("place", "eng45")
     assert tagging.tag(kept, ["  "]) == [[]] and tagging.tag(kept, []) == []
 
@@ -259,7 +260,7 @@ def test_masked_words_are_filled_in_beside_tags(settings: Settings) -> None:
 def test_what_has_not_learned_of_words_yet_refuses_by_name(settings: Settings, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="task: tag: shots are of labels of whole texts"):
         sweep.sweep(build(settings), [1], 1)
-    with pytest.raises(InputError, match="which no server answers with yet; use `xlt predict`"):
+    with pytest.raises(InputError, match="neither exported nor promoted yet; serve the bundle itself: `xlt serve"):
         export.export(trained, tmp_path / "artefact")
     for measured in (geometry.of_bundle, anchors.of_bundle):
         with pytest.raises(InputError, match="it answers for words, and this is of whole texts"):

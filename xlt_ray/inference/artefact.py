@@ -201,12 +201,12 @@ def verify_bundle(folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_served(folder: Path) -> None:
-    """Raise InputError for a bundle that no server answers with; nothing but bundle.json is looked at."""
+def check_exported(folder: Path) -> None:
+    """Raise InputError for a bundle that cannot be exported; nothing but bundle.json is looked at."""
     if of_words(folder):
         raise InputError(
-            f"{folder}: a model of words, which no server answers with yet; use `xlt predict`, or "
-            "`xlt_ray.load(...).tag(texts)`"
+            f"{folder}: a model of words, which is neither exported nor promoted yet; serve the bundle itself: `xlt "
+            f"serve {folder}`"
         )
 
 
@@ -238,7 +238,7 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
     content = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     experiment = build(content["experiment"], place=f"{folder / BUNDLE_FILE}: experiment")
     scores = folder / "scores.json"
-    languages = json.loads(scores.read_text(encoding="utf-8"))["languages"] if scores.is_file() else {}
+    languages = _measured(scores, content["format"] == FORMAT_OF_WORDS) if scores.is_file() else {}
     return Artefact(
         folder=folder,
         labels=tuple(content["labels"]),
@@ -251,7 +251,7 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
         precisions=("float32",),
         margin=0.0,
         vocabulary={"mode": "exact"},
-        languages={code: {key: one.get(name) for key, name in MEASURED.items()} for code, one in languages.items()},
+        languages=languages,
         temperature=content.get("temperature", 1.0),
         provenance={
             "run": content.get("run") or experiment.key(),  # bundles of before do not have it
@@ -266,6 +266,18 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
             "xlt_ray": version("xlt-ray"),
         },
     )
+
+
+def _measured(scores: Path, words: bool) -> dict[str, dict[str, Any]]:
+    """Read what was measured in each language; of words the main metric as well, its name as `metric`."""
+    found = json.loads(scores.read_text(encoding="utf-8"))
+    names, metric = MEASURED, {}
+    if words:
+        main = found["metrics"][0]
+        names, metric = MEASURED | {"value": main, "low": f"{main}_low", "high": f"{main}_high"}, {"metric": main}
+    return {
+        code: metric | {key: one.get(name) for key, name in names.items()} for code, one in found["languages"].items()
+    }
 
 
 def _write(artefact: Artefact) -> Artefact:

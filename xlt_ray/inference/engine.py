@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from xlt_ray.errors import InputError
-from xlt_ray.inference import artefact, pieces
+from xlt_ray.inference import artefact, pieces, tagging
+from xlt_ray.inference.tagging import Words
 from xlt_ray.model import batching
 from xlt_ray.translation import readings
 from xlt_ray.translation.readings import Readings
@@ -33,7 +34,9 @@ RELEASE = 8  # batches after which pages of the embedding table are unmapped: th
 
 _LOADING = threading.Lock()
 
-Row = np.ndarray  # (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them
+# (tokens,) int64 ids, or (tokens, 2) ids and token types where the encoder tells pairs apart by them; of a model of
+# words (tokens, 3), see `Words`
+Row = np.ndarray
 
 
 class Engine(Protocol):
@@ -45,6 +48,7 @@ class Engine(Protocol):
     device: str
     max_length: int
     readings: Readings | None  # how texts are read, None as they stand
+    words: Words | None  # of a model that answers for every word, None of one that answers for whole texts
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
         """Turn texts into rows of token ids, cut at `max_length`; `len` of a row is its tokens."""
@@ -53,7 +57,7 @@ class Engine(Protocol):
         """Return the calibrated probability of every label for every row: (rows, labels) float32, rows sum to 1.
 
         `codes` are the languages of the rows, or keys of their readings, None where one is unknown; without any, all
-        are.
+        are. Of a model of words there is one for every word of the rows instead: (words, tags).
         """
 
 
@@ -121,6 +125,7 @@ class OnnxEngine:
     """
 
     device = "cpu"
+    words: Words | None = None
 
     def __init__(
         self, found: artefact.Artefact, precision: str = "auto", threads: int | None = None, tokens: int | None = None
@@ -219,7 +224,6 @@ class TorchEngine:
         from xlt_ray import techniques
         from xlt_ray.inference import bundle
 
-        artefact.check_served(folder)
         self.device = _device(device)
         self.precision = ("bfloat16" if self.device == "cuda" else "float32") if precision == "auto" else precision
         if self.precision not in ("float32", "bfloat16"):
@@ -233,16 +237,20 @@ class TorchEngine:
         tokenize = self.bundle.tokenize
         self.artefact = artefact.describe(folder, tokenize.tokenizer.pad_token_id)
         self.labels, self.max_length, self.readings = self.bundle.labels, tokenize.max_length, self.bundle.readings
-        types = "token_type_ids" in tokenize.tokenizer.model_input_names
-        self.encode = _Encode(tokenize.tokenizer.backend_tokenizer, tokenize.prefix, self.max_length, types)
+        self.words = Words(self.bundle.task, tokenize) if self.bundle.task.tagged else None
+        self.types = "token_type_ids" in tokenize.tokenizer.model_input_names
+        # of words as well, which are encoded by several threads: the truncation set here is the one they ask for
+        self.encode = _Encode(tokenize.tokenizer.backend_tokenizer, tokenize.prefix, self.max_length, self.types)
 
     def probabilities(self, rows: Sequence[Row], codes: Sequence[str | None] | None = None) -> np.ndarray:
         """Return what `Engine.probabilities` promises."""
-        encoded: list[Any] = [
-            {"input_ids": row} if row.ndim == 1 else {"input_ids": row[:, 0], "token_type_ids": row[:, 1]}
-            for row in rows
-        ]
-        return self.bundle.answer(encoded, codes, self.tokens)
+        return self.bundle.answer([self._encoded(row) for row in rows], codes, self.tokens)
+
+    def _encoded(self, row: Row) -> dict[str, Any]:
+        if row.ndim == 1:
+            return {"input_ids": row}
+        found = {"input_ids": row[:, 0]} | ({"token_type_ids": row[:, 1]} if self.types else {})
+        return found if self.words is None else found | {"word": tagging.marks(row)}
 
 
 def _device(asked: str) -> str:

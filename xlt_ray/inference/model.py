@@ -108,7 +108,9 @@ class Model:
         rows = []
         for place, each in enumerate(found):
             spans = {
-                n: k for k, span in enumerate(tagging.spans(self.bundle, each)) for n in range(span.first, span.last)
+                n: k
+                for k, span in enumerate(tagging.spans(self.bundle.task, each))
+                for n in range(span.first, span.last)
             }
             rows += [
                 (place, texts[place][word.start : word.end], *word, spans.get(number), known[place])

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import IO, Any, NamedTuple
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import torch
 
 from xlt_ray.errors import InputError
-from xlt_ray.evaluation import evaluate
-from xlt_ray.inference.bundle import Bundle
 from xlt_ray.languages import words as splitting
-from xlt_ray.tasks.task import Task
+
+if TYPE_CHECKING:  # a server imports this, and torch only where it answers with it
+    from xlt_ray.corpora.streams import Encoded
+    from xlt_ray.inference.bundle import Bundle
+    from xlt_ray.model.collate import Tokenize
+    from xlt_ray.tasks.task import Task
 
 PIECE = 256  # lines that are answered together
 
@@ -51,15 +53,50 @@ def tag(model: Bundle, texts: Sequence[str], words: Sequence[Sequence[str] | Non
     places = [
         _places(text, own) for text, own in zip(texts, [None] * len(texts) if words is None else words, strict=True)
     ]
-    asked = [number for number, own in enumerate(places) if own]
-    named = [[texts[number][start:end] for start, end in places[number]] for number in asked]
-    table = pa.table({
-        "text": pa.array([texts[number] for number in asked], pa.string()),
-        "words": pa.array(named, pa.list_(pa.string())),
-    })  # fmt: skip
-    scores = _probabilities(model, task, table)
-    found = zip((model.labels[best] for best in scores.argmax(1)), scores.max(1).tolist(), strict=True)
+    windows = task.windows(model.tokenize, texts, places)
+    return tagged(model.labels, places, model.answer([one for each in windows for one in each], None))
+
+
+def tagged(
+    labels: Sequence[str], places: Sequence[Sequence[tuple[int, int]]], probabilities: np.ndarray
+) -> list[list[Word]]:
+    """Return the words at some places of texts with their likeliest tags, from the (words, tags) `probabilities`."""
+    best = zip(probabilities.argmax(1).tolist(), probabilities.max(1).tolist(), strict=True)
+    found = ((labels[tag], score) for tag, score in best)
     return [[Word(*place, *next(found)) for place in own] for own in places]
+
+
+@dataclass(frozen=True)
+class Words:
+    """What an engine knows of the words of texts: how they are encoded, and what their tags mean.
+
+    A row is a window, (tokens, 3) int64: ids, token types, and how many words are scored at each token. Two words may
+    share one, and they stand in the order of the text, so these counts say it all.
+    """
+
+    task: Task
+    tokenize: Tokenize
+
+    def rows(self, texts: Sequence[str]) -> list[list[np.ndarray]]:
+        """Encode texts in windows, whose words are those that `languages.words.split` finds."""
+        windows = self.task.windows(self.tokenize, texts, [splitting.split(text) for text in texts])
+        return [[_row(one) for one in each] for each in windows]
+
+
+def _row(window: Encoded) -> np.ndarray:
+    ids = window["input_ids"]
+    counts = np.bincount(np.asarray(window["word"], dtype=np.int64) - 1, minlength=len(ids))
+    return np.stack([ids, window.get("token_type_ids") or np.zeros_like(ids), counts], axis=1).astype(np.int64)
+
+
+def marks(row: np.ndarray) -> np.ndarray:
+    """Return for every word that a row answers 1 and the place of its token, (words,) int64."""
+    return 1 + np.repeat(np.arange(len(row)), row[:, 2])
+
+
+def sizes(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how many words each of some rows answers, (rows,) int64."""
+    return np.array([row[:, 2].sum() for row in rows], dtype=np.int64)
 
 
 def _places(text: str, words: Sequence[str] | None) -> list[tuple[int, int]]:
@@ -72,17 +109,6 @@ def _places(text: str, words: Sequence[str] | None) -> list[tuple[int, int]]:
     return found
 
 
-def _probabilities(model: Bundle, task: Task, table: pa.Table) -> np.ndarray:
-    """Return the calibrated probability of every tag for every word of a table's rows, (words, tags) float32."""
-    if not table.num_rows:
-        return np.zeros((0, len(model.labels)), dtype=np.float32)
-    inputs = evaluate.Inputs(model.tokenize, model.precision, model.experiment.evaluation.tokens_per_step)
-    device = next(model.network.parameters()).device
-    rows = np.arange(table.num_rows)
-    logits = evaluate.outputs(model.network, device, table, rows, inputs, evaluate.Asked(task=task))
-    return (torch.from_numpy(logits) / model.network.temperature).softmax(-1).numpy()
-
-
 def task_of(model: Bundle) -> Task:
     """Return the task of a model of words; raise InputError for another model."""
     task = model.task
@@ -91,9 +117,9 @@ def task_of(model: Bundle) -> Task:
     return task
 
 
-def spans(model: Bundle, words: Sequence[Word]) -> list[Found]:
+def spans(task: Task, words: Sequence[Word]) -> list[Found]:
     """Return the spans that the tags of a text's words make; [] where tags are not of spans."""
-    found = task_of(model).spans([model.labels.index(one.tag) for one in words])
+    found = task.spans([task.labels.index(one.tag) for one in words])
     least = [min(word.score for word in words[one.start : one.end]) for one in found]
     return [
         Found(words[one.start].start, words[one.end - 1].end, one.type, score, one.start, one.end)
@@ -125,7 +151,7 @@ def _piece(model: Bundle, lines: Sequence[tuple[int, str]], jsonl: bool, out: IO
             one["words"] = [word._asdict() | {"score": round(word.score, 4)} for word in found]
             one["spans"] = [
                 {"start": a, "end": b, "type": kind, "score": round(score, 4), "text": one["text"][a:b]}
-                for a, b, kind, score, *_ in spans(model, found)
+                for a, b, kind, score, *_ in spans(model.task, found)
             ]
         out.write(json.dumps(one, ensure_ascii=False) + "\n")
     return len(asked) - len(good)

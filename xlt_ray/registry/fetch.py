@@ -45,7 +45,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Form:
-    """The form a model is wanted in: an artefact for the CPU, a bundle for a GPU (`device` cuda).
+    """The form a model is wanted in: an artefact for the CPU, a bundle for a GPU (`device` cuda) and of words.
 
     `vocabulary` trimmed keeps what `languages` use, by default those that were measured.
     """
@@ -74,7 +74,7 @@ def fetch(spec: str, tracking: str | None = None, form: Form = Form(), cache: Pa
             _check_precision(found, form.precision, version.model)
         else:
             folder = _bundle_of(version, cache)
-            folder = folder if form.device == "cuda" else _exported(folder, form, cache)
+            folder = _formed(folder, form, cache)
         return Fetched(str(folder), version.model, version.version)
     folder = bundle_in(Path(spec).expanduser().absolute())
     if (folder / artefact.FILE).is_file():
@@ -83,12 +83,21 @@ def fetch(spec: str, tracking: str | None = None, form: Form = Form(), cache: Pa
         found = artefact.read(folder)
         _check_precision(found, form.precision, str(folder))
         return Fetched(str(folder), str(folder), found.digest)
-    ready = folder
-    if form.device == "cuda":
-        artefact.verify_bundle(folder)
-    else:
-        ready = _exported(folder, form, cache)
-    return Fetched(str(ready), str(folder), artefact.bundle_digest(folder))
+    return Fetched(str(_formed(folder, form, cache)), str(folder), artefact.bundle_digest(folder))
+
+
+def _formed(bundle: Path, form: Form, cache: Path) -> Path:
+    """Return the folder to answer from: the bundle itself on a GPU, or where it is of words, else an artefact of it."""
+    words = artefact.of_words(bundle)
+    if words and (form.precision == "int8" or form.vocabulary == "trimmed"):
+        fault = "precision: int8" if form.precision == "int8" else "vocabulary: trimmed"
+        raise InputError(
+            f"{fault} is of exported models, and {bundle}, a model of words, is not exported; leave it out"
+        )
+    if form.device != "cuda" and not words:
+        return _exported(bundle, form, cache)
+    artefact.verify_bundle(bundle)
+    return bundle
 
 
 def bundle_in(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from xlt_ray.errors import InputError, RegistryError
 from xlt_ray.evaluation.paired import gate
 from xlt_ray.evaluation.paired.gate import Gate, Rules
 from xlt_ray.events import OnEvent
-from xlt_ray.inference.artefact import check_served, verify_bundle
+from xlt_ray.inference.artefact import check_exported, verify_bundle
 from xlt_ray.languages import codes
 from xlt_ray.registry import fetch, publish, versions
 from xlt_ray.registry.publish import CheckRows
@@ -154,7 +154,7 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
             fetch.bundle_in(folder)  # its error names what the folder is instead
         raise InputError(f"{run}: no finished run (no bundle/bundle.json); give a run's folder or models:/NAME/VERSION")
     verify_bundle(folder / "bundle")
-    check_served(folder / "bundle")
+    check_exported(folder / "bundle")
     where = outbox.address(folder)
     if where is None:
         raise InputError(f"{run}: was not tracked, so MLflow knows nothing of it; train it with a tracking.uri")

@@ -19,7 +19,7 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     data: ClassVar[str] = "a label a row"
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")
-    served: ClassVar[bool] = True
+    exported: ClassVar[bool] = True
     biased: ClassVar[tuple[str, ...]] = ("macro_f1",)
 
     @property

@@ -58,7 +58,12 @@ class Tag(Task):
         """What a model of it is called at the head of a report."""
         if self.parts is None:
             return f"A tagger of words with {len(self.labels)} tags"
-        return f"A finder of spans of {len({kind for _, kind in self.parts} - {''})} types in text"
+        return f"A finder of spans of {len(self.types)} types in text"
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of spans, sorted; none where tags are not of spans."""
+        return tuple(sorted({kind for _, kind in self.parts or ()} - {""}))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -94,7 +99,7 @@ class Tag(Task):
         Both are lists with an entry a word: 1 and the place of the piece that is scored, and its tag.
         """
         tags, found = table["label"].to_pylist(), []
-        for number, windows in enumerate(_windows(tokenize, texts[0], table["words"].to_pylist())):
+        for number, windows in enumerate(_windows(tokenize, texts[0], _places(texts[0], table))):
             chosen = windows[0]
             if len(windows) > 1:
                 rng = np.random.default_rng([*address, 8, int(places[number])])
@@ -105,8 +110,14 @@ class Tag(Task):
 
     def answers(self, answer: Answer, tokenize: Tokenize, table: pa.Table) -> np.ndarray:
         """Score every tag for every word of a table's rows: (words, tags) float32 logits."""
-        each = _windows(tokenize, table["text"].to_pylist(), table["words"].to_pylist())
-        return answer([one.encoded for windows in each for one in windows])
+        texts = table["text"].to_pylist()
+        return answer([one for windows in self.windows(tokenize, texts, _places(texts, table)) for one in windows])
+
+    def windows(
+        self, tokenize: Tokenize, texts: Sequence[str], places: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[list[Encoded]]:
+        """Encode texts in windows that overlap, cut between words; see the head of this module."""
+        return [[one.encoded for one in windows] for windows in _windows(tokenize, texts, places)]
 
     def loss(self, logits: Tensor, batch: Any, label_smoothing: float) -> Tensor:
         """Return the mean cross-entropy over the words of every row, (rows,), of logits (words, tags)."""
@@ -179,10 +190,18 @@ class Tag(Task):
         return found
 
 
-def _windows(tokenize: Tokenize, texts: Sequence[str], words: Sequence[Sequence[str]]) -> list[list[Window]]:
+def _places(texts: Sequence[str], table: pa.Table) -> list[list[tuple[int, int]]]:
+    """Return (start, end) of the words of a table's rows in their texts."""
+    words = table["words"].to_pylist()
+    places = [splitting.spans(text, own) for text, own in zip(texts, words, strict=True)]
+    assert all(len(there) == len(own) for there, own in zip(places, words, strict=True)), "words stand in their text"
+    return places
+
+
+def _windows(
+    tokenize: Tokenize, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+) -> list[list[Window]]:
     """Encode texts in as many windows as each takes; `word` of one has an entry for each of the words it answers."""
-    spans = [splitting.spans(text, own) for text, own in zip(texts, words, strict=True)]
-    assert all(len(there) == len(own) for there, own in zip(spans, words, strict=True)), "words stand in their text"
     found: list[list[Window]] = [[] for _ in texts]
     waiting = [(number, 0, 0) for number in range(len(texts))]  # text, its first word in the window, and to answer
     while waiting:

@@ -45,7 +45,7 @@ class Task:
     data: ClassVar[str]  # what corpus it wants
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)  # of training.method, those that can learn it
     tagged: ClassVar[bool] = False  # whether rows are tagged words, see `Corpus.tagged`
-    served: ClassVar[bool] = False  # whether it can be exported and answered by a server
+    exported: ClassVar[bool] = False  # whether it can be exported, and so registered and promoted
     biased: ClassVar[tuple[str, ...]] = ()  # metrics that resampling pulls down, whose intervals are centred again
 
     labels: tuple[str, ...] = ()
@@ -91,9 +91,24 @@ class Task:
         """Score every label for every answer that a table's rows want: (answers, labels) float32 logits."""
         return answer(tokenize.rows(table))
 
+    def windows(
+        self, tokenize: Tokenize, texts: Sequence[str], places: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[list[Encoded]]:
+        """Encode texts whose words are asked for, each in as many windows as it takes.
+
+        `places` are (start, end) of the words of each text. Every window marks those that it answers, see
+        `Network.answers`; all windows of a text together answer each word once, in order.
+        """
+        raise NotImplementedError(self.name)
+
     def loss(self, logits: Tensor, batch: Any, label_smoothing: float) -> Tensor:
         """Return the loss of every row of a batch, (rows,), from what the network answered to it."""
         raise NotImplementedError(self.name)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of the spans that answers make, sorted."""
+        return ()
 
     def spans(self, answers: Sequence[int]) -> list[Span]:
         """Return the spans that the answers to a row make, where they make any."""
