@@ -71,7 +71,7 @@ class Driver:
 def on_loopback(address: str) -> Iterator[str]:
     """Connect to a Ray on this machine's loopback interface, or start one ("local"), and yield its address.
 
-    Raises TrainingError where the Ray that was started dies.
+    Raises TrainingError where Ray does not start, or the one that was started dies.
     """
     import ray
 

@@ -1,6 +1,7 @@
 """Define the routes of the server and what they refuse: `create` makes a FastAPI application around a `Service`."""
 
 # no `from __future__ import annotations` here: FastAPI reads the annotations of routes, which name local classes
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable
 from importlib import resources
@@ -203,7 +204,8 @@ def _add_tagging(app: FastAPI, args: ServeArgs, service: Callable[[], Service], 
         question = Question(asked.texts, None, check_codes(asked.languages, len(asked.texts)))
         with keys.charged(request.scope["state"]["client"], len(asked.texts)):
             answer = await service().classify(question, deadline)
-        return JSONResponse({"model": answer.model.shown, "results": shown(answer, 1)})
+        # in a thread, because the answer to many long texts is megabytes, during which nobody else would get one
+        return await asyncio.to_thread(lambda: JSONResponse({"model": answer.model.shown, "results": shown(answer, 1)}))
 
     @app.post("/v1/tag/stream", tags=["tag"], response_class=Lines, **document.streaming("/v1/tag"))
     async def stream(request: Request) -> Response:

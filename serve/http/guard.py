@@ -86,9 +86,8 @@ class Guard:
         length = headers.get("content-length", "")
         if path not in STREAMED and length.isdecimal() and int(length[:20]) > self.args.limits.body_bytes:
             raise _too_large(self.args.limits.body_bytes)
-        if (
-            path in KINDS and path not in STREAMED
-        ):  # before the body is read: under overload most of the work is refusing
+        if path in KINDS and path not in STREAMED:
+            # before the body is read: under overload most of the work is refusing
             self.service().queue.check(1, self.args.limits.deadline_s)
 
 

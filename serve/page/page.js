@@ -208,6 +208,7 @@ async function classify(event) {
   byId("problem").textContent = byId("said").textContent = "";
   try {
     const question = asked();
+    if (!told) await load(); // which routes it has is known then
     const found = await results(question);
     show(question, found);
     if (!found.models.has(told?.model.version)) await load();

@@ -7,6 +7,7 @@ Nothing here knows of HTTP or Ray, so that the same code runs behind Ray Serve a
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import time
@@ -134,7 +135,8 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
-                rows, read, guesses = await loop.run_in_executor(self._tokenisers, self._prepare, model, question)
+                prepare = functools.partial(self._prepare, model, question, until)
+                rows, read, guesses = await loop.run_in_executor(self._tokenisers, prepare)
                 groups = batching.steps([len(row) for row in rows], self.chunk_tokens(model))
                 parts = read.parts
                 if model.engine.words is not None:
@@ -161,16 +163,25 @@ class Service:
         if model.engine.words is not None:
             of_words = np.repeat(order, tagging.sizes([rows[i] for i in order]))
             ordered = np.concatenate(found)[np.argsort(of_words, kind="stable")]
-            return Answer(question, model, ordered, guesses, read)
+            answer = Answer(question, model, ordered, guesses, read)
+            await loop.run_in_executor(self._tokenisers, lambda: answer.words)  # in a long text they are thousands
+            return answer
         return Answer(question, model, read.joined(np.concatenate(found)[np.argsort(order)]), guesses, read)
 
-    def _prepare(self, model: Model, question: Question) -> tuple[list[Row], Asked, list[Guess]]:
-        """Guess the languages that are not named, read texts by their languages, tokenise. Blocks: runs in a thread."""
+    def _prepare(self, model: Model, question: Question, until: float) -> tuple[list[Row], Asked, list[Guess]]:
+        """Guess the languages that are not named, read texts by their languages, tokenise. Blocks: runs in a thread.
+
+        Raises TimeoutError where nobody waits any more, so that others need not wait for a request that is lost.
+        """
         guess = self._identifier.guess if self._identifier else lambda text: UNKNOWN
         named = zip(question.texts, question.languages or [None] * len(question.texts), strict=True)
         guesses = [guess(text) if code is None else Guess(code, 1.0) for text, code in named]
         if model.engine.words is not None:
-            windows = model.engine.words.rows(question.texts)
+            windows = []
+            for text in question.texts:
+                if time.monotonic() > until:
+                    raise TimeoutError
+                windows += model.engine.words.rows([text])
             return [row for each in windows for row in each], _windowed(question, windows, guesses), guesses
         read = asked(model.engine.readings, question.texts, question.pairs, [guess.code for guess in guesses])
         return model.engine.encode(read.texts, read.pairs), read, guesses
@@ -231,9 +242,9 @@ class Service:
 def _weights(model: Model, texts: Sequence[str]) -> np.ndarray:
     """Return as how many texts each waits with a model of words, (texts,): about the windows that it takes.
 
-    Two characters a token are few in most scripts, and windows overlap.
+    Two bytes a token are few in most scripts, where a character is one to four bytes and a word several.
     """
-    return np.array([1 + len(text) // (2 * model.engine.max_length) for text in texts])
+    return np.array([1 + len(text.encode()) // (2 * model.engine.max_length) for text in texts])
 
 
 def _windowed(question: Question, windows: Sequence[Sequence[Row]], guesses: Sequence[Guess]) -> Asked:

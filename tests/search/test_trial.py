@@ -216,6 +216,7 @@ def check_the_same(
 UNDROPPED = {"dropout": 0.0}  # masks go by rank
 
 
+@pytest.mark.long
 def test_two_workers_give_the_model_of_one(asked: Asked, tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     found, _ = prepare.prepared(space.build(search_settings(tiny_encoder, tiny_corpus, tmp_path, network=UNDROPPED)))
     experiment = found.experiment({"sources": ["deu_Latn", "eng_Latn"]})

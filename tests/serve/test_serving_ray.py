@@ -199,6 +199,7 @@ def test_a_replica_has_loaded_neither_torch_nor_mlflow(server: Running) -> None:
         assert "torch/lib" not in mapped
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_model_is_changed_and_changed_back_without_a_failed_request(server: Running, models: Path) -> None:
     before = {one.pid for one in server.replicas()}

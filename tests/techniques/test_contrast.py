@@ -111,6 +111,14 @@ def test_pairs_that_are_measured_are_not_learned_from(settings: Settings) -> Non
         assert len(learned) == 120 - HELD and not {*held} & {*learned}
 
 
+def test_frozen_anchors_are_features_of_the_whole_encoder_and_trained_ones_begin_at_its_own(settings: Settings) -> None:
+    term, run = alignment(aligned(settings))
+    texts = {"eng_Latn": pa.table({"text": term.stream.tables["eng_Latn"]["text"]})}
+    np.testing.assert_allclose(term.anchors.numpy(), made_up.whole()(texts)["eng_Latn"], rtol=1e-5)
+    term, _ = alignment(aligned(settings, anchor="trained"))
+    np.testing.assert_allclose(term.anchors.numpy(), made_up(texts)["eng_Latn"], rtol=1e-5)
+
+
 def test_no_translation_that_is_held_out_is_learned_by_way_of_another_language(settings: Settings) -> None:
     run = run_of(build(aligned(settings)))
     texts = dict(run.setup.material.texts)

@@ -27,7 +27,8 @@ from xlt_ray.corpora.corpus import end_to_end
 from xlt_ray.corpora.streams import UNLABELLED as UNLABELLED_ROWS
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
-from xlt_ray.model import encoders
+from xlt_ray.inference import bundle
+from xlt_ray.model import encoders, network
 from xlt_ray.model.network import trained
 from xlt_ray.search import prepare, space
 from xlt_ray.supervision import PARALLEL, UNLABELLED, ZERO_SHOT
@@ -63,7 +64,6 @@ class MadeUp:
     def __init__(self, all_ones: bool = False, more: float = 0.0) -> None:
         self.all_ones, self.more = all_ones, more
 
-    @property
     def whole(self) -> MadeUp:
         return MadeUp(self.all_ones, 1.0)
 
@@ -97,7 +97,7 @@ def learned(term: Student, run: setup.Run, code: str) -> np.ndarray:
 def test_a_text_learns_the_features_of_its_translation(settings: Settings) -> None:
     term, run = student(distilled(settings))
     texts = run.setup.material.texts
-    features = made_up.whole(texts)
+    features = made_up.whole()(texts)
     english = dict(zip(texts["eng_Latn"]["id"].to_pylist(), features["eng_Latn"], strict=True))
     for code in CODES:
         wanted = np.stack([english[one] for one in texts[code]["id"].to_pylist()])
@@ -111,7 +111,7 @@ def test_a_row_without_translation_learns_to_stay_where_it_is_about_the_mean_of_
     alone = pa.array([one if place % 6 else f"alone{place}" for place, one in enumerate(ids)])
     texts["swh_Latn"] = texts["swh_Latn"].set_column(texts["swh_Latn"].schema.get_field_index("id"), "id", alone)
     term, _ = student(distilled(settings), Material(run.experiment, texts, {}, languages=CODES))
-    features = made_up.whole(texts)
+    features = made_up.whole()(texts)
     found, own, english = learned(term, run, "swh_Latn"), features["swh_Latn"], features["eng_Latn"]
     np.testing.assert_allclose(found[::6], (own - own.mean(0) + english.mean(0))[::6], rtol=1e-4, atol=1e-5)
     assert np.abs(found[1::6] - own[1::6]).max() > 0.1
@@ -123,7 +123,7 @@ def test_of_readings_the_mean_of_what_each_has_about_its_own_mean_is_learned(set
     test_time = run_of(build({**settings, "techniques": [{"translate_test": read}]})).setup
     assert test_time.readings is not None
     tables = test_time.readings.tables(run.setup.material.texts)
-    features, origin = made_up.whole(tables), made_up.whole(run.setup.material.texts)["eng_Latn"].mean(0)
+    features, origin = made_up.whole()(tables), made_up.whole()(run.setup.material.texts)["eng_Latn"].mean(0)
     for code in CODES[1:]:
         parts = [features[key] - features[key].mean(0) for key in test_time.readings.keys(code)]
         assert len(parts) == 3
@@ -144,7 +144,7 @@ def test_parallel_text_beside_the_corpus_is_learned_too(settings: Settings, tmp_
     with pytest.warns(UserWarning, match="hin_Deva"):
         term, run = student(distilled(settings, teacher=teacher, scores=[0.5]))
     assert [run.setup.unlabelled[code].num_rows for code in CODES] == [230, 120, 230]
-    features = made_up.whole(run.setup.unlabelled)
+    features = made_up.whole()(run.setup.unlabelled)
     found, origin = learned(term, run, "swh_Latn"), features["eng_Latn"].mean(0)
     if teacher == "translations":
         np.testing.assert_allclose(found[120:], features["eng_Latn"][120:], rtol=1e-6)
@@ -211,7 +211,7 @@ def test_an_id_that_stands_twice_tells_no_translation(settings: Settings, twice:
     place = texts[twice].schema.get_field_index("id")
     texts[twice] = texts[twice].set_column(place, "id", pa.array([ids[1], *ids[1:]]))
     term, _ = student(distilled(settings), Material(run.experiment, texts, {}, languages=CODES))
-    own, english = (made_up.whole(texts)[code] for code in ("swh_Latn", "eng_Latn"))
+    own, english = (made_up.whole()(texts)[code] for code in ("swh_Latn", "eng_Latn"))
     found = learned(term, run, "swh_Latn")
     np.testing.assert_allclose(found[:2], (own - own.mean(0) + english.mean(0))[:2], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[2:], english[2:], rtol=1e-6)
@@ -283,6 +283,19 @@ def test_a_student_of_fewer_layers_learns_the_features_of_the_whole_encoder(sett
     assert loop.fit(again, tmp_path / "kept").step == run.setup.updates
     for name, tensor in trained(run.network).items():
         assert torch.equal(trained(again.network)[name], tensor), name
+
+
+def test_a_model_of_fewer_layers_goes_on_from_its_own_bundle_and_head(settings: Settings, tmp_path: Path) -> None:
+    first = run_of(build(distilled(settings)))
+    made = bundle.Bundle(first.network.eval(), first.tokenize, first.setup.corpus.labels, first.experiment, None)
+    bundle.save(tmp_path / "bundle", made, network.fingerprint(first.experiment.network))
+    settings["network"] |= {"init": str(tmp_path / "bundle"), "head": "bundle", "layers": 1}
+    run = run_of(build(distilled(settings)))
+    teacher = run.computing("float32").whole()({"eng_Latn": run.setup.material.texts["eng_Latn"]})["eng_Latn"]
+    wanted = first.embed({"eng_Latn": run.setup.material.texts["eng_Latn"]}, "float32")["eng_Latn"]
+    np.testing.assert_allclose(teacher, wanted, atol=1e-6)
+    assert torch.equal(run.network.head.weight, first.network.head.weight)
+    loop.begin(run)
 
 
 def without_counterparts(corpus: Path, folder: Path) -> Path:
@@ -422,7 +435,7 @@ def test_rows_of_equal_ids_that_are_no_translations_teach_nothing(settings: Sett
     _, material = with_ids(distilled(settings), lambda ids: ids.combine_chunks().take(order))
     with pytest.warns(UserWarning, match="do not look like translations"):
         term, run = student(distilled(settings), material)
-    own, english = (made_up.whole(material.texts)[code] for code in ("swh_Latn", "eng_Latn"))
+    own, english = (made_up.whole()(material.texts)[code] for code in ("swh_Latn", "eng_Latn"))
     np.testing.assert_allclose(
         learned(term, run, "swh_Latn"), own - own.mean(0) + english.mean(0), rtol=1e-4, atol=1e-5
     )

@@ -403,6 +403,7 @@ def test_a_child_is_below_a_parent_that_comes_later(tmp_path: Path, uri: str, ov
     assert known["child"].data.tags["mlflow.parentRunId"] == known["search"].info.run_id
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_three_processes_may_touch_a_fresh_database_first(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'new' / 'xlt.db'}"
@@ -416,6 +417,7 @@ def test_three_processes_may_touch_a_fresh_database_first(tmp_path: Path) -> Non
     assert [folder.name for folder in folders if "attempt" in (folder / "outbox.log").read_text()] == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sender_killed_while_it_creates_the_database_leaves_none(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'xlt.db'}"
@@ -439,6 +441,7 @@ def test_a_sender_killed_while_it_creates_the_database_leaves_none(tmp_path: Pat
 # --------------------------------------------------------------------------------------- kills, of sender and driver
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sender_killed_midway_loses_and_doubles_nothing(tmp_path: Path, uri: str) -> None:
     box = begin(tmp_path, uri)

@@ -66,6 +66,28 @@ def test_where_ray_itself_dies_the_run_ends_soon_with_a_sentence(
     assert time.monotonic() - began < 60 and not ray.is_initialized()
 
 
+def test_only_a_start_that_took_too_long_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def start(**options: Any) -> None:
+        asked.append(options)
+        if faults:
+            raise faults.pop(0)
+
+    monkeypatch.setattr(ray, "init", start)
+    faults: list[Exception] = [Exception("The current node timed out during startup.")] * 2
+    cluster.init(address="local")
+    assert asked == [{"address": "local"}] * 3
+    faults = [ConnectionError("nobody there"), Exception("never raised")]
+    with pytest.raises(ConnectionError, match="nobody there"):
+        cluster.init(address="10.0.0.1:6379")
+    assert len(asked) == 4
+    faults = [Exception("The current node timed out during startup.")] * 3
+    with pytest.raises(TrainingError, match=r"Ray did not start in 3 tries of 30 s; .*; the same command goes on"):
+        cluster.init(address="local")
+    assert len(asked) == 7
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_machine_too_busy_for_ray_to_start_is_given_another_try(

@@ -215,7 +215,8 @@ def _chain(folders: list[Path]) -> None:
     from xlt_ray.supervision import shown
 
     console, found = Console(highlight=False), chain.compare(folders)
-    console.width = max(console.width, 59 + 7 * len(folders))  # a long chain is wide, and no figure of it is cut
+    steps = sum(len(step.name) + 1 for step in found.steps)  # a long chain is wide, and no figure of it is cut
+    console.width = max(console.width, 59 + steps)
     begun = artefact.begun_from([folder / "bundle" for folder in folders])
     ways = [step.groups["all"] for step in found.steps]
     rungs = [*(way.before_supervision for way in ways[:-1]), ways[-1].after_supervision]
@@ -227,7 +228,7 @@ def _chain(folders: list[Path]) -> None:
     console.print(_groups(found, f"{title}, means before each step, and points gained in it"))
     console.print(
         f"\nSurely (*, +, -) is what is more than chance among all {len(found.places)} languages of a step: where one "
-        f"changes nothing, the chance that it has any such language is about {100 * ALPHA:g}%.",
+        f"changes nothing, the chance that it has any such language is {100 * ALPHA:g}%, and somewhat more with few rows.",
         soft_wrap=True,
     )
     if found.left_out:

@@ -15,7 +15,7 @@ MIX = ("sources", "mixture.alpha", "mixture.weights")
 FREE = (
     *("training." + name for name in ("batch_size", "learning_rate", "head_learning_rate", "weight_decay", "warmup")),
     *("training." + name for name in ("decay", "clip", "label_smoothing")),
-    *("network." + name for name in ("dropout", "freeze", "pooling", "max_length", "prefix")),
+    *("network." + name for name in ("layers", "dropout", "freeze", "pooling", "max_length", "prefix")),
 )
 SWITCH = "{choice: [false, true]}"  # an option may also be a mapping of parameters
 FORMS = "{uniform: [0, 1]}, {loguniform: [1.0e-5, 1.0e-3]}, {integers: [1, 8]} or {choice: [16, 32]}"

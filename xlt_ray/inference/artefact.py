@@ -7,6 +7,7 @@ opened at all. What can be read of a bundle without torch is here as well.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -178,8 +179,15 @@ def read_bundle(folder: Path) -> dict[str, Any]:
 
 
 def begun_from(folders: Sequence[Path]) -> list[int | None]:
-    """Return for each bundle the place here of the nearest that it descends from; None where none is known."""
-    contents = [read_bundle(folder) if (folder / BUNDLE_FILE).is_file() else {} for folder in folders]
+    """Return for each bundle the place here of the nearest that it descends from; None where none is known.
+
+    Of one that is not there, or cannot be read, nothing is known.
+    """
+    contents: list[dict[str, Any]] = [{} for _ in folders]
+    for content, folder in zip(contents, folders, strict=True):
+        if (folder / BUNDLE_FILE).is_file():
+            with contextlib.suppress(InputError):
+                content.update(read_bundle(folder))
     places = {one["run"]: place for place, one in enumerate(contents) if one.get("run")}
     lines = [[places.get(before["run"]) for before in one.get("lineage", ())] for one in contents]
     return [next((place for place in reversed(line) if place is not None), None) for line in lines]

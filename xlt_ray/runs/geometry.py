@@ -81,7 +81,7 @@ class Geometry:
     on the `test_rows` that both have, `test_disagreement` is of the same; nan where the run did not measure them. `low`
     and `high` bound 95% intervals by a bootstrap of rows, also of the excess, |gap| less disagreement,
     where the rows are not those of test. `estimated`, of languages that the run did not measure, is its accuracy on
-    test in the pivot less disagreement, or 0: what accuracy there is expected to be at least.
+    test in the pivot less disagreement, or 0: what accuracy there is expected to be, or more.
     """
 
     experiment: Experiment
@@ -110,8 +110,8 @@ class Geometry:
         """Say what disagreement tells of the accuracy lost on test, with what is exact and what was checked."""
         told, guessed = self.transfer, self.languages.dropna(subset="estimated").sort_values("estimated")
         estimates = [
-            f"estimated, from disagreement on {one['rows']} parallel rows: accuracy in {one['language']} at least "
-            f"{percent(one['estimated'])} [{percent(one['estimated_low'])}, {percent(one['estimated_high'])}]"
+            f"estimated, from disagreement on {one['rows']} parallel rows: accuracy in {one['language']} about "
+            f"{percent(one['estimated'])} or more [{percent(one['estimated_low'])}, {percent(one['estimated_high'])}]"
             for one in guessed.to_dict("records")
         ]
         if not told.languages:

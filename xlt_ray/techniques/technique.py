@@ -30,15 +30,15 @@ Embed = Callable[[Mapping[str, pa.Table]], Mapping[str, np.ndarray]]
 class Compute(Protocol):
     """What a loss computes with as training begins, on all workers together, which must ask for the same in one order.
 
-    Called, it is an `Embed` that keeps what it has computed. `tokenize` is how the run's texts become pieces, and
-    `whole` the same with the encoder as it is before `network.layers` leaves some out, loaded anew where it does.
+    Called, it is an `Embed` that keeps what it has computed. `tokenize` is how the run's texts become pieces.
     """
 
     @property
     def tokenize(self) -> Tokenize: ...
 
-    @property
-    def whole(self) -> Compute: ...
+    def whole(self) -> Compute:
+        """Return the same with the encoder as it is before `network.layers` leaves some out; self where none are."""
+        ...
 
     def __call__(self, tables: Mapping[str, pa.Table], /) -> Mapping[str, np.ndarray]: ...
 

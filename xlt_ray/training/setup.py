@@ -309,13 +309,12 @@ class Computing:
         """How texts become pieces."""
         return self.run.tokenize
 
-    @property
     def whole(self) -> Computing:
-        """The same with the encoder as it is before `network.layers` leaves some out; itself where none are."""
+        """Load the encoder as it is before `network.layers` leaves some out, to compute with it; self where none are."""
         experiment = self.run.experiment
         if experiment.network.layers is None:
             return self
-        config = experiment.network.model_copy(update={"layers": None})
+        config = experiment.network.model_copy(update={"layers": None, "head": "fresh", "freeze": ()})
         net, tokenize, _ = network.build(config, 1, seed=0)
         net.to(next(self.run.network.parameters()).device).eval().requires_grad_(False)
         setup = replace(self.run.setup, experiment=experiment.model_copy(update={"network": config}))

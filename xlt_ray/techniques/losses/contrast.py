@@ -92,7 +92,7 @@ class Contrast(OfTranslations):
         translated = take(texts[pivot], used)
         # in one order on all workers, which compute the same pieces together
         if self.anchor == "frozen":
-            anchors = compute.whole({pivot: translated})[pivot]
+            anchors = compute.whole()({pivot: translated})[pivot]
         else:
             anchors = compute({pivot: translated.slice(0, SAMPLE)})[pivot]
         translations.spread(anchors, PLACE, pivot)

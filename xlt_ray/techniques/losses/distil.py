@@ -111,7 +111,8 @@ class Distil(Technique):
             alone = [code for code in texts if code not in places or places[code].min() < 0]
             read = {code: {code: texts[code]} for code in alone}
         # in one order on all workers, which compute the same pieces together
-        features = compute.whole({key: table for tables in read.values() for key, table in tables.items()})
+        teacher = compute.whole()
+        features = teacher({key: table for tables in read.values() for key, table in tables.items()})
         origin = features[pivot].mean(0)
         scale = translations.spread(features[pivot], PLACE, pivot)
         wanted: dict[int, np.ndarray] = {}
@@ -123,8 +124,9 @@ class Distil(Technique):
             assert found is not None, "what has no translation is read as it stands"
             wanted[network.index(code)] = found
         term = Student(wanted, len(network.languages), scale, self.weight)
-        first = compute({code: table.slice(0, MEASURED) for code, table in texts.items()})
-        term.before = self._distance(network, first, pivot, term)
+        known = {code: features[code] for code in read} if teacher is compute else {}
+        first = compute({code: table.slice(0, MEASURED) for code, table in texts.items() if code not in known})
+        term.before = self._distance(network, {code: {**known, **first}[code] for code in texts}, pivot, term)
         return term
 
     def calibrate(self, network: Network, embed: Embed, material: Material) -> dict[str, float]:
