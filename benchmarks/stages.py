@@ -82,7 +82,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     ),
 }
 PROBE = {"method": "probe", **others.CHOSEN}
-ROUNDS = 7
+ROUNDS = 5
 PLAIN, MAP, READ = "centre", "map", "readings"
 Runs = dict[str, list[Mapping[str, Predictions]]]  # by arm, one a seed
 
@@ -217,7 +217,7 @@ def _print_speed(name: str, bundle: Path, data: Path, targets: Sequence[str]) ->
     texts = [
         text
         for code in targets
-        for text in pd.read_csv(data / code / "test.tsv", sep="\t", quoting=csv.QUOTE_NONE)["text"].head(20)
+        for text in pd.read_csv(data / code / "test.tsv", sep="\t", quoting=csv.QUOTE_NONE)["text"].head(10)
     ]
     sides = {"whole": NetworkConfig(), name: NetworkConfig(init=str(bundle))}
     built = {side: network.build(config, 1, 0) for side, config in sides.items()}

@@ -228,7 +228,7 @@ def _chain(folders: list[Path]) -> None:
     console.print(_groups(found, f"{title}, means before each step, and points gained in it"))
     console.print(
         f"\nSurely (*, +, -) is what is more than chance among all {len(found.places)} languages of a step: where one "
-        f"changes nothing, the chance that it has any such language is {100 * ALPHA:g}%, and somewhat more with few rows.",
+        f"changes nothing, the chance that it has any such language is {100 * ALPHA:g}%, a little more with few rows.",
         soft_wrap=True,
     )
     if found.left_out:

@@ -310,7 +310,7 @@ class Computing:
         return self.run.tokenize
 
     def whole(self) -> Computing:
-        """Load the encoder as it is before `network.layers` leaves some out, to compute with it; self where none are."""
+        """Return the same with the encoder as it is before `network.layers` leaves some out; self where none are."""
         experiment = self.run.experiment
         if experiment.network.layers is None:
             return self
