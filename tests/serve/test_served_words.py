@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -230,6 +231,39 @@ def test_windows_go_into_batches_of_the_budget_and_come_back_in_order(folder: Pa
     assert [[word[:3] for word in own] for own in answer.words] == [[word[:3] for word in own] for own in wanted]
     scores, others = ([word.score for own in found for word in own] for found in (answer.words, wanted))
     assert scores == pytest.approx(others, abs=1e-5)
+
+
+def test_a_request_that_is_lost_is_not_encoded_to_its_end(tagger: Model) -> None:
+    service, encoded = local_server.service(tagger, identify=False), list[str]()
+
+    class Slow:
+        def __init__(self, words: tagging.Words) -> None:
+            self.words = words
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.words, name)
+
+        def rows(self, texts: list[str]) -> Any:
+            encoded.extend(texts)
+            time.sleep(0.2)
+            return self.words.rows(texts)
+
+    assert tagger.engine.words is not None
+    slow = replace(tagger, engine=copy.copy(tagger.engine))
+    slow.engine.words = Slow(tagger.engine.words)  # type: ignore[assignment]
+    service.model = slow
+
+    async def asked() -> None:
+        with pytest.raises(Refusal) as refused:
+            await service.classify(Question(["eng1"] * 50, None, None), 0.5)
+        assert refused.value.code == "deadline_exceeded"
+        service.model = tagger
+        answer = await service.classify(Question(["eng1 eng2"], None, None), 5.0)
+        assert len(answer.words[0]) == 2
+
+    asyncio.run(asked())
+    time.sleep(0.5)
+    assert 1 <= len(encoded) < 5
 
 
 @pytest.mark.parametrize("types", [False, True])
