@@ -246,7 +246,7 @@ def describe(bundle: str | Path, pad_id: int) -> Artefact:
     content = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     experiment = build(content["experiment"], place=f"{folder / BUNDLE_FILE}: experiment")
     scores = folder / "scores.json"
-    languages = _measured(scores, content["format"] == FORMAT_OF_WORDS) if scores.is_file() else {}
+    languages = _measured(scores, content.get("format") == FORMAT_OF_WORDS) if scores.is_file() else {}
     return Artefact(
         folder=folder,
         labels=tuple(content["labels"]),
