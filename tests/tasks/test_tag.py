@@ -296,7 +296,7 @@ def test_a_search_chooses_by_f1_and_says_so_everywhere(settings: Settings, tmp_p
     head, *rest = called.table.splitlines()
     assert "mean dev F1 over the mix's own languages" in head and "accuracy" not in called.table
     assert any(line.startswith("Retrained, test F1 in %") for line in rest)
-    assert "sources, mean F1,\n" in (called.folder / "chosen.yaml").read_text(encoding="utf-8")
+    assert "), mean F1,\n" in (called.folder / "chosen.yaml").read_text(encoding="utf-8")
     page = (called.folder / "search.html").read_text(encoding="utf-8")
     assert "Test F1 in %" in page and "Map of dev F1 by mix and language" in page and "ccuracy" not in page
     with (called.folder / "search.tsv").open(encoding="utf-8", newline="") as stream:
