@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import torch
 import uvicorn
@@ -69,6 +70,13 @@ def running(made: Service) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextlib.contextmanager
+def client(made: Service) -> Iterator[httpx.Client]:
+    """Yield a client of a service that listens as in `running`."""
+    with running(made) as address, httpx.Client(base_url=address, trust_env=False, timeout=20) as found:
+        yield found
 
 
 LABELS = ("sport", "food", "travel")

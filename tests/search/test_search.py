@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
+import ray_runs
 from conftest import LABELS
 from ray_runs import Settings
 from search_runs import POOL, TARGET, Called, fit_plainly, journal, search_settings, stamps, tune, write
@@ -22,7 +21,6 @@ from xlt_ray import cli, config
 from xlt_ray.corpora.corpus import Corpus
 from xlt_ray.search import prepare, screening, search, space, tuning
 from xlt_ray.search.trial import TrialData
-from xlt_ray.training import cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -33,12 +31,9 @@ MODEL = "tiny-mix"
 def local_ray() -> Iterator[None]:
     """One local Ray of two CPUs for this module, and a terminal of 120 columns."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("COLUMNS", "120")
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        cluster.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
-        yield
-        ray.shutdown()
+        with ray_runs.local_ray():
+            yield
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
+import ray_runs
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +31,6 @@ from xlt_ray.languages import typology
 from xlt_ray.languages.codes import all_languages
 from xlt_ray.search import similarity
 from xlt_ray.search.similarity import coverage, greedy, normalised_ranks, ranked
-from xlt_ray.training import cluster
 
 NAN = float("nan")
 ROOT = Path(__file__).parents[2]
@@ -276,11 +275,8 @@ def test_targets_that_are_all_candidates_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        cluster.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with ray_runs.local_ray():
         yield
-        ray.shutdown()
 
 
 def relabelled(corpus: Corpus) -> Corpus:

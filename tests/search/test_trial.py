@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+import ray_runs
 import torch
 from ray import tune
 from search_runs import Plain, fit_plainly, search_settings
@@ -27,7 +27,7 @@ from xlt_ray.model.network import Network
 from xlt_ray.search import prepare, screening, space, trial, tuning
 from xlt_ray.search.selection import Judge
 from xlt_ray.search.space import Point, Search
-from xlt_ray.training import checkpoint, cluster
+from xlt_ray.training import checkpoint
 from xlt_ray.training.workers import process_group
 
 pytestmark = pytest.mark.slow
@@ -40,12 +40,8 @@ MIXED: Point = {"sources": ["deu_Latn", "swh_Latn"], "training.learning_rate": 2
 def local_ray() -> Iterator[None]:
     """One local Ray of two CPUs for this module."""
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        cluster.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
+    with ray_runs.local_ray():
         yield
-        ray.shutdown()
     torch.set_num_threads(threads)  # a trial in this process took one
 
 

@@ -53,10 +53,7 @@ def service(model: Model) -> Service:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[httpx.Client]:
-    with (
-        local_server.running(service) as address,
-        httpx.Client(base_url=address, trust_env=False, timeout=20) as client,
-    ):
+    with local_server.client(service) as client:
         yield client
     assert service.queue.waiting == 0
 
@@ -65,9 +62,7 @@ def client(service: Service) -> Iterator[httpx.Client]:
 def start() -> Iterator[Any]:
     """Start servers of a test's own: `start(service)` returns a client."""
     with ExitStack() as stack:
-        yield lambda made: stack.enter_context(
-            httpx.Client(base_url=stack.enter_context(local_server.running(made)), trust_env=False, timeout=20)
-        )
+        yield lambda made: stack.enter_context(local_server.client(made))
 
 
 def quick(model: Model, **settings: Any) -> Service:

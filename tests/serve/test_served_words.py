@@ -95,10 +95,7 @@ def service(tagger: Model) -> Service:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[httpx.Client]:
-    with (
-        local_server.running(service) as address,
-        httpx.Client(base_url=address, trust_env=False, timeout=20) as client,
-    ):
+    with local_server.client(service) as client:
         yield client
     assert service.queue.waiting == 0
 
@@ -298,7 +295,7 @@ def test_tags_are_counted_by_language_and_logged_where_asked(tagger: Model, capl
 
 def test_tags_that_are_of_no_spans_are_served_with_their_accuracy(tiny_encoder: Path, tmp_path: Path) -> None:
     service = local_server.service(opened(saved(tmp_path / "bundle", tiny_encoder, ("NOUN", "VERB"))), identify=False)
-    with local_server.running(service) as address, httpx.Client(base_url=address, trust_env=False) as client:
+    with local_server.client(service) as client:
         (found,) = client.post("/v1/tag", json={"texts": ["eng1 eng2"], "languages": ["en"]}).json()["results"]
         assert client.get("/v1/model").json()["types"] == []
     assert found["spans"] == [] and {one["tag"] for one in found["words"]} <= {"NOUN", "VERB"}

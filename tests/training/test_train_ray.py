@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import ray_runs
 import torch
 import yaml
 from ray.train import ControllerError, WorkerGroupError
@@ -47,13 +47,10 @@ RECORDED = ("train/loss", "train/epoch_loss", "dev/accuracy")
 def local_ray() -> Iterator[None]:
     """One local Ray of two CPUs for this module, however many the machine has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
         for name, value in cluster.RAY_TRAIN_SETTINGS.items():
             patch.setenv(name, value)
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        cluster.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
-        yield
-        ray.shutdown()
+        with ray_runs.local_ray():
+            yield
 
 
 @dataclass

@@ -53,8 +53,7 @@ class Change:
     @property
     def uneven(self) -> bool:
         """Whether one run read more of the languages than the other, so that more than the models differs."""
-        both = (self.before_supervision, self.after_supervision)
-        return both[0] != both[1] and None not in both
+        return comparison.uneven((self.before_supervision, self.after_supervision))
 
 
 @dataclass(frozen=True)

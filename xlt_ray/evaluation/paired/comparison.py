@@ -33,8 +33,12 @@ class Comparison:
     @property
     def uneven(self) -> bool:
         """Whether one model read more of the languages than the other, so that more than the models differs."""
-        first, second = self.supervision
-        return first != second and None not in self.supervision
+        return uneven(self.supervision)
+
+
+def uneven(rungs: tuple[str | None, str | None]) -> bool:
+    """Return whether the rungs of two models differ, where both are known."""
+    return rungs[0] != rungs[1] and None not in rungs
 
 
 def compare_runs(first: Path, second: Path) -> dict[str, Comparison]:
