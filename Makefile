@@ -70,13 +70,17 @@ setup-dev: $(VENV)/.installed-dev
 setup-aws: $(VENV)/.installed-aws
 
 # $(call install,WHAT): pip in the foreground, so that Ctrl-C reaches it, and dots beside it that end when this shell does.
-# pip compiles all modules, for more than a minute: where PYTHONDONTWRITEBYTECODE is set, as it is in many containers, every
-# process would else compile what it imports.
+# pip would compile one module after the other, for more than a minute; compileall does it on all cores, and leaves out
+# the tests of packages. It is done here because where PYTHONDONTWRITEBYTECODE is set, as it is in many containers, every
+# process would else compile what it imports, xlt_ray too.
 define install
 	@printf 'installing %s (log: $(VENV)/pip.log) ' '$(1)'; \
 	( while sleep 5; kill -0 $$$$ 2>/dev/null; do printf .; done ) & dots=$$!; \
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -c $(VENV)/constraints.txt $(PIP_ARGS) $(2) \
-	  >$(VENV)/pip.log 2>&1 </dev/null; status=$$?; kill $$dots 2>/dev/null; echo; \
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-compile -c $(VENV)/constraints.txt $(PIP_ARGS) $(2) \
+	  >$(VENV)/pip.log 2>&1 </dev/null; status=$$?; \
+	[ $$status -ne 0 ] || $(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' xlt_ray serve \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" </dev/null; \
+	kill $$dots 2>/dev/null; echo; \
 	if [ $$status -ne 0 ]; then tail -n 25 $(VENV)/pip.log; echo 'installing failed; the same command tries again'; fi; exit $$status
 endef
 

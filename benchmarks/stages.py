@@ -13,9 +13,10 @@ second beside those of the whole encoder stand below the table.
 Without any label, and so without a head of their own: `mlm`, words are masked in texts and filled in; `tlm`, in texts
 with their translations behind them, `tlm_restarted` with positions that begin anew there. What these measure of
 themselves is printed below the table.
-After a stage come the probes of benchmarks/readings.py: centred, and with readings besides. The first three arms have
-no stage; one has a ridge map in place of a mean, but not with `--disjoint`, where pairs stand beside the corpus. A
-probe on English is the same for every seed, so what a seed changes is the stage: its draws and its dropout.
+After a stage come the probes of benchmarks/readings.py: centred, and with readings besides, which
+`--without-readings` leaves out. The first three arms have no stage; one has a ridge map in place of a mean, but not
+with `--disjoint`, where pairs stand beside the corpus. A probe on English is the same for every seed, so what a seed
+changes is the stage: its draws and its dropout.
 
 `--disjoint` labels 350 English rows, and all parallel text is of the other 351, so that no row is both labelled and
 translated; a student meets texts of targets only beside their translations.
@@ -96,6 +97,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stages", nargs="+", choices=[*STAGES], default=["distil", "distil_readings", "contrast"])
     parser.add_argument("--disjoint", action="store_true", help="translate no row that is labelled")
+    parser.add_argument("--epochs", type=int, default=ADAPT["epochs"], help="of a stage without labels")
+    parser.add_argument("--without-readings", action="store_true", help="no probe with readings after a stage")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/stages"), help="where finished runs are kept")
     args = parser.parse_args()
@@ -109,14 +112,19 @@ def main() -> None:
     arms = [(PLAIN, readings.CENTRE), (MAP, mapped), (READ, readings.READ)]
     for arm, chosen in [one for one in arms if one[0] != MAP or not args.disjoint]:  # maps want pairs of the corpus
         found[arm] = [_run(args, probe, targets, arm, 0, PROBE, chosen)[0]]
+    after = [(PLAIN, readings.CENTRE), (READ, readings.READ)][: 1 if args.without_readings else 2]
     for name in args.stages:
+        training, chosen = STAGES[name]
+        if training is ADAPT:
+            training = {**ADAPT, "epochs": args.epochs}
         for seed in range(args.seeds):
-            own, folder = _run(args, stage, targets, name, seed, *STAGES[name], {"layers": LAYERS.get(name)})
+            own, folder = _run(args, stage, targets, name, seed, training, chosen, {"layers": LAYERS.get(name)})
             folders.setdefault(name, []).append(folder)
             if own:
                 found.setdefault(f"{name}, its own head", []).append(own)
-            for arm, chosen in ((f"{name}, {PLAIN}", readings.CENTRE), (f"{name}, {READ}", readings.READ)):
-                made, _ = _run(args, probe, targets, arm, seed, PROBE, chosen, {"init": str(folder / "bundle")})
+            for kind, read in after:
+                arm = f"{name}, {kind}"
+                made, _ = _run(args, probe, targets, arm, seed, PROBE, read, {"init": str(folder / "bundle")})
                 found.setdefault(arm, []).append(made)
     for base in (one for one in (PLAIN, MAP, READ) if one in found):
         _print(found, base, {code: seen[code] for code in targets})
