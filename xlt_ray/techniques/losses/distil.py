@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch.nn import functional
 
 from xlt_ray.config.experiment import Experiment
@@ -105,13 +105,21 @@ class Distil(Technique):
         "logits, beside other losses",
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Distil:
-        if self.what == "logits" and self.of is None:
-            raise ValueError("what: logits, but the encoder as it begins answers nothing; name a bundle in `of`")
-        if self.temperature is not None and self.what != "logits":
-            raise ValueError(f"temperature: {self.temperature:g}, but what: {self.what} has none; leave it out")
-        return self
+    @field_validator("what")
+    @classmethod
+    def _answered(cls, what: str, info: ValidationInfo) -> str:
+        if what == "logits" and "of" in info.data and info.data["of"] is None:
+            raise ValueError(
+                "logits, but the encoder as it begins answers nothing; name a bundle in techniques.distil.of"
+            )
+        return what
+
+    @field_validator("temperature")
+    @classmethod
+    def _of_logits(cls, temperature: float | None, info: ValidationInfo) -> float | None:
+        if temperature is not None and info.data.get("what") == "features":
+            raise ValueError(f"{temperature:g}, but features have none; leave it out, or take what: logits")
+        return temperature
 
     @property
     def holds_encoder(self) -> bool:
