@@ -8,21 +8,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
 from xlt_ray import durable, tasks, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.masking import public
-from xlt_ray.config.read import build
-from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.corpora import seen
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
@@ -30,10 +27,8 @@ from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.evaluation.scores import Scores
 from xlt_ray.inference import artefact
 from xlt_ray.languages.identify import Identifier
-from xlt_ray.model import encoders
 from xlt_ray.model.collate import Tokenize
-from xlt_ray.model.encoders import Encoder
-from xlt_ray.model.network import CHANGES, Network, load_encoder, whole_again
+from xlt_ray.model.network import CHANGES, Network
 from xlt_ray.tasks.task import Task
 from xlt_ray.techniques.technique import Technique
 from xlt_ray.translation import readings
@@ -226,29 +221,15 @@ def load(folder: str | Path) -> Bundle:
     """Load a bundle after verifying every file; raise InputError naming the file that is missing or was changed."""
     folder = Path(folder)
     content = artefact.verify_bundle(folder)
-    experiment = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment")
-    encoder = encoders.load(str(folder / "encoder")) if (folder / "encoder").is_dir() else _unchanged(folder, content)
-    network = Network(encoder.model, len(content["labels"]), content["pooling"], languages=content.get("languages", ()))
-    network.head.load_state_dict(load_file(folder / artefact.HEAD))
-    network.temperature = content.get("temperature", 1.0)
-    changes = load_file(folder / CHANGES) if (folder / CHANGES).is_file() else None
-    steps = load_file(folder / content["steps"]) if content.get("steps") else {}
-    for one in techniques.build(experiment):
-        prefix = f"{one.name}."
-        own = {key.removeprefix(prefix): tensor for key, tensor in steps.items() if key.startswith(prefix)}
-        state = changes if one.replaces_encoder else own
-        if state is None:
-            continue  # it was merged into the encoder
-        one.attach(network, encoder.tokenizer, None)
-        one.load(network, state)
+    experiment, (network, tokenize, _) = techniques.restore(folder, content)
     file = folder / "scores.json"
     scores = Scores.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
     rungs = content.get("supervision")
     if rungs is None:  # a bundle of before
         rungs = techniques.supervised(experiment, {*network.languages, *(scores.languages if scores else ())})
     return Bundle(
-        network.eval(),
-        Tokenize(encoder.tokenizer, content["prefix"], content["max_length"]),
+        network,
+        tokenize,
         tuple(content["labels"]),
         experiment,
         scores,
@@ -261,28 +242,14 @@ def load(folder: str | Path) -> Bundle:
     )
 
 
-def lineage(network: NetworkConfig) -> tuple[Mapping[str, str], ...]:
-    """Return `run`, `corpus` and digest of the bundle `network.init` is, or is the encoder of, after its ancestors'.
-
-    Empty for another encoder.
-    """
-    if (folder := network.bundle) is None:
-        return ()
-    content = artefact.read_bundle(folder)
-    own = {"run": content.get("run", ""), "corpus": content.get("corpus", ""), "bundle": artefact.bundle_digest(folder)}
-    return (*content.get("lineage", ()), own)
-
-
-def _unchanged(folder: Path, content: dict[str, Any]) -> Encoder:
-    """Load the encoder that a bundle of changes belongs to; InputError where it is another one now."""
-    config = build(content["experiment"], place=f"{folder / 'bundle.json'}: experiment").network
-    found = load_encoder(config)
-    if found.identity != content["encoder"]:
-        raise InputError(
-            f"{folder}: holds changes to the encoder {content['encoder']}, but {config.init} is now {found.identity}; "
-            f"bring the former back, or train again with {whole_again(content)}, which writes whole bundles"
-        )
-    return found
+def lineage(folders: Iterable[Path]) -> tuple[Mapping[str, str], ...]:
+    """Return `run`, `corpus` and digest of the bundles that a run is made from, each after its ancestors'."""
+    found: list[Mapping[str, str]] = []
+    for folder in folders:
+        content = artefact.read_bundle(folder)
+        own = {name: content.get(name, "") for name in ("run", "corpus")} | {"bundle": artefact.bundle_digest(folder)}
+        found += [one for one in (*content.get("lineage", ()), own) if one not in found]
+    return tuple(found)
 
 
 class _PyFunc:

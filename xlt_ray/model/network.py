@@ -27,6 +27,7 @@ Weights = dict[str, torch.Tensor]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")  # of a batch, what an encoder takes
 STAGE = "run:"  # begins a `network.init` that names a run to be done first
+HEAD = "head.safetensors"  # in a bundle: of its network
 CHANGES = "changes.safetensors"  # in a bundle: of the encoder, where the encoder itself is not
 
 
@@ -246,7 +247,7 @@ def build(config: NetworkConfig, classes: int, seed: int, languages: Sequence[st
 
 
 def _take_head(network: Network, bundle: Path) -> None:
-    file = bundle / "head.safetensors"
+    file = bundle / HEAD
     if not file.is_file():
         raise InputError(
             f"network.head: bundle, but {bundle} is none that learned a task (no {file.name}); set network.init to one"

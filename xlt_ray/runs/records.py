@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xlt_ray import techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.evaluation.scores import Scores
 from xlt_ray.inference import bundle
@@ -28,7 +29,7 @@ def record_start(outbox: Outbox, setup: Setup) -> None:
         }
         | setup.rungs
     )
-    if ancestors := bundle.lineage(experiment.network):
+    if ancestors := bundle.lineage(techniques.bundles(setup.techniques, experiment).values()):
         outbox.tags({"xlt.lineage": ", ".join(one["run"] or one["bundle"] for one in ancestors)})
     outbox.tags({f"xlt.environment.{name}": value for name, value in environment.environment().items()})
     profile = {"labels": len(setup.corpus.labels), "train": {s.language: s.rows for s in setup.mixture}}

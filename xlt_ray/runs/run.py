@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from xlt_ray import durable
+from xlt_ray import durable, techniques
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.read import dump
 from xlt_ray.corpora import seen
@@ -195,7 +195,7 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores | None) -> dict[str,
     """Write bundle, predictions and report into the run's folder; return the files to record."""
     net, tokenize, identity = fitted.model
     setup, experiment = fitted.setup, fitted.setup.experiment
-    before = experiment.network.bundle
+    before = techniques.bundles(setup.techniques, experiment).values()
     made = bundle.Bundle(
         net,
         tokenize,
@@ -206,8 +206,8 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores | None) -> dict[str,
         readings=setup.readings,
         supervision=setup.supervision,
         corpus=setup.corpus.fingerprint,
-        lineage=bundle.lineage(experiment.network),
-        seen=seen.together(setup.read_texts(), None if before is None else seen.load(before)),
+        lineage=bundle.lineage(before),
+        seen=seen.together(setup.read_texts(), *map(seen.load, before)),
     )
     bundle.save(folder.local / "bundle", made, identity)
     facts, environment = corpus_facts(setup), tracking_environment.environment()

@@ -107,6 +107,54 @@ def network(
     return built
 
 
+def restore(folder: Path, content: Mapping[str, Any]) -> tuple[Experiment, Built]:
+    """Build the network of a bundle, with its head and what techniques added; return its experiment too.
+
+    `content` is that of its bundle.json. Raises InputError where it holds changes to an encoder that is another now.
+    """
+    from safetensors.torch import load_file
+
+    from xlt_ray.model import encoders
+    from xlt_ray.model import network as networks
+    from xlt_ray.model.collate import Tokenize
+
+    experiment = read(content["experiment"], place=f"{folder / 'bundle.json'}: experiment")
+    whole = (folder / "encoder").is_dir()
+    encoder = encoders.load(str(folder / "encoder")) if whole else networks.load_encoder(experiment.network)
+    if not whole and encoder.identity != content["encoder"]:
+        raise InputError(
+            f"{folder}: holds changes to the encoder {content['encoder']}, but {experiment.network.init} is now "
+            f"{encoder.identity}; bring the former back, or train again with {networks.whole_again(content)}, which "
+            "writes whole bundles"
+        )
+    labels, codes = content["labels"], content.get("languages", ())
+    network = networks.Network(encoder.model, len(labels), content["pooling"], languages=codes)
+    network.head.load_state_dict(load_file(folder / networks.HEAD))
+    network.temperature = content.get("temperature", 1.0)
+    changes = load_file(folder / networks.CHANGES) if (folder / networks.CHANGES).is_file() else None
+    steps = load_file(folder / content["steps"]) if content.get("steps") else {}
+    for one in build(experiment):
+        prefix = f"{one.name}."
+        own = {key.removeprefix(prefix): tensor for key, tensor in steps.items() if key.startswith(prefix)}
+        state = changes if one.replaces_encoder else own
+        if state is None:
+            continue  # it was merged into the encoder
+        one.attach(network, encoder.tokenizer, None)
+        one.load(network, state)
+    tokenize = Tokenize(encoder.tokenizer, content["prefix"], content["max_length"])
+    return experiment, networks.Built(network.eval(), tokenize, encoder.identity)
+
+
+def bundles(chosen: Iterable[Technique], experiment: Experiment) -> dict[str, Path]:
+    """Return the folders of the bundles that a run is made from, by the key that names each, `network.init` last.
+
+    What these were trained on the run has learned from: no test row may be among it, and its rungs are the run's.
+    """
+    found = {f"techniques.{one.name}.{key}": path for one in chosen for key, path in one.bundles.items()}
+    found = {key: path for key, path in found.items() if (path / "bundle.json").is_file()}
+    return found if (begun := experiment.network.bundle) is None else {**found, "network.init": begun}
+
+
 def change_examples(
     techniques: Sequence[Technique],
     texts: list[str],
@@ -144,31 +192,32 @@ def supervised(
 
     Of a run without labels sources are no other languages than targets.
 
-    It is the highest of what its techniques say they read, of what the run of the bundle in `network.init` read, whose
-    languages are added, and of the oracle. `texts` are the languages with train or dev rows, `labelled` those with
-    train rows and `parallel` those with either or with parallel text; None where that is not known any more, and then
-    all may have been read. Languages whose texts turned out
-    to be read `as_they_stand` owe nothing to a technique that changes how texts are read.
+    It is the highest of what its techniques say they read, of what the runs of the bundles that it is made from read,
+    whose languages are added, and of the oracle. `texts` are the languages with train or dev rows, `labelled` those
+    with train rows and `parallel` those with either or with parallel text; None where that is not known any more, and
+    then all may have been read. Languages whose texts turned out to be read `as_they_stand` owe nothing to a technique
+    that changes how texts are read.
     """
     sources = experiment.sources if experiment.training.labelled else ()
     targets = [code for code in languages if code not in sources]
     found = [(code, supervision.ORACLE if experiment.oracle else supervision.ZERO_SHOT) for code in targets]
-    for one in build(experiment):
+    chosen = build(experiment)
+    for one in chosen:
         there = {"labels": labelled, "parallel": parallel}.get(one.reads, texts)
         read = one.reads_each(experiment, targets, targets if there is None else there)
         unread = as_they_stand if one.changes_readings else ()
         found += [(code, supervision.BY_READING[what]) for code, what in read.items() if code not in unread]
     rungs: dict[str, str] = {}
-    for code, rung in [*found, *_inherited(experiment.network.bundle).items()]:
+    for place, folder in bundles(chosen, experiment).items():
+        found += _inherited(place, folder).items()
+    for code, rung in found:
         if code not in sources:
             rungs[code] = supervision.highest([rungs.get(code), rung]) or rung
     return rungs
 
 
-def _inherited(folder: Path | None) -> Mapping[str, str]:
-    """Return the rungs of the run whose bundle `network.init` is, or is the encoder of; its sources had labels."""
-    if folder is None:
-        return {}
+def _inherited(place: str, folder: Path) -> Mapping[str, str]:
+    """Return the rungs of the run whose bundle is in a folder that a key names; its sources had labels."""
     file = folder / "bundle.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -177,7 +226,7 @@ def _inherited(folder: Path | None) -> Mapping[str, str]:
         rungs = supervised(earlier, content.get("languages", ())) if rungs is None else rungs
         return rungs | dict.fromkeys(earlier.sources if earlier.training.labelled else (), supervision.FEW_SHOT)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"network.init: {file} is damaged ({error}); copy the bundle again") from None
+        raise InputError(f"{place}: {file} is damaged ({error}); copy the bundle again") from None
 
 
 def paths(chosen: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
@@ -192,6 +241,8 @@ def paths(chosen: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, s
 def digest(chosen: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a digest of the files that techniques read, such as dictionaries; "" where they are told to read none.
 
+    Of a bundle it reads bundle.json alone, which lists the digests of all others.
+
     Raises InputError where one cannot be read.
     """
     lines: list[str] = []
@@ -199,7 +250,7 @@ def digest(chosen: Mapping[str, Mapping[str, Any]]) -> str:
         path = Path(where).expanduser()
         try:
             if path.is_dir():
-                root, patterns = path, [f"*{ending}" for ending in DICTIONARIES]
+                root, patterns = path, [*(f"*{ending}" for ending in DICTIONARIES), "bundle.json"]
             else:
                 root = Path(os.path.dirname(str(path).partition("{")[0]))
                 inside = re.sub(r"\{[a-z]+\}", "*", glob.escape(os.path.relpath(path, root)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.config.sections import Section
+from xlt_ray.config.sections import NetworkConfig, Section
 from xlt_ray.corpora.corpus import Corpus, end_to_end, known_languages
 from xlt_ray.events import OnProgress
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xlt_ray.model.collate import Tokenize
-    from xlt_ray.model.network import Network
+    from xlt_ray.model.network import Built, Network
     from xlt_ray.techniques.term import Term
     from xlt_ray.translation.readings import Readings
 
@@ -38,6 +39,10 @@ class Compute(Protocol):
 
     def whole(self) -> Compute:
         """Return the same with the encoder as it is before `network.layers` leaves some out; self where none are."""
+        ...
+
+    def by(self, config: NetworkConfig, built: Built, /) -> Compute:
+        """Return the same with another network, which is not trained, built as `config` has it."""
         ...
 
     def __call__(self, tables: Mapping[str, pa.Table], /) -> Mapping[str, np.ndarray]: ...
@@ -83,6 +88,7 @@ class Available:
     texts: Mapping[str, pa.Table]
     parallel: Mapping[str, pa.Table] = field(default_factory=dict)  # as of `Corpus`
     plain: Mapping[str, pa.Table] = field(default_factory=dict)  # likewise
+    labels: tuple[str, ...] = ()  # of the corpus
 
     @classmethod
     def of(cls, experiment: Experiment, corpus: Corpus) -> Available:
@@ -90,7 +96,7 @@ class Available:
         measured, labelled = corpus.measured(experiment.sources, experiment.targets), corpus.languages("train")
         texts = corpus.unlabelled({*labelled, *corpus.languages("dev")}, ids=True)
         codes = known_languages(experiment, corpus)
-        return cls(experiment, codes, measured, labelled, texts, corpus.parallel, corpus.plain)
+        return cls(experiment, codes, measured, labelled, texts, corpus.parallel, corpus.plain, corpus.labels)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -157,7 +163,6 @@ class Technique(Section):
     wants_unlabelled: ClassVar[bool] = False  # rows of sources and targets in every update, of `Material.texts`
     wants_texts: ClassVar[bool] = False  # these and plain text, `Material.all_texts`, for a term's own stream
     wants_parallel: ClassVar[bool] = False  # and of parallel text, of `Material.bitext`; by itself, for a term's stream
-    holds_encoder: ClassVar[bool] = False  # which learns from loss terms alone, and the head from the task
     of_words: ClassVar[bool] = False  # whether it also suits a task that asks of words, see `tasks.task.Task.tagged`
     replaces_encoder: ClassVar[bool] = False  # a bundle holds its state and no encoder, which must be available
     adds_languages: ClassVar[bool] = False  # to a finished bundle, from unlabelled text
@@ -189,6 +194,16 @@ class Technique(Section):
         For one that reads less of some. `there` is `Material.texts` where that is known.
         """
         return dict.fromkeys(self.reads_of(targets, there), self.reads)
+
+    @property
+    def bundles(self) -> Mapping[str, Path]:
+        """The folders of bundles that it learns from, by parameter: what these were made from, the run is made from."""
+        return {}
+
+    @property
+    def holds_encoder(self) -> bool:
+        """Whether the encoder learns from loss terms alone, and the task trains the head."""
+        return False
 
     @property
     def attaches_from_data(self) -> bool:

@@ -125,7 +125,7 @@ def prepare(
         with collecting(faults):
             check(chosen, experiment, corpus)
         with collecting(faults):
-            faults += trained_on(corpus, tested(experiment, corpus), experiment)
+            faults += trained_on(corpus, tested(experiment, corpus), techniques.bundles(chosen, experiment))
     begun = experiment.model_copy(update={"network": begins.network}) if begins else experiment
     faults += _encoder(absolute(begun), chosen, corpus)
     with collecting(faults):
@@ -155,19 +155,22 @@ def _scored(experiment: Experiment, corpus: Corpus) -> tuple[str, ...] | Literal
     return tuple(code for code in experiment.targets if code in corpus.languages("test") or code not in corpus.plain)
 
 
-def trained_on(corpus: Corpus, tested: Sequence[str], experiment: Experiment) -> list[str]:
-    """List the languages whose test rows the bundle that an experiment begins from was trained on, or its ancestors."""
-    init, folder = experiment.network.init, experiment.network.bundle
-    if folder is None:
-        return []
-    if (known := seen.load(folder)) is not None:
-        return list(seen.faults(corpus, tested, known, f"network.init names ({init})"))
-    warnings.warn(
-        f"network.init: {init} was made before bundles kept what they were trained on, so test rows among that are "
-        "not found; train it again to have them looked for",
-        stacklevel=3,
-    )
-    return []
+def trained_on(corpus: Corpus, tested: Sequence[str], bundles: Mapping[str, Path]) -> list[str]:
+    """List the languages whose test rows a bundle that an experiment is made from was trained on, or its ancestors.
+
+    `bundles` are as `techniques.bundles` has them.
+    """
+    found: list[str] = []
+    for place, folder in bundles.items():
+        if (known := seen.load(folder)) is not None:
+            found += seen.faults(corpus, tested, known, f"{place} names ({folder})")
+        else:
+            warnings.warn(
+                f"{place}: {folder} was made before bundles kept what they were trained on, so test rows among that "
+                "are not found; train it again to have them looked for",
+                stacklevel=3,
+            )
+    return found
 
 
 def _joined_and_tested(setup: Setup) -> list[str]:

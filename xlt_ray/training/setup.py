@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from xlt_ray import supervision, tasks, techniques
 from xlt_ray.config.experiment import Experiment
+from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.corpora import mixture, overlap, seen
 from xlt_ray.corpora.corpus import Corpus, end_to_end, known_languages
 from xlt_ray.corpora.mixture import Share
@@ -315,10 +316,14 @@ class Computing:
         if experiment.network.layers is None:
             return self
         config = experiment.network.model_copy(update={"layers": None, "head": "fresh", "freeze": ()})
-        net, tokenize, _ = network.build(config, 1, seed=0)
-        net.to(next(self.run.network.parameters()).device).eval().requires_grad_(False)
-        setup = replace(self.run.setup, experiment=experiment.model_copy(update={"network": config}))
-        return replace(self, run=replace(self.run, setup=setup, network=net, tokenize=tokenize))
+        return self.by(config, network.build(config, 1, seed=0))
+
+    def by(self, config: NetworkConfig, built: Built) -> Computing:
+        """Return the same with another network, built as `config` has it."""
+        net = built.network.to(next(self.run.network.parameters()).device).eval().requires_grad_(False)
+        experiment = self.run.experiment.model_copy(update={"network": config})
+        setup = replace(self.run.setup, experiment=experiment)
+        return replace(self, run=replace(self.run, setup=setup, network=net, tokenize=built.tokenize))
 
     def __call__(self, tables: Mapping[str, pa.Table]) -> Mapping[str, np.ndarray]:
         """Compute features, or look them up, see `Run.embed_once`."""
