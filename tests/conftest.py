@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -147,6 +148,34 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for split, count, start in (("train", rows, 0), ("dev", 21, 1000), ("test", 45, 2000)):
             write_rows(folder / language / f"{split}.tsv", language, count, 10 * number + start, start)
     return folder
+
+
+def write_tagged(folder: Path, rows: int = 60) -> Path:
+    """Write jsonl of words whose tag shows in which third of the vocabulary they are; a second one goes on inside."""
+    for number, language in enumerate(("eng_Latn", "deu_Latn", "swh_Latn")):
+        for split, count in (("train", rows), ("dev", 15), ("test", 30)):
+            rng = np.random.default_rng([number, count])
+            lines = []
+            for row in range(count):
+                words, tags = [], []
+                for _ in range(int(rng.integers(2, 9))):
+                    kind = int(rng.integers(3))
+                    words.append(f"{language[:3]}{kind * 20 + int(rng.integers(20))}")
+                    tag = ("O", "B-food", "B-place")[kind]
+                    before = tags[-1] if tags else "O"
+                    tags.append(tag.replace("B-", "I-") if tag != "O" and before[1:] == tag[1:] else tag)
+                words.append(f"{language[:3]}row{split}{row}")
+                tags.append("O")
+                lines.append(json.dumps({"words": words, "tags": tags, "id": f"{split}{row}"}))
+            file = folder / language / f"{split}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tagged_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tagged(tmp_path_factory.mktemp("tagged"))
 
 
 @pytest.fixture

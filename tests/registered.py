@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from xlt_ray import tasks
 from xlt_ray.config.read import build
 from xlt_ray.config.sections import TrackingConfig
 from xlt_ray.corpora import loaders
@@ -66,17 +67,20 @@ def made_bundle(folder: Path, data: Mapping[str, Any], seed: int = 0, labels: tu
 
 
 def answers(data: Mapping[str, Any], right: Mapping[str, float], seed: int = 0) -> dict[str, Predictions]:
-    """Return predictions of the corpus's test rows, a share of them right, language -> share."""
-    corpus, _ = loaders.load_corpus(checks.absolute(build(dict(data))))
+    """Return predictions of the corpus's test rows, a share of the answers right, language -> share."""
+    experiment = build(dict(data))
+    corpus, _ = loaders.load_corpus(checks.absolute(experiment))
+    task = tasks.build(experiment.task, corpus.labels)
     rng = np.random.default_rng(seed)
     found = {}
     for code, share in right.items():
         table = corpus.table("test", code)
-        gold = table["label"].to_numpy().astype(np.int64)
+        gold, sizes = task.gold(table), task.sizes(table)
         wrong = np.argsort(rng.random(len(gold)))[round(share * len(gold)) :]
         predicted = gold.copy()
         predicted[wrong] = (gold[wrong] + 1) % len(corpus.labels)
-        found[code] = Predictions(gold, predicted, np.asarray(table["id"].to_pylist(), dtype=np.str_))
+        ids, ratios = np.asarray(table["id"].to_pylist(), dtype=np.str_), task.ratios(gold, predicted, sizes)
+        found[code] = Predictions(gold, predicted, ids, None, sizes, ratios)
     return found
 
 

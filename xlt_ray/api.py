@@ -195,8 +195,8 @@ def compare(first: Run | str | Path, second: Run | str | Path, *later: Run | str
     """Test whether one finished run is better than another on the test rows of both, as `xlt compare` does.
 
     Return a group of languages a row: `languages` and `rows`, how many were compared, which are those that both runs
-    answered; `difference` of their mean accuracies, first less second, with `low` and `high`, its 95% interval by a
-    paired bootstrap over rows; `p_value`; `first_supervision` and `second_supervision`, the highest rung of the
+    answered; `difference` in the mean of the main metric, first less second, with `low` and `high`, its 95% interval by
+    a paired bootstrap over rows; `p_value`; `first_supervision` and `second_supervision`, the highest rung of the
     supervision ladder in each run, None for sources. Where these differ, so does more than the models.
 
     Of three and more runs, each is compared with the next and the first with the last, and a difference is the later

@@ -28,7 +28,7 @@ STAGES = {
     "export": "making the fast artefact",
     "agree": "checking the artefact against the original",
     "upload": "sending the artefact to MLflow",
-    "ask": "fetching the artefact back, loading it and asking it once",
+    "ask": "fetching the model back, loading it and asking it once",
     "alias": "moving the alias",
 }
 

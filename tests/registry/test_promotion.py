@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -18,9 +21,10 @@ from xlt_ray.corpora.loaders import load_corpus
 from xlt_ray.errors import InputError, RegistryError
 from xlt_ray.evaluation.paired.gate import Rules
 from xlt_ray.export import agreement
-from xlt_ray.inference import artefact
+from xlt_ray.inference import artefact, tagging
 from xlt_ray.inference.bundle import load
 from xlt_ray.registry import fetch, promotion, publish, rivals, versions
+from xlt_ray.runs import measure
 from xlt_ray.tracking import mlflow_run
 
 GOOD = {"eng_Latn": 0.8, "deu_Latn": 0.8, "swh_Latn": 0.8, "hin_Deva": 0.8}
@@ -308,6 +312,119 @@ def test_a_corpus_out_of_reach_is_refused_with_a_remedy(home: Home, tmp_path: Pa
     by_force = home.promote("orphan", "unchecked", force=True)
     assert by_force.promoted and by_force.reasons == ("the artefact was not checked against the original",)
     assert by_force.artefact is not None and by_force.artefact.precisions == ("float32",)
+
+
+# models of words
+
+NER = {"eng_Latn": 0.9, "deu_Latn": 0.9, "swh_Latn": 0.9}
+ASKED_BY_MLFLOW = mlflow_run._ask  # before the fixtures below leave it out
+
+
+@pytest.fixture(scope="module")
+def words(home: Home, tagged_corpus: Path) -> Home:
+    """The same registry with runs of taggers: a good one, a worse one, and one whose predictions are gone."""
+    found = copy.copy(home)
+    corpus = home.data["corpus"] | {"path": str(tagged_corpus), "words": "words", "label": "tags"}
+    found.data = home.data | {"task": "tag", "corpus": corpus}
+    found.made = registered.made_bundle(home.folder / "words_made", found.data)
+    for name, right in {"words": NER, "fewer_words": NER | {"swh_Latn": 0.3}, "unmeasured": None}.items():
+        answers = right and registered.answers(found.data, right)
+        registered.finished(home.folder / name, home.uri, found.made, answers)
+    return found
+
+
+def test_a_tagger_is_registered_promoted_and_served_from_its_bundle(
+    words: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_run, "_ask", ASKED_BY_MLFLOW)
+        found = words.promote("words", "ner", on_event=registered.stages(seen))
+    assert found.promoted and found.reasons == () and words.champion("ner") == "1"
+    assert seen == ["register", "check", "ask", "alias"]
+    assert found.artefact is not None and found.artefact.answers and found.artefact.precisions == ()
+    assert "xlt.serving" not in versions.resolve("models:/ner@champion", words.uri).tags
+    served = Path(fetch.fetch("models:/ner@champion", words.uri, cache=words.cache).folder)
+    assert artefact.bundle_digest(served) == artefact.bundle_digest(words.made)
+    with pytest.raises(InputError, match="precision: int8 is of exported models"):
+        fetch.fetch("models:/ner@champion", words.uri, fetch.Form(precision="int8"), words.cache)
+    (tmp_path / "lines.txt").write_text("eng1 eng2\n", encoding="utf-8")
+    asked = ["predict", "models:/ner@champion", str(tmp_path / "lines.txt"), "--uri", words.uri]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    assert [one["tag"] for one in json.loads(done.stdout)["words"]] == [
+        one.tag for one in tagging.tag(load(words.made), ["eng1 eng2"])[0]
+    ]
+
+
+def test_a_worse_tagger_is_refused_by_its_f1_and_forced_and_rolled_back(
+    words: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words.register("words", "gated", champion=True)
+    asked = ["promote", str(words.folder / "fewer_words"), "--name", "gated", "--cache", str(words.cache)]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 1, done.output
+    f1 = [registered.answers(words.data, NER | {"swh_Latn": share})["swh_Latn"].score for share in (0.9, 0.3)]
+    assert f"refused: swh_Latn: falls by {100 * (f1[0] - f1[1]):.1f} points, more than 2" in done.output
+    assert "mean F1 over the served languages" in done.output and "accuracy" not in done.output
+    version = versions.resolve("models:/gated/2", words.uri)
+    figures = registered.client(words.uri).get_run(version.run_id).data.metrics
+    assert figures["gate/candidate/swh_Latn"] == pytest.approx(f1[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "trial", lambda *question: None)
+        done = CliRunner().invoke(cli.app, [*asked, "--force"])
+    assert done.exit_code == 0 and "bundle       served as it is; fetched back, it answers as before" in done.output
+    assert words.champion("gated") == "2"
+    asked_of: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "trial", lambda version, *others: asked_of.append(version.version) or "is gone")
+        with pytest.raises(RegistryError, match="models:/gated/1: is gone; the alias stays at version 2"):
+            promotion.rollback("gated", uri=words.uri, cache=words.cache)
+    assert asked_of == ["1"]
+    promotion.rollback("gated", uri=words.uri, cache=words.cache)
+    assert words.champion("gated") == "1"
+
+
+def test_a_tagger_that_answers_otherwise_is_never_promoted(words: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = publish._question(load(words.made), {})[0]
+    monkeypatch.setattr(publish, "_question", lambda *asked: (question, "O"))
+    found = words.promote("words", "otherwise", force=True)
+    assert not found.promoted and words.champion("otherwise") is None
+    assert "where the bundle answers 'O'" in found.reasons[0]
+    with pytest.raises(InputError, match="--rows: of the check of an artefact, .*leave it out"):
+        words.promote("words", "otherwise", rows=10)
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_tagger_and_a_classifier_under_one_name_are_refused_and_the_way_out_works(words: Home) -> None:
+    words.register("words", "mixed", champion=True)
+    for run, name in (("good", "mixed"), ("words", "mixed_too")):
+        words.register("good", "mixed_too", champion=True)
+        found = words.promote(run, name)
+        assert not found.promoted and found.gate is None and words.champion(name) == "1"
+        assert "promote its run under another name (--name) or alias (--alias)" in found.reasons[0]
+    assert (
+        "models:/mixed/2 learned classification, and models:/mixed/1 tag" in words.promote("good", "mixed").reasons[0]
+    )
+    assert words.promote("words", "mixed_too", alias="tagger").promoted
+
+
+def test_a_tagger_measured_on_other_rows_is_measured_anew(words: Home) -> None:
+    champion, candidate = words.register("unmeasured", "words_rows"), words.register("words", "words_rows")
+    sides = rivals.predictions(candidate, champion, (), words.cache, lambda event: None)
+    assert sides.metric == "f1" and sides.served == ("deu_Latn", "eng_Latn", "swh_Latn")
+    model = load(words.made)
+    experiment, tables = measure.rows(model, model.experiment)
+    expected = measure.predict(model, experiment, tables, lambda event: None)
+    for code, one in expected.items():
+        assert np.array_equal(sides.champion[code].predicted, one.predicted)
+        assert np.array_equal(sides.champion[code].ratios, one.ratios)
+        order = np.arange(one.rows)[::-1]
+        ends, parts = np.cumsum(one.sizes), [one.gold, one.predicted]
+        gold, predicted = (np.concatenate([part[ends[i] - one.sizes[i] : ends[i]] for i in order]) for part in parts)
+        turned = type(one)(gold, predicted, one.ids[order], None, one.sizes[order], one.ratios[order])
+        assert rivals._same(one, turned) and rivals._same(turned, one)
+        assert not rivals._same(one, replace(turned, gold=1 - gold % 2))
 
 
 # invalid arguments

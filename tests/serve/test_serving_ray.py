@@ -24,7 +24,10 @@ from local_server import artefact_of
 from ray_runs import ROOT, Process, environment, free_ports, offspring, until
 from test_served_words import saved
 
+from tests import registered
 from xlt_ray.inference import artefact
+from xlt_ray.registry import promotion, versions
+from xlt_ray.tracking import mlflow_run
 from xlt_ray.translation import readings
 
 REPLICA = "ServeReplica:xlt"
@@ -35,13 +38,14 @@ LOOPBACK = ("0100007F:", "00000000000000000000000001000000:", "0000000000000000F
 class Running:
     """`xlt serve` in a session of its own, with a home folder of its own."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, folder: Path, model: Path | str, *settings: str) -> None:
         (self.port,) = free_ports(1)
         self.folder, self.log, self.family = folder, folder / "serve.log", dict[int, Process]()
         self.scratch = Path(tempfile.mkdtemp(prefix="x"))  # short: Ray's sockets lie in it
         # a home of its own for the address it leaves, and so a token that is not the user's
         self.environment = environment(HOME=str(folder), TMPDIR=str(self.scratch), PYTHONPATH=str(ROOT))
         options = ["--port", str(self.port), "scaling.min_replicas=2", "scaling.max_replicas=2", "scaling.cpus=0.5"]
+        options += settings
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "xlt_ray.cli", "serve", str(model), *options, f"cache_dir={folder}/cache"],
@@ -312,16 +316,21 @@ def test_where_ray_itself_dies_the_server_ends_soon_with_a_sentence(
 
 
 @pytest.mark.long
-def test_a_bundle_of_words_is_served_and_no_other_kind_takes_its_place(
-    models: Path, tiny_encoder: Path, tmp_path: Path
+def test_registered_words_are_served_by_their_alias_and_no_other_kind_takes_their_place(
+    models: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = saved(tmp_path / "bundle", tiny_encoder)
-    running = Running(tmp_path, bundle)
+    bundle, uri = saved(tmp_path / "bundle", tiny_encoder), registered.database(tmp_path)
+    monkeypatch.setattr(mlflow_run, "_ask", lambda *question: None)  # tests/registry shows what it does
+    for name in ("first", "second"):
+        version = promotion.find(str(registered.finished(tmp_path / name, uri, bundle, None)), "tagger", uri)
+        versions.tag(version, {f"{promotion.PREVIOUS}.champion": "none" if name == "first" else "1"})
+    versions.move_alias("tagger", "champion", "1", uri)
+    running = Running(tmp_path, "models:/tagger@champion", f"tracking_uri={uri}")
     try:
         until(running.up, "the server", 300)  # torch is loaded too
         asked = {"texts": ["eng1 eng2", "swh3 " * 100], "languages": ["en", "sw"]}
         found = httpx.post(f"{running.url}/v1/tag", json=asked, timeout=30).json()
-        assert found["model"]["name"] == str(bundle)
+        assert found["model"]["name"] == "models:/tagger/1"
         assert [len(one["words"]) for one in found["results"]] == [2, 100]
         lines = "".join(json.dumps(f"eng{i}") + "\n" for i in range(300))
         kind = {"content-type": "application/x-ndjson"}
@@ -330,6 +339,12 @@ def test_a_bundle_of_words_is_served_and_no_other_kind_takes_its_place(
         assert ends == [len(f"eng{i}") for i in range(300)]
         for refused in (running.xlt("rollout", models / "first"), running.xlt("rollout", "--challenger", bundle)):
             assert refused.returncode == 1 and "model of words" in refused.stdout + refused.stderr
-        assert httpx.get(f"{running.url}/v1/model").json()["task"] == "tag"
+        versions.move_alias("tagger", "champion", "2", uri)
+        for verb, number in (("rollout", "2"), ("rollback", "1")):
+            done = running.xlt(verb)
+            assert done.returncode == 0, done.stdout + done.stderr
+            shown = httpx.get(f"{running.url}/v1/model").json()
+            assert (shown["task"], shown["model"]["name"]) == ("tag", f"models:/tagger/{number}")
+        assert versions.resolve("models:/tagger@champion", uri).version == "1"
     finally:
         running.end()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from ray_runs import local_ray
 from search_runs import tune, write
-from test_every_task import fitted, tagged_corpus  # noqa: F401
+from test_every_task import fitted
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -37,7 +37,7 @@ Settings = dict[str, Any]
 
 
 @pytest.fixture
-def settings(tiny_settings: Settings, tagged_corpus: Path) -> Settings:  # noqa: F811
+def settings(tiny_settings: Settings, tagged_corpus: Path) -> Settings:
     corpus = {"path": str(tagged_corpus), "words": "words", "label": "tags"}
     return {**tiny_settings, "task": "tag", "corpus": {**tiny_settings["corpus"], **corpus}}
 
@@ -172,7 +172,7 @@ def test_the_prefix_of_an_encoder_shifts_no_tag(tiny_encoder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tagged_corpus: Path) -> Path:  # noqa: F811
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tagged_corpus: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     settings = {
         "name": "tiny", "task": "tag", "sources": ["eng_Latn", "deu_Latn"], "tracking": {"uri": "off"},
@@ -242,7 +242,6 @@ def test_what_is_for_labels_of_whole_texts_is_refused(settings: Settings) -> Non
     for changed, named in (
         ({"training": {**settings["training"], "method": "probe"}}, "training.method: probe cannot learn task: tag"),
         ({"mixture": {"label_balance": 0.5}}, "mixture.label_balance"),
-        ({"tracking": {"uri": "off", "register_as": "tagger"}}, "tracking.register_as: tagger"),
     ):
         with pytest.raises(InputError, match=named):
             checks.prepare(build({**settings, **changed}))
@@ -260,7 +259,7 @@ def test_masked_words_are_filled_in_beside_tags(settings: Settings) -> None:
 def test_what_has_not_learned_of_words_yet_refuses_by_name(settings: Settings, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="task: tag: shots are of labels of whole texts"):
         sweep.sweep(build(settings), [1], 1)
-    with pytest.raises(InputError, match="neither exported nor promoted yet; serve the bundle itself: `xlt serve"):
+    with pytest.raises(InputError, match="which is not exported; serve the bundle itself: `xlt serve"):
         export.export(trained, tmp_path / "artefact")
     for measured in (geometry.of_bundle, anchors.of_bundle):
         with pytest.raises(InputError, match="it answers for words, and this is of whole texts"):

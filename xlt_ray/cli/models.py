@@ -25,7 +25,7 @@ def promote(
     strict: Annotated[bool, typer.Option("--strict", help="also refuse falls that may be chance")] = False,
     force: Annotated[bool, typer.Option("--force", help="promote whatever speaks against it; recorded")] = False,
     texts: Annotated[
-        Path | None, typer.Option(help="texts, one a line, to check the artefact on where the corpus is gone")
+        Path | None, typer.Option(help="texts, one a line, to check the model on where the corpus is gone")
     ] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="test rows a language to check the artefact on; default: all")
@@ -53,11 +53,14 @@ def promote(
 
 
 def _print_outcome(console: Console, found: Any) -> None:
+    from xlt_ray.evaluation.scores import metric_title
+
     if found.gate is not None:
         console.print(_table(found.gate, found.previous, found.version))
         unclear = "  [yellow]unclear[/]: chance explains so small a fall" if found.gate.unclear else ""
+        metric = metric_title(found.gate.metric)
         console.print(
-            f"\nmean over the served languages  {100 * found.gate.difference:+.2f} points "
+            f"\nmean {metric} over the served languages  {100 * found.gate.difference:+.2f} points "
             f"\\[{100 * found.gate.low:z.2f}, {100 * found.gate.high:z.2f}]{unclear}",
             soft_wrap=True,
         )
@@ -78,9 +81,12 @@ def _print_outcome(console: Console, found: Any) -> None:
         where = f"version {found.present}" if found.present else "nothing"
         console.print(f"{address} still means {where}; version {found.version.version} stays registered")
         return
-    served, *others = found.artefact.precisions
-    also = f", {', '.join(others)} on demand" if others else ""
-    console.print(f"artefact     served in {served}{also}; {_checked(found.artefact.checks)}", soft_wrap=True)
+    if found.artefact.precisions:
+        served, *others = found.artefact.precisions
+        also = f", {', '.join(others)} on demand" if others else ""
+        console.print(f"artefact     served in {served}{also}; {_checked(found.artefact.checks)}", soft_wrap=True)
+    else:
+        console.print("bundle       served as it is; fetched back, it answers as before", soft_wrap=True)
     if found.present == found.version.version:
         console.print(f"{address} means version {found.present}, as it did", soft_wrap=True)
         return

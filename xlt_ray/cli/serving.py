@@ -66,32 +66,20 @@ def predict(
     from serve.replica.model import Wanted
 
     lines = offline.lines_of(file, jsonl)
-    if (tagger := _tagger(model)) is not None:
+    opened: Any = offline.open_model(model, uri)
+    if opened.engine.words is not None:
         from xlt_ray.errors import InputError
         from xlt_ray.inference import tagging
 
         unheard = {"--top": top != 1, "--min-confidence": min_confidence > 0, "--readings": readings}
         if given := [name for name, there in unheard.items() if there]:
             raise InputError(f"{given[0]}: is for labels of whole texts, and {model} is a model of words; leave it out")
-        _told(tagging.tag_lines(tagger, lines, jsonl, sys.stdout))
+        _told(tagging.tag_lines(opened.engine.bundle, lines, jsonl, sys.stdout))
         return
-    opened = offline.open_model(model, uri)
     if not jsonl:
         offline.refuse_single_texts(opened, file)
     faults = offline.classify_lines(opened, lines, jsonl, sys.stdout, Wanted(top, min_confidence, readings))
     _told(faults)
-
-
-def _tagger(model: str) -> Any:
-    """Load the bundle of words in a folder, None where there is none."""
-    from xlt_ray.inference import artefact, bundle
-    from xlt_ray.registry import fetch
-
-    if model.startswith("models:"):
-        return None  # none is registered
-    folder = fetch.bundle_in(Path(model).expanduser().absolute())
-    of_words = (folder / artefact.BUNDLE_FILE).is_file() and artefact.of_words(folder)
-    return bundle.load(folder) if of_words else None
 
 
 def _told(faults: int) -> None:

@@ -59,7 +59,10 @@ def export(
             raise InputError(f"precisions: {one!r}; give some of {', '.join(artefact.PRECISIONS)}")
     if vocabulary not in ("exact", "trimmed"):
         raise InputError(f"vocabulary: {vocabulary!r}; give exact or trimmed")
-    artefact.check_exported(bundle)
+    if artefact.of_words(bundle):
+        raise InputError(
+            f"{bundle}: a model of words, which is not exported; serve the bundle itself: `xlt serve {bundle}`"
+        )
     found = bundles.load(bundle)
     net, offsets, heads = _plain(found)
     described = artefact.describe(bundle, found.tokenize.tokenizer.pad_token_id)

@@ -209,15 +209,6 @@ def verify_bundle(folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_exported(folder: Path) -> None:
-    """Raise InputError for a bundle that cannot be exported; nothing but bundle.json is looked at."""
-    if of_words(folder):
-        raise InputError(
-            f"{folder}: a model of words, which is neither exported nor promoted yet; serve the bundle itself: `xlt "
-            f"serve {folder}`"
-        )
-
-
 def of_words(folder: Path) -> bool:
     """Return whether the task of a bundle asks of words."""
     return bool(read_bundle(folder)["format"] == FORMAT_OF_WORDS)

@@ -60,7 +60,7 @@ def fetch(spec: str, tracking: str | None = None, form: Form = Form(), cache: Pa
     """Make a model's folder available on this machine, in the form that is wanted.
 
     A promoted version brings its artefact; of any other model one is exported, in float32 unless int8 is asked for,
-    because nothing has shown that its int8 agrees. A trimmed vocabulary is always exported.
+    because nothing has shown that its int8 agrees. A trimmed vocabulary is always exported, and a model of words never.
     Raises InputError for an invalid request and RegistryError where MLflow fails.
     """
     _check(form)

@@ -23,7 +23,7 @@ from xlt_ray.errors import InputError, RegistryError
 from xlt_ray.evaluation.paired import gate
 from xlt_ray.evaluation.paired.gate import Gate, Rules
 from xlt_ray.events import OnEvent
-from xlt_ray.inference.artefact import check_exported, verify_bundle
+from xlt_ray.inference.artefact import FORMAT_OF_WORDS, verify_bundle
 from xlt_ray.languages import codes
 from xlt_ray.registry import fetch, publish, versions
 from xlt_ray.registry.publish import CheckRows
@@ -154,7 +154,6 @@ def find(run: str, name: str | None = None, uri: str | None = None) -> Version:
             fetch.bundle_in(folder)  # its error names what the folder is instead
         raise InputError(f"{run}: no finished run (no bundle/bundle.json); give a run's folder or models:/NAME/VERSION")
     verify_bundle(folder / "bundle")
-    check_exported(folder / "bundle")
     where = outbox.address(folder)
     if where is None:
         raise InputError(f"{run}: was not tracked, so MLflow knows nothing of it; train it with a tracking.uri")
@@ -201,7 +200,7 @@ def _compared(
     try:
         sides = rivals.predictions(candidate, champion, rules.served, cache, on_event)
         rules = replace(rules, served=rules.served or sides.served)
-        found = gate.judge(sides.candidate, sides.champion, sides.labels, rules)
+        found = replace(gate.judge(sides.candidate, sides.champion, sides.labels, rules), metric=sides.metric)
     except InputError as error:
         return None, [f"cannot be compared with {champion.model}: {error}"]
     figures = {"gate/mean_difference": found.difference, "gate/mean_low": found.low, "gate/mean_high": found.high}
@@ -256,8 +255,8 @@ def _short(found: Gate | None, before: Version | None) -> dict[str, Any]:
 def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: Path | None = None) -> str:
     """Move an alias back to the version it was promoted from; return a sentence that names both versions.
 
-    The earlier version's artefact is fetched, loaded and asked once before. Raises InputError where there is no earlier
-    version and RegistryError where it does not answer.
+    The earlier version's artefact, or its bundle of words, is fetched, loaded and asked once before. Raises InputError
+    where there is no earlier version and RegistryError where it does not answer.
     """
     uri = uri or versions.default_uri()
     present = versions.aliased(name, alias, uri)
@@ -267,12 +266,14 @@ def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: 
     if not number.isdecimal():
         raise InputError(f"{present.model}: was not promoted from another version, so there is none to go back to")
     earlier = versions.resolve(f"models:/{name}/{number}", uri)
-    if earlier.tags.get(versions.SERVING):
+    card = versions.listing(earlier, "bundle")
+    # of another version without an artefact a server exports one, which takes minutes
+    if earlier.tags.get(versions.SERVING) or (card and json.loads(card).get("format") == FORMAT_OF_WORDS):
         with durable.scratch() as elsewhere:
             why = publish.trial(earlier, (mlflow_run.QUESTION, None), None, cache, elsewhere)
         if why:
             raise RegistryError(f"{earlier.model}: {why}; the alias stays at version {present.version}")
-    elif versions.listing(earlier, "bundle") is None:
+    elif card is None:
         raise RegistryError(f"{earlier.model}: its files are gone; the alias stays at version {present.version}")
     versions.tag(present, {f"{ROLLED_BACK}.{alias}": f"to {earlier.version}"})
     versions.move_alias(name, alias, earlier.version, uri)

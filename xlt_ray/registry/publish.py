@@ -1,4 +1,7 @@
-"""Publish the artefact that a registered version is served from: export, check, log, fetch it back and ask it once."""
+"""Publish the artefact that a registered version is served from: export, check, log, fetch it back and ask it once.
+
+A model of words is served from its bundle, which is registered already: it is fetched back and asked alone.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xlt_ray import durable
 from xlt_ray.errors import InputError
 from xlt_ray.events import OnEvent
-from xlt_ray.inference import artefact
+from xlt_ray.inference import artefact, tagging
 from xlt_ray.registry import fetch, versions
 from xlt_ray.registry.fetch import Form
 from xlt_ray.registry.versions import Version
@@ -28,17 +33,24 @@ from xlt_ray.inference import engine
 from xlt_ray.languages import identify
 text, pair = json.loads(sys.argv[2])
 model = engine.load(sys.argv[1], device="cpu")
-pair = text if model.artefact.pairs and pair is None else pair
-codes = [identify.Identifier().guess(text).code] if model.artefact.offsets or model.readings else None
-found = engine.classify(model, [text], None if pair is None else [pair], codes)
-assert found.shape == (1, len(model.labels)) and abs(found.sum() - 1) < 0.01, f"its probabilities are {found!r}"
-print(json.dumps(model.labels[int(found[0].argmax())]))
+if model.words is None:
+    pair = text if model.artefact.pairs and pair is None else pair
+    codes = [identify.Identifier().guess(text).code] if model.artefact.offsets or model.readings else None
+    found = engine.classify(model, [text], None if pair is None else [pair], codes)
+else:
+    found = model.probabilities(model.words.rows([text])[0])
+sound = found.size and found.shape[1] == len(model.labels) and abs(found.sum(1) - 1).max() < 0.01
+assert sound, f"its probabilities are {found!r}"
+print(json.dumps(", ".join(model.labels[i] for i in found.argmax(1))))
 """
 
 
 @dataclass(frozen=True)
 class Made:
-    """A version's artefact: its checks, `reasons` against serving it, and whether it loads and `answers`."""
+    """A version's artefact: its checks, `reasons` against serving it, and whether it loads and `answers`.
+
+    There are no `precisions` where the bundle itself is served.
+    """
 
     precisions: tuple[str, ...]
     checks: Mapping[str, Any]
@@ -69,14 +81,18 @@ def make(
     """Make, check, log and try a version's artefact; one that was made and passed before is only tried.
 
     `bundle` is the version's folder, None to fetch it. Raises InputError where there are no rows to check on, unless
-    with `force`. What passed on fewer rows than are asked for now is made and checked again. An int8 network that does
-    not agree is dropped; where float32 does not, nothing is logged unless with `force`.
+    with `force`, and for a number of rows to check a model of words on. What passed on fewer rows than are asked for
+    now is made and checked again. An int8 network that does not agree is dropped; where float32 does not, nothing is
+    logged unless with `force`.
     """
     from xlt_ray.inference import bundle as bundles
 
     on_event({"stage": "check"})
     bundle = bundle or Path(fetch.fetch(version.model, version.uri, Form(device="cuda"), cache).folder)
     model = bundles.load(bundle)
+    itself, most = model.task.tagged, checked_on.rows
+    if itself and most is not None:
+        raise InputError(f"--rows: of the check of an artefact, and {version.model}, of words, has none; leave it out")
     notes: list[str] = []
     tables: dict[str, Any] = {}
     unlabelled: list[str] = []
@@ -85,11 +101,11 @@ def make(
     except InputError as error:
         if not force:
             raise
-        notes.append(f"the artefact is not checked against the original: {error}")
+        notes.append(f"no rows to check on: {error}")
     question, expected = _question(model, tables)
     del model  # half a gigabyte, and export loads its own
-    most = checked_on.rows
-    made = _earlier(version, sum(min(table.num_rows, most or table.num_rows) for table in tables.values()))
+    wanted = sum(min(table.num_rows, most or table.num_rows) for table in tables.values())
+    made = Made((), {}, (), (), False) if itself else _earlier(version, wanted)
     with durable.scratch() as scratch:
         if made is None:
             made = _export(bundle, scratch / "artefact", tables, unlabelled, on_event, most)
@@ -103,7 +119,8 @@ def make(
         on_event({"stage": "ask"})
         why = trial(version, question, expected, cache, scratch)
     if why:
-        versions.untag(version, versions.SERVING)
+        if not itself:
+            versions.untag(version, versions.SERVING)
         return replace(made, reasons=(*made.reasons, why), notes=(*notes, *made.notes), answers=False)
     return replace(made, notes=(*notes, *made.notes), answers=True)
 
@@ -113,7 +130,8 @@ def trial(
 ) -> str | None:
     """Fetch a version as a server would, load it and ask it once, in fresh processes; return what went wrong, or None.
 
-    `expected` is the label it has to answer, None for any. The processes run in the folder `elsewhere`.
+    `expected` is the label it has to answer, or of words the tags with ", " between, None for any. The processes run in
+    the folder `elsewhere`.
     """
     kept = ["--cache", str(cache.absolute())] if cache else []
     fetched = _python(
@@ -170,7 +188,8 @@ def _tables(model: Any, texts: Path | None) -> tuple[dict[str, Any], list[str]]:
     columns: dict[str, Any] = {"id": list(map(str, range(len(lines)))), "text": lines}
     if model.asks_for_languages:  # answers depend on languages, which are guessed as in a server
         columns["language"] = pa.array([guess.code for guess in Identifier().guess_all(lines)], pa.string())
-    columns["label"] = model.probabilities(lines, pairs).argmax(1)
+    if not model.task.tagged:
+        columns["label"] = model.probabilities(lines, pairs).argmax(1)
     return {"texts": pa.table(columns | ({"text_pair": pairs} if pairs else {}))}, []
 
 
@@ -180,6 +199,11 @@ def _question(model: Any, tables: Mapping[str, Any]) -> tuple[Question, str]:
 
     rows = [row for table in tables.values() for row in table.slice(0, 1).to_pylist()][:16] or [{"text": QUESTION}]
     texts = [row["text"] for row in rows]
+    if model.task.tagged:
+        answers = tagging.tag(model, texts)
+        sure = [min((word.score for word in words), default=0.0) for words in answers]
+        best = int(np.argmax(sure))
+        return (texts[best], None), ", ".join(word.tag for word in answers[best])
     paired = bool(model.experiment.corpus.text_pair)
     pairs = [row.get("text_pair") or row["text"] for row in rows] if paired else None
     found = model.probabilities(texts, pairs)

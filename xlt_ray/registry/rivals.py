@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xlt_ray import durable
+from xlt_ray import durable, tasks
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation.predictions import Predictions, load_predictions
@@ -22,12 +22,16 @@ from xlt_ray.registry.versions import Version
 
 @dataclass(frozen=True)
 class Sides:
-    """Predictions and labels of both; `served` are the languages that the champion's own run measured."""
+    """Predictions and labels of both, and the main `metric` of their task.
+
+    `served` are the languages that the champion's own run measured.
+    """
 
     candidate: Mapping[str, Predictions]
     champion: Mapping[str, Predictions]
     labels: tuple[tuple[str, ...], tuple[str, ...]]
     served: tuple[str, ...]
+    metric: str
 
 
 def predictions(
@@ -36,10 +40,16 @@ def predictions(
     """Fetch both versions' test predictions from MLflow.
 
     A language in which the champion predicted other rows than the candidate, or none, is measured anew: the champion's
-    bundle on the corpus of the candidate's run. Raises InputError where one is not a bundle or that corpus cannot be
-    read.
+    bundle on the corpus of the candidate's run. Raises InputError where one is not a bundle, their tasks differ or that
+    corpus cannot be read.
     """
     cards = [_card(version) for version in (candidate, champion)]
+    task, other = (card["experiment"].get("task", tasks.DEFAULT) for card in cards)
+    if task != other:
+        raise InputError(
+            f"task: {candidate.model} learned {task}, and {champion.model} {other}, so its clients would find other "
+            "answers; promote its run under another name (--name) or alias (--alias)"
+        )
     labels = (tuple(cards[0]["labels"]), tuple(cards[1]["labels"]))
     first, second = _stored(candidate), _stored(champion)
     if first is None:
@@ -49,7 +59,7 @@ def predictions(
     stale = [code for code in served or known if code in first and not _same(first[code], second.get(code))]
     if stale and set(labels[0]) == set(labels[1]):
         second |= _measured(champion, cards[0], stale, cache, on_event)
-    return Sides(first, second, labels, known)
+    return Sides(first, second, labels, known, tasks.build(task, labels[0]).metrics[0])
 
 
 def _card(version: Version) -> dict[str, Any]:
@@ -67,14 +77,13 @@ def _stored(version: Version) -> dict[str, Predictions] | None:
 
 
 def _same(one: Predictions, other: Predictions | None) -> bool:
-    """Return whether two have the same rows: ids and gold labels, in any order."""
+    """Return whether two have the same rows: ids and gold answers, in any order."""
     if other is None or len(one.ids) != len(other.ids):
         return False
-    orders = [np.argsort(np.asarray(rows.ids, dtype=np.str_), kind="stable") for rows in (one, other)]
-    return all(
-        np.array_equal(np.asarray(first)[orders[0]], np.asarray(second)[orders[1]])
-        for first, second in ((one.ids, other.ids), (one.gold, other.gold))
-    )
+    ids = [np.asarray(rows.ids, dtype=np.str_) for rows in (one, other)]
+    orders = [np.argsort(each, kind="stable") for each in ids]
+    answers = [rows.golds(order) for rows, order in zip((one, other), orders, strict=True)]
+    return np.array_equal(ids[0][orders[0]], ids[1][orders[1]]) and all(map(np.array_equal, *answers))
 
 
 def _measured(

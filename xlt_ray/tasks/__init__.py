@@ -52,11 +52,6 @@ def check(experiment: Experiment, corpus: Corpus) -> None:
         faults.append(
             f"training.method: {method} cannot learn task: {task.name}; set it to {' or '.join(task.methods)}"
         )
-    if not task.exported and (name := experiment.tracking.register_as) is not None:
-        faults.append(
-            f"tracking.register_as: {name}: models of task: {task.name} are not registered yet; leave it out, and give "
-            "`xlt serve` the folder of the run"
-        )
     if faults:
         raise joined(faults)
 

@@ -19,7 +19,6 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     data: ClassVar[str] = "a label a row"
     methods: ClassVar[tuple[str, ...]] = ("fine_tune", "probe")
-    exported: ClassVar[bool] = True
     biased: ClassVar[tuple[str, ...]] = ("macro_f1",)
 
     @property

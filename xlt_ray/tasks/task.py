@@ -45,7 +45,6 @@ class Task:
     data: ClassVar[str]  # what corpus it wants
     methods: ClassVar[tuple[str, ...]] = ("fine_tune",)  # of training.method, those that can learn it
     tagged: ClassVar[bool] = False  # whether rows are tagged words, see `Corpus.tagged`
-    exported: ClassVar[bool] = False  # whether it can be exported, and so registered and promoted
     biased: ClassVar[tuple[str, ...]] = ()  # metrics that resampling pulls down, whose intervals are centred again
 
     labels: tuple[str, ...] = ()

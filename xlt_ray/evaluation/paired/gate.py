@@ -77,6 +77,7 @@ class Gate:
     tolerance: float
     strict: bool
     reasons: tuple[str, ...]  # why the candidate is refused; empty when it passes
+    metric: str = ""  # what was compared, where that is known
 
     @property
     def allowed(self) -> float:
