@@ -422,7 +422,7 @@ def test_a_tagger_measured_on_other_rows_is_measured_anew(words: Home) -> None:
         order = np.arange(one.rows)[::-1]
         ends, parts = np.cumsum(one.sizes), [one.gold, one.predicted]
         gold, predicted = (np.concatenate([part[ends[i] - one.sizes[i] : ends[i]] for i in order]) for part in parts)
-        turned = type(one)(gold, predicted, one.ids[order], None, one.sizes[order], one.ratios[order])
+        turned = type(one)(gold, predicted, np.asarray(one.ids)[order], None, one.sizes[order], one.ratios[order])
         assert rivals._same(one, turned) and rivals._same(turned, one)
         assert not rivals._same(one, replace(turned, gold=1 - gold % 2))
 

@@ -22,13 +22,13 @@ from test_catalogue import mislabelled, parallel_corpus, run_of
 from test_distil import CODES, distilled, settings, without_counterparts
 from workers import on_workers
 
-from xlt_ray import techniques
+from xlt_ray import durable, techniques
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.corpora.arrow import Chunked
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
-from xlt_ray.inference import bundle
+from xlt_ray.inference import artefact, bundle
 from xlt_ray.model import network
 from xlt_ray.runs import run, storage
 from xlt_ray.supervision import FEW_SHOT, PARALLEL
@@ -186,7 +186,7 @@ def test_the_task_trains_the_encoder_too_where_the_teacher_asks_for_the_same(
 
 
 def test_a_student_comes_to_answer_as_its_teacher(settings: Settings, teacher: Path) -> None:
-    settings["training"] |= {"epochs": 4, "learning_rate": 2e-3, "head_learning_rate": 1e-2}
+    settings["training"] |= {"epochs": 12, "learning_rate": 2e-3, "head_learning_rate": 1e-2}
     run = run_of(build(distilled(settings, of=str(teacher), what="logits", weight=10.0)))
     state = loop.begin(run)
     # labels of no meaning: what it comes to know is the teacher's
@@ -195,7 +195,7 @@ def test_a_student_comes_to_answer_as_its_teacher(settings: Settings, teacher: P
         code: Chunked(rows.set_column(rows.schema.get_field_index("label"), "label", pa.array([0] * 120, pa.int32())))
         for code, rows in train.items()
     }
-    state.advance(4)
+    state.advance(12)
     state.finish()
     facts = run.setup.techniques[0].calibrate(run.network, lambda of: run.embed(of, "float32"), run.setup.material)
     assert facts["distance_after"] < 0.5 * facts["distance_before"]
@@ -248,6 +248,7 @@ def test_one_loss_curve_on_one_and_two_workers(settings: Settings, teacher: Path
         ({"what": "logits"}, r"techniques\.distil\.what: logits, but the encoder as it begins answers nothing; name a"),
         ({"temperature": 2}, r"techniques\.distil\.temperature: 2, but features have none; leave it out"),
         ({"of": "elsewhere", "temperature": 2}, "2, but features have none"),
+        ({"of": "elsewhere", "what": "logits", "temperature": float("inf")}, "temperature: .*finite"),
     ],
 )
 def test_parameters_that_do_not_go_together_are_refused(settings: Settings, parameters: Settings, message: str) -> None:
@@ -270,14 +271,19 @@ def test_a_bundle_that_cannot_teach_is_refused(settings: Settings, teacher: Path
         (teacher / "bundle.json").write_text(json.dumps(content | changes))
         return refused(of=str(teacher), what="logits")
 
-    for labels in (["label0", "label2", "label1"], ["label0", "label1"]):
-        assert "has the labels label0, label" in changed(labels=labels)
-    assert "whose task: tag has" in changed(experiment=content["experiment"] | {"task": "tag"})
+    turned = changed(labels=["label0", "label2", "label1"])
+    assert "(the same in another order); set corpus.labels to [label0, label2, label1], or learn features" in turned
+    assert "has other labels (label2 only in one of the two); give one" in changed(labels=["label0", "label1"])
+    of_pairs = content["experiment"]["corpus"] | {"text_pair": "second"}
+    assert "from pairs of texts, and the run's" in changed(experiment=content["experiment"] | {"corpus": of_pairs})
+    assert "learned task: tag, not classification" in changed(experiment=content["experiment"] | {"task": "tag"})
+    assert "is damaged ('list' object has no attribute 'keys')" in changed(experiment=[])
     assert "reads a text in several ways" in changed(readings="readings-1.json")
     files = {name: digest for name, digest in content["sha256"].items() if name != "head.safetensors"}
     assert "learned no task (training.method: adapt); give one that did" in changed(sha256=files)
-    (teacher / "bundle.json").write_text("{")
-    assert "is damaged" in refused(of=str(teacher), what="logits")
+    for damaged in ("{", "{}"):
+        (teacher / "bundle.json").write_text(damaged)
+        assert "is damaged" in refused(of=str(teacher), what="logits")
     (teacher / "bundle.json").write_text(json.dumps(content))
     settings["training"]["method"] = "adapt"
     assert "training.method: adapt learns no task; take features" in refused(of=str(teacher), what="logits")
@@ -285,7 +291,84 @@ def test_a_bundle_that_cannot_teach_is_refused(settings: Settings, teacher: Path
     assert checks.prepare(build(distilled(settings, of=str(teacher), what="logits"))).techniques[0].bundles
 
 
+@pytest.mark.parametrize("what", ["features", "logits"])
+def test_a_teacher_that_is_not_as_it_was_written_is_refused(settings: Settings, alike: Path, what: str) -> None:
+    def refused() -> str:
+        with pytest.raises(InputError) as raised:
+            checks.prepare(build(distilled(settings, of=str(alike), what=what)))
+        return str(raised.value)
+
+    for name in ("head.safetensors", "encoder/model.safetensors", "seen.npy"):
+        content = (alike / name).read_bytes()
+        (alike / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert f"techniques.distil.of: of the bundle {alike}, {name} is missing or not what was written" in refused()
+        (alike / name).write_bytes(content[:20])
+        assert f"{name} is missing or not" in refused()
+        (alike / name).unlink()
+        assert f"{name} is missing or not" in refused()
+        (alike / name).write_bytes(content)
+    # without its encoder it is not one that holds changes to another
+    (alike / "encoder").rename(alike.parent / "moved")
+    assert "encoder/config.json" in refused() and "copy the bundle again" in refused()
+
+
+def test_a_teacher_whose_encoder_is_elsewhere_now_is_refused(
+    settings: Settings, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_encoder, base)
+    changed = finished({**settings, "techniques": ["lora"]}, tmp_path / "changed", network={"init": str(base)})
+    experiment = build(distilled(settings, of=str(changed), what="logits"))
+    checks.prepare(experiment)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(
+        InputError, match=r"distil\.of: the bundle .*holds changes to an encoder, and .*lora.merge=true"
+    ):
+        checks.prepare(experiment)
+    (tmp_path / "moved").rename(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.123}))
+    with pytest.raises(InputError, match=r"distil\.of: .*holds changes to the encoder .*, but .* is now .*lora.merge"):
+        checks.prepare(experiment)
+
+
 # what the teacher has read
+
+
+def test_lineage_tells_what_a_run_began_from_and_what_taught_it(settings: Settings, tmp_path: Path) -> None:
+    def made(name: str, **bundles: Path) -> Path:
+        content = run_of(build(settings))
+        before = {place.replace("_", "."): folder for place, folder in bundles.items()}
+        labels, experiment = content.setup.corpus.labels, content.setup.experiment
+        one = bundle.Bundle(
+            content.network, content.tokenize, labels, experiment, None, run=name, lineage=bundle.lineage(before)
+        )
+        bundle.save(tmp_path / name, one, "")
+        return tmp_path / name
+
+    def told(folder: Path) -> list[tuple[str, bool]]:
+        return [(one["run"], "role" in one) for one in bundle.load(folder).lineage]
+
+    first = made("first")
+    second = made("second", network_init=first)
+    # by one that began where the student begins: that is the last, and no teacher
+    student = made("student", techniques_distil_of=second, network_init=first)
+    assert told(student) == [("second", True), ("first", False)]
+    taught = made("taught", techniques_distil_of=second)
+    assert told(taught) == [("first", True), ("second", True)]
+    after = made("after", network_init=taught)
+    assert told(after) == [("first", True), ("second", True), ("taught", False)]
+    assert artefact.begun_from([first, second, student, taught, after]) == [None, 0, 0, None, 3]
+
+
+def test_a_teacher_that_is_gone_is_not_forgotten(settings: Settings, tmp_path: Path) -> None:
+    shown = finished(settings | {"sources": ["eng_Latn", "swh_Latn"]}, tmp_path / "shown")
+    made = checks.prepare(build(distilled(settings, of=str(shown))))
+    shutil.rmtree(shown)
+    with pytest.raises(InputError, match=r"shown.*(damaged|no bundle)"):
+        techniques.supervised(made.experiment, ["swh_Latn"])
+    with pytest.raises(InputError, match=r"shown.*no bundle"):
+        bundle.lineage(techniques.bundles(made.techniques, made.experiment))
 
 
 def test_what_a_teacher_read_of_a_target_is_told_of_the_student(
@@ -346,6 +429,9 @@ def test_a_student_keeps_what_its_teacher_was_made_from(settings: Settings, tmp_
     assert kept.seen is not None
     with_more = np.union1d(kept.seen, other)
     np.save(alike / "seen.npy", with_more)
+    content = json.loads((alike / "bundle.json").read_text())
+    content["sha256"]["seen.npy"] = durable.digest(alike / "seen.npy")
+    (alike / "bundle.json").write_text(json.dumps(content))
     settings["techniques"] = [{"distil": {"of": str(alike)}}]
     with local_ray():
         outcome = run.run(build(settings))

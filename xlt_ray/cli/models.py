@@ -36,7 +36,7 @@ def promote(
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="folder for fetched models, if not the usual one")] = None,
 ) -> None:
-    """Hold a run against the model in service, make its fast artefact, try it, and only then move the alias."""
+    """Hold a run against the model in service, make what it is served from, try it, and only then move the alias."""
     from xlt_ray.evaluation.paired.gate import Rules
     from xlt_ray.registry import promotion
     from xlt_ray.registry.publish import CheckRows

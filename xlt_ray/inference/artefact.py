@@ -31,6 +31,7 @@ FORMAT_OF_HEADS = 2  # of an artefact whose networks have `heads`, which earlier
 FILE = "artefact.json"
 BUNDLE_FILE = "bundle.json"
 HEAD = "head.safetensors"  # in a bundle: of its network
+TEACHER = "teacher"  # in the lineage of a bundle: the role of one that it did not begin from
 TOKENIZER = "tokenizer.json"
 PRECISIONS = ("float32", "int8")
 LISTED = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.(onnx|bin|json|model)$")
@@ -189,7 +190,8 @@ def begun_from(folders: Sequence[Path]) -> list[int | None]:
             with contextlib.suppress(InputError):
                 content.update(read_bundle(folder))
     places = {one["run"]: place for place, one in enumerate(contents) if one.get("run")}
-    lines = [[places.get(before["run"]) for before in one.get("lineage", ())] for one in contents]
+    begun = [[before for before in one.get("lineage", ()) if before.get("role") != TEACHER] for one in contents]
+    lines = [[places.get(before["run"]) for before in line] for line in begun]
     return [next((place for place in reversed(line) if place is not None), None) for line in lines]
 
 

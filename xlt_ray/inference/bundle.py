@@ -9,7 +9,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,14 +243,21 @@ def load(folder: str | Path) -> Bundle:
     )
 
 
-def lineage(folders: Iterable[Path]) -> tuple[Mapping[str, str], ...]:
-    """Return `run`, `corpus` and digest of the bundles that a run is made from, each after its ancestors'."""
-    found: list[Mapping[str, str]] = []
-    for folder in folders:
+def lineage(bundles: Mapping[str, Path]) -> tuple[Mapping[str, str], ...]:
+    """Return `run`, `corpus` and digest of the bundles that a run is made from, each after its ancestors'.
+
+    `bundles` are as `techniques.bundles` has them. The one that the run begins from is the last; those that it has
+    learned from as teachers alone have that for their `role`.
+    """
+    found: dict[str, Mapping[str, str]] = {}
+    for place, folder in bundles.items():
         content = artefact.read_bundle(folder)
         own = {name: content.get(name, "") for name in ("run", "corpus")} | {"bundle": artefact.bundle_digest(folder)}
-        found += [one for one in (*content.get("lineage", ()), own) if one not in found]
-    return tuple(found)
+        role = {} if place == techniques.BEGUN else {"role": artefact.TEACHER}
+        for one in (*content.get("lineage", ()), own):
+            found.pop(one["bundle"], None)
+            found[one["bundle"]] = {**one, **role}
+    return tuple(found.values())
 
 
 class _PyFunc:

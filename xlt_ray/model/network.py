@@ -164,6 +164,11 @@ def prefix(config: NetworkConfig) -> str:
     return "query: " if "e5-" in Path(config.init).name.lower() else ""
 
 
+def is_whole(content: Mapping[str, Any]) -> bool:
+    """Return whether the bundle that a `bundle.json` describes holds its encoder, and not changes to another alone."""
+    return any(name.startswith("encoder/") for name in content["sha256"])
+
+
 def whole_again(content: Mapping[str, Any]) -> str:
     """Return the settings with which the bundle that a `bundle.json` describes would hold its whole encoder."""
     if names := content.get("added_by"):

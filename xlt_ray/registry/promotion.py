@@ -86,6 +86,10 @@ def promote(
     rules = replace(rules, served=tuple(codes.resolve(code) for code in rules.served))
     on_event({"stage": "register"})
     candidate = find(run, address.name, address.uri)
+    if checked_on.rows is not None and _of_words(versions.listing(candidate, "bundle")):
+        raise InputError(
+            f"--rows: of the check of an artefact, and {candidate.model}, a model of words, has none; leave it out"
+        )
     with _alone(candidate, alias, cache, on_event):
         candidate = versions.resolve(candidate.model, candidate.uri)  # another promotion may have tagged it meanwhile
         present, previous, note = _before(candidate, alias)
@@ -252,6 +256,13 @@ def _short(found: Gate | None, before: Version | None) -> dict[str, Any]:
     return {"against": against, "passed": found.passed, "languages": len(found.rows), **figures, "unclear": unclear}
 
 
+def _of_words(card: bytes | None) -> bool:
+    """Return whether a version's bundle.json is that of a model of words."""
+    with contextlib.suppress(ValueError, AttributeError):
+        return bool(card) and bool(json.loads(card or b"").get("format") == FORMAT_OF_WORDS)
+    return False
+
+
 def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: Path | None = None) -> str:
     """Move an alias back to the version it was promoted from; return a sentence that names both versions.
 
@@ -268,7 +279,7 @@ def rollback(name: str, alias: str = "champion", uri: str | None = None, cache: 
     earlier = versions.resolve(f"models:/{name}/{number}", uri)
     card = versions.listing(earlier, "bundle")
     # of another version without an artefact a server exports one, which takes minutes
-    if earlier.tags.get(versions.SERVING) or (card and json.loads(card).get("format") == FORMAT_OF_WORDS):
+    if earlier.tags.get(versions.SERVING) or _of_words(card):
         with durable.scratch() as elsewhere:
             why = publish.trial(earlier, (mlflow_run.QUESTION, None), None, cache, elsewhere)
         if why:

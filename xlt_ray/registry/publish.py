@@ -80,8 +80,8 @@ def make(
 ) -> Made:
     """Make, check, log and try a version's artefact; one that was made and passed before is only tried.
 
-    `bundle` is the version's folder, None to fetch it. Raises InputError where there are no rows to check on, unless
-    with `force`, and for a number of rows to check a model of words on. What passed on fewer rows than are asked for
+    `bundle` is the version's folder, None to fetch it. Raises InputError where there are no rows to check an
+    artefact on, unless with `force`. What passed on fewer rows than are asked for
     now is made and checked again. An int8 network that does not agree is dropped; where float32 does not, nothing is
     logged unless with `force`.
     """
@@ -91,15 +91,13 @@ def make(
     bundle = bundle or Path(fetch.fetch(version.model, version.uri, Form(device="cuda"), cache).folder)
     model = bundles.load(bundle)
     itself, most = model.task.tagged, checked_on.rows
-    if itself and most is not None:
-        raise InputError(f"--rows: of the check of an artefact, and {version.model}, of words, has none; leave it out")
     notes: list[str] = []
     tables: dict[str, Any] = {}
     unlabelled: list[str] = []
     try:
         tables, unlabelled = _tables(model, checked_on.texts)
     except InputError as error:
-        if not force:
+        if not (force or itself):
             raise
         notes.append(f"no rows to check on: {error}")
     question, expected = _question(model, tables)

@@ -48,7 +48,7 @@ def predictions(
     if task != other:
         raise InputError(
             f"task: {candidate.model} learned {task}, and {champion.model} {other}, so its clients would find other "
-            "answers; promote its run under another name (--name) or alias (--alias)"
+            "answers; promote the folder of its run under another name (--name), or give another alias (--alias)"
         )
     labels = (tuple(cards[0]["labels"]), tuple(cards[1]["labels"]))
     first, second = _stored(candidate), _stored(champion)

@@ -29,7 +29,7 @@ def record_start(outbox: Outbox, setup: Setup) -> None:
         }
         | setup.rungs
     )
-    if ancestors := bundle.lineage(techniques.bundles(setup.techniques, experiment).values()):
+    if ancestors := bundle.lineage(techniques.bundles(setup.techniques, experiment)):
         outbox.tags({"xlt.lineage": ", ".join(one["run"] or one["bundle"] for one in ancestors)})
     outbox.tags({f"xlt.environment.{name}": value for name, value in environment.environment().items()})
     profile = {"labels": len(setup.corpus.labels), "train": {s.language: s.rows for s in setup.mixture}}

@@ -195,7 +195,7 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores | None) -> dict[str,
     """Write bundle, predictions and report into the run's folder; return the files to record."""
     net, tokenize, identity = fitted.model
     setup, experiment = fitted.setup, fitted.setup.experiment
-    before = techniques.bundles(setup.techniques, experiment).values()
+    before = techniques.bundles(setup.techniques, experiment)
     made = bundle.Bundle(
         net,
         tokenize,
@@ -207,7 +207,7 @@ def _save(folder: RunFolder, fitted: Fitted, scores: Scores | None) -> dict[str,
         supervision=setup.supervision,
         corpus=setup.corpus.fingerprint,
         lineage=bundle.lineage(before),
-        seen=seen.together(setup.read_texts(), *map(seen.load, before)),
+        seen=seen.together(setup.read_texts(), *map(seen.load, before.values())),
     )
     bundle.save(folder.local / "bundle", made, identity)
     facts, environment = corpus_facts(setup), tracking_environment.environment()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from xlt_ray import techniques
 from xlt_ray.config import load
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.corpora import seen
@@ -100,7 +101,9 @@ class Planned:
                 f"{', '.join(own.labels[:5])} ...; take a stage of the same labels, or network.head=fresh"
             )
         measured = tested(self.experiment, own)
-        return faults + list(seen.faults(own, measured, before.read_texts(), f"network.init names ({init})"))
+        ancestors = techniques.bundles(before.techniques, before.experiment).values()
+        known = seen.together(before.read_texts(), *map(seen.load, ancestors))
+        return faults + list(seen.faults(own, measured, known, f"network.init names ({init})"))
 
     def before(self) -> Iterator[Planned]:
         """Yield the runs before this one, in the order in which they are done."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from xlt_ray.model.network import Built
 
 # what may lie in a folder of dictionaries; the last two are the articles beside an index
+BEGUN = "network.init"  # the key of the bundle that a run begins from, see `bundles`
 DICTIONARIES = (".tsv", ".csv", ".tei", ".index", ".dict", ".dict.dz")
 
 CATALOGUE = {
@@ -119,7 +120,7 @@ def restore(folder: Path, content: Mapping[str, Any]) -> tuple[Experiment, Built
     from xlt_ray.model.collate import Tokenize
 
     experiment = read(content["experiment"], place=f"{folder / 'bundle.json'}: experiment")
-    whole = (folder / "encoder").is_dir()
+    whole = networks.is_whole(content)
     encoder = encoders.load(str(folder / "encoder")) if whole else networks.load_encoder(experiment.network)
     if not whole and encoder.identity != content["encoder"]:
         raise InputError(
@@ -146,13 +147,13 @@ def restore(folder: Path, content: Mapping[str, Any]) -> tuple[Experiment, Built
 
 
 def bundles(chosen: Iterable[Technique], experiment: Experiment) -> dict[str, Path]:
-    """Return the folders of the bundles that a run is made from, by the key that names each, `network.init` last.
+    """Return the folders of the bundles that a run is made from, by the key that names each, BEGUN the last.
 
-    What these were trained on the run has learned from: no test row may be among it, and its rungs are the run's.
+    What these were trained on the run has learned from: no test row may be among it, and its rungs are the run's. One
+    that is not there is among them, so that whoever asks what it was trained on fails, and forgets nothing.
     """
     found = {f"techniques.{one.name}.{key}": path for one in chosen for key, path in one.bundles.items()}
-    found = {key: path for key, path in found.items() if (path / "bundle.json").is_file()}
-    return found if (begun := experiment.network.bundle) is None else {**found, "network.init": begun}
+    return found if (begun := experiment.network.bundle) is None else {**found, BEGUN: begun}
 
 
 def change_examples(

@@ -125,7 +125,9 @@ def prepare(
         with collecting(faults):
             check(chosen, experiment, corpus)
         with collecting(faults):
-            faults += trained_on(corpus, tested(experiment, corpus), techniques.bundles(chosen, experiment))
+            bundles = techniques.bundles(chosen, experiment)
+            there = {key: path for key, path in bundles.items() if (path / "bundle.json").is_file()}
+            faults += trained_on(corpus, tested(experiment, corpus), there)  # others are faults of their keys
     begun = experiment.model_copy(update={"network": begins.network}) if begins else experiment
     faults += _encoder(absolute(begun), chosen, corpus)
     with collecting(faults):

@@ -95,7 +95,7 @@ class Contrast(OfTranslations):
             anchors = compute.whole()({pivot: translated})[pivot]
         else:
             anchors = compute({pivot: translated.slice(0, SAMPLE)})[pivot]
-        translations.spread(anchors, PLACE, pivot)
+        translations.spread(anchors, "network.init", pivot)
         stream = Groups(
             {**{code: texts[code] for code in learned}, pivot: translated}, pivot, learned, self.group, self.groups
         )

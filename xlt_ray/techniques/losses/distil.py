@@ -206,7 +206,9 @@ class Distil(Technique):
         if self.what == "logits":
             term: Student = Answering(wanted, len(network.languages), self.temperature or TEMPERATURE, self.weight)
         else:
-            term = Student(wanted, len(network.languages), translations.spread(found[pivot], PLACE, pivot), self.weight)
+            place = "network.init" if self.of is None else f"{PLACE}.of"
+            scale = translations.spread(found[pivot], place, pivot)
+            term = Student(wanted, len(network.languages), scale, self.weight)
         known = {code: found[code] for code in read} if teacher is compute else {}
         first = compute({code: table.slice(0, MEASURED) for code, table in texts.items() if code not in known})
         term.before = self._distance(network, {code: {**known, **first}[code] for code in texts}, pivot, term)
@@ -257,8 +259,8 @@ class Distil(Technique):
         return translations.faults(rows, languages, pivot)
 
     def _tell(self, found: Faults, pivot: str) -> None:
-        stay = f"learn to stay where the encoder has them, about the mean of {pivot}"
-        without = stay if self.of is None else "learn what the teacher has of themselves"
+        own = "stay where the encoder has them" if self.of is None else "have what the teacher has of themselves"
+        without = f"learn to {own}" + (f", about the mean of {pivot}" if self.what == "features" else "")
         translations.tell(PLACE, found, pivot, without)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from xlt_ray import tasks, techniques
+from xlt_ray import durable, tasks, techniques
+from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
-from xlt_ray.model.network import HEAD, Network
+from xlt_ray.model.network import HEAD, Network, fingerprint, is_whole, whole_again
 from xlt_ray.techniques.technique import Available, Compute
+
+NEEDED = {"encoder", "experiment", "labels", "max_length", "pooling", "prefix", "sha256"}  # in a bundle.json
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,17 @@ class Teacher:
             )
         try:
             content = dict(json.loads(file.read_text(encoding="utf-8")))
-            content["sha256"], content["labels"], content["experiment"], content["pooling"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if absent := NEEDED - content.keys():
+                raise ValueError(f"no {', '.join(sorted(absent))}")
+            content["experiment"].keys()
+            changed = [one for one, sha256 in content["sha256"].items() if _digest(self.folder / one) != sha256]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.place}: {file} is damaged ({error}); copy the bundle again") from None
+        if changed:
+            raise InputError(
+                f"{self.place}: of the bundle {self.folder}, {', '.join(changed[:5])} is missing or not what was "
+                "written; copy the bundle again"
+            )
         return content
 
     def faults(self, available: Available, answers: bool) -> Iterator[str]:
@@ -50,26 +62,55 @@ class Teacher:
                 f"{self.place}: the bundle {self.folder} learned no task (training.method: adapt); give one that did, "
                 f"or go on from it, with network.init={self.folder}"
             )
-        elif answers:
-            task, labels = content["experiment"].get("task", tasks.DEFAULT), content["labels"]
-            if (task, labels) != (experiment.task, list(available.labels)):
-                yield (
-                    f"{self.place}: the bundle {self.folder}, whose task: {task} has the labels "
-                    f"{', '.join(labels[:5])}, answers nothing that the run asks, whose task: {experiment.task} has "
-                    f"{', '.join(available.labels[:5])}; take one of the same in the same order, or learn features"
-                )
-            if content.get("readings"):
-                yield (
-                    f"{self.place}: the bundle {self.folder} reads a text in several ways, which are not made here; "
-                    "take one that reads texts as they stand, or learn features"
-                )
+            return
+        own, pairs = (_pairs(each) for each in (experiment.corpus.text_pair, content["experiment"]["corpus"]))
+        if own != pairs:
+            yield (
+                f"{self.place}: the bundle {self.folder} learned from {pairs}, and the run's corpus has {own} "
+                f"(corpus.text_pair); give a bundle of {own}"
+            )
+        if answers:
+            yield from self._other_answers(experiment.task, available.labels)
+        if not is_whole(content):
+            yield from self._without_encoder()
+
+    def _other_answers(self, task: str, labels: Sequence[str]) -> Iterator[str]:
+        """Yield why what it answers is not what a run with this task and these labels asks."""
+        content = self.content
+        learned, own = content["experiment"].get("task", tasks.DEFAULT), content["labels"]
+        if learned != task:
+            yield f"{self.place}: the bundle {self.folder} learned task: {learned}, not {task}; give one of {task}"
+        elif own != list(labels):
+            apart = sorted(set(own) ^ set(labels))
+            shown = f"{', '.join(apart[:5])} only in one of the two" if apart else "the same in another order"
+            remedy = "give one of the same" if apart else f"set corpus.labels to [{', '.join(own)}]"
+            yield f"{self.place}: the bundle {self.folder} has other labels ({shown}); {remedy}, or learn features"
+        if content.get("readings"):
+            yield (
+                f"{self.place}: the bundle {self.folder} reads a text in several ways, which are not made here; "
+                "take one that reads texts as they stand, or learn features"
+            )
+
+    def _without_encoder(self) -> Iterator[str]:
+        """Yield why the encoder that it holds changes to is not there."""
+        config = build(self.content["experiment"], place=f"{self.folder / 'bundle.json'}: experiment").network
+        remedy = f"bring that back, or train the teacher again with {whole_again(self.content)}"
+        try:
+            found = fingerprint(config)
+        except InputError as error:
+            yield f"{self.place}: the bundle {self.folder} holds changes to an encoder, and {error} ({remedy})"
+            return
+        if found != self.content["encoder"]:
+            yield (
+                f"{self.place}: the bundle {self.folder} holds changes to the encoder {self.content['encoder']}, but "
+                f"{config.init} is now {found}; {remedy}"
+            )
 
     def width(self) -> int | None:
-        """Return how many numbers its features are; None where `faults` has something to say of its head."""
-        if not (self.folder / HEAD).is_file():
-            return None
-        with safe_open(self.folder / HEAD, "pt") as head:
+        """Return how many numbers its features are; None where its head cannot be read, which `content` refuses."""
+        with contextlib.suppress(OSError, SafetensorError), safe_open(self.folder / HEAD, "pt") as head:
             return int(head.get_slice("weight").get_shape()[1])
+        return None
 
     def teach(self, compute: Compute, tables: Mapping[str, pa.Table], answers: bool) -> Mapping[str, np.ndarray]:
         """Return its features of texts by key, (rows, width) float32, or its logits, (rows, classes).
@@ -77,12 +118,21 @@ class Teacher:
         To be called with the same on all workers, which compute together. Features are kept by content.
         """
         experiment, built = techniques.restore(self.folder, self.content)
-        whole = (self.folder / "encoder").is_dir()  # else it holds changes to the encoder that its run began with
-        own = {"init": str(self.folder), "revision": None} if whole else {}
+        own = {"init": str(self.folder), "revision": None} if is_whole(self.content) else {}
         features = compute.by(experiment.network.model_copy(update=own), built)(tables)
         if not answers:
             return features
         return {key: logits(built.network, rows, built.network.index(key)) for key, rows in features.items()}
+
+
+def _digest(file: Path) -> str:
+    return durable.digest(file) if file.is_file() else "missing"
+
+
+def _pairs(asked: Any) -> str:
+    """Return what a corpus has, by the `text_pair` of its configuration, or by all of that as plain data."""
+    pair = asked.get("text_pair") if isinstance(asked, Mapping) else asked
+    return "pairs of texts" if pair else "single texts"
 
 
 @torch.no_grad()

@@ -52,12 +52,15 @@ def judged(
 
 
 def spread(features: np.ndarray, place: str, pivot: str) -> float:
-    """Return the mean squared distance of features (rows, width) from their mean; raise InputError where it is 0."""
+    """Return the mean squared distance of features (rows, width) from their mean; raise InputError where it is 0.
+
+    `place` is the key that names whose features they are.
+    """
     found = float(np.square(features - features.mean(0)).sum(1).mean())
     if not found > 0:
         raise InputError(
-            f"{place}: the encoder has the same features of all {len(features)} texts of {pivot}, so there is nothing "
-            "to learn; give another encoder, or other texts"
+            f"{place}: the features of all {len(features)} texts of {pivot} are the same, so there is nothing to "
+            "learn; name another bundle or encoder there, or give other texts"
         )
     return found
 
