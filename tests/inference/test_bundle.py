@@ -18,7 +18,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.predictions import Predictions
-from xlt_ray.inference import artefact, bundle
+from xlt_ray.inference import artefact, bundle, pyfunc
 from xlt_ray.inference.bundle import Bundle
 from xlt_ray.model import collate, encoders, network
 
@@ -142,7 +142,7 @@ def test_pairs_are_read_as_pairs(original: tuple[Bundle, str]) -> None:
 
 
 def test_mlflows_loader_takes_lists_series_and_frames(saved: Path) -> None:
-    served, model = bundle._load_pyfunc(str(saved)), bundle.load(saved)
+    served, model = pyfunc.load_pyfunc(str(saved)), bundle.load(saved)
     alone, paired = model.predict(TEXTS), model.predict(TEXTS, TEXTS[::-1])
     for texts in (
         TEXTS,

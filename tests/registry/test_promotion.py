@@ -402,7 +402,7 @@ def test_a_tagger_and_a_classifier_under_one_name_are_refused_and_the_way_out_wo
         words.register("good", "mixed_too", champion=True)
         found = words.promote(run, name)
         assert not found.promoted and found.gate is None and words.champion(name) == "1"
-        assert "promote its run under another name (--name) or alias (--alias)" in found.reasons[0]
+        assert "promote the folder of its run under another name (--name), or give another alias" in found.reasons[0]
     assert (
         "models:/mixed/2 learned classification, and models:/mixed/1 tag" in words.promote("good", "mixed").reasons[0]
     )

@@ -21,7 +21,7 @@ from xlt_ray.evaluation.paired import comparison, gate
 from xlt_ray.evaluation.predictions import Predictions, load_predictions, save_predictions
 from xlt_ray.evaluation.scores import Scores
 from xlt_ray.export import export
-from xlt_ray.inference import artefact, bundle, engine
+from xlt_ray.inference import artefact, bundle, engine, pyfunc
 from xlt_ray.training import checks, loop, setup
 from xlt_ray.training.setup import Setup
 
@@ -175,7 +175,7 @@ def test_its_bundle_comes_back_is_served_and_is_exported_or_refused_by_name(sett
         running.encode(texts) if running.words is None else [one for each in running.words.rows(texts) for one in each]
     )
     assert np.array_equal(running.probabilities(rows).argmax(1), found["eng_Latn"].predicted)
-    told = bundle._load_pyfunc(str(tmp_path / "bundle")).predict(texts)  # as MLflow asks whatever was registered
+    told = pyfunc.load_pyfunc(str(tmp_path / "bundle")).predict(texts)  # as MLflow asks whatever was registered
     if not kept.task.tagged:
         assert told == [labels[i] for i in found["eng_Latn"].predicted]
     else:

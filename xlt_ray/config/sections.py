@@ -17,7 +17,7 @@ CONLL = ("conll", "conllu")  # formats of a word a line
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 def _cache_dir() -> str:

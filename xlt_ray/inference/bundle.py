@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from xlt_ray.errors import InputError
 from xlt_ray.evaluation import evaluate
 from xlt_ray.evaluation.evaluate import Inputs
 from xlt_ray.evaluation.scores import Scores
-from xlt_ray.inference import artefact, tagging
+from xlt_ray.inference import artefact
 from xlt_ray.languages.identify import Identifier
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.network import CHANGES, Network
@@ -258,26 +257,3 @@ def lineage(bundles: Mapping[str, Path]) -> tuple[Mapping[str, str], ...]:
             found.pop(one["bundle"], None)
             found[one["bundle"]] = {**one, **role}
     return tuple(found.values())
-
-
-class _PyFunc:
-    """The model that MLflow's generic loader calls: texts in, labels out, or of words the JSON of `xlt predict`."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """Answer a list of texts, a Series, or a frame whose first column is text and whose second its pair."""
-        columns = getattr(model_input, "columns", None)
-        texts = [str(text) for text in (model_input if columns is None else model_input.iloc[:, 0])]
-        if self.bundle.task.tagged:
-            out = io.StringIO()
-            tagging.tag_lines(self.bundle, texts, False, out)
-            return out.getvalue().split("\n")[:-1]
-        pairs = [str(text) for text in model_input.iloc[:, 1]] if columns is not None and len(columns) > 1 else None
-        return self.bundle.predict(texts, pairs)
-
-
-def _load_pyfunc(path: str) -> _PyFunc:
-    # the name and signature that mlflow.pyfunc's `loader_module` asks for
-    return _PyFunc(load(path))

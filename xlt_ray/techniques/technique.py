@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ConfigDict
 
 from xlt_ray.config.experiment import Experiment
 from xlt_ray.config.sections import NetworkConfig, Section
@@ -154,6 +155,8 @@ class Technique(Section):
     Random numbers come from the hook's arguments or from `np.random.default_rng([seed, ...])`, so that every worker and
     a resumed run draw the same.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: ClassVar[str]  # in CATALOGUE
     paper: ClassVar[str]
