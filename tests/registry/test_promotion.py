@@ -376,8 +376,13 @@ def test_a_worse_tagger_is_refused_by_its_f1_and_forced_and_rolled_back(
     assert done.exit_code == 0 and "bundle       served as it is; fetched back, it answers as before" in done.output
     assert words.champion("gated") == "2"
     asked_of: list[str] = []
+
+    def trial(version: versions.Version, *others: object) -> str:
+        asked_of.append(version.version)
+        return "is gone"
+
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "trial", lambda version, *others: asked_of.append(version.version) or "is gone")
+        patch.setattr(publish, "trial", trial)
         with pytest.raises(RegistryError, match="models:/gated/1: is gone; the alias stays at version 2"):
             promotion.rollback("gated", uri=words.uri, cache=words.cache)
     assert asked_of == ["1"]
@@ -391,6 +396,7 @@ def test_a_tagger_that_answers_otherwise_is_never_promoted(words: Home, monkeypa
     found = words.promote("words", "otherwise", force=True)
     assert not found.promoted and words.champion("otherwise") is None
     assert "where the bundle answers 'O'" in found.reasons[0]
+    monkeypatch.setattr(publish, "make", lambda *others: pytest.fail("it is refused before anything is made"))
     with pytest.raises(InputError, match="--rows: of the check of an artefact, .*leave it out"):
         words.promote("words", "otherwise", rows=10)
 
