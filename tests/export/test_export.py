@@ -166,7 +166,7 @@ def test_invalid_arguments_are_refused(tiny_bundle: Path, tmp_path: Path) -> Non
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_bundled_encoder_in_8_bits_and_with_fewer_pieces_answers_alike(tmp_path: Path) -> None:
     original = bundled(tmp_path / "bundle", "bundled:e5-small")
     texts = ["turn on the light", "mach das Licht im Flur an", "quelle heure est-il ?", "abre la puerta", "1 2 3", ""]

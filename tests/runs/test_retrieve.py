@@ -105,7 +105,7 @@ def file(tiny_settings: Settings, tmp_path: Path) -> Path:
     return tmp_path / "found.yaml"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_shows_every_language_and_writes_all_pairs(file: Path, tmp_path: Path, ray: None) -> None:
     result = CliRunner().invoke(cli.app, ["retrieve", str(file), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output

@@ -118,7 +118,7 @@ def test_only_a_run_does_another_first(files: tuple[Path, Path]) -> None:
 # what is done
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray")
 def test_a_stage_is_done_first_and_found_done_after_that(files: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = files

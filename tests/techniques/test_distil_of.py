@@ -227,6 +227,7 @@ def test_every_variant_keeps_the_contract(
     test(**{name: arguments[name] for name in wanted})
 
 
+@pytest.mark.long
 def test_one_loss_curve_on_one_and_two_workers(settings: Settings, teacher: Path) -> None:
     settings = distilled(settings, of=str(teacher), what="logits")
     settings["network"] |= {"dropout": 0.0}
