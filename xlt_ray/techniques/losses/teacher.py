@@ -63,7 +63,8 @@ class Teacher:
                 f"or go on from it, with network.init={self.folder}"
             )
             return
-        own, pairs = (_pairs(each) for each in (experiment.corpus.text_pair, content["experiment"]["corpus"]))
+        learned = content["experiment"].get("corpus", {}).get("text_pair")
+        own, pairs = ("pairs of texts" if one else "single texts" for one in (experiment.corpus.text_pair, learned))
         if own != pairs:
             yield (
                 f"{self.place}: the bundle {self.folder} learned from {pairs}, and the run's corpus has {own} "
@@ -127,12 +128,6 @@ class Teacher:
 
 def _digest(file: Path) -> str:
     return durable.digest(file) if file.is_file() else "missing"
-
-
-def _pairs(asked: Any) -> str:
-    """Return what a corpus has, by the `text_pair` of its configuration, or by all of that as plain data."""
-    pair = asked.get("text_pair") if isinstance(asked, Mapping) else asked
-    return "pairs of texts" if pair else "single texts"
 
 
 @torch.no_grad()
