@@ -4,6 +4,7 @@
     python benchmarks/stages.py --stages distil --seeds 1
     python benchmarks/stages.py --stages contrast --seeds 3 --disjoint
     python benchmarks/stages.py --stages mlm tlm --seeds 1
+    python benchmarks/stages.py --stages mlm --epochs 1 --without-readings --fine-tune
 
 Stages, the first four of 64 unlabelled rows an update: `distil`, rows of all targets learn the features of their
 English translations as the encoder had them; `distil_readings`, or those of their word-by-word readings; `contrast`,
@@ -14,7 +15,8 @@ Without any label, and so without a head of their own: `mlm`, words are masked i
 with their translations behind them, `tlm_restarted` with positions that begin anew there. What these measure of
 themselves is printed below the table.
 After a stage come the probes of benchmarks/readings.py: centred, and with readings besides, which
-`--without-readings` leaves out. The first three arms have no stage; one has a ridge map in place of a mean, but not
+`--without-readings` leaves out; with `--fine-tune` also fine-tuning on English, from the stage and from the encoder as
+it is, seed by seed. The first three arms have no stage; one has a ridge map in place of a mean, but not
 with `--disjoint`, where pairs stand beside the corpus. A probe on English is the same for every seed, so what a seed
 changes is the stage: its draws and its dropout.
 
@@ -83,8 +85,9 @@ FIGURES: dict[str, tuple[str, ...]] = {
     ),
 }
 PROBE = {"method": "probe", **others.CHOSEN}
+FINE_TUNE = {"method": "fine_tune", "epochs": 8, "batch_size": 16, "learning_rate": 5e-5, "average_last": 3}
 ROUNDS = 5
-PLAIN, MAP, READ = "centre", "map", "readings"
+PLAIN, MAP, READ, TUNED = "centre", "map", "readings", "fine-tuned"
 Runs = dict[str, list[Mapping[str, Predictions]]]  # by arm, one a seed
 
 
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument("--disjoint", action="store_true", help="translate no row that is labelled")
     parser.add_argument("--epochs", type=int, default=ADAPT["epochs"], help="of a stage without labels")
     parser.add_argument("--without-readings", action="store_true", help="no probe with readings after a stage")
+    parser.add_argument("--fine-tune", action="store_true", help="fine-tune after each stage, and without one")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/stages"), help="where finished runs are kept")
     args = parser.parse_args()
@@ -112,7 +116,10 @@ def main() -> None:
     arms = [(PLAIN, readings.CENTRE), (MAP, mapped), (READ, readings.READ)]
     for arm, chosen in [one for one in arms if one[0] != MAP or not args.disjoint]:  # maps want pairs of the corpus
         found[arm] = [_run(args, probe, targets, arm, 0, PROBE, chosen)[0]]
-    after = [(PLAIN, readings.CENTRE), (READ, readings.READ)][: 1 if args.without_readings else 2]
+    after = [(PLAIN, PROBE, readings.CENTRE), (READ, PROBE, readings.READ)][: 1 if args.without_readings else 2]
+    if args.fine_tune:
+        after.append((TUNED, FINE_TUNE, {}))
+        found[TUNED] = [_run(args, probe, targets, TUNED, seed, FINE_TUNE, {})[0] for seed in range(args.seeds)]
     for name in args.stages:
         training, chosen = STAGES[name]
         if training is ADAPT:
@@ -122,12 +129,15 @@ def main() -> None:
             folders.setdefault(name, []).append(folder)
             if own:
                 found.setdefault(f"{name}, its own head", []).append(own)
-            for kind, read in after:
+            for kind, how, read in after:
                 arm = f"{name}, {kind}"
-                made, _ = _run(args, probe, targets, arm, seed, PROBE, read, {"init": str(folder / "bundle")})
+                made, _ = _run(args, probe, targets, arm, seed, how, read, {"init": str(folder / "bundle")})
                 found.setdefault(arm, []).append(made)
     for base in (one for one in (PLAIN, MAP, READ) if one in found):
         _print(found, base, {code: seen[code] for code in targets})
+    if args.fine_tune:
+        tuned = {arm: runs for arm, runs in found.items() if arm.endswith(TUNED)}
+        _print(tuned, TUNED, {code: seen[code] for code in targets})
     for name, made_in in folders.items():
         if name in FIGURES:
             _print_figures(name, made_in, {code: seen[code] for code in targets})
@@ -198,7 +208,8 @@ def _print(found: Runs, base: str, seen: Mapping[str, bool]) -> None:
         cells = [arm, str(len(runs))]
         cells += [f"{100 * np.mean([one[c].score for one in runs for c in codes]):.1f}" for codes in groups]
         for codes in groups:
-            sides = [[{code: one[code] for code in codes} for one in side] for side in (runs, found[base] * len(runs))]
+            bases = found[base] * (len(runs) // len(found[base]))  # one run, or one a seed
+            sides = [[{code: one[code] for code in codes} for one in side] for side in (runs, bases)]
             gain = compare_seeds(*sides)
             shown = f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
             cells.append("" if arm == base else shown)
