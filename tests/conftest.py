@@ -6,7 +6,9 @@ import json
 import os
 import random
 import signal
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tests run side by side on few cores, where threads that wait for one another in a spin take twice the time of one.
@@ -31,6 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LABELS = ("sport", "food", "travel")
 LANGUAGES = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
 WORDS = 60  # words a language
+ON_RAY = pytest.StashKey[set[Path]]()  # files with tests that ask for `local_ray`
 LONGEST = 1200  # seconds that bound a failing test of several sessions, as `timeout` in pyproject.toml does all others
 
 
@@ -48,7 +51,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)  # after those that are not wanted have been taken out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    on_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
+    config.stash[ON_RAY] = on_ray
+    items.sort(key=lambda item: item.path not in on_ray)  # one after the other, so that they can use one Ray
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONGEST))
@@ -60,9 +67,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.path not in item.config.stash[ON_RAY]:
+        _stop_ray()
     until = item.config.getoption("--until")
     if until is not None and item.get_closest_marker("long") and time.time() > until:
         pytest.skip("no time was left to begin it")
+
+
+def pytest_sessionfinish() -> None:
+    _stop_ray()
+
+
+def _stop_ray() -> None:
+    if "ray_runs" in sys.modules:  # else it is not imported here either: many tests need no Ray
+        import ray_runs
+
+        ray_runs.stop_local_ray()
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A local Ray of two CPUs; files that follow one another share it, and those that do not ask for it find none."""
+    import ray_runs
+
+    with ray_runs.local_ray():
+        yield
 
 
 @pytest.fixture(autouse=True)

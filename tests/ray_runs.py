@@ -26,6 +26,8 @@ from xlt_ray.training.checks import absolute
 TRAIN_WORKER = "RayTrainWorker"  # in the title of a process that runs a worker of Ray Train
 COURIER = "xlt_ray.tracking.courier"
 ROOT = Path(__file__).parents[1]
+CPUS = 2
+_left_running: list[bool] = []  # whether a Ray that `local_ray` started runs in this process
 
 Settings = dict[str, Any]
 
@@ -49,12 +51,36 @@ def settings(encoder: Path, corpus: Path, folder: Path, **sections: Any) -> Sett
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[None]:
-    """Start one local Ray of two CPUs, however many the machine has and whatever RAY_ADDRESS names, and stop it."""
+    """Use a local Ray of two CPUs, however many the machine has and whatever RAY_ADDRESS names.
+
+    It is started where none runs, which takes seconds, and left running for whoever asks next; see `stop_local_ray`.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.RAY_TRAIN_SETTINGS.items():
+            patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
-        cluster.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+        if not ray.is_initialized():
+            cluster.init(address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level=40)
+            _left_running.append(True)
         yield
+    if not (ray.is_initialized() and _all_free()):
+        stop_local_ray()
+
+
+def _all_free() -> bool:
+    """Return whether nothing that ran holds a CPU any more, soon."""
+    for _ in range(50):
+        if ray.available_resources().get("CPU") == CPUS:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def stop_local_ray() -> None:
+    """End the Ray that `local_ray` left running, if it did."""
+    if _left_running:
         ray.shutdown()
+        _left_running.clear()
 
 
 def environment(**changes: str) -> dict[str, str]:

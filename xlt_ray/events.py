@@ -13,6 +13,7 @@ STAGES = {
     "load": "loading the encoder on the workers",
     "train": "training",
     "prepare": "preparing techniques",
+    "measure": "measuring the encoder",
     "embed": "computing features",
     "fit": "fitting the probe",
     "screen": "trying mixes on frozen features",

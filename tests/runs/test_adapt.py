@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import LANGUAGES
-from ray_runs import local_ray
 from typer.testing import CliRunner
 
 import xlt_ray
@@ -29,13 +27,6 @@ from xlt_ray.runs import run, stages
 from xlt_ray.search import space
 
 Settings = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """One local Ray for all runs."""
-    with local_ray():
-        yield
 
 
 @pytest.fixture
@@ -59,7 +50,7 @@ def figures(folder: Path) -> dict[str, dict[str, str]]:
 
 @pytest.mark.slow
 def test_a_run_without_labels_leaves_an_encoder_and_figures_and_another_begins_from_it(
-    settings: Settings, tmp_path: Path, ray: None
+    settings: Settings, tmp_path: Path, local_ray: None
 ) -> None:
     file = file_of(settings, tmp_path)
     result = CliRunner().invoke(cli.app, ["train", str(file)])

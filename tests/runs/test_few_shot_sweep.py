@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import LANGUAGES
-from ray_runs import local_ray
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -29,10 +27,7 @@ Settings = dict[str, Any]
 TARGETS = ("hin_Deva", "swh_Latn")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _local_ray() -> Iterator[None]:
-    with local_ray():
-        yield
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def settings(data: Settings, method: str, **sections: Any) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from ray_runs import local_ray
 from typer.testing import CliRunner
 
 from xlt_ray import cli
@@ -24,13 +22,6 @@ from xlt_ray.runs.retrieve import Compared, Found
 from xlt_ray.translation.retrieval import by_scale, retrieval
 
 Settings = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """One local Ray for all."""
-    with local_ray():
-        yield
 
 
 def tables(**ids: list[str]) -> dict[str, pa.Table]:
@@ -106,7 +97,7 @@ def file(tiny_settings: Settings, tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_the_command_shows_every_language_and_writes_all_pairs(file: Path, tmp_path: Path, ray: None) -> None:
+def test_the_command_shows_every_language_and_writes_all_pairs(file: Path, tmp_path: Path, local_ray: None) -> None:
     result = CliRunner().invoke(cli.app, ["retrieve", str(file), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "into eng_Latn" in result.output and "all (3): " in result.output
@@ -118,7 +109,7 @@ def test_the_command_shows_every_language_and_writes_all_pairs(file: Path, tmp_p
 
 
 @pytest.mark.long
-def test_files_in_the_layout_of_tatoeba_are_compared(file: Path, ray: None) -> None:
+def test_files_in_the_layout_of_tatoeba_are_compared(file: Path, local_ray: None) -> None:
     made = retrieve.of_file(str(file), (), "parallel", "eng_Latn", lambda event: None)
     (one,) = made.compared
     assert (one.first, one.second, one.pairs) == ("deu_Latn", "eng_Latn", 40)

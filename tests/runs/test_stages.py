@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from ray_runs import local_ray
 from typer.testing import CliRunner
 
 from xlt_ray import cli
@@ -25,13 +23,6 @@ from xlt_ray.inference import artefact, bundle
 from xlt_ray.runs import measure, run, stages
 
 Settings = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """One local Ray for all runs."""
-    with local_ray():
-        yield
 
 
 @pytest.fixture
@@ -110,8 +101,12 @@ def test_faults_of_both_runs_are_found_before_either_is_done(files: tuple[Path, 
     assert not list((tmp_path / "runs").glob("*/bundle"))
 
 
-def test_only_a_run_does_another_first(files: tuple[Path, Path]) -> None:
-    done = CliRunner().invoke(cli.app, ["rank-sources", str(files[1])])
+@pytest.mark.parametrize("verb", ["rank-sources", "retrieve"])
+def test_only_a_run_does_another_first_and_others_say_so_before_ray_starts(
+    files: tuple[Path, Path], verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("xlt_ray.training.cluster.ray_cluster")
+    done = CliRunner().invoke(cli.app, [verb, str(files[1])])
     assert done.exit_code == 2 and "only `xlt train` does another run first" in " ".join(done.output.split())
 
 
@@ -119,7 +114,7 @@ def test_only_a_run_does_another_first(files: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("local_ray")
 def test_a_stage_is_done_first_and_found_done_after_that(files: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = files
     experiment = build(yaml.safe_load(second.read_text()))
@@ -151,7 +146,7 @@ def test_a_stage_is_done_first_and_found_done_after_that(files: tuple[Path, Path
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("local_ray")
 def test_a_test_row_that_an_ancestor_was_trained_on_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = files
     content = yaml.safe_load(second.read_text())
@@ -190,7 +185,7 @@ def test_a_test_row_that_an_ancestor_was_trained_on_is_refused(files: tuple[Path
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("local_ray")
 def test_a_bundle_counts_by_its_content_wherever_it_is(files: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = files
     content = yaml.safe_load(first.read_text()) | {"storage": str(tmp_path / "runs"), "tracking": {"uri": "off"}}

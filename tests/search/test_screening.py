@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from sklearn.linear_model import LogisticRegression
 
 from xlt_ray.search import space
@@ -20,7 +19,6 @@ from xlt_ray.search.proposals import Proposals
 from xlt_ray.search.screening import FOLDS, Screening, predict_left_out, try_mix
 from xlt_ray.search.selection import Judge, Tried
 from xlt_ray.search.space import Point, point_key
-from xlt_ray.training import cluster
 from xlt_ray.training.frozen import Frozen, fit, predict, refit
 
 POOL = ("eng_Latn", "deu_Latn", "swh_Latn", "hin_Deva")
@@ -327,17 +325,6 @@ def test_several_objectives_are_searched_together() -> None:
 
 
 # on Ray: seconds
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of two CPUs for the tests of this module, where no other is there to be used."""
-    started = not ray.is_initialized()
-    if started:
-        cluster.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
 
 
 def screen(judged: Judge, frozen: Frozen, more: int = 1000) -> list[Tried]:

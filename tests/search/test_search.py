@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray_runs
 from conftest import LABELS
 from ray_runs import Settings
 from search_runs import POOL, TARGET, Called, fit_plainly, journal, search_settings, stamps, tune, write
@@ -28,12 +27,11 @@ MODEL = "tiny-mix"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One local Ray of two CPUs for this module, and a terminal of 120 columns."""
+def _terminal(local_ray: None) -> Iterator[None]:
+    """A terminal of 120 columns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "120")
-        with ray_runs.local_ray():
-            yield
+        yield
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ import io
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray_runs
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -271,12 +269,6 @@ def test_targets_that_are_all_candidates_are_refused() -> None:
 
 
 # on Ray
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    with ray_runs.local_ray():
-        yield
 
 
 def relabelled(corpus: Corpus) -> Corpus:

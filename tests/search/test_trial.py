@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-import ray_runs
 import torch
 from ray import tune
 from search_runs import Plain, fit_plainly, search_settings
@@ -37,12 +36,11 @@ MIXED: Point = {"sources": ["deu_Latn", "swh_Latn"], "training.learning_rate": 2
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One local Ray of two CPUs for this module."""
+def _threads(local_ray: None) -> Iterator[None]:
+    """Keep the threads of this process: a trial in it takes one."""
     threads = torch.get_num_threads()
-    with ray_runs.local_ray():
-        yield
-    torch.set_num_threads(threads)  # a trial in this process took one
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from ray_runs import local_ray
 from search_runs import tune, write
 from test_every_task import fitted
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -286,12 +285,12 @@ def test_a_search_that_wants_probes_of_words_is_refused_and_the_way_out_works(se
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.usefixtures("local_ray")
 def test_a_search_chooses_by_f1_and_says_so_everywhere(settings: Settings, tmp_path: Path) -> None:
     settings = settings | {"tracking": {"uri": f"sqlite:///{tmp_path / 'xlt.db'}", "flush_seconds": 120}}
     asked = {**BY_FINE_TUNING, "fine_tuning": {"trials": 2, "concurrent": 1}}
     data = searched(settings, **asked)
-    with local_ray():
-        called = tune(write(data, tmp_path / "tiny.yaml"))
+    called = tune(write(data, tmp_path / "tiny.yaml"))
     head, *rest = called.table.splitlines()
     assert "mean dev F1 over the mix's own languages" in head and "accuracy" not in called.table
     assert any(line.startswith("Retrained, test F1 in %") for line in rest)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from ray_runs import local_ray
 from test_catalogue import parallel_corpus, run_of, trained
 
 from xlt_ray import techniques
@@ -286,13 +285,13 @@ def test_a_language_added_from_text_has_no_map_and_the_others_stay(settings: Set
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("local_ray")
 def test_runs_end_to_end(settings: Settings) -> None:
     settings["training"]["epochs"] = 1
-    with local_ray():
-        for method in ("probe", "fine_tune"):
-            settings["training"]["method"] = method
-            outcome = run.run(build(settings | {"name": method}))
-            loaded = bundle.load(outcome.folder.local / "bundle")
-            step = loaded.network.steps["centre"]
-            assert isinstance(step, Shift) and step.maps.abs().max() > 1e-3 and len(step.maps) == 2
-            assert loaded.supervision == {"hin_Deva": PARALLEL, "swh_Latn": PARALLEL}
+    for method in ("probe", "fine_tune"):
+        settings["training"]["method"] = method
+        outcome = run.run(build(settings | {"name": method}))
+        loaded = bundle.load(outcome.folder.local / "bundle")
+        step = loaded.network.steps["centre"]
+        assert isinstance(step, Shift) and step.maps.abs().max() > 1e-3 and len(step.maps) == 2
+        assert loaded.supervision == {"hin_Deva": PARALLEL, "swh_Latn": PARALLEL}

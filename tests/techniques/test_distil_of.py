@@ -16,7 +16,6 @@ import test_catalogue as contract
 import torch
 import transformers
 from conftest import saved
-from ray_runs import local_ray
 from test_adversarial import outputs_of, train
 from test_catalogue import mislabelled, parallel_corpus, run_of
 from test_distil import CODES, distilled, settings, without_counterparts
@@ -424,6 +423,7 @@ def test_a_run_is_named_by_what_its_teacher_holds_and_as_before_without_one(sett
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_a_student_keeps_what_its_teacher_was_made_from(settings: Settings, tmp_path: Path, alike: Path) -> None:
     kept = bundle.load(alike)
     other = np.array([7], np.uint64)
@@ -434,8 +434,7 @@ def test_a_student_keeps_what_its_teacher_was_made_from(settings: Settings, tmp_
     content["sha256"]["seen.npy"] = durable.digest(alike / "seen.npy")
     (alike / "bundle.json").write_text(json.dumps(content))
     settings["techniques"] = [{"distil": {"of": str(alike)}}]
-    with local_ray():
-        outcome = run.run(build(settings))
+    outcome = run.run(build(settings))
     made = bundle.load(outcome.folder.local / "bundle")
     assert [one["run"] for one in made.lineage] == ["before"]
     assert made.seen is not None and np.isin(with_more, made.seen).all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from ray_runs import local_ray
 from test_catalogue import parallel_corpus, run_of
 
 from xlt_ray import techniques
@@ -44,13 +42,6 @@ def settings(tiny_settings: Settings, parallel_corpus: Path) -> Settings:
     changed |= {"sources": ["eng_Latn"], "techniques": [{"translate_test": {"scores": [0.5, 0.1]}}, "centre"]}
     changed["training"] |= {"epochs": 1}
     return changed
-
-
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    """One local Ray of two CPUs for all runs of this file."""
-    with local_ray():
-        yield
 
 
 def translated(settings: Settings, **parameters: Any) -> Settings:
@@ -358,7 +349,7 @@ def test_no_lexicon_of_a_source_is_added(settings: Settings, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["probe", pytest.param("fine_tune", marks=pytest.mark.long)])
 def test_a_run_on_ray_measures_what_its_bundle_answers(
-    settings: Settings, tmp_path: Path, method: str, one_ray: None
+    settings: Settings, tmp_path: Path, method: str, local_ray: None
 ) -> None:
     weights = "agreement" if method == "probe" else []
     settings = translated(settings, weights=weights) | {"storage": str(tmp_path / "runs")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from ray_runs import local_ray
 from test_catalogue import mislabelled, parallel_corpus
 
 from xlt_ray import techniques
@@ -41,13 +39,6 @@ def settings(tiny_settings: Settings, parallel_corpus: Path) -> Settings:
     changed |= {"sources": ["eng_Latn"], "techniques": ["translate_train"]}
     changed["training"] |= {"epochs": 1, "batch_size": 40}
     return changed
-
-
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    """One local Ray of two CPUs for all runs of this file."""
-    with local_ray():
-        yield
 
 
 def translated(settings: Settings, **parameters: Any) -> Settings:
@@ -356,7 +347,7 @@ def test_a_probe_holds_a_row_and_its_copies_out_together(settings: Settings) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["probe", "fine_tune"])
 def test_a_run_on_ray_ends_with_zero_shot_scores_and_says_what_was_added(
-    settings: Settings, tmp_path: Path, method: str, one_ray: None
+    settings: Settings, tmp_path: Path, method: str, local_ray: None
 ) -> None:
     settings |= {"storage": str(tmp_path / "runs"), "resources": {"workers": 2}}
     settings["techniques"] = [{"translate_test": {"scores": [0.1]}}, "translate_train", "centre"]

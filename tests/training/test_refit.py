@@ -130,6 +130,7 @@ def test_shots_of_a_target_are_kept_and_its_dev_is_not_added(tiny_settings: Sett
     assert set(frozen.refitted(setup)) == {ENG}, "a source of weight 0 is not trained on either"
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_run_says_that_dev_was_trained_on_and_answers_with_the_refitted_probe(
     tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

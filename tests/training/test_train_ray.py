@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-import ray_runs
 import torch
 import yaml
 from ray.train import ControllerError, WorkerGroupError
@@ -34,23 +32,13 @@ from xlt_ray.inference import artefact, bundle
 from xlt_ray.model import network
 from xlt_ray.model.network import Weights, trained
 from xlt_ray.runs import run
-from xlt_ray.training import cluster, distributed, embedding, loop, setup
+from xlt_ray.training import distributed, embedding, loop, setup
 from xlt_ray.training.workers.waiting import Waiting
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 TRAINING = {"average_last": 2, "checkpoint_every": 5}
 RECORDED = ("train/loss", "train/epoch_loss", "dev/accuracy")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One local Ray of two CPUs for this module, however many the machine has."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.RAY_TRAIN_SETTINGS.items():
-            patch.setenv(name, value)
-        with ray_runs.local_ray():
-            yield
 
 
 @dataclass
@@ -99,13 +87,13 @@ def data(tiny_encoder: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def one(data: Settings) -> Done:
+def one(data: Settings, local_ray: None) -> Done:
     """The run of a single worker."""
     return carry_out(data)
 
 
 @pytest.fixture(scope="module")
-def two(data: Settings) -> Done:
+def two(data: Settings, local_ray: None) -> Done:
     """The same on two workers."""
     return carry_out(data | {"resources": {"workers": 2}})
 

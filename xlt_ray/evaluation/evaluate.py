@@ -21,6 +21,7 @@ from xlt_ray.tasks.task import Task
 from xlt_ray.translation.readings import Readings
 
 CHUNK = 4096  # rows tokenised at once: enough to sort well by length, little enough to hold
+TOLD = 512  # rows after which `compute` tells how far it is
 
 
 @dataclass(frozen=True)
@@ -205,18 +206,20 @@ def compute(
     encoded: Sequence[Mapping[str, Sequence[int]]],
     inputs: Inputs,
     width: int,
+    progress: Callable[[int, int], None] = lambda done, all_rows: None,
 ) -> np.ndarray:
     """Apply `call`, of a network in evaluation mode, to encoded rows that are the same on all workers: (rows, width).
 
-    Rows are sharded over `torch.distributed`'s workers, and what they give, float32, gathered on all.
+    Workers of `torch.distributed` share the rows, and all get what these give, float32; `progress` as for `predict`.
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     was_training, device = network.training, next(network.parameters()).device
     network.eval()
     whole, mine = np.zeros((len(encoded), width), dtype=np.float32), np.arange(rank, len(encoded), world)
-    for start in range(0, len(mine), CHUNK):
-        rows = mine[start : start + CHUNK]
+    for start in range(0, len(mine), TOLD):
+        rows = mine[start : start + TOLD]
         whole[rows] = forward(call, device, [encoded[row] for row in rows], inputs)
+        progress(start + len(rows), len(mine))
     network.train(was_training)
     return _summed(whole, device) if world > 1 else whole
 

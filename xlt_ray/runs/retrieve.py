@@ -90,13 +90,13 @@ def of_file(path: str, overrides: Iterable[str], split: str, pivot: str | None, 
     on_event({"stage": "check"})
     experiment = absolute(config.load(path, list(overrides)))
     check_resources(experiment)
+    encoder = network.load_encoder(experiment.network, weights=False)
     tables = texts(experiment, loaders.load(experiment.corpus), split)
     places = pairs(tables, pivot, counting(on_event, "prepare"))
     used = {code: tables[code] for code in sorted({code for both in places for code in both})}
     on_event({"stage": "start"})
     with cluster.plain_errors(), cluster.ray_cluster(experiment):
         features, _ = embedding.features(experiment, used, on_event)
-    encoder = encoders.load(network.encoder_source(experiment.network), experiment.network.revision, weights=False)
     seen = encoders.seen_languages(encoder.model, encoder.tokenizer)
     return Found(experiment, tuple(compare(features, places, counting(on_event, "compare"))), seen)
 

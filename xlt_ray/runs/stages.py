@@ -92,14 +92,11 @@ class Planned:
             )
         if self.loaded.corpus is None:
             return faults
-        own, labels = self.loaded.corpus, before.corpus.labels
+        own, stage = self.loaded.corpus, (before.experiment.task, before.corpus.labels)
         if self.experiment.network.head == "bundle" and not before.experiment.training.labelled:
             faults.append(f"network.head: bundle, but {init!r} learns no task (training.method: adapt); leave it out")
-        elif self.experiment.network.head == "bundle" and own.labels != labels:
-            faults.append(
-                f"network.head: bundle, but {init!r} has the labels {', '.join(labels[:5])} ..., and the corpus "
-                f"{', '.join(own.labels[:5])} ...; take a stage of the same labels, or network.head=fresh"
-            )
+        elif self.experiment.network.head == "bundle":
+            faults += checks.other_answers(init, stage, (self.experiment.task, own.labels))
         measured = tested(self.experiment, own)
         ancestors = techniques.bundles(before.techniques, before.experiment).values()
         known = seen.together(before.read_texts(), *map(seen.load, ancestors))

@@ -76,6 +76,7 @@ def rank_file(path: str, overrides: Iterable[str], on_event: OnEvent) -> Ranking
     experiment = absolute(config.build(data, place=path))
     check_resources(experiment)
     on_event({"stage": "check"})
+    network.load_encoder(experiment.network, weights=False)
     corpus = loaders.load(experiment.corpus)  # whole: to drop the rows also in test would let test decide
     on_event({"stage": "start"})
     with cluster.plain_errors(), cluster.ray_cluster(experiment):

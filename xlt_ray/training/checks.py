@@ -266,13 +266,14 @@ def _head(experiment: Experiment, labels: Sequence[str]) -> list[str]:
         return []
     content = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     task = content["experiment"].get("task", tasks.DEFAULT)
-    if (task, content["labels"]) == (experiment.task, list(labels)):
-        return []
-    return [
-        f"network.head: of the bundle {folder}, whose task: {task} has the labels {', '.join(content['labels'][:5])}, "
-        f"and the run's task: {experiment.task} has {', '.join(labels[:5])}; take a bundle of the same, or "
-        "network.head=fresh"
-    ]
+    return other_answers(f"the bundle {folder}", (task, tuple(content["labels"])), (experiment.task, tuple(labels)))
+
+
+def other_answers(of: str, *heads: tuple[str, tuple[str, ...]]) -> list[str]:
+    """List why a head means something else than a run asks; both are a task and its labels."""
+    has, asks = (f"task: {task} with the labels {', '.join(labels[:5])}" for task, labels in heads)
+    same = "take one of the same, or network.head=fresh"
+    return [] if heads[0] == heads[1] else [f"network.head: bundle, but {of} has {has}, and the run {asks}; {same}"]
 
 
 def _unreadable(experiment: Experiment, corpus: Corpus, codes: Sequence[str], tokenizer: Any) -> list[str]:

@@ -331,7 +331,8 @@ class Computing:
 
     def rows(self, call: Callable[..., Any], encoded: Sequence[Mapping[str, Sequence[int]]], width: int) -> np.ndarray:
         """Apply `call` to encoded rows, see `evaluate.compute`."""
-        return evaluate.compute(self.run.network, call, encoded, self.run.inputs(self.precision), width)
+        progress, inputs = counting(self.run.emit, "measure"), self.run.inputs(self.precision)
+        return evaluate.compute(self.run.network, call, encoded, inputs, width, progress)
 
 
 def calibrate(setup: Setup, network: Network, embed: Callable[[Technique], Embed]) -> dict[str, float]:
