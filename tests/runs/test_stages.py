@@ -101,6 +101,17 @@ def test_faults_of_both_runs_are_found_before_either_is_done(files: tuple[Path, 
     assert not list((tmp_path / "runs").glob("*/bundle"))
 
 
+def test_a_head_of_other_labels_is_refused_before_its_stage_is_done(files: tuple[Path, Path]) -> None:
+    first, second = files
+    content = yaml.safe_load(second.read_text()) | {"training": {"method": "fine_tune"}}
+    second.write_text(yaml.safe_dump(content))
+    planned(second, init=f"run:{first}", head="bundle").check()
+    with pytest.raises(
+        InputError, match="labels travel, food, sport, and the run task: classification with the labels food, "
+    ):
+        planned(second, init=f"run:{first} corpus.labels=[travel,food,sport]", head="bundle").check()
+
+
 @pytest.mark.parametrize("verb", ["rank-sources", "retrieve"])
 def test_only_a_run_does_another_first_and_others_say_so_before_ray_starts(
     files: tuple[Path, Path], verb: str, monkeypatch: pytest.MonkeyPatch
