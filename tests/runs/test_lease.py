@@ -277,6 +277,19 @@ def test_a_torn_lease_counts_as_a_sign_of_no_one(opened: Callable[[], RunFolder]
         assert held.done is None
 
 
+def test_who_looks_while_a_lease_is_being_written_tells_a_moment_later_whose_it_is(
+    opened: Callable[[], RunFolder],
+) -> None:
+    elsewhere(opened, 1)
+    told: list[dict[str, Any]] = []
+    lease.Lease.of(opened()).files.pipe_file("lease-000001.json", b"")
+    threading.Timer(0.2, lambda: elsewhere(opened, 1)).start()
+    with lease.held(opened(), told.append, nothing) as held:
+        assert held.done is None
+    assert "process 1 on elsewhere does this work already" in told[0]["note"]
+    assert "nothing is heard of process 1 on elsewhere" in told[1]["note"]
+
+
 @pytest.mark.parametrize("facts", [{}, {"token": "another"}])
 def test_an_owner_whose_lease_is_gone_or_another_s_stops(
     opened: Callable[[], RunFolder], facts: dict[str, str]

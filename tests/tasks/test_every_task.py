@@ -214,7 +214,7 @@ def test_a_head_of_another_task_or_of_other_labels_is_refused(
     other = next(name for name in tasks.TASKS if name != settings["task"])
     for changed in ({"labels": [*labels[::-1]]}, {"experiment": {**content["experiment"], "task": other}}):
         (tmp_path / "bundle" / "bundle.json").write_text(json.dumps({**content, **changed}), encoding="utf-8")
-        with pytest.raises(InputError, match="network.head: of the bundle"):
+        with pytest.raises(InputError, match="network.head: bundle, but the bundle .* has task: "):
             checks.prepare(build(begun))
 
 

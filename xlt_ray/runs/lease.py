@@ -153,7 +153,7 @@ class Lease:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         with contextlib.suppress(Exception):  # of any storage: the error that ended the work must not be lost
             if error is None or self.taken_over:
-                self._remove(self.number)
+                self.files.rm_file(_name(self.number))
             else:
                 self._write({"ended": "" if interrupted else f"{error}" or type(error).__name__})
         if self.taken_over:
@@ -228,11 +228,7 @@ class Lease:
     def _forget(self, latest: int) -> None:
         for number in range(max(1, latest - 5), latest + 1):
             with contextlib.suppress(Exception):
-                self._remove(number)
-
-    def _remove(self, number: int) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.files.rm_file(_name(number))
+                self.files.rm_file(_name(number))
 
 
 @dataclass
@@ -262,11 +258,12 @@ class Watched:
     def show(self, owner: Mapping[str, Any], shown: str, on_event: OnEvent) -> None:
         """Report who has the lease, and how far it is, where that is news."""
         silent, event = time.monotonic() - self.since, owner.get("event")
-        if self.told is None:
-            news = {"stage": "wait", "note": f"{shown}: {_who(owner)} does this work already; here is its progress"}
-        elif silent > 3 * BEAT:
+        if silent > 3 * BEAT:
             note = f"nothing is heard of {_who(owner)}; if it stays so for {DEAD:.0f} s, this process goes on instead"
             news = {"stage": "wait", "note": note}
+        elif self.told is None:
+            note = f"{shown}: {_who(owner)} does this work already; here is its progress"
+            news = {"stage": "wait", "note": note} if owner else None  # a lease that is being written names nobody yet
         else:
             news = dict(event) if isinstance(event, dict) else self.told
         if news != self.told:
