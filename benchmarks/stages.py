@@ -59,6 +59,8 @@ STAGE = {
 }
 DISTIL = {**STAGE, "unlabelled_rows": 64}
 ADAPT = {"method": "adapt", "epochs": 3, "batch_size": 32, "learning_rate": 1e-4}
+# translations are looked at only after many updates, and at a rate above that of ADAPT
+TLM = {"method": "adapt", "epochs": 4, "batch_size": 16, "learning_rate": 4e-4, "head_learning_rate": 1e-3}
 STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "distil": (DISTIL, {"distil": {"teacher": "translations"}}),
     "distil_readings": (DISTIL, {"distil": {"teacher": "readings"}}),
@@ -66,8 +68,8 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "contrast": (STAGE, {"contrast": {"groups": 2}}),
     "contrast_trained": (STAGE, {"contrast": {"groups": 2, "anchor": "trained"}}),
     "mlm": (ADAPT, {"mlm": {}}),
-    "tlm": (ADAPT, {"tlm": {}}),
-    "tlm_restarted": (ADAPT, {"tlm": {"positions": "restarted"}}),
+    "tlm": (TLM, {"tlm": {}}),
+    "tlm_restarted": (TLM, {"tlm": {"positions": "restarted"}}),
 }
 LAYERS = {"distil_6_layers": 6}
 FIGURES: dict[str, tuple[str, ...]] = {
@@ -97,10 +99,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=others.SHARED / "data" / "sib200")
     parser.add_argument("--published", type=Path, default=others.SHARED / "facts" / "sib200_published.csv")
     parser.add_argument("--languages", type=int, default=24, help="targets, half of them seen")
+    parser.add_argument("--unseen", action="store_true", help="of these the half that is not seen, alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stages", nargs="+", choices=[*STAGES], default=["distil", "distil_readings", "contrast"])
     parser.add_argument("--disjoint", action="store_true", help="translate no row that is labelled")
-    parser.add_argument("--epochs", type=int, default=ADAPT["epochs"], help="of a stage without labels")
+    parser.add_argument("--epochs", type=int, help="of a stage without labels")
     parser.add_argument("--without-readings", action="store_true", help="no probe with readings after a stage")
     parser.add_argument("--fine-tune", action="store_true", help="fine-tune after each stage, and without one")
     parser.add_argument("--workers", type=int, default=2)
@@ -108,7 +111,9 @@ def main() -> None:
     args = parser.parse_args()
     with args.published.open(encoding="utf-8") as file:
         seen = {row["code"]: row["in_xlmr"] == "1" for row in csv.DictReader(file)}
-    targets = others.chosen_targets(args.data, seen, args.languages)
+    targets = [
+        code for code in others.chosen_targets(args.data, seen, args.languages) if not (args.unseen and seen[code])
+    ]
     stage, probe = _corpora(args, targets)
     found: Runs = {}
     folders: dict[str, list[Path]] = {}
@@ -122,8 +127,8 @@ def main() -> None:
         found[TUNED] = [_run(args, probe, targets, TUNED, seed, FINE_TUNE, {})[0] for seed in range(args.seeds)]
     for name in args.stages:
         training, chosen = STAGES[name]
-        if training is ADAPT:
-            training = {**ADAPT, "epochs": args.epochs}
+        if args.epochs and training.get("method") == "adapt":
+            training = {**training, "epochs": args.epochs}
         for seed in range(args.seeds):
             own, folder = _run(args, stage, targets, name, seed, training, chosen, {"layers": LAYERS.get(name)})
             folders.setdefault(name, []).append(folder)
@@ -198,16 +203,15 @@ def _run(
 
 
 def _print(found: Runs, base: str, seen: Mapping[str, bool]) -> None:
-    groups = [[code for code in seen if seen[code] is known] for known in (True, False)]
+    groups = {name: [c for c in seen if seen[c] is known] for name, known in (("seen", True), ("unseen", False))}
+    groups = {name: codes for name, codes in groups.items() if codes}
     print(f"\naccuracy x 100 on test; difference from {base} [95%]\n")
-    print(
-        "| arm | seeds | seen | unseen | seen, difference | unseen, difference | English |\n"
-        "|---|---|---|---|---|---|---|"
-    )
+    columns = ["arm", "seeds", *groups, *(f"{name}, difference" for name in groups), "English"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for arm, runs in found.items():
         cells = [arm, str(len(runs))]
-        cells += [f"{100 * np.mean([one[c].score for one in runs for c in codes]):.1f}" for codes in groups]
-        for codes in groups:
+        cells += [f"{100 * np.mean([one[c].score for one in runs for c in codes]):.1f}" for codes in groups.values()]
+        for codes in groups.values():
             bases = found[base] * (len(runs) // len(found[base]))  # one run, or one a seed
             sides = [[{code: one[code] for code in codes} for one in side] for side in (runs, bases)]
             gain = compare_seeds(*sides)
