@@ -112,6 +112,16 @@ def test_a_head_of_other_labels_is_refused_before_its_stage_is_done(files: tuple
         planned(second, init=f"run:{first} corpus.labels=[travel,food,sport]", head="bundle").check()
 
 
+def test_blocks_that_a_stage_leaves_out_are_missed_before_it_is_done(files: tuple[Path, Path]) -> None:
+    first, second = files
+    planned(second, init=f"run:{first} network.layers=1").check()
+    planned(second, init=f"run:{first} network.layers=1", layers=1).check()
+    with pytest.raises(InputError, match=r"network.layers: 2, but 'run:.* leaves 1 of the encoder; give 1 to 1"):
+        planned(second, init=f"run:{first} network.layers=1", layers=2).check()
+    with pytest.raises(InputError, match="network.freeze"):
+        planned(second, init=f"run:{first} network.layers=1", freeze=[2]).check()
+
+
 @pytest.mark.parametrize("verb", ["rank-sources", "retrieve"])
 def test_only_a_run_does_another_first_and_others_say_so_before_ray_starts(
     files: tuple[Path, Path], verb: str, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,7 @@ from test_distil import CODES, distilled, settings, without_counterparts
 from workers import on_workers
 
 from xlt_ray import durable, techniques
+from xlt_ray.cli import listings
 from xlt_ray.config.read import build
 from xlt_ray.corpora import loaders
 from xlt_ray.corpora.arrow import Chunked
@@ -249,6 +250,8 @@ def test_one_loss_curve_on_one_and_two_workers(settings: Settings, teacher: Path
         ({"temperature": 2}, r"techniques\.distil\.temperature: 2, but features have none; leave it out"),
         ({"of": "elsewhere", "temperature": 2}, "2, but features have none"),
         ({"of": "elsewhere", "what": "logits", "temperature": float("inf")}, "temperature: .*finite"),
+        ({"of": "elsewhere", "what": "logits", "temperature": 1e-300}, "temperature: .*greater than or equal to 0.01"),
+        ({"of": "elsewhere", "what": "logits", "temperature": 1e300}, "temperature: .*less than or equal to 1000"),
     ],
 )
 def test_parameters_that_do_not_go_together_are_refused(settings: Settings, parameters: Settings, message: str) -> None:
@@ -378,6 +381,7 @@ def test_what_a_teacher_read_of_a_target_is_told_of_the_student(
     made = checks.prepare(build(distilled(settings, of=str(shown), what="logits")))
     assert made.supervision == {"swh_Latn": FEW_SHOT, "hin_Deva": PARALLEL}
     assert made.rungs["xlt.supervision.zero_shot"] == FEW_SHOT, "no figure of it is called zero-shot"
+    assert listings.zero_shot(made) == 1, "nor is it counted among those"
     # and by the teacher of a teacher, although this one's own sources are English alone
     between = finished(distilled(settings, of=str(shown)), tmp_path / "between")
     made = checks.prepare(build(distilled(settings, of=str(between))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 
 from xlt_ray.config.experiment import Experiment
-from xlt_ray.config.read import build
+from xlt_ray.config.read import build, dump
 from xlt_ray.corpora import mixture
 from xlt_ray.errors import InputError
+from xlt_ray.inference import bundle
+from xlt_ray.runs import retrieve
+from xlt_ray.search import similarity
 from xlt_ray.training import batches, checks, setup
 
 Settings = dict[str, Any]
@@ -158,3 +162,57 @@ def test_local_places_become_absolute_and_all_others_stay(tmp_path: Path, monkey
 def test_absolute_changes_nothing_that_is_absolute_and_nothing_else(tiny_experiment: Experiment) -> None:
     assert checks.absolute(tiny_experiment) == tiny_experiment
     assert checks.absolute(checks.absolute(tiny_experiment)) == tiny_experiment
+
+
+# a bundle that a run begins from
+
+
+def damaged(folder: Path, what: str) -> None:
+    """Damage a bundle as copies are."""
+    head, weights = folder / "head.safetensors", folder / "encoder" / "model.safetensors"
+    if what == "cut":
+        head.write_bytes(head.read_bytes()[:-4])
+    elif what == "gone":
+        weights.unlink()
+    elif what == "zeros":
+        content = weights.read_bytes()
+        weights.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    else:
+        content = json.loads((folder / "bundle.json").read_text())
+        (folder / "bundle.json").write_text(json.dumps(content | {"experiment": 3}))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("zeros", r"network.init: of the bundle .*/copy, encoder/model.safetensors is missing or not what was written"),
+        ("gone", r"network.init: of the bundle .*/copy, encoder/model.safetensors is missing or not what was written"),
+        ("cut", r"network.init: of the bundle .*/copy, head.safetensors is missing or not what was written"),
+        ("no experiment", r"network.init: .*bundle.json is damaged .*; copy the bundle again"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_before_any_work(
+    tiny_settings: dict[str, Any], tmp_path: Path, what: str, message: str
+) -> None:
+    made = checks.prepare(build(tiny_settings))
+    net, tokenize, identity = made.build()
+    one = bundle.Bundle(net, tokenize, made.corpus.labels, made.experiment, None, seen=made.read_texts())
+    bundle.save(tmp_path / "copy", one, identity)
+    network = {**tiny_settings["network"], "init": str(tmp_path / "copy"), "head": "bundle"}
+    checks.prepare(build(tiny_settings | {"network": network}))
+    damaged(tmp_path / "copy", what)
+    with pytest.raises(InputError, match=message):
+        checks.prepare(build(tiny_settings | {"network": network}))
+    file = tmp_path / "asked.yaml"
+    file.write_text(dump(build(tiny_settings | {"network": network})), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        retrieve.of_file(str(file), (), "test", None, lambda event: None)
+    with pytest.raises(InputError, match=message):
+        similarity.rank_file(str(file), (), lambda event: None)
+
+
+def test_an_encoder_that_is_frozen_whole_is_not_adapted(tiny_settings: dict[str, Any]) -> None:
+    asked = tiny_settings | {"training": {"method": "adapt"}, "techniques": ["mlm"]}
+    checks.prepare(build(asked | {"network": {**tiny_settings["network"], "freeze": ["embeddings", 1]}}))
+    with pytest.raises(InputError, match=r"network.freeze: leaves nothing of the encoder to learn .*; freeze less"):
+        checks.prepare(build(asked | {"network": {**tiny_settings["network"], "freeze": ["embeddings", 2]}}))

@@ -11,11 +11,12 @@ from rich.table import Column, Table
 
 from xlt_ray.cli import progress
 from xlt_ray.events import counting
-from xlt_ray.supervision import shown
+from xlt_ray.supervision import FEW_SHOT, shown
 
 if TYPE_CHECKING:
     from xlt_ray.config.experiment import Experiment
     from xlt_ray.techniques.technique import Technique
+    from xlt_ray.training.setup import Setup
 
 METHODS = {
     "fine_tune": "train the encoder and its head with Ray Train; minutes to hours",
@@ -57,7 +58,7 @@ def plan(experiment: Experiment) -> None:
     rungs = prepared.rungs.values()
     few = f" and {len(prepared.few_shot)} few-shot" if prepared.few_shot else ""
     if experiment.training.labelled:
-        console.print(f"measured: {len(prepared.measured)} languages, {len(prepared.zero_shot)} of them zero-shot{few}")
+        console.print(f"measured: {len(prepared.measured)} languages, {zero_shot(prepared)} of them zero-shot{few}")
     console.print(f"supervision: {'; '.join(dict.fromkeys(map(shown, rungs))) or 'sources alone'}")
     console.print(
         f"corpus: {len(prepared.corpus.labels)} labels, dropped as also in test: {prepared.dropped or 'none'}"
@@ -74,6 +75,11 @@ def plan(experiment: Experiment) -> None:
         done = "done" if stage.done else "to be done first, and what it reads is not counted above"
         console.print(f"begins from: {stage.experiment.storage}/{stage.key}, {done}", soft_wrap=True)
     console.print(f"run: {experiment.storage}/{planned.key}", soft_wrap=True)
+
+
+def zero_shot(prepared: Setup) -> int:
+    """Count the measured languages of which neither a run nor what it begins from or learns from has seen a label."""
+    return sum(prepared.supervision[code] != FEW_SHOT for code in prepared.zero_shot)
 
 
 def catalogue() -> None:

@@ -93,7 +93,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
     typer.echo(
         f"sound: {len(prepared.experiment.sources)} sources{few} with {rows} train rows{more}, "
         f"{len(prepared.corpus.labels)} labels, {len(prepared.measured)} languages to measure, "
-        f"{len(prepared.zero_shot)} of them zero-shot"
+        f"{listings.zero_shot(prepared)} of them zero-shot"
     )
 
 

@@ -17,7 +17,7 @@ CONLL = ("conll", "conllu")  # formats of a word a line
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 def _cache_dir() -> str:
@@ -138,8 +138,8 @@ class MixtureConfig(Section):
     @classmethod
     def _not_negative(cls, weights: Mapping[str, float]) -> Mapping[str, float]:
         for language, weight in weights.items():
-            if not (0 <= weight < float("inf")):
-                raise ValueError(f"{language}: a weight is a finite number of 0 or more, got {weight}")
+            if weight < 0:
+                raise ValueError(f"{language}: a weight is 0 or more, got {weight}")
         resolved = {resolve(code): weight for code, weight in weights.items()}
         if len(resolved) < len(weights):
             raise ValueError(f"{', '.join(weights)}: two of these are one language; give each one weight")
@@ -194,7 +194,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the updates over which the rate rises linearly")
     decay: Literal["linear", "cosine", "constant"] = "linear"
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    clip: float = Field(1.0, gt=0, allow_inf_nan=True, description="largest norm of the gradient; .inf: any")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     unlabelled_rows: int | None = Field(
         None,

@@ -18,7 +18,7 @@ from torch import nn
 
 from xlt_ray.config.sections import NetworkConfig
 from xlt_ray.errors import InputError, collecting, joined
-from xlt_ray.model import encoders
+from xlt_ray.model import bundles, encoders
 from xlt_ray.model.batching import MULTIPLE
 from xlt_ray.model.collate import Tokenize
 from xlt_ray.model.encoders import Encoder
@@ -198,7 +198,13 @@ def encoder_source(config: NetworkConfig) -> str:
 
 
 def load_encoder(config: NetworkConfig, weights: bool = True) -> Encoder:
-    """Load a configuration's encoder, with the blocks that it keeps; see `encoders.load`."""
+    """Load a configuration's encoder, with the blocks that it keeps; see `encoders.load`.
+
+    Without `weights`, as before any work begins, the files of a bundle are held to what was written
+    (`bundles.verified`).
+    """
+    if not weights and config.bundle is not None:
+        bundles.verified("network.init", config.bundle)
     found = encoders.load(encoder_source(config), config.revision, weights)
     if config.layers is not None:
         encoders.keep_layers(found.model, config.layers)

@@ -78,7 +78,12 @@ class Planned:
         before = self.stage.check()
         first = next(self.before()).experiment.network
         own = {"init": first.init, "revision": first.revision, "head": "fresh"}
-        faults = self._unfit(before)
+        faults, asked = self._unfit(before), self.experiment.network.layers
+        if left := next((cut for one in [*self.before()][::-1] if (cut := one.experiment.network.layers)), None):
+            own["layers"] = min(asked or left, left)
+            if asked and asked > left:
+                init = self.experiment.network.init
+                faults.append(f"network.layers: {asked}, but {init!r} leaves {left} of the encoder; give 1 to {left}")
         network = self.experiment.network.model_copy(update=own)
         return checks.prepare(self.experiment, self.loaded, on_progress, checks.Beginning(network, faults))
 

@@ -254,6 +254,8 @@ def _encoder(experiment: Experiment, chosen: Sequence[Technique], corpus: Corpus
         classes = len(corpus.labels) if corpus else 1
         built = techniques.network(chosen, asked, classes, known, weights=False)
         found += _head(asked, corpus.labels) if corpus else []
+        if not (experiment.training.labelled or any(one.requires_grad for one in built.network.encoder.parameters())):
+            found.append("network.freeze: leaves nothing of the encoder to learn (training.method: adapt); freeze less")
         if corpus:
             found += _unreadable(experiment, corpus, known, built.tokenize.tokenizer)
     return found

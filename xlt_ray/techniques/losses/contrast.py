@@ -56,7 +56,9 @@ class Contrast(OfTranslations):
     )
     holds_encoder: ClassVar[bool] = True
 
-    temperature: float = Field(0.05, gt=0, description="cosines are divided by it; a small one looks at the nearest")
+    temperature: float = Field(
+        0.05, ge=0.001, le=100, description="cosines are divided by it; a small one looks at the nearest"
+    )
     margin: float = Field(0.1, ge=0, lt=2, description="taken from the cosine of a translation, which has to make up")
     group: int = Field(16, ge=2, le=FEWEST_PAIRS - HELD, description="pairs among which a text has to find its own")
     groups: int = Field(4, ge=1, description="such groups an update, each of one language")

@@ -88,7 +88,10 @@ class Distil(Technique):
         "features", description="what a text learns of the teacher; logits: of one of the same task and labels"
     )
     temperature: float | None = Field(
-        None, gt=0, description=f"logits: what those of teacher and student are divided by; default: {TEMPERATURE:g}"
+        None,
+        ge=0.01,
+        le=1000,
+        description=f"logits: what those of teacher and student are divided by; default: {TEMPERATURE:g}",
     )
     teacher: Literal["translations", "readings"] = Field(
         "translations",

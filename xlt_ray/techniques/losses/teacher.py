@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +14,10 @@ import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 
-from xlt_ray import durable, tasks, techniques
+from xlt_ray import tasks, techniques
 from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
+from xlt_ray.model import bundles
 from xlt_ray.model.network import HEAD, Network, fingerprint, is_whole, whole_again
 from xlt_ray.techniques.technique import Available, Compute
 
@@ -39,20 +39,7 @@ class Teacher:
             raise InputError(
                 f"{self.place}: {self.folder} is no bundle (no bundle.json); give the folder `bundle` of a finished run"
             )
-        try:
-            content = dict(json.loads(file.read_text(encoding="utf-8")))
-            if absent := NEEDED - content.keys():
-                raise ValueError(f"no {', '.join(sorted(absent))}")
-            content["experiment"].keys()
-            changed = [one for one, sha256 in content["sha256"].items() if _digest(self.folder / one) != sha256]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.place}: {file} is damaged ({error}); copy the bundle again") from None
-        if changed:
-            raise InputError(
-                f"{self.place}: of the bundle {self.folder}, {', '.join(changed[:5])} is missing or not what was "
-                "written; copy the bundle again"
-            )
-        return content
+        return bundles.verified(self.place, self.folder, NEEDED)
 
     def faults(self, available: Available, answers: bool) -> Iterator[str]:
         """Yield why it cannot teach a run its features, or what it answers; raises InputError as `content` does."""
@@ -124,10 +111,6 @@ class Teacher:
         if not answers:
             return features
         return {key: logits(built.network, rows, built.network.index(key)) for key, rows in features.items()}
-
-
-def _digest(file: Path) -> str:
-    return durable.digest(file) if file.is_file() else "missing"
 
 
 @torch.no_grad()
