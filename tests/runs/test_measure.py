@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests import registered
 from xlt_ray import cli
+from xlt_ray.config.read import build
 from xlt_ray.errors import InputError
 from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
@@ -141,3 +142,22 @@ def test_two_runs_are_compared_in_the_groups_that_a_language_belongs_to_in_both(
             "zero-shot": ["swh_Latn"],
             "zero-shot seen": ["swh_Latn"],
         }
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("network.max_length=8", "network"),
+        ("network.pooling=first", "network"),
+        ("task=tag", "task"),
+        ("techniques.centre.rows=30", "techniques"),
+    ],
+)
+def test_a_change_that_would_make_another_model_is_refused_where_one_is_measured(
+    tiny_settings: dict[str, Any], change: str, part: str
+) -> None:
+    own = build(tiny_settings | {"techniques": ["centre"]})
+    with pytest.raises(InputError, match=f"{change}: RUN is measured as it was trained, and {part} is part of that"):
+        measure.changed(own, [change], "RUN")
+    assert measure.changed(own, ["evaluation.resamples=150"], "RUN").evaluation.resamples == 150
+    assert measure.changed(own, [], "RUN") == own

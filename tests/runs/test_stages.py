@@ -237,3 +237,15 @@ def test_digests_are_those_of_any_version_and_machine() -> None:
 
 
 DIGEST = 16135525412891768939
+
+
+def test_a_stage_whose_bundle_is_gone_is_made_anew_when_its_folder_is_deleted(files: tuple[Path, Path]) -> None:
+    found = planned(files[1])
+    (stage,) = found.before()
+    folder = stage.folder().local
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(InputError, match=f"no whole bundle; delete {folder}; the same command makes it anew"):
+        found.check()
+    shutil.rmtree(folder)
+    found.check()

@@ -110,7 +110,7 @@ def evaluate(
 
     With --report alone the answer is what the bundle's own run measured, where the bundle holds that.
     """
-    from xlt_ray.config import build, load
+    from xlt_ray.config import load
     from xlt_ray.inference import bundle
     from xlt_ray.languages.codes import resolve
     from xlt_ray.registry import fetch
@@ -128,9 +128,8 @@ def evaluate(
     else:
         with progress.shown(console) as on_event:
             model = bundle.load(place)
-            own = model.experiment.model_dump(mode="json")
             changes = overrides or ()
-            experiment = load(config, changes) if config else build(own, changes, place=str(place))
+            experiment = load(config, changes) if config else measure.changed(model.experiment, changes, str(place))
             scores = measure.measure(model, experiment, on_event, codes, alone)
         if not alone:
             console.print(report.table(scores, experiment))

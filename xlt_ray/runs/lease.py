@@ -260,7 +260,7 @@ class Watched:
         silent, event = time.monotonic() - self.since, owner.get("event")
         if silent > 3 * BEAT:
             note = f"nothing is heard of {_who(owner)}; if it stays so for {DEAD:.0f} s, this process goes on instead"
-            news = {"stage": "wait", "note": note}
+            news: Event | None = {"stage": "wait", "note": note}
         elif self.told is None:
             note = f"{shown}: {_who(owner)} does this work already; here is its progress"
             news = {"stage": "wait", "note": note} if owner else None  # a lease that is being written names nobody yet

@@ -51,8 +51,18 @@ def of_texts(place: Path, overrides: Sequence[str]) -> tuple[Bundle, Experiment,
     model = bundle.load(place)
     if model.task.tagged:
         raise InputError(f"{place}: task: {model.task.name}: it answers for words, and this is of whole texts")
-    own = model.experiment.model_dump(mode="json")
-    return model, *corpus_for(model, config.build(own, list(overrides), place=str(place)))
+    return model, *corpus_for(model, changed(model.experiment, overrides, str(place)))
+
+
+def changed(own: Experiment, overrides: Sequence[str], place: str) -> Experiment:
+    """Return a finished model's experiment with overrides; raise InputError for one that would make another model."""
+    made = config.build(own.model_dump(mode="json"), list(overrides), place=place)
+    if fixed := [name for name in ("task", "network", "techniques") if getattr(made, name) != getattr(own, name)]:
+        raise InputError(
+            f"{', '.join(overrides)}: {place} is measured as it was trained, and {fixed[0]} is part of that; take the "
+            "change out, or train with it"
+        )
+    return made
 
 
 def measure(

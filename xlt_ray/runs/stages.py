@@ -77,7 +77,7 @@ class Planned:
             return checks.prepare(self._begun(), self.loaded, on_progress)
         before = self.stage.check()
         first = next(self.before()).experiment.network
-        own = {"init": first.init, "revision": first.revision, "head": "fresh"}
+        own: dict[str, object] = {"init": first.init, "revision": first.revision, "head": "fresh"}
         faults, asked = self._unfit(before), self.experiment.network.layers
         if left := next((cut for one in [*self.before()][::-1] if (cut := one.experiment.network.layers)), None):
             own["layers"] = min(asked or left, left)
@@ -120,9 +120,9 @@ class Planned:
         folder.download("bundle")
         begun = begun_from(self.experiment, str(folder.local / "bundle"))
         if begun.network.bundle is None:
+            remedy = f"delete {f'{folder.local} and ' if folder.remote else ''}{folder.shown}"
             raise InputError(
-                f"network.init: {folder.shown} has no whole bundle; delete {folder.local / 'bundle'}, or that run's "
-                "folder where it is not a copy, and run the same command again"
+                f"network.init: {folder.shown} has no whole bundle; {remedy}; the same command makes it anew"
             )
         return begun
 
