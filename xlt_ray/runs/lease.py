@@ -266,7 +266,7 @@ class Watched:
             news = {"stage": "wait", "note": note} if owner else None  # a lease that is being written names nobody yet
         else:
             news = dict(event) if isinstance(event, dict) else self.told
-        if news != self.told:
+        if news and news != self.told:
             on_event(news)
         self.told = news
 
