@@ -46,7 +46,7 @@ def train(
     if outcome.measured is not None:
         console.print(report.table(outcome.scores, experiment))
     elif (found := figures.table(outcome.folder.local, f"{experiment.name}: an encoder, no task learned")) is not None:
-        console.print(found)
+        console.print(found, crop=False)
     if outcome.repeated:
         console.print(
             "This run was finished before; change the seed or the name, or delete its folder, to train again."

@@ -43,9 +43,10 @@ def table(folder: Path, title: str) -> Table | None:
     with (folder / FILE).open(encoding="utf-8", newline="") as stream:
         head, *lines = csv.reader(stream, delimiter="\t")
     found = terminal_table(title)
-    found.add_column(head[0], no_wrap=True)
-    for name in head[1:]:
-        found.add_column(name.replace("_", " "), justify="right")
-    for line in lines:
-        found.add_row(line[0], *(f"{float(cell):.4g}" if cell else "" for cell in line[1:]))
+    rows = [[line[0], *(f"{float(cell):.4g}" if cell else "" for cell in line[1:])] for line in lines]
+    for name, *cells in zip(head, *rows, strict=True):
+        words, side = name.replace("_", " ").split(), "right" if found.columns else "left"
+        found.add_column(" ".join(words), justify=side, min_width=max(map(len, (*words, *cells))))
+    for row in rows:
+        found.add_row(*row)
     return found
