@@ -45,8 +45,9 @@ def table(folder: Path, title: str) -> Table | None:
     found = terminal_table(title)
     rows = [[line[0], *(f"{float(cell):.4g}" if cell else "" for cell in line[1:])] for line in lines]
     for name, *cells in zip(head, *rows, strict=True):
-        words, side = name.replace("_", " ").split(), "right" if found.columns else "left"
-        found.add_column(" ".join(words), justify=side, min_width=max(map(len, (*words, *cells))))
+        words = name.replace("_", " ").split()
+        widest = max(map(len, (*words, *cells)))
+        found.add_column(" ".join(words), justify="right" if found.columns else "left", min_width=widest)
     for row in rows:
         found.add_row(*row)
     return found
