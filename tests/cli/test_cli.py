@@ -67,6 +67,43 @@ def refused(result: Result, *parts: str) -> None:
 # without Ray
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("retrieve", "none.yaml", "--out"),
+        ("geometry", "run", "--out"),
+        ("geometry", "run", "--anchors", "--out"),
+        ("few-shot", "none.yaml", "--out"),
+        ("lexicon", "build", "none.yaml", "--source", "en", "--out"),
+        ("promote", "run", "--cache"),
+        ("evaluate", "run", "--out"),
+        ("lexicon", "build", "--from", "none.tsv", "--out"),
+    ],
+    ids=lambda verb: " ".join(verb),
+)
+def test_where_nothing_can_be_written_is_refused_before_anything_is_read(
+    xlt: Call, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    file = "evaluate" in verb or "--from" in verb
+    (tmp_path / "afile").write_text("kept")
+    for place, at in ((tmp_path if file else tmp_path / "afile",) * 2, (tmp_path / "afile/sub/x", tmp_path / "afile")):
+        option, kind = verb[-1], "file" if file else "folder"
+        refused(xlt(*verb, place), f"{option}: {place} cannot be used ({at}: ", f"); give a {kind} that can be written")
+    fits = xlt(*verb, tmp_path / "new/sub/x")  # and what is asked for besides is looked at
+    assert fits.exit_code == 2 and "cannot be used" not in fits.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["afile"] and (tmp_path / "afile").read_text() == "kept"
+
+
+def test_a_file_that_is_there_may_be_written_again_and_a_folder_that_takes_none_not(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("kept")
+    for place, kind in ((tmp_path / "there", "file"), (tmp_path / "new" / "x", "file"), (tmp_path, "folder")):
+        assert runs.writable(place, kind) == place
+    assert (tmp_path / "there").read_text() == "kept" and not (tmp_path / "new").exists()
+    for place in (Path("/proc"), tmp_path / ("a" * 300)):
+        with pytest.raises(errors.InputError, match="^--out: .* give a folder that can be written$"):
+            runs.writable(place)
+
+
 def test_help_names_every_verb(xlt: Call) -> None:
     done = xlt("--help")
     assert done.exit_code == 0

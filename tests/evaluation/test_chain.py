@@ -69,6 +69,25 @@ def asked(*folders: Path) -> Any:
     return CliRunner().invoke(cli.app, ["compare", *map(str, folders)])
 
 
+@pytest.mark.parametrize(
+    "content", ["{}", "nonsense", "[]", '{"languages": {"eng_Latn": {}}}', '{"languages": 1}', "\udcff"]
+)
+@pytest.mark.parametrize("places", [(0, 1), (1, 0), (1, 2, 0)], ids=str)
+def test_damaged_scores_are_named_with_a_remedy(runs: list[Path], content: str, places: tuple[int, ...]) -> None:
+    file = runs[0] / "scores.json"
+    file.write_text(content, encoding="utf-8", errors="surrogateescape")
+    done = asked(*(runs[place] for place in places))
+    assert done.exit_code == 2, done.output
+    assert (
+        f"error: {file}: damaged, no scores can be read from it; `xlt evaluate {runs[0]} --out {file}`" in done.stderr
+    )
+
+
+def test_scores_of_a_later_version_are_not_called_damaged(runs: list[Path]) -> None:
+    (runs[0] / "scores.json").write_text('{"format": 9}', encoding="utf-8")
+    assert "scores.json: format 9, this version reads 1 and 2; use the version it is of" in asked(*runs[:2]).stderr
+
+
 def test_every_step_is_the_comparison_of_its_two_runs(runs: list[Path]) -> None:
     found = chain.compare(runs)
     assert [step.name for step in found.steps] == ["1 to 2", "2 to 3", "1 to 3"]

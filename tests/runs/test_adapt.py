@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +112,20 @@ def test_what_was_measured_of_all_languages_together_stands_in_a_file_where_noth
     }
     assert table.write(tmp_path, facts | {"mlm/top10_after/eng_Latn": 1.0}, alone=False) is not None
     assert figures(tmp_path)["eng_Latn"]["mlm top10_after"] == "1" and figures(tmp_path)["all"]["mlm top10_after"] == ""
+
+
+def test_no_figure_is_cut_in_a_narrow_terminal(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {f"technique{number}/perplexity_{when}": 1970.25 for number in range(6) for when in ("before", "after")}
+    table.write(tmp_path, facts | {f"{name}/swh_Latn": 0.0012345 for name in facts}, alone=True)
+    folder = SimpleNamespace(local=tmp_path, shown=str(tmp_path))
+    outcome = SimpleNamespace(folder=folder, measured=None, repeated=False, unsent=0)
+    monkeypatch.setattr(run, "run", lambda *_: outcome)
+    done = CliRunner().invoke(cli.app, ["train", str(file_of(settings, tmp_path))], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    assert done.output.count(" 1970") == 12 and done.output.count("0.001234") == 12
+    assert "…" not in done.output
 
 
 def test_check_and_the_dry_run_tell_of_texts(settings: Settings, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -229,7 +230,7 @@ def lines(file: Path) -> list[dict[str, str]]:
 def test_the_command_shows_means_and_the_bound_and_writes_all_languages(run: Path, tmp_path: Path) -> None:
     done = asked(run, "--split", "test", "--rows", "40", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert "2 zero-shot: " in done.stdout and "Spearman with the gap on test" in done.stdout
+    assert "2 zero-shot: " in done.stdout and "Spearman" not in done.stdout and "nan" not in done.stdout
     shown = [line.split() for line in done.stdout.splitlines()]
     rows = lines(tmp_path / "out" / "geometry.tsv")
     assert [(row["language"], row["layer"]) for row in rows[:5]] == [
@@ -301,6 +302,19 @@ def test_a_bundle_alone_holds_its_scores_against_disagreement_without_intervals(
     assert few.sentences() == [
         "no zero-shot language of these was measured on test, so there is nothing to hold this against"
     ]
+
+
+def test_ranks_are_told_only_where_there_are_some(run: Path) -> None:
+    whole = measured(run / "bundle")
+    assert whole.transfer.languages == 2 and "Spearman" not in " ".join(whole.sentences()), "two are always in order"
+    lines = [whole.languages.assign(language=f"{place}") for place in range(3)]  # every one of three languages thrice
+    for each, more in zip(lines, (0.0, 0.1, 0.2), strict=True):
+        each["gap"] += more
+    layers = [whole.layers[whole.layers["language"] == "swh_Latn"].assign(language=f"{place}") for place in range(3)]
+    many = replace(whole, languages=pd.concat(lines), layers=pd.concat(layers))
+    told = many.sentences()[2]
+    assert told.startswith("Spearman with the gap on test, figures of the last layer: disagreement ")
+    assert "nan" not in told and "cka" not in told, "which is the same in all of them here"
 
 
 def test_rows_that_the_run_may_have_read_are_pointed_out(run: Path) -> None:

@@ -18,7 +18,7 @@ from xlt_ray.evaluation import metrics
 from xlt_ray.evaluation.groups import Roles
 from xlt_ray.evaluation.paired import comparison
 from xlt_ray.evaluation.predictions import save_predictions
-from xlt_ray.evaluation.scores import Scores
+from xlt_ray.evaluation.scores import Scores, load_scores
 from xlt_ray.inference import bundle
 from xlt_ray.runs import measure
 
@@ -72,6 +72,19 @@ def test_without_a_report_or_with_a_file_to_write_all_is_measured(run: Path, tmp
     assert set(found.languages) == set(SHARES) and found.languages["swh_Latn"].accuracy != 0.6
     assert found.languages["hin_Deva"].role == "few-shot", "as in the run, whose bundle saw rows of it"
     assert "180 of 180" in asked(run)
+
+
+def test_what_damaged_scores_are_refused_with_writes_them_again(run: Path, tmp_path: Path) -> None:
+    for name in ("bundle", "scores.json"):
+        (tmp_path / name).symlink_to(run / "bundle" / name.replace("bundle", ""))
+    whole = load_scores(tmp_path)
+    (tmp_path / "scores.json").unlink()
+    (tmp_path / "scores.json").write_text("{}", encoding="utf-8")
+    done = CliRunner().invoke(cli.app, ["report", str(tmp_path)])
+    assert done.exit_code == 2, done.output
+    remedy = done.stderr.split("`")[1].split()
+    assert remedy[0] == "xlt" and CliRunner().invoke(cli.app, remedy[1:]).exit_code == 0
+    assert load_scores(tmp_path).languages.keys() == whole.languages.keys()
 
 
 def test_what_may_no_longer_hold_is_not_reported_again(run: Path, tiny_encoder: Path, tmp_path: Path) -> None:

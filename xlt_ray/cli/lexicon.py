@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xlt_ray.cli.runs import writable
 from xlt_ray.errors import InputError
 
 SHOWN = 12  # entries and bars, where no word is asked for
@@ -42,6 +43,7 @@ def build(
     """Induce dictionaries from the parallel rows of a corpus, or turn one that exists into a table."""
     if out is None:
         raise InputError("--out: missing; name the folder to write to, or with --from the file")
+    writable(out, "folder" if file is None else "file")
     if file is not None:
         if config is not None:
             raise InputError(f"{config}: --from reads {file} and no corpus; leave one of the two out")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from xlt_ray.cli import progress
+from xlt_ray.cli.runs import output
 
 
 def promote(
@@ -34,7 +34,7 @@ def promote(
         str | None,
         typer.Option(help="tracking server; default: the run's own. Another is sent all of the run first"),
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="folder for fetched models, if not the usual one")] = None,
+    cache: Annotated[Path | None, output("folder for fetched models, if not the usual one")] = None,
 ) -> None:
     """Hold a run against the model in service, make what it is served from, try it, and only then move the alias."""
     from xlt_ray.evaluation.paired.gate import Rules
@@ -102,13 +102,10 @@ def _checked(checks: Any) -> str:
 
 def _table(gate: Any, champion: Any, candidate: Any) -> Table:
     from xlt_ray.languages import codes
+    from xlt_ray.reports.page import terminal_table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("language")
-    table.add_column("code", no_wrap=True)
     heads = ("rows", f"v{champion.version}", f"v{candidate.version}", "change", "95% interval")
-    for head in heads:
-        table.add_column(head, no_wrap=True, justify="right")
+    table = terminal_table("", ("language", "code"), heads)
     table.add_column("", no_wrap=True)
     colours = {"falls": "red", "lost": "red", "unclear": "yellow"}
     ranked = sorted(gate.rows, key=lambda row: (row.difference is not None, row.difference or 0.0, row.code))

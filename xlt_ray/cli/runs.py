@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,28 @@ from xlt_ray.events import counting
 UNSENT = 3  # exit code of what is done while MLflow has not all of it
 Config = Annotated[str, typer.Argument(help="YAML file; ready ones are under jobs/configs/")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as mixture.alpha=0.5")]
+
+
+def writable(out: Path, kind: str = "folder", option: str = "--out") -> Path:
+    """Return the folder or file that an option names; raise InputError where it cannot be written. Nothing is made."""
+    there = out
+    try:
+        there = next(one for one in (out, *out.absolute().parents) if one.is_symlink() or one.exists())
+        with there.open("ab") if there == out and kind == "file" else tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        why = f"{there}: {error.strerror}"
+        raise InputError(f"{option}: {out} cannot be used ({why}); give a {kind} that can be written") from None
+    return out
+
+
+def output(purpose: str, kind: str = "folder") -> Any:
+    """Return an option that names what to write, and that is refused before any work where this is not `writable`."""
+
+    def checked(option: typer.CallbackParam, out: Path | None) -> Path | None:
+        return out and writable(out, kind, option.opts[0])
+
+    return typer.Option(help=purpose, callback=checked)
 
 
 def train(
@@ -46,7 +69,7 @@ def train(
     if outcome.measured is not None:
         console.print(report.table(outcome.scores, experiment))
     elif (found := figures.table(outcome.folder.local, f"{experiment.name}: an encoder, no task learned")) is not None:
-        console.print(found)
+        console.print(found, crop=False)
     if outcome.repeated:
         console.print(
             "This run was finished before; change the seed or the name, or delete its folder, to train again."
@@ -104,7 +127,7 @@ def evaluate(
     by_class: Annotated[
         list[str] | None, typer.Option("--report", help="language whose per-class table alone to print")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="measure all languages and write the scores as JSON")] = None,
+    out: Annotated[Path | None, output("measure all languages and write the scores as JSON", "file")] = None,
 ) -> None:
     """Measure a bundle on the test split of a corpus, language by language.
 
@@ -136,6 +159,7 @@ def evaluate(
     for code in codes:
         console.print(*_classes(scores, code), sep="\n", soft_wrap=True)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(scores.to_json(), encoding="utf-8")
 
 
@@ -243,18 +267,14 @@ def _languages(found: Any, title: str) -> Table:
     from xlt_ray.languages import codes
     from xlt_ray.reports.page import terminal_table
 
-    table, (*between, whole) = terminal_table(title), found.steps
-    table.add_column("language")
-    for heading in ("code", "role", "seen"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("n", "run 1", *(step.name for step in between), whole.name, "95% interval"):
-        table.add_column(heading, no_wrap=True, justify="right")
+    figures = ("n", "run 1", *(step.name for step in found.steps), "95% interval")
+    table = terminal_table(title, ("language", "code", "role", "seen"), figures)
     known: tuple[str, str] | None = None
     for code, place in found.places.items():
         kind = (place.role or "differs", {None: "?", True: "yes", False: "no"}[place.seen])
         if known not in (None, kind):
             table.add_section()
-        known, last = kind, whole.languages[code]
+        known, last = kind, found.steps[-1].languages[code]
         name = Text(codes.name(code), no_wrap=True, overflow="ellipsis")
         gains = [_gain(step.languages[code]) for step in found.steps]
         table.add_row(name, code, *kind, str(last.rows), f"{100 * last.before:.1f}", *gains, _interval(last))
@@ -264,11 +284,8 @@ def _languages(found: Any, title: str) -> Table:
 def _groups(found: Any, title: str) -> Table:
     from xlt_ray.reports.page import terminal_table
 
-    table = terminal_table(title)
-    for heading in ("languages", "step"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("before", "gained", "95% interval", "p", "surely +", "-"):
-        table.add_column(heading, no_wrap=True, justify="right")
+    heads = ("before", "gained", "95% interval", "p", "surely +", "-")
+    table = terminal_table(title, ("languages", "step"), heads)
     for name in found.steps[0].groups:
         for step in found.steps:
             one = step.groups[name]

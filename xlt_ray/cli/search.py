@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from xlt_ray.cli import progress
-from xlt_ray.cli.runs import Config, Overrides, print_tracking
+from xlt_ray.cli.runs import Config, Overrides, output, print_tracking
 from xlt_ray.cli.techniques import numbers_of
 
 
@@ -59,7 +59,7 @@ def retrieve(
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, dev, test, or parallel: text beside the corpus")] = "test",
     pivot: Annotated[str | None, typer.Option(help="compare every language with this one alone")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for retrieval.tsv, all pairs, and a heat map")] = None,
+    out: Annotated[Path | None, output("folder for retrieval.tsv, all pairs, and a heat map")] = None,
 ) -> None:
     """Measure how often the encoder finds a text's translation, between all languages: no training, no label."""
     from xlt_ray.languages.codes import resolve
@@ -71,9 +71,9 @@ def retrieve(
         at = resolve(pivot) if pivot else None
         found = retrieval.of_file(config, overrides or (), split, at, on_event)
     first = at or found.experiment.sources[0]
-    table = terminal_table(f"translations found in {split}, %, by {found.experiment.network.init}")
-    for heading in ("language", "pairs", f"into {first}", "back", "CSLS into", "back", "CSLS, mean over all"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "language" else "right")
+    title = f"translations found in {split}, %, by {found.experiment.network.init}"
+    heads = ("pairs", f"into {first}", "back", "CSLS into", "back", "CSLS, mean over all")
+    table = terminal_table(title, ["language"], heads)
     mean, beside = retrieval.means(found.compared), found.into(first)
     for code, value in mean.items():
         cells = [""] * 5
@@ -104,7 +104,7 @@ def geometry(
     anchors: Annotated[
         bool, typer.Option("--anchors", help="instead: what is lost on test without words that the pivot has too")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="folder for the tables of all languages, and three plots")] = None,
+    out: Annotated[Path | None, output("folder for the tables of all languages, and three plots")] = None,
 ) -> None:
     """Measure how a run lays out translations in its layers, and whether that tells where it loses accuracy.
 
@@ -130,20 +130,14 @@ def geometry(
         found = measuring.of_bundle(place, overrides or (), asked, on_event)
     means = found.means()
     chance, most = 1 / (len(found.languages) + 1), means["information_most"].mean()
-    table = terminal_table(f"{split} rows and their translations in {found.pivot}, means over languages")
-    heads = ("layer", "languages", "CKA", "found", "back", f"nats/{most:.1f}", f"language/{percent(chance)}")
-    for heading in (*heads, "cosine", "dim."):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "languages" else "right")
+    title = f"{split} rows and their translations in {found.pivot}, means over languages"
+    heads = ("CKA", "found", "back", f"nats/{most:.1f}", f"language/{percent(chance)}", "cosine", "dim.")
+    table = terminal_table(title, ("layer", "languages"), heads)
     for one in means.reset_index().to_dict("records"):
         shares = (percent(one[name]) for name in ("forward", "backward"))
         cells = (f"{one['cka']:.2f}", *shares, f"{one['information']:.2f}", percent(one["language_probe"]))
-        table.add_row(
-            str(one["layer"]),
-            f"{one['group']} ({one['languages']})",
-            *cells,
-            f"{one['cosine']:.2f}",
-            f"{one['dimensions']:.0f}",
-        )
+        cells += (f"{one['cosine']:.2f}", f"{one['dimensions']:.0f}")
+        table.add_row(str(one["layer"]), f"{one['group']} ({one['languages']})", *cells)
     console.print(table)
     for line in found.sentences():
         console.print(line, soft_wrap=True)
@@ -157,9 +151,8 @@ def _anchors(console: Console, place: Path, overrides: Sequence[str], pivot: str
 
     with progress.shown(console) as on_event:
         found = anchors.of_bundle(place, overrides, pivot, on_event)
-    table = terminal_table("accuracy on test, %, without anchors, and without as many other words (control)")
-    for heading in ("language", "words out", "original", "removed", "control", "loss"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "language" else "right")
+    title = "accuracy on test, %, without anchors, and without as many other words (control)"
+    table = terminal_table(title, ["language"], ("words out", "original", "removed", "control", "loss"))
     for one in found.reset_index().to_dict("records"):
         loss = f"{100 * one['loss']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
         table.add_row(one["language"], *map(percent, (one["anchors"], *(one[name] for name in anchors.READ))), loss)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from xlt_ray.cli import progress
-from xlt_ray.cli.runs import Config
+from xlt_ray.cli.runs import Config, output
 from xlt_ray.errors import InputError
 
 
@@ -43,9 +43,7 @@ def few_shot(
         str, typer.Option(help="labelled rows a class and target, several joined by commas")
     ] = "1,2,5,10,20,50,100",
     draws: Annotated[int, typer.Option(min=1, help="different draws of the shots, for each number of them")] = 5,
-    out: Annotated[
-        Path | None, typer.Option(help="folder for the results; default: one in the experiment's storage")
-    ] = None,
+    out: Annotated[Path | None, output("folder for the results; default: one in the experiment's storage")] = None,
 ) -> None:
     """Measure how much labelled rows of the targets help: accuracy over shots, several draws of each.
 

@@ -199,11 +199,15 @@ class Scores:
 
 
 def load_scores(folder: Path) -> Scores:
-    """Read the scores of a finished run or of a bundle; raise InputError where the folder holds none."""
+    """Read the scores of a finished run or of a bundle; raise InputError where none are there or they are damaged."""
     file = folder / "scores.json"
     if not file.is_file():
         raise InputError(f"{folder}: no scores.json; give the folder of a finished run that learned a task")
-    return Scores.from_json(file.read_text(encoding="utf-8"))
+    try:
+        return Scores.from_json(file.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        fault = f"{file}: damaged, no scores can be read from it; `xlt evaluate {folder} --out {file}` measures again"
+        raise error if isinstance(error, InputError) else InputError(fault) from None
 
 
 def metric_title(metric: str) -> str:

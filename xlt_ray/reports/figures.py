@@ -43,9 +43,11 @@ def table(folder: Path, title: str) -> Table | None:
     with (folder / FILE).open(encoding="utf-8", newline="") as stream:
         head, *lines = csv.reader(stream, delimiter="\t")
     found = terminal_table(title)
-    found.add_column(head[0], no_wrap=True)
-    for name in head[1:]:
-        found.add_column(name.replace("_", " "), justify="right")
-    for line in lines:
-        found.add_row(line[0], *(f"{float(cell):.4g}" if cell else "" for cell in line[1:]))
+    rows = [[line[0], *(f"{float(cell):.4g}" if cell else "" for cell in line[1:])] for line in lines]
+    for name, *cells in zip(head, *rows, strict=True):
+        words = name.replace("_", " ").split()
+        widest = max(map(len, (*words, *cells)))
+        found.add_column(" ".join(words), justify="right" if found.columns else "left", min_width=widest)
+    for row in rows:
+        found.add_row(*row)
     return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def render(template: str, page: Mapping[str, Any]) -> str:
@@ -23,6 +23,12 @@ def percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def terminal_table(title: str) -> Table:
-    """Return a table without columns yet, for 80 columns; it prints as plain text into a pipe."""
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+def terminal_table(title: str, names: Sequence[str] = (), figures: Sequence[str] = ()) -> Table:
+    """Return a table for 80 columns, `names` left and `figures` right in it; it prints as plain text into a pipe.
+
+    Names of languages may wrap, so that a narrow terminal cuts these and not numbers.
+    """
+    columns = [Column(name, no_wrap=name != "language") for name in names]
+    columns += [Column(name, no_wrap=True, justify="right") for name in figures]
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": 0, "pad_edge": False, "show_edge": False}
+    return Table(*columns, title=title, title_justify="left", **look)

@@ -55,14 +55,10 @@ SHORT = {"accuracy": "acc", "macro_f1": "F1"}  # headings of metrics, else their
 def table(scores: Scores, experiment: Experiment) -> Group:
     """Lay out scores in per cent for a terminal of 80 columns or more."""
     title = f"{experiment.name}: test scores in % ({_called(scores, experiment)})"
-    rows = terminal_table(title)
-    rows.add_column("language")  # may wrap, so that a narrow terminal cuts names and not numbers
-    for heading in ("code", "role", "seen"):
-        rows.add_column(heading, no_wrap=True)
     calibrated = any(one.calibration_error is not None for one in scores.languages.values())
     main, second = (SHORT.get(name, metric_title(name)) for name in scores.metrics[:2])
-    for heading in ("n", main, "95% interval", second, "gap", *(["ECE"] if calibrated else [])):
-        rows.add_column(heading, no_wrap=True, justify="right")
+    heads = ("n", main, "95% interval", second, "gap", *(["ECE"] if calibrated else []))
+    rows = terminal_table(title, ("language", "code", "role", "seen"), heads)
     for one in scores.ranked():
         name = Text(codes.name(one.code), no_wrap=True, overflow="ellipsis")
         first, beside = [*one.metrics.values()][:2]

@@ -119,17 +119,17 @@ class Geometry:
             return [nothing, *estimates]
         here, lost, there = (100 * told.means[name] for name in ("disagreement", "gap", "test_disagreement"))
         exact = f" ({there:.1f}% of test rows, where no gap can exceed it)" if np.isfinite(there) else ""
-        ranks = (
+        ranks = [
             f"{name} {one.value:+.2f}" + (f" [{one.low:+.2f}, {one.high:+.2f}]" if np.isfinite(one.low) else "")
             for name, one in told.ranks.items()
-        )
-        known = np.isfinite(self.languages["excess_low"]).any()
-        sure = f" (surely in {told.surely}; surely not in {told.broken})" if known else ""
+            if np.isfinite(one.value)  # which it is not of fewer than three languages, or where all have the same
+        ]
+        sure = f" (surely in {told.surely}; surely not in {told.broken})" if pd.notna(told.means["excess_low"]) else ""
         return [
             f"{told.languages} zero-shot: {here:.1f}% of rows answered otherwise than in {self.pivot}{exact}, "
             f"{lost:.1f} points lost on test",
             f"|gap on test| <= disagreement here in {told.held}{sure}",
-            f"Spearman with the gap on test, figures of the last layer: {', '.join(ranks)}",
+            *([f"Spearman with the gap on test, figures of the last layer: {', '.join(ranks)}"] if ranks else []),
             *estimates,
         ]
 

@@ -167,10 +167,7 @@ def _sweep(prepared: Setup, wanted: Sequence[Setting], held: Held[Sweep], log: C
 def _folder(experiment: Experiment, out: Path | None) -> RunFolder:
     if out is None:  # the name leaves shots and draws out: a larger sweep resumes a smaller one
         return open_folder(experiment, f"{by_content(at(experiment, 1, 0)).key()}-few-shot")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be used ({error}); give a folder") from None
+    out.mkdir(parents=True, exist_ok=True)
     return RunFolder(out.absolute())
 
 
@@ -286,12 +283,11 @@ def write(found: Sweep) -> dict[str, Path]:
 
 def table(found: Sweep) -> Group:
     """Lay out, for each number of shots, the mean over languages and draws and the spread of draws, in points."""
-    rows = terminal_table(f"{found.name}: test accuracy in %, {len(found.languages)} targets (few-shot where k > 0)")
     headings = ["k", "rows"]
     for name, members in found.groups().items():
         headings += [f"{name} ({len(members)})", "spread"]
-    for heading in headings:
-        rows.add_column(heading, justify="right", no_wrap=True)
+    title = f"{found.name}: test accuracy in %, {len(found.languages)} targets (few-shot where k > 0)"
+    rows = terminal_table(title, figures=headings)
     rows.add_column("widest language", justify="right")
     means = {name: found.means(members) for name, members in found.groups().items()}
     for shots, draws in means[groups.ALL].items():

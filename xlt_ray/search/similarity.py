@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +29,7 @@ from xlt_ray.languages import codes as language_codes
 from xlt_ray.languages import typology
 from xlt_ray.model import encoders, network
 from xlt_ray.model.collate import Tokenize
+from xlt_ray.reports.page import terminal_table
 from xlt_ray.training import cluster, embedding
 from xlt_ray.training.checks import absolute, check_resources
 
@@ -288,18 +288,13 @@ def coverage(scores: Mapping[str, Mapping[str, float]], codes: Iterable[str]) ->
 def table(ranking: Ranking) -> Group:
     """Return a ranking as a table for a terminal at least 80 columns wide, with the reasons below."""
     title = f"candidate sources: {len(ranking.rows)}, targets: {len(ranking.targets)}; no label was used"
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    grid.add_column("", justify="right", no_wrap=True)
-    grid.add_column("language")
-    grid.add_column("code", no_wrap=True)
-    for heading in ("score", "nearest", "text", "tokens", "family", "script", "km"):
-        grid.add_column(heading, justify="right", no_wrap=True)
+    heads = ("score", "nearest", "text", "tokens", "family", "script", "km")
+    grid = terminal_table(title, ("", "language", "code"), heads)
     why = Table.grid(padding=(0, 1))
     for place, row in enumerate(ranking.rows, 1):
         numbers = [f"{row.score:.3f}", str(row.nearest), *(_cell(name, row.measures[name]) for name in MEASURES)]
-        grid.add_row(
-            str(place), Text(language_codes.name(row.code), no_wrap=True, overflow="ellipsis"), row.code, *numbers
-        )
+        name = Text(language_codes.name(row.code), no_wrap=True, overflow="ellipsis")
+        grid.add_row(f"{place:>2}", name, row.code, *numbers)
         why.add_row(f"{place:>2}", Text(language_codes.name(row.code)), Text(row.reasons))
     return Group(grid, Text(), why)
 
