@@ -23,8 +23,8 @@ changes is the stage: its draws and its dropout.
 `--disjoint` labels 350 English rows, and all parallel text is of the other 351, so that no row is both labelled and
 translated; a student meets texts of targets only beside their translations.
 
-Targets are those of benchmarks/techniques.py, with `--unseen` the half of them alone whose languages XLM-R has not seen,
-by which `tlm` takes half of the time. Differences are paired by test sentence, seeds averaged first, with the
+Targets are those of benchmarks/techniques.py, with `--unseen` that half alone which XLM-R has not seen, so that
+`tlm` takes half of the time. Differences are paired by test sentence, seeds averaged first, with the
 95% interval of the bootstrap. Finished runs are kept in `--work`, and one that was stopped goes on from there.
 """
 
