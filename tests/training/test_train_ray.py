@@ -152,8 +152,7 @@ def test_one_worker_gives_the_bits_of_the_loop_without_ray(one: Done, plain: Pla
 
 def test_two_workers_give_the_model_of_one(one: Done, two: Done, plain: Plain) -> None:
     assert two.workers == 2
-    assert two.losses.keys() == one.losses.keys()
-    assert list(two.losses.values()) == pytest.approx(list(one.losses.values()), rel=1e-4)
+    assert two.losses == pytest.approx(one.losses, rel=1e-4)  # by update: on a busy machine they come in another order
     for row, expected in zip(two.history, one.history, strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
     same_weights(two.model.network, plain.network, tolerance=1e-3)
