@@ -88,7 +88,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     ),
 }
 PROBE = {"method": "probe", **others.CHOSEN}
-FINE_TUNE = {"method": "fine_tune", "epochs": 8, "batch_size": 16, "learning_rate": 5e-5, "average_last": 3}
+FINE_TUNE = {"method": "fine_tune", "epochs": 8, **others.TRAINING}
 ROUNDS = 5
 PLAIN, MAP, READ, TUNED = "centre", "map", "readings", "fine-tuned"
 Runs = dict[str, list[Mapping[str, Predictions]]]  # by arm, one a seed

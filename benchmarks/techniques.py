@@ -79,6 +79,7 @@ ARMS: dict[str, Techniques] = {
     "translate_test + centre, cross-validated": {"translate_test": {}, "centre": {}},
     "weighed by agreement, cross-validated": {"translate_test": {"weights": "agreement"}, "centre": {}},
 }
+TRAINING = {"batch_size": 16, "learning_rate": 5e-5, "average_last": 3}
 CHOSEN = {
     "probe_select": "cross_validation",
     "refit": "source_dev",
@@ -156,7 +157,7 @@ def _key(experiment: Experiment) -> str:
 
 
 def _experiment(args: argparse.Namespace, method: str, name: str, seed: int, targets: Sequence[str]) -> Experiment:
-    training = {"method": method, "epochs": args.epochs, "batch_size": 16, "learning_rate": 5e-5, "average_last": 3}
+    training = {"method": method, "epochs": args.epochs, **TRAINING}
     options = OPTIONS.get("lora", {}) if "lora" in ARMS[name] else OPTIONS.get(name, {})
     corpus = {"loader": "files", "path": str(args.data), "label": "category", "id": "index_id", "overlap": "drop_train"}
     switched = {one: dict(parameters) for one, parameters in ARMS[name].items()}
